@@ -1,0 +1,1 @@
+"""Networks F(x, c_noise). They know nothing of sigma."""

@@ -1,0 +1,204 @@
+"""The study file: params.yaml to validated rows, written out in full. The only place where it is read."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, PositiveInt, StringConstraints, ValidationError
+
+from pipeline.data import Data
+from pipeline.errors import StudyError, nearest
+from pipeline.features import Classifier
+from pipeline.model import Model
+from pipeline.rows import Row, Seeds
+from pipeline.sampler import Sampler
+
+__all__ = ["Curve", "Model", "Sampler", "Study", "read_study", "resolve"]
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,60}$")]
+COMBINATIONS = "combinations"
+
+
+class Curve(Sampler):
+    """A sampler row on one model, measured over NFE budgets. `method` names it in the headline figure."""
+
+    model: Name
+    method: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")] | None = None
+    samples: Annotated[int, Field(ge=40)] = 1024
+    batch: PositiveInt = 256
+    sample_seeds: Seeds = (0, 1, 2)
+
+
+class StudyInfo(Row):
+    """Names of the study; `root` is the way from its dvc.yaml to the repository's root, `params` the way back here."""
+
+    name: Name
+    root: str = "."
+    params: str = "params.yaml"
+
+
+class Study(Row):
+    """A whole study file. Rows stay as written; `resolve` fills them in."""
+
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "What a design choice buys"
+    study: StudyInfo
+    data: Data = Data()
+    features: Classifier = Classifier()
+    defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    models: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
+    curves: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader to which a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key) for key, _ in node.value]
+            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} stands twice", problem_mark=node.start_mark)
+        return mapping
+
+
+def _explain(error: ValidationError, place: str, schema: type[Row] | type[Data]) -> StudyError:
+    """The first of pydantic's complaints as one line: where, what, and the nearest valid name."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if part != "[key]"]
+    where = ".".join([place, *location] if place else location)
+    value = first["input"]
+    match first["type"]:
+        case "extra_forbidden":
+            for part in location[:-1]:
+                annotation = schema.model_fields[part].annotation
+                schema = annotation if isinstance(annotation, type) else schema
+            message = f"unknown key; {nearest(location[-1], schema.model_fields)}"
+        case "literal_error":
+            choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+            message = f"unknown value {value!r}; {nearest(value, choices)}"
+        case "missing":
+            message = "missing"
+        case "value_error":
+            message = str(first["ctx"]["error"])
+        case "string_pattern_mismatch" if first["loc"][-1:] == ("[key]",):
+            message = "a name has 1 to 60 letters, digits and underscores"
+        case _:
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {value!r}"
+    return StudyError(f"{where}: {message}")
+
+
+def read_study(path: Path) -> Study:
+    """Read and validate a study file's outline. Raises StudyError, one line saying where and what."""
+    try:
+        content = yaml.load(path.read_text(), _UniqueKeys)
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such study file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{path}: a study file is a mapping with the keys {', '.join(Study.model_fields)}")
+    try:
+        return Study(**{str(key): value for key, value in content.items()})
+    except ValidationError as error:
+        raise _explain(error, "", Study) from None
+
+
+def _written(
+    rows: dict[str, dict[str, Any] | None], name: str, place: str, seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What a row says together with all its bases, the row's own word last."""
+    row = dict(rows[name] or {})
+    base = row.pop("base", None)
+    if base is None:
+        return row
+    if not isinstance(base, str) or base not in rows:
+        raise StudyError(f"{place}.{name}.base: no row {base!r}; {nearest(base, rows)}")
+    if base in (*seen, name):
+        raise StudyError(f"{place}.{name}.base: the rows {' -> '.join((*seen, name, base))} go round in a circle")
+    return _written(rows, base, place, (*seen, name)) | row
+
+
+def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict[str, Any]:
+    """Every row of a section as a validated object."""
+    rows: dict[str, dict[str, Any] | None] = getattr(study, section)
+    defaults = study.defaults.get(section, {})
+    unknown = [key for key in defaults if key not in schema.model_fields]
+    if unknown:
+        raise StudyError(f"defaults.{section}.{unknown[0]}: unknown key; {nearest(unknown[0], schema.model_fields)}")
+    resolved = {}
+    for name in rows:
+        try:
+            resolved[name] = schema(**{str(k): v for k, v in (defaults | _written(rows, name, section)).items()})
+        except ValidationError as error:
+            raise _explain(error, f"{section}.{name}", schema) from None
+    return resolved
+
+
+def differences(row: Row, base: Row) -> dict[str, Any]:
+    """The design choices (fields with a title) in which a row differs from its base, as written: name -> value."""
+    return {
+        name: getattr(row, name)
+        for name, field in type(row).model_fields.items()
+        if field.title and getattr(row, name) != getattr(base, name)
+    }
+
+
+def _titles(schema: type[Row], names: dict[str, Any]) -> set[str]:
+    return {schema.model_fields[name].title or "" for name in names}
+
+
+def resolve(study: Study) -> dict[str, Any]:
+    """Every row written out in full, as JSON values: {"data": .., "features": .., "models/edm": .., "report": ..}.
+
+    A row carries its `base` (the row it names, else the section's first one), the `differences` from it, and its
+    `axis`: the title that all differences share, "combinations" where they share none, and "" where there are none.
+    A curve on another model than its base's differs in what that model differs in from its own base.
+    Raises StudyError, one line saying where and what.
+    """
+    for section in study.defaults:
+        if section not in ("models", "curves"):
+            raise StudyError(f"defaults.{section}: unknown key; {nearest(section, ('models', 'curves'))}")
+    models, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
+    first_model, first_curve = next(iter(models)), next(iter(curves))
+    out: dict[str, Any] = {
+        "data": study.data.model_dump(mode="json"),
+        "features": study.features.model_dump(mode="json"),
+    }
+    relation: dict[str, dict[str, Any]] = {}
+    for name, row in models.items():
+        base = (study.models[name] or {}).get("base", first_model)
+        changed = differences(row, models[base])
+        relation[name] = {"base": base, "differences": changed, "titles": _titles(Model, changed)}
+        out[f"models/{name}"] = row.model_dump(mode="json")
+    report: dict[str, Any] = {
+        "title": study.title,
+        "study": study.study.model_dump(mode="json"),
+        "models": {},
+        "curves": {},
+    }
+    for name, curve in curves.items():
+        if curve.model not in models:
+            raise StudyError(f"curves.{name}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
+        base = (study.curves[name] or {}).get("base", first_curve)
+        changed, titles = differences(curve, curves[base]), _titles(Curve, differences(curve, curves[base]))
+        if curve.model != curves[base].model:
+            other = differences(models[curve.model], models[curves[base].model])
+            changed, titles = other | changed, titles | _titles(Model, other)
+        seeds = seed_pairs(models[curve.model].train_seeds, curve.sample_seeds)
+        out[f"curves/{name}"] = curve.filled().model_dump(mode="json", exclude={"method"}) | {"seeds": seeds}
+        report["curves"][name] = out[f"curves/{name}"] | {"method": curve.method} | _filed(base, changed, titles)
+    for name, found in relation.items():
+        report["models"][name] = out[f"models/{name}"] | _filed(found["base"], found["differences"], found["titles"])
+    return out | {"report": report}
+
+
+def _filed(base: str, changed: dict[str, Any], titles: set[str]) -> dict[str, Any]:
+    axis = "" if not changed else titles.pop() if len(titles) == 1 else COMBINATIONS
+    return {"base": base, "differences": changed, "axis": axis}
+
+
+def seed_pairs(train_seeds: tuple[int, ...], sample_seeds: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(train seed, sample seed) of each repetition: both lists side by side, the shorter one going round again."""
+    count = max(len(train_seeds), len(sample_seeds))
+    return [(train_seeds[i % len(train_seeds)], sample_seeds[i % len(sample_seeds)]) for i in range(count)]

@@ -1,0 +1,96 @@
+"""The report's figures, as PNG files whose bytes depend on the results alone."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from pipeline.files import write_bytes
+from pipeline.report.results import Interval
+
+MARKERS = "osD^vP*Xhd"
+DPI = 130
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+    write_bytes(path, buffer.getvalue())
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib draws letter by letter: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def curves_figure(
+    path: Path,
+    curves: dict[str, dict[int, Interval]],
+    ylabel: str,
+    colours: dict[str, int],
+    floor: tuple[float, str] | None = None,
+) -> None:
+    """Distance against counted NFE, both logarithmic: label -> {nfe: interval}; bands are the intervals.
+
+    colours: label -> place in the colour-blind-safe palette; floor: a level to draw, and what it is.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    palette = sns.color_palette("colorblind", 10)
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    for label, points in curves.items():
+        place = colours[label]
+        colour, marker = palette[place % 10], MARKERS[place % len(MARKERS)]
+        nfe = np.array(list(points))
+        mean, low, high = (np.array([getattr(p, end) for p in points.values()]) for end in ("mean", "low", "high"))
+        axes.plot(nfe, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=plain(label))
+        axes.fill_between(nfe, np.maximum(low, mean / 20), high, color=colour, alpha=0.2, linewidth=0)
+    if floor:
+        axes.axhline(floor[0], color="0.4", linestyle="--", linewidth=1.2, label=floor[1])
+    ticks = sorted({nfe for points in curves.values() for nfe in points})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks([t for i, t in enumerate(ticks) if i == 0 or t / ticks[i - 1] > 1.12 or i == len(ticks) - 1])
+    for one in (axes.xaxis, axes.yaxis):
+        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    axes.tick_params(axis="y", which="minor", labelsize=8)
+    axes.set_xlabel("number of function evaluations (NFE), counted")
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=True, fontsize=9)
+    _save(figure, path)
+
+
+def tile(images: np.ndarray, columns: int = 4) -> np.ndarray:
+    """images (n, C, H, W), uint8, as one picture (rows * H, columns * W, C), the rest black."""
+    rows = -(-len(images) // columns)
+    padded = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
+    padded[: len(images)] = images
+    c, h, w = images.shape[1:]
+    return padded.reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+
+
+def samples_figure(path: Path, grid: dict[str, dict[int, np.ndarray]]) -> None:
+    """Samples by curve (rows) and NFE (columns): label -> {nfe: images (n, C, H, W), uint8}, of the same noise."""
+    sns.set_theme(style="white", context="notebook")
+    columns = max(len(cells) for cells in grid.values())
+    figure, axes = plt.subplots(
+        len(grid), columns, figsize=(1.35 * columns + 0.4, 1.62 * len(grid)), squeeze=False, layout="constrained"
+    )
+    for line, (label, cells) in zip(axes, grid.items(), strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, (nfe, images) in zip(line, cells.items(), strict=False):
+            picture = tile(images)
+            axis.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(f"NFE {nfe}", fontsize=8)
+        line[0].set_title(f"{plain(label)}\nNFE {next(iter(cells))}", fontsize=8, loc="left")
+    _save(figure, path)

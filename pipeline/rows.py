@@ -1,0 +1,25 @@
+"""What all rows of the study file share."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Row(BaseModel):
+    """A validated, frozen mapping; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+def axis(default: Any, title: str) -> Any:
+    """A field that is a design choice: a row that differs from its base in such fields alone is filed under `title`."""
+    return Field(default, title=title)
+
+
+def _unique(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"a seed stands twice in {list(seeds)}")
+    return seeds
+
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1), AfterValidator(_unique)]

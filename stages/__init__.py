@@ -1,0 +1,74 @@
+"""One thin script a stage: read a row, call pipeline/, write a file. Here: what all of them share."""
+
+import argparse
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import StudyError
+from pipeline.files import Paths, write_json
+
+BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A stage's command line. By hand: `python -m stages.train --name digits --row edm`."""
+
+    name: str
+    row: str
+    params: Path
+    check: bool
+
+    @property
+    def paths(self) -> Paths:
+        """The study's files. Raises StudyError for a name that would lead elsewhere."""
+        for name in (self.name, self.row or "none"):
+            if not re.fullmatch(r"\w+", name, re.ASCII):
+                raise StudyError(f"{name!r}: a name has letters, digits and underscores alone")
+        return Paths(self.name)
+
+
+def parse_arguments(description: str | None) -> Arguments:
+    """Read the command line. DVC passes the study's section, quoted, and the row in DVC_STAGE ("train@edm"), not on
+    the command line: no name from a study file is ever read by a shell."""
+    row_of_stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2].partition("@")[2]
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--name", default="", help="the study's name")
+    parser.add_argument("--row", default=row_of_stage, help="the row's name")
+    parser.add_argument("--root", help="the way to the repository's root (for DVC alone)")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study file")
+    parser.add_argument("--check", action="store_true", help="resolve: validate only, write nothing")
+    found = parser.parse_args()
+    return Arguments(found.name, found.row, found.params, found.check)
+
+
+def run_stage(main: Callable[[Arguments], None], description: str | None) -> None:
+    """Run a stage. A StudyError or an unreadable file ends it with one line on stderr and exit code 1.
+
+    The process then ends at once, without waiting for its threads: whatever they write is written whole or not at all.
+    Seconds and peak memory go to a file that nothing depends on.
+    """
+    arguments = parse_arguments(description)
+    start = time.perf_counter()
+    try:
+        main(arguments)
+        if arguments.name:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_MAXRSS
+            stage = "_".join(filter(None, (Path(sys.argv[0]).stem, arguments.row)))
+            timing = {"seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak / 2**20)}
+            write_json(arguments.paths.timing(stage), timing)
+    except (StudyError, OSError) as error:
+        message, code = "error: " + " ".join(str(error).split()), 1
+    except KeyboardInterrupt:
+        message, code = "interrupted: finished work is kept; run the same command again to go on", 130
+    else:
+        return
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)

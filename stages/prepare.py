@@ -1,0 +1,19 @@
+"""Prepare the data set: the resolved data row to images, labels and a summary."""
+
+from pipeline.data import Data, load, load_summary, save
+from pipeline.files import read_json, write_json
+from stages import Arguments, run_stage
+
+
+def main(arguments: Arguments) -> None:
+    paths = arguments.paths
+    row = Data(**read_json(paths.rows / "data.json"))
+    save(load(row), paths.data)
+    summary = load_summary(paths.data)
+    write_json(paths.metrics("prepare", "data"), summary)
+    shape = "{count} images of {channels} x {height} x {width}".format(**summary)
+    print(f"{row.source}: {shape}, {len(summary['classes'])} classes, sigma_data {summary['sigma_data']:.4f}")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

@@ -1,0 +1,18 @@
+"""Validate the study file and write every row out in full. With --check: validate only."""
+
+from pipeline.files import Paths, write_json
+from pipeline.params import read_study, resolve
+from stages import Arguments, run_stage
+
+
+def main(arguments: Arguments) -> None:
+    study = read_study(arguments.params)
+    rows = resolve(study)
+    if not arguments.check:
+        for name, row in rows.items():
+            write_json(Paths(study.study.name).rows / f"{name}.json", row)
+    print(f"{arguments.params}: {len(study.models)} models, {len(study.curves)} curves")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

@@ -1,0 +1,23 @@
+"""Sample and measure one curve row, all its budgets and seeds."""
+
+from pipeline.features import load_extractor
+from pipeline.files import read_json, write_json
+from pipeline.progress import bar
+from pipeline.reference import load_reference
+from pipeline.sweep import measure_curve, save_curve
+from stages import Arguments, run_stage
+
+
+def main(arguments: Arguments) -> None:
+    paths, name = arguments.paths, arguments.row
+    curve = read_json(paths.row("curves", name))
+    extractor, reference = load_extractor(paths.features), load_reference(paths.reference)
+    with bar(f"sweep {name}", None, "cell") as progress:
+        cells = measure_curve(curve, paths.model(curve["model"]), extractor, reference, lambda _: progress.update())
+    summary = save_curve(cells, paths.curve(name))
+    write_json(paths.metrics("sweep", name), summary)
+    print(f"{name}: " + ", ".join(f"{fd:.3g} at {nfe}" for nfe, fd in summary["fd_at_nfe"].items()))
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)
