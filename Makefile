@@ -1,6 +1,7 @@
-# make install | repro | test | lint | format | pins. PYTHON names the interpreter to build .venv with.
+# make install | repro | test | lint | format | pins. PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: install repro test lint format pins
 
@@ -8,28 +9,28 @@ install: .venv/installed
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "error: Python 3.11, 3.12 or 3.13 is needed; say which with: make PYTHON=python3.12" >&2; exit 1; }
+	  || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	.venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.txt
 	@touch $@
 
 repro: install
-	@python -m stages.resolve --check
-	dvc repro
+	@$(BIN)/python -m stages.resolve --check
+	@$(BIN)/dvc repro
 
 test: install
-	python -m pytest
-
-format: install
-	ruff check --fix .
-	ruff format .
+	$(BIN)/python -m pytest
 
 lint: install
-	ruff check .
-	ruff format --check .
-	mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 pins: install
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --extra dev \
-	  pyproject.toml --output-file requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-annotate --extra dev pyproject.toml --output-file requirements.txt

@@ -19,7 +19,7 @@ from pipeline.errors import StudyError
 from pipeline.files import CACHE, content_hash, write_bytes
 from pipeline.model import Model
 from pipeline.noise import NOISES
-from pipeline.parallel import side_by_side
+from pipeline.parallel import cores, side_by_side
 from pipeline.provenance import code_hash, machine
 from pipeline.randomness import generator
 from pipeline.weighting import WEIGHTINGS
@@ -178,7 +178,8 @@ def train_seeds(
         key = content_hash(setting, spec, seed, data["content_hash"], code_hash(), machine())
         return train(row, spec, images, seed, CACHE / "training" / f"{key}.safetensors", progress)
 
-    return side_by_side([partial(task, seed) for seed in row.train_seeds], workers)
+    # Equally long runs that take turns leave no core idle at the end, which one run a core would.
+    return side_by_side([partial(task, seed) for seed in row.train_seeds], workers or 2 * cores())
 
 
 def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:

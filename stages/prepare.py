@@ -1,14 +1,15 @@
 """Prepare the data set: the resolved data row to images, labels and a summary."""
 
 from pipeline.data import Data, load, load_summary, save
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, whole_folder, write_json
 from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     row = Data(**read_json(paths.rows / "data.json"))
-    save(load(row), paths.data)
+    with whole_folder(paths.data) as folder:
+        save(load(row), folder)
     summary = load_summary(paths.data)
     write_json(paths.metrics("prepare", "data"), summary)
     shape = "{count} images of {channels} x {height} x {width}".format(**summary)

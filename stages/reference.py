@@ -2,7 +2,7 @@
 
 from pipeline.data import load_prepared
 from pipeline.features import load_extractor
-from pipeline.files import write_json
+from pipeline.files import whole_folder, write_json
 from pipeline.parallel import side_by_side
 from pipeline.reference import make_reference, save_reference
 from stages import Arguments, run_stage
@@ -12,7 +12,8 @@ def main(arguments: Arguments) -> None:
     paths = arguments.paths
     extractor, dataset = load_extractor(paths.features), load_prepared(paths.data)
     [(content, summary)] = side_by_side([lambda: make_reference(extractor(dataset.images))])
-    save_reference(content, paths.reference)
+    with whole_folder(paths.reference) as folder:
+        save_reference(content, folder)
     write_json(paths.metrics("reference", "floor"), summary)
     print(f"real-real floor at {summary['floor_images']} images: {summary['floor']:.3f} +- {summary['floor_sd']:.3f}")
 

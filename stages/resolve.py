@@ -1,6 +1,6 @@
 """Validate the study file and write every row out in full. With --check: validate only."""
 
-from pipeline.files import Paths, write_json
+from pipeline.files import Paths, whole_folder, write_json
 from pipeline.params import read_study, resolve
 from stages import Arguments, run_stage
 
@@ -9,8 +9,9 @@ def main(arguments: Arguments) -> None:
     study = read_study(arguments.params)
     rows = resolve(study)
     if not arguments.check:
-        for name, row in rows.items():
-            write_json(Paths(study.study.name).rows / f"{name}.json", row)
+        with whole_folder(Paths(study.study.name).rows) as folder:
+            for name, row in rows.items():
+                write_json(folder / f"{name}.json", row)
     print(f"{arguments.params}: {len(study.models)} models, {len(study.curves)} curves")
 
 

@@ -1,7 +1,7 @@
 """Sample and measure one curve row, all its budgets and seeds."""
 
 from pipeline.features import load_extractor
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, whole_folder, write_json
 from pipeline.progress import bar
 from pipeline.reference import load_reference
 from pipeline.sweep import measure_curve, save_curve
@@ -14,7 +14,8 @@ def main(arguments: Arguments) -> None:
     extractor, reference = load_extractor(paths.features), load_reference(paths.reference)
     with bar(f"sweep {name}", None, "cell") as progress:
         cells = measure_curve(curve, paths.model(curve["model"]), extractor, reference, lambda _: progress.update())
-    summary = save_curve(cells, paths.curve(name))
+    with whole_folder(paths.curve(name)) as folder:
+        summary = save_curve(cells, folder)
     write_json(paths.metrics("sweep", name), summary)
     print(f"{name}: " + ", ".join(f"{fd:.3g} at {nfe}" for nfe, fd in summary["fd_at_nfe"].items()))
 

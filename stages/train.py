@@ -1,7 +1,7 @@
 """Train one model row, all its seeds."""
 
 from pipeline.data import load_prepared, load_summary
-from pipeline.files import read_json, write_csv, write_json
+from pipeline.files import read_json, whole_folder, write_csv, write_json
 from pipeline.model import Model
 from pipeline.progress import bar
 from pipeline.training import save_models, train_seeds
@@ -13,7 +13,8 @@ def main(arguments: Arguments) -> None:
     row = Model(**read_json(paths.row("models", name)))
     with bar(f"train {name}", row.images * len(row.train_seeds), "image") as progress:
         trained = train_seeds(row, load_summary(paths.data), load_prepared(paths.data).images, progress.update)
-    summary = save_models(trained, paths.model(name))
+    with whole_folder(paths.model(name)) as folder:
+        summary = save_models(trained, folder)
     write_csv(paths.training_curve(name), ["seed", "images", "loss"], [p for t in trained for p in t.curve])
     write_json(paths.metrics("train", name), summary)
     print(f"{name}: {summary['parameters']:,} parameters, loss {summary['final_loss']:.4f}")

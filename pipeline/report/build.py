@@ -1,13 +1,14 @@
 """The report from a study's results: results.csv, figures, report.md and report.html."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 from safetensors.numpy import load_file
 
-from pipeline.files import Paths, read_json, write_text
+from pipeline.files import Paths, read_json, whole_folder, write_text
 from pipeline.model import Model
 from pipeline.report.figures import curves_figure, samples_figure
 from pipeline.report.page import Markdown, bold, code, escape, table, to_html
@@ -29,8 +30,8 @@ SHOWN_BUDGETS = 7
 class Report:
     """What every part of the report reads: the declared rows and their results."""
 
-    def __init__(self, paths: Paths) -> None:
-        self.paths = paths
+    def __init__(self, paths: Paths, figures: Path) -> None:
+        self.paths, self.figures = paths, figures
         rows = read_json(paths.rows / "report.json")
         self.title, self.models, self.curves = rows["title"], rows["models"], rows["curves"]
         self.study = rows["study"]["name"]
@@ -142,9 +143,7 @@ def ablation_part(report: Report, title: str, names: list[str]) -> dict[str, Any
     labels = {name: f"{name} (base)" for name in bases} | {name: f"{name}: {choice(report, name)}" for name in names}
     file = "ablation_" + "".join(c if c.isalnum() else "_" for c in title) + ".png"
     points = {label: summarise(report.results, name, "fd") for name, label in labels.items()}
-    curves_figure(
-        report.paths.reports / "figures" / file, points, report.fd, {label: i for i, label in enumerate(points)}
-    )
+    curves_figure(report.figures / file, points, report.fd, {label: i for i, label in enumerate(points)})
     budgets = sorted({budget for name in names for budget in report.curves[name]["nfe"]})
     lines = []
     for name in names:
@@ -195,7 +194,7 @@ def floor_part(report: Report) -> dict[str, Any]:
         nfe, lowest = min(found.items(), key=lambda point: point[1].mean)
         lines.append([report.label(name), nfe, stated(lowest), f"× {number(lowest.mean / floor)}"])
     curves_figure(
-        report.paths.reports / "figures" / "floor.png",
+        report.figures / "floor.png",
         {report.label(name): found for name, found in points.items()},
         f"{report.fd}, {count} against {count}",
         report.colours,
@@ -219,7 +218,7 @@ def samples_part(report: Report) -> int:
         own = report.results[(report.results.curve == name) & (report.results.metric == "fd")]
         points = own[["steps", "nfe"]].drop_duplicates().sort_values("nfe").head(SHOWN_BUDGETS).itertuples()
         grid[report.label(name)] = {int(p.nfe): images[f"{p.steps}/{train_seed}/{sample_seed}"] for p in points}
-    samples_figure(report.paths.reports / "figures" / "samples.png", grid)
+    samples_figure(report.figures / "samples.png", grid)
     return min(len(tiles) for cells in grid.values() for tiles in cells.values())
 
 
@@ -242,17 +241,26 @@ def _plain(value: Any) -> str:
 
 
 def build(paths: Paths) -> None:
-    """Write a study's report from its results. The same results give the same bytes."""
-    report = Report(paths)
-    figures = paths.reports / "figures"
+    """Write a study's report from its results, all of it or nothing. The same results give the same bytes."""
+    with whole_folder(paths.reports / "figures") as figures:
+        report = Report(paths, figures)
+        markdown = render(report)
+        page = to_html(markdown, report.title, figures)
+    write_text(paths.reports / "results.csv", report.results.to_csv(index=False, lineterminator="\n"))
+    write_text(paths.reports / "report.md", markdown)
+    write_text(paths.reports / "report.html", page)
+
+
+def render(report: Report) -> str:
+    """The report as Markdown; draws its figures on the way."""
     methods = {report.label(name): summarise(report.results, name, "fd") for name in report.methods}
-    curves_figure(figures / "methods.png", methods, report.fd, report.colours)
+    curves_figure(report.figures / "methods.png", methods, report.fd, report.colours)
     machines = pd.Series([tuple(m.items()) for m in report.machines.values()]).value_counts(sort=False)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=escape
     )
     environment.filters |= {"number": number, "percent": lambda share: f"{share:.1%}"}
-    markdown = environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
+    return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
         title=report.title,
         study=Markdown(report.study),
         data=report.data,
@@ -272,6 +280,3 @@ def build(paths: Paths) -> None:
         samples=listed(sorted({str(row["samples"]) for row in report.curves.values()})),
         machines=[dict(m) | {"curves": count} for m, count in machines.items()],
     )
-    write_text(paths.reports / "results.csv", report.results.to_csv(index=False, lineterminator="\n"))
-    write_text(paths.reports / "report.md", markdown)
-    write_text(paths.reports / "report.html", to_html(markdown, report.title, paths.reports))

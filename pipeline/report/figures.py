@@ -70,27 +70,37 @@ def curves_figure(
 
 
 def tile(images: np.ndarray, columns: int = 4) -> np.ndarray:
-    """images (n, C, H, W), uint8, as one picture (rows * H, columns * W, C), the rest black."""
+    """images (n, C, H, W), uint8, as one picture, `columns` wide, with a grey line of one pixel between them."""
     rows = -(-len(images) // columns)
-    padded = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
-    padded[: len(images)] = images
     c, h, w = images.shape[1:]
-    return padded.reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+    picture = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, c), 128, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (h + 1), i % columns * (w + 1)
+        picture[top : top + h, left : left + w] = image.transpose(1, 2, 0)
+    return picture
 
 
 def samples_figure(path: Path, grid: dict[str, dict[int, np.ndarray]]) -> None:
-    """Samples by curve (rows) and NFE (columns): label -> {nfe: images (n, C, H, W), uint8}, of the same noise."""
+    """Samples by curve (rows) and NFE (columns): label -> {nfe: images (n, C, H, W), uint8} of the same noise."""
     sns.set_theme(style="white", context="notebook")
     columns = max(len(cells) for cells in grid.values())
     figure, axes = plt.subplots(
-        len(grid), columns, figsize=(1.35 * columns + 0.4, 1.62 * len(grid)), squeeze=False, layout="constrained"
+        len(grid), columns, figsize=(1.4 * columns + 0.5, 1.65 * len(grid)), squeeze=False, layout="constrained"
     )
     for line, (label, cells) in zip(axes, grid.items(), strict=True):
         for axis in line:
-            axis.axis("off")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            sns.despine(ax=axis, left=True, bottom=True)
+        line[0].set_ylabel(plain(label), fontsize=8)
         for axis, (nfe, images) in zip(line, cells.items(), strict=False):
             picture = tile(images)
-            axis.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            axis.imshow(
+                picture.squeeze(2) if picture.shape[2] == 1 else picture,
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+                interpolation="nearest",
+            )
             axis.set_title(f"NFE {nfe}", fontsize=8)
-        line[0].set_title(f"{plain(label)}\nNFE {next(iter(cells))}", fontsize=8, loc="left")
     _save(figure, path)

@@ -50,14 +50,14 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> Markdow
     return Markdown("\n".join("| " + " | ".join(escape(cell) for cell in line) + " |" for line in lines))
 
 
-def to_html(markdown: str, title: str, folder: Path) -> str:
-    """The page: Markdown without any raw HTML, its pictures, found below `folder`, put inside."""
+def to_html(markdown: str, title: str, figures: Path) -> str:
+    """The page: Markdown without any raw HTML, its pictures, found in `figures`, put inside."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     for token in tokens:
         for child in token.children or []:
             if child.type == "image":
-                content = base64.b64encode((folder / str(child.attrs["src"])).read_bytes()).decode()
+                content = base64.b64encode((figures / Path(str(child.attrs["src"])).name).read_bytes()).decode()
                 child.attrs["src"] = f"data:image/png;base64,{content}"
     body = parser.renderer.render(tokens, parser.options, {})
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")

@@ -1,0 +1,363 @@
+"""The study file: rows written out in full, the axis each belongs to, and one clear line for every mistake."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline.data import Data
+from pipeline.errors import StudyError
+from pipeline.features import Classifier
+from pipeline.model import Model
+from pipeline.params import Curve, Sampler, read_study, resolve, seed_pairs
+from pipeline.schedule import SCALING_OF_SCHEDULE, SCHEDULES
+from pipeline.solver import SOLVERS, STOCHASTIC
+from tests.imports import ROOT
+
+STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
+MINIMAL = {"study": {"name": "t"}, "models": {"edm": {}}, "curves": {"edm": {"model": "edm"}}}
+
+
+def resolved(tmp_path: Path, **sections: Any) -> dict[str, Any]:
+    """What `resolve` makes of the minimal study with some sections replaced, as it is read back from JSON."""
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | sections, sort_keys=False))
+    return json.loads(json.dumps(resolve(read_study(path)), allow_nan=False))
+
+
+def models(**rows: Any) -> dict[str, Any]:
+    return {"models": {"edm": {}, **rows}}
+
+
+def curves(**rows: Any) -> dict[str, Any]:
+    return {"curves": {"edm": {"model": "edm"}, **rows}}
+
+
+def curve(**keys: Any) -> dict[str, Any]:
+    return curves(x={"model": "edm", **keys})
+
+
+def filed(tmp_path: Path, section: str, **sections: Any) -> dict[str, Any]:
+    return resolved(tmp_path, **sections)["report"][section]["x"]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_the_studies_here_resolve_and_every_row_is_filed(path: Path) -> None:
+    written = yaml.safe_load(path.read_text())
+    rows = resolve(read_study(path))
+    for section in ("models", "curves"):
+        report = rows["report"][section]
+        assert list(report) == list(written[section])
+        assert [f"{section}/{name}" for name in report] == [name for name in rows if name.startswith(f"{section}/")]
+        assert all(bool(row["axis"]) == bool(row["differences"]) for row in report.values())
+    for name, row in rows["report"]["curves"].items():
+        assert row["model"] in written["models"], name
+
+
+def test_resolved_rows_build_what_the_stages_need(tmp_path: Path) -> None:
+    rows = resolved(tmp_path, data={"limit": 300}, features={"epochs": 1})
+    assert Data(**rows["data"]) == Data(limit=300)
+    assert Classifier(**rows["features"]) == Classifier(epochs=1)
+    assert Model(**rows["models/edm"]) == Model()
+    sampler = Sampler(**{key: rows["curves/edm"][key] for key in Sampler.model_fields})
+    assert sampler == Sampler().filled() == sampler.filled()
+    assert rows["curves/edm"]["seeds"] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_a_row_adds_its_word_to_its_bases_and_they_to_the_defaults(tmp_path: Path) -> None:
+    rows = resolved(
+        tmp_path,
+        defaults={"models": {"images": 1000, "channels": 8, "P_mean": -2}, "curves": {"samples": 50}},
+        **models(
+            x={"base": "parent", "images": 4000},
+            grandparent={"images": 2000, "P_mean": 1, "noise": "flow_uniform"},
+            parent={"base": "grandparent", "images": 3000, "batch": 64},
+        ),
+    )
+    assert rows["models/x"] == Model(images=4000, batch=64, P_mean=1, noise="flow_uniform", channels=8).model_dump(
+        mode="json"
+    )
+    assert rows["models/edm"] == Model(images=1000, channels=8, P_mean=-2).model_dump(mode="json")
+    assert rows["curves/edm"]["samples"] == 50
+    report = rows["report"]["models"]["x"]
+    assert (report["base"], report["differences"]) == ("parent", {"images": 4000})
+
+
+def test_an_empty_row_and_an_empty_base_mean_the_first_row(tmp_path: Path) -> None:
+    for row in (None, {}, {"base": None}):
+        report = filed(tmp_path, "models", **models(x=row))
+        assert (report["base"], report["axis"], report["differences"]) == ("edm", "", {})
+    report = filed(tmp_path, "curves", **curve(base=None))
+    assert (report["base"], report["axis"], report["differences"]) == ("edm", "", {})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_scaling_and_the_range_are_filled_in(tmp_path: Path, schedule: str) -> None:
+    rows = resolved(tmp_path, **curve(schedule=schedule))
+    row = rows["curves/x"]
+    assert (row["scaling"], row["sigma_min"], row["sigma_max"]) == (SCALING_OF_SCHEDULE[schedule], 0.002, 80)
+    assert rows["report"]["curves"]["x"]["axis"] == ("" if schedule == "linear" else "schedule")
+
+
+@pytest.mark.parametrize(
+    ("keys", "axis"),
+    [
+        ({}, ""),
+        ({"schedule": "vp"}, "schedule"),
+        ({"discretization": "vp"}, "discretization"),
+        ({"sigma_min": 0.01}, "noise range"),
+        ({"sigma_min": 0.01, "sigma_max": 50}, "noise range"),
+        ({"schedule": "vp", "scaling": "none"}, "combinations"),
+        ({"rho": 3, "alpha": 0.5}, "combinations"),
+        ({"nfe": [5]}, ""),
+        ({"samples": 64, "batch": 16, "sample_seeds": [7], "method": "a name"}, ""),
+        ({"rho": 7, "solver": "heun"}, ""),
+        ({"model": "weighted"}, "loss weighting"),
+        ({"model": "noisy"}, "noise distribution"),
+        ({"model": "renoised"}, "noise distribution"),
+        ({"model": "seeded"}, ""),
+        ({"model": "both"}, "combinations"),
+        ({"model": "weighted", "rho": 3}, "combinations"),
+        ({"base": "rho_3", "rho": 3, "schedule": "vp"}, "schedule"),
+        ({"base": "rho_3"}, ""),
+        ({"base": "on_weighted", "model": "both"}, "noise distribution"),
+    ],
+    ids=str,
+)
+def test_a_curve_is_filed_under_the_axis_of_its_differences(tmp_path: Path, keys: dict[str, Any], axis: str) -> None:
+    ablated = models(
+        weighted={"weighting": "snr"},
+        noisy={"noise": "flow_uniform"},
+        renoised={"P_mean": 0, "P_std": 1},
+        seeded={"train_seeds": [5]},
+        both={"base": "weighted", "noise": "vp_uniform"},
+    )
+    rows = curves(rho_3={"model": "edm", "rho": 3}, on_weighted={"model": "weighted"}, x={"model": "edm"} | keys)
+    report = filed(tmp_path, "curves", **ablated, **rows)
+    assert report["axis"] == axis
+    assert report["base"] == keys.get("base", "edm")
+
+
+def test_differences_name_what_was_written_and_its_value(tmp_path: Path) -> None:
+    report = filed(tmp_path, "curves", **models(y={"weighting": "snr"}), **curve(model="y", schedule="vp", rho=3))
+    assert report["differences"] == {"weighting": "snr", "schedule": "vp", "rho": 3}
+
+
+def literals(annotation: Any) -> list[str]:
+    return [v for part in get_args(annotation) for v in ([part] if isinstance(part, str) else literals(part))]
+
+
+def variation(schema: type[Model] | type[Curve], key: str) -> tuple[dict[str, Any], Any]:
+    """A row in which `key` has its default, and another value that it may take there."""
+    plain = {"model": "edm"} if schema is Curve else {}
+    choices = literals(schema.model_fields[key].annotation)
+    for context in [{}] + [{"solver": name} for name in SOLVERS if schema is Curve and key != "solver"]:
+        for value in (*choices, 0.5, 1, 48, [1, 3], "text"):
+            try:
+                before, after = schema(**plain, **context), schema(**plain, **context, **{key: value})
+            except ValidationError:
+                continue
+            if getattr(before, key) != getattr(after, key):
+                return plain | context, value
+    raise AssertionError(f"no other value of {key} is valid")
+
+
+@pytest.mark.parametrize("key", Model.model_fields)
+def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
+    row, value = variation(Model, key)
+    rows = resolved(tmp_path, models={"edm": row, "x": {"base": "edm", key: value}})
+    assert rows["models/x"] == rows["models/edm"] | {key: value}
+    assert rows["report"]["models"]["x"]["axis"] == (Model.model_fields[key].title or "")
+
+
+@pytest.mark.parametrize("key", [key for key in Curve.model_fields if key not in ("model", "method")])
+def test_every_key_of_a_curve_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
+    row, value = variation(Curve, key)
+    rows = resolved(tmp_path, curves={"edm": row, "x": row | {"base": "edm", key: value}})
+    assert rows["curves/x"][key] == value
+    assert rows["report"]["curves"]["x"]["axis"] == (Curve.model_fields[key].title or "")
+
+
+def test_a_method_is_a_name_for_the_report_alone(tmp_path: Path) -> None:
+    rows = resolved(tmp_path, **curve(method="EDM (Heun)"))
+    assert rows["curves/x"] == rows["curves/edm"]
+    assert rows["report"]["curves"]["x"]["method"] == "EDM (Heun)"
+
+
+@pytest.mark.parametrize(
+    ("train", "sample", "pairs"),
+    [
+        ((0,), (3,), [(0, 3)]),
+        ((0, 1), (5, 6), [(0, 5), (1, 6)]),
+        ((4,), (0, 1, 2), [(4, 0), (4, 1), (4, 2)]),
+        ((0, 1, 2), (9,), [(0, 9), (1, 9), (2, 9)]),
+        ((0, 1), (0, 1, 2), [(0, 0), (1, 1), (0, 2)]),
+    ],
+)
+def test_seeds_are_paired_side_by_side(train: tuple, sample: tuple, pairs: list) -> None:
+    assert seed_pairs(train, sample) == pairs
+
+
+NAME = "a name has 1 to 60 letters, digits and underscores"
+NAMES = ["a.b", "a@b", "a-b", "$(touch x)", "`x`", "a'b", 'a"b', "../x", "/x", "a b", "a\nb", "a\n", "é", "", "a" * 61]
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the cause
+    "unknown section": ({"modles": {}}, "modles", "unknown key; did you mean 'models'?"),
+    "unknown study key": ({"study": {"name": "t", "rot": "."}}, "study.rot", "unknown key; did you mean 'root'?"),
+    "unknown data key": ({"data": {"sauce": "digits"}}, "data.sauce", "unknown key; did you mean 'source'?"),
+    "unknown features key": ({"features": {"epoch": 1}}, "features.epoch", "unknown key; did you mean 'epochs'?"),
+    "unknown model key": (models(x={"weigthing": "snr"}), "models.x.weigthing", "did you mean 'weighting'?"),
+    "unknown curve key": (curve(roh=3), "curves.x.roh", "unknown key; did you mean 'rho'?"),
+    "key with newline": (curve(**{"r\no": 3}), "curves.x.r", "unknown key"),
+    "section with newline": ({"a\nb": 3}, "a", "unknown key"),
+    "key not a string": (models(x={3: 4}), "models.x.3", "string"),
+    "unknown value": (curve(solver="huen"), "curves.x.solver", "unknown value 'huen'; did you mean 'heun'?"),
+    "unknown grid": (curve(discretization="edn"), "curves.x.discretization", "did you mean 'edm'?"),
+    "unknown weighting": (models(x={"weighting": "minsnr"}), "models.x.weighting", "did you mean 'min_snr'?"),
+    "value of a wrong type": (curve(solver=["heun"]), "curves.x.solver", "unknown value ['heun']"),
+    "text for a number": (curve(rho="three"), "curves.x.rho", "number"),
+    "fraction of an image": (models(x={"images": 1.5}), "models.x.images", "integer"),
+    "number for a list": (curve(nfe=4), "curves.x.nfe", "not 4"),
+    "nested list": (curve(nfe=[[4]]), "curves.x.nfe.0", "integer"),
+    "list for a row": (curves(x=["edm"]), "curves.x", "dictionary"),
+    "text for a section": ({"models": "edm"}, "models", "dictionary"),
+    "null models": ({"models": None}, "models", "dictionary"),
+    "null curves": ({"curves": None}, "curves", "dictionary"),
+    "null data": ({"data": None}, "data", "None"),
+    "null study": ({"study": None}, "study", "None"),
+    "empty models": ({"models": {}}, "models", "at least 1"),
+    "empty curves": ({"curves": {}}, "curves", "at least 1"),
+    "study without name": ({"study": {}}, "study.name", "missing"),
+    "curve without model": (curves(x={"rho": 3}), "curves.x.model", "missing"),
+    "curve that inherits its model": (curves(x={"base": "edm", "rho": 3}), "curves.x.model", "missing"),
+    "curves with a default model": (
+        {"defaults": {"curves": {"model": "edm"}}} | curves(x={"rho": 3}), "curves.x.model", "missing"
+    ),
+    "missing model": (curve(model="edn"), "curves.x.model", "no model 'edn'; did you mean 'edm'?"),
+    "model is no name": (curve(model=3), "curves.x.model", "string"),
+    "missing base": (models(x={"base": "emd"}), "models.x.base", "no row 'emd'; did you mean 'edm'?"),
+    "missing curve base": (curve(base="em"), "curves.x.base", "no row 'em'; did you mean 'edm'?"),
+    "base is a number": (models(x={"base": 3}), "models.x.base", "no row 3"),
+    "base is a list": (models(x={"base": ["edm"]}), "models.x.base", "no row ['edm']"),
+    "own base": (models(x={"base": "x"}), "models.x.base", "x -> x go round in a circle"),
+    "circle": (models(x={"base": "y"}, y={"base": "x"}), "models.y.base", "x -> y -> x go round in a circle"),
+    "sigma range crossed": (curve(sigma_min=80), "curves.x", "sigma_min (80.0) must be below sigma_max (80.0)"),
+    "sigma_max too low": (curve(sigma_max=0.001), "curves.x", "sigma_min (0.002) must be below sigma_max (0.001)"),
+    "sigma_min 0": (curve(sigma_min=0), "curves.x.sigma_min", "greater than 0"),
+    "rho 0": (curve(rho=0), "curves.x.rho", "greater than 0"),
+    "rho negative": (curve(rho=-7), "curves.x.rho", "greater than 0"),
+    "rho inf": (curve(rho=float("inf")), "curves.x.rho", "finite"),
+    "rho nan": (curve(rho=float("nan")), "curves.x.rho", ""),
+    "rho too small": (curve(rho=0.001), "curves.x", "rho"),
+    "rho too large": (curve(rho=1e300), "curves.x", "rho"),
+    "sigma_max too large": (curve(sigma_max=1e200, schedule="vp"), "curves.x", "sigma_max"),
+    "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler adds no noise"),
+    "eta above 1": (curve(solver="ddim", eta=1.5), "curves.x.eta", "less than or equal to 1"),
+    "alpha with euler": (curve(solver="euler", alpha=0.5), "curves.x", "alpha: solver euler has none"),
+    "alpha 0": (curve(alpha=0), "curves.x.alpha", "greater than 0"),
+    "budget 0": (curve(nfe=[4, 0]), "curves.x.nfe.1", "greater than or equal to 1"),
+    "budget twice": (curve(nfe=[4, 4]), "curves.x", "nfe: a budget stands twice"),
+    "huge budget": (curve(nfe=[10**9]), "curves.x.nfe.0", "less than or equal to"),
+    "no budget": (curve(nfe=[]), "curves.x.nfe", "at least 1"),
+    "iddpm levels": (curve(discretization="iddpm", nfe=[4000]), "curves.x", "2000 steps, but only"),
+    "negative seed": (models(x={"train_seeds": [-1]}), "models.x.train_seeds.0", "greater than or equal to 0"),
+    "huge seed": (curve(sample_seeds=[2**31]), "curves.x.sample_seeds.0", "less than"),
+    "seed twice": (curve(sample_seeds=[0, 1, 0]), "curves.x.sample_seeds", "a seed stands twice in [0, 1, 0]"),
+    "no seed": (models(x={"train_seeds": []}), "models.x.train_seeds", "at least 1"),
+    "few samples": (curve(samples=39), "curves.x.samples", "greater than or equal to 40"),
+    "channels": (models(x={"channels": 12}), "models.x.channels", "multiple of 8"),
+    "images 0": (models(x={"images": 0}), "models.x.images", "greater than 0"),
+    "method of two lines": (curve(method="a\nb"), "curves.x.method", "pattern"),
+    "unknown defaults section": ({"defaults": {"model": {}}}, "defaults.model", "did you mean 'models'?"),
+    "unknown default": ({"defaults": {"curves": {"sample": 9}}}, "defaults.curves.sample", "did you mean 'samples'?"),
+    "base as default": ({"defaults": {"models": {"base": "edm"}}}, "defaults.models.base", "unknown key"),
+    "null defaults": ({"defaults": {"models": None}}, "defaults.models", "dictionary"),
+    "features epochs": ({"features": {"epochs": 0}}, "features.epochs", "greater than 0"),
+    "data limit": ({"data": {"limit": 1}}, "data.limit", "greater than or equal to 2"),
+}  # fmt: skip
+BAD |= {f"model named {name!r}": ({"models": {name: {}}}, "models." + name.split("\n")[0], NAME) for name in NAMES}
+BAD |= {f"curve named {name!r}": (curves(**{name: {"model": "edm"}}), "curves.", NAME) for name in NAMES}
+BAD |= {f"study named {name!r}": ({"study": {"name": name}}, "study.name", "") for name in NAMES}
+
+
+def error(tmp_path: Path, text: str | bytes | None) -> str:
+    """The one line that a study file of this text is refused with."""
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(StudyError) as caught:
+        resolve(read_study(path))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    return message.replace(f"{tmp_path}/", "")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_that_says_where_and_what(tmp_path: Path, case: str) -> None:
+    sections, place, cause = BAD[case]
+    message = error(tmp_path, yaml.safe_dump(MINIMAL | sections, sort_keys=False, allow_unicode=True))
+    assert message.startswith(place) and cause in message
+
+
+REST = "\nstudy: {name: t}\ncurves: {edm: {model: edm}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (None, "no such study file"),
+        ("", "a study file is a mapping"),
+        ("[1, 2]", "a study file is a mapping"),
+        ("models", "a study file is a mapping"),
+        ("models: {edm: {}", "not valid YAML"),
+        ("models:\n\tedm: {}", "not valid YAML"),
+        ("models: {edm: {rho: *nowhere}}", "not valid YAML"),
+        (b"models: \xff", "not valid YAML"),
+        ("models: \0", "not valid YAML"),
+        ("models: {[a]: {}}" + REST, "not valid YAML"),
+        ("models: {edm: {images: 2001-13-45}}" + REST, "not valid YAML"),
+        ("models: " + "[" * 5000, "not valid YAML"),
+        ("models: {edm: {}, edm: {}}" + REST, "the key 'edm' stands twice"),
+        ("models: {edm: {images: 5, batch: 1, images: 6}}" + REST, "the key 'images' stands twice"),
+        ("models: {edm: {}}\nmodels: {flow: {}}" + REST, "the key 'models' stands twice"),
+        ("models: {edm: !!python/object/apply:os.system ['touch pwned']}" + REST, "not valid YAML"),
+        ("models: {edm: !!python/name:os.system }" + REST, "not valid YAML"),
+        ("models: !!python/object/new:pathlib.Path [x]" + REST, "not valid YAML"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | bytes | None, cause: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = error(tmp_path, text)
+    assert message.startswith("params.yaml: ") and cause in message
+    assert set(os.listdir(tmp_path)) <= {"params.yaml"}
+
+
+def test_yaml_merge_keys_are_no_repetition(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(
+        "models: {edm: &edm {images: 500, batch: 5}, x: {<<: *edm, images: 600}}" + REST
+    )
+    rows = resolve(read_study(tmp_path / "params.yaml"))
+    assert (rows["models/x"]["images"], rows["models/x"]["batch"]) == (600, 5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_sampler_takes_as_many_steps_as_its_budget_pays(solver: str) -> None:
+    sampler = Sampler(solver=solver)
+    for budget in (1, 2, 3, 4, 7, 36):
+        cost = sampler.build_solver().evaluations
+        assert cost(sampler.steps(budget)) <= budget < cost(sampler.steps(budget) + 1)
+    assert (solver in STOCHASTIC) == _accepts(solver=solver, eta=0.5)
+
+
+def _accepts(**keys: Any) -> bool:
+    try:
+        return bool(Sampler(**keys))
+    except ValidationError:
+        return False

@@ -1,0 +1,145 @@
+"""Schedules and scalings: DESIGN's formulas in plain numbers, inverses, derivatives, VP's constants, iDDPM's levels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import StudyError
+from pipeline.sampler import Sampler
+from pipeline.schedule import (
+    EPS_S,
+    SCALING_OF_SCHEDULE,
+    SCALINGS,
+    SCHEDULES,
+    VP_PUBLISHED,
+    iddpm_sigmas,
+    vp_betas,
+)
+
+
+def vp_constants(low: float, high: float) -> np.ndarray:
+    """(beta_d, beta_min) as the solution of the two linear equations ln(sigma^2 + 1) = beta_d t^2 / 2 + beta_min t."""
+    return np.linalg.solve([[EPS_S**2 / 2, EPS_S], [0.5, 1]], [math.log(low**2 + 1), math.log(high**2 + 1)])
+
+
+def published_vp(t: float) -> float:
+    return math.sqrt(math.exp(19.9 * t * t / 2 + 0.1 * t) - 1)
+
+
+def solved_vp(t: float, low: float, high: float) -> float:
+    beta_d, beta_min = vp_constants(low, high)
+    return math.sqrt(math.exp(beta_d * t * t / 2 + beta_min * t) - 1)
+
+
+SIGMA = {  # sigma(t) and the time of sigma_max
+    "linear": (lambda t, low, high: t, lambda high: high),
+    "vp": (solved_vp, lambda high: 1.0),
+    "ve": (lambda t, low, high: math.sqrt(t), lambda high: high**2),
+    "flow": (lambda t, low, high: t / (1 - t), lambda high: high / (1 + high)),
+}
+S = {
+    "none": lambda sigma: 1.0,
+    "vp": lambda sigma: 1 / math.sqrt(1 + sigma**2),
+    "flow": lambda sigma: 1 - sigma / (1 + sigma),
+}
+RANGES = [(0.002, 80.0), (0.02, 100.0), (published_vp(EPS_S), published_vp(1.0)), (0.002, 1000.0), (0.05, 10.0)]
+
+all_schedules = pytest.mark.parametrize("name", SCHEDULES)
+all_ranges = pytest.mark.parametrize(("low", "high"), RANGES)
+
+
+def times(name: str, high: float) -> Tensor:
+    last = SIGMA[name][1](high)
+    return torch.cat([torch.linspace(0.01, 1, 50).double(), torch.logspace(-2, 0, 50).double()]) * last
+
+
+def close(actual: Tensor, expected: object, rtol: float = 1e-10) -> None:
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=torch.float64), rtol=rtol, atol=0)
+
+
+def test_every_entry_has_a_formula_here() -> None:
+    assert SIGMA.keys() == SCHEDULES.keys() == SCALING_OF_SCHEDULE.keys()
+    assert S.keys() == SCALINGS.keys()
+
+
+@all_schedules
+@all_ranges
+def test_sigma_and_its_derivative(name: str, low: float, high: float) -> None:
+    schedule, t = SCHEDULES[name](low, high), times(name, high).requires_grad_()
+    sigma = schedule.sigma(t)
+    close(sigma.detach(), [SIGMA[name][0](value, low, high) for value in t.tolist()])
+    (slope,) = torch.autograd.grad(sigma.sum(), t)
+    close(schedule.sigma_dot(t.detach()), slope)
+
+
+@all_schedules
+@all_ranges
+def test_round_trips_both_ways(name: str, low: float, high: float) -> None:
+    schedule, t = SCHEDULES[name](low, high), times(name, high)
+    close(schedule.t(schedule.sigma(t)), t)
+    sigma = torch.logspace(math.log10(low / 20), math.log10(high), 200).double()
+    close(schedule.sigma(schedule.t(sigma)), sigma)
+    assert (schedule.t(sigma).diff() > 0).all()
+
+
+@all_schedules
+@all_ranges
+def test_zero_is_time_zero(name: str, low: float, high: float) -> None:
+    schedule, zero = SCHEDULES[name](low, high), torch.zeros((), dtype=torch.float64)
+    assert schedule.t(zero) == 0 and schedule.sigma(zero) == 0
+    mixed = torch.tensor([[0.0, high], [low, 0.0]], dtype=torch.float64)
+    assert ((schedule.t(mixed) == 0) == (mixed == 0)).all()
+
+
+@all_ranges
+def test_vp_constants_meet_the_range(low: float, high: float) -> None:
+    close(torch.tensor(vp_betas(low, high), dtype=torch.float64), vp_constants(low, high), rtol=1e-8)
+    ends = SCHEDULES["vp"](low, high).sigma(torch.tensor([EPS_S, 1], dtype=torch.float64))
+    close(ends, [low, high], rtol=1e-9)
+
+
+def test_vp_constants_of_the_published_range_are_the_published_ones() -> None:
+    assert vp_betas(published_vp(1e-3), published_vp(1.0)) == pytest.approx((19.9, 0.1), rel=1e-9)
+    t = torch.logspace(-5, 0, 50).double()
+    close(VP_PUBLISHED.sigma(t), [published_vp(value) for value in t.tolist()])
+    close(VP_PUBLISHED.t(VP_PUBLISHED.sigma(t)), t, rtol=1e-8)
+    assert vp_betas(0.002, 80.0)[1] < 0  # the case that makes t(0) = 0 worth a test
+
+
+def test_a_range_that_no_vp_schedule_spans_is_refused() -> None:
+    """From such a sigma_min in so short a time, sigma(t) would overshoot sigma_max and come back down."""
+    with pytest.raises(StudyError, match="sigma_min"):
+        vp_betas(0.2, 80.0)
+    for row in ({"schedule": "vp"}, {"discretization": "vp"}):
+        with pytest.raises(ValueError, match="sigma_min"):
+            Sampler(sigma_min=0.2, **row)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaling_and_its_log_slope(name: str) -> None:
+    scaling, sigma = SCALINGS[name], torch.logspace(-3, 3, 100).double().requires_grad_()
+    s = scaling.s(sigma)
+    close(s.detach(), [S[name](value) for value in sigma.tolist()])
+    (slope,) = torch.autograd.grad(s.log().sum() + 0 * sigma.sum(), sigma)
+    close(scaling.log_slope(sigma.detach()), slope, rtol=1e-9)
+    zero = torch.zeros((), dtype=torch.float64)
+    assert scaling.s(zero) == 1 and scaling.log_slope(zero).isfinite()
+
+
+def test_published_scalings() -> None:
+    assert SCALING_OF_SCHEDULE == {"linear": "none", "vp": "vp", "ve": "none", "flow": "flow"}
+    t = torch.linspace(0, 0.999, 100).double()
+    close(SCALINGS["flow"].s(SCHEDULES["flow"](0.002, 1000.0).sigma(t)), 1 - t)
+
+
+def test_iddpm_levels_follow_the_recursion() -> None:
+    abar = [math.sin(math.pi * j / (2 * 1000 * 1.008)) ** 2 for j in range(1001)]
+    u = [0.0] * 1001
+    for j in range(1000, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(abar[j - 1] / abar[j], 1e-3) - 1)
+    levels = iddpm_sigmas()
+    assert levels.shape == (1001,) and levels[-1] == 0 and (levels.diff() < 0).all()
+    close(levels, u)

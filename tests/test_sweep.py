@@ -1,0 +1,242 @@
+"""Measuring a curve: cells are reproducible, each is measured once, and only what is new is measured again."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import sweep
+from pipeline.data import Data, load
+from pipeline.denoiser import load_denoiser, save_denoiser
+from pipeline.errors import StudyError
+from pipeline.features import Classifier, Extractor, load_extractor, save_extractor, train_extractor
+from pipeline.model import Model
+from pipeline.parallel import side_by_side
+from pipeline.params import Study, resolve
+from pipeline.reference import Reference, load_reference, make_reference, save_reference
+from pipeline.sweep import Cell, load_cell, measure_curve, save_cell, save_curve
+from pipeline.training import save_models, train
+
+SAMPLES = 40
+
+
+class Trained(NamedTuple):
+    model: Path
+    extractor: Extractor
+    reference: Reference
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A model of two seeds, an extractor and a reference, all trained for a moment, on one thread."""
+    [made] = side_by_side([partial(make, tmp_path_factory.mktemp("trained"))])
+    return made
+
+
+def make(folder: Path) -> Trained:
+    dataset = load(Data(limit=200))
+    row = Model(channels=8, multipliers=(1,), blocks=1, images=20 * 16, batch=16, warmup_images=32)
+    spec = row.spec(dataset.summary()["sigma_data"], tuple(dataset.images.shape[1:]))
+    save_models([train(row, spec, dataset.images, seed) for seed in (0, 1)], folder / "model")
+    save_extractor(train_extractor(Classifier(epochs=1, width=16), dataset)[0], folder)
+    extractor = load_extractor(folder)
+    save_reference(make_reference(extractor(dataset.images))[0], folder)
+    return Trained(folder / "model", extractor, load_reference(folder))
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(steps, sample seed) of every set of samples that is generated from now on."""
+    calls: list[tuple[int, int]] = []
+    generate = sweep.generate
+
+    def counted(*arguments: Any) -> tuple[Tensor, int]:
+        calls.append((arguments[3], arguments[4]))
+        return generate(*arguments)
+
+    monkeypatch.setattr(sweep, "generate", counted)
+    return calls
+
+
+def curve(**keys: Any) -> dict[str, Any]:
+    """A resolved curve row, as a stage reads it."""
+    row = {"model": "edm", "nfe": [3, 5], "samples": SAMPLES, "batch": 16, "sample_seeds": [0, 1]} | keys
+    study = Study(study={"name": "t"}, models={"edm": {"train_seeds": [0, 1]}}, curves={"x": row})
+    return json.loads(json.dumps(resolve(study)["curves/x"]))
+
+
+def same(a: list[Cell], b: list[Cell]) -> bool:
+    """Whether cells are equal to the last bit."""
+    pairs = list(zip(a, b, strict=True))
+    return all(x.images.equal(y.images) and vars(x) | {"images": 0} == vars(y) | {"images": 0} for x, y in pairs)
+
+
+def cell_files() -> list[Path]:
+    return sorted(Path(".cache/cells").iterdir())
+
+
+def test_cells_do_not_depend_on_the_number_of_workers_nor_on_repetition(trained: Trained, tmp_path: Path) -> None:
+    found = []
+    for workers in (1, 2):
+        for path in Path(".cache/cells").glob("*"):
+            path.unlink()
+        found.append(measure_curve(curve(), *trained, workers=workers))
+    assert same(*found)
+    cells = found[0]
+    assert [(c.steps, c.nfe, c.train_seed, c.sample_seed) for c in cells] == [
+        (2, 3, 0, 0), (2, 3, 1, 1), (3, 5, 0, 0), (3, 5, 1, 1),
+    ]  # fmt: skip
+    assert len({json.dumps(c.metrics) for c in cells}) == 4
+    assert all(c.samples == SAMPLES and len(c.images) == sweep.SHOWN_IMAGES for c in cells)
+
+
+def test_nothing_is_measured_twice(
+    trained: Trained, generated: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measure_curve(curve(), *trained, workers=1)
+    assert len(generated) == 4
+
+    def fails(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(sweep, "generate", fails)
+    finished: list[Cell] = []
+    assert same(measure_curve(curve(), *trained, finished.append, workers=1), first)
+    assert len(finished) == 4
+
+
+def test_a_new_budget_or_seed_measures_its_own_cells_alone(trained: Trained, generated: list[tuple[int, int]]) -> None:
+    first = measure_curve(curve(), *trained, workers=1)
+    generated.clear()
+    more = measure_curve(curve(nfe=[1, 3, 5]), *trained, workers=1)
+    assert sorted(generated) == [(1, 0), (1, 1)]
+    assert same(more[2:], first)
+    generated.clear()
+    assert len(measure_curve(curve(sample_seeds=[0, 1, 2]), *trained, workers=1)) == 6
+    assert sorted(generated) == [(2, 2), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"rho": 3}, {"solver": "euler"}, {"sigma_max": 50}, {"schedule": "vp"}, {"scaling": "vp"}, {"samples": 41}],
+    ids=str,
+)
+def test_another_row_has_cells_of_its_own(
+    trained: Trained, generated: list[tuple[int, int]], keys: dict[str, Any]
+) -> None:
+    short = {"nfe": [5], "sample_seeds": [0]}
+    first = measure_curve(curve(**short), *trained, workers=1)
+    generated.clear()
+    other = measure_curve(curve(**short | keys), *trained, workers=1)
+    assert len(generated) == len(other)
+    assert [c.metrics for c in other] != [c.metrics for c in first]
+
+
+def test_another_model_extractor_or_reference_has_cells_of_its_own(
+    trained: Trained, generated: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    row = curve(nfe=[3]) | {"seeds": [[0, 0]]}
+    measure_curve(row, *trained, workers=1)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/seed_0.safetensors").write_bytes((trained.model / "seed_1.safetensors").read_bytes())
+    extractor = Extractor("other", "other", trained.extractor.network)
+    reference = Reference(**vars(trained.reference) | {"hash": "other"})
+    for changed in ({"model": tmp_path / "model"}, {"extractor": extractor}, {"reference": reference}):
+        generated.clear()
+        measure_curve(row, *trained._replace(**changed), workers=1)
+        assert len(generated) == 1, changed
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        Path.unlink,
+        partial(Path.write_bytes, data=b""),
+        partial(Path.write_bytes, data=b"not a cell at all"),
+        lambda path: path.write_bytes(path.read_bytes()[:-10]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"metrics", b"matrics")),
+    ],
+)
+def test_a_broken_cell_is_measured_again(
+    trained: Trained, generated: list[tuple[int, int]], harm: Callable[[Path], object]
+) -> None:
+    row = curve(nfe=[3])
+    first = measure_curve(row, *trained, workers=1)
+    kept = {path: path.read_bytes() for path in cell_files()}
+    harm(cell_files()[0])
+    generated.clear()
+    assert same(measure_curve(row, *trained, workers=1), first)
+    assert len(generated) == 1
+    assert {path: path.read_bytes() for path in cell_files()} == kept
+
+
+def test_budgets_of_equal_steps_are_one_cell(trained: Trained, generated: list[tuple[int, int]]) -> None:
+    cells = measure_curve(curve(nfe=[3, 4]), *trained, workers=1)
+    assert [(c.steps, c.nfe) for c in cells] == [(2, 3)] * 2
+    assert len(generated) == len(cell_files()) == 2
+
+
+def test_what_is_measured_is_what_would_be_stored_as_images(trained: Trained) -> None:
+    seen: list[Tensor] = []
+
+    class Watched:
+        hash = "watched"
+
+        def __call__(self, images: Tensor) -> Tensor:
+            seen.append(images.clone())
+            return trained.extractor(images)
+
+    cells = measure_curve(curve(nfe=[3]), trained.model, Watched(), trained.reference, workers=1)
+    assert len(seen) == len(cells)
+    for images, cell in zip(seen, cells, strict=True):
+        assert images.dtype == torch.uint8 and images.shape == (SAMPLES, 1, 8, 8)
+        assert images[: sweep.SHOWN_IMAGES].equal(cell.images)
+        [features] = side_by_side([partial(trained.extractor, images)])
+        assert trained.reference.measure(features) == cell.metrics
+
+
+def test_the_batch_is_no_part_of_the_images(trained: Trained) -> None:
+    a, b = (measure_curve(curve(nfe=[3], batch=batch), *trained, workers=1) for batch in (16, 64))
+    assert all(x.images.equal(y.images) for x, y in zip(a, b, strict=True))
+
+
+def test_samples_that_are_not_finite_name_the_cell(trained: Trained, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        denoiser = load_denoiser(trained.model / f"seed_{seed}.safetensors")
+        next(denoiser.network.head.parameters()).fill_(torch.nan)
+        save_denoiser(denoiser, tmp_path / f"model/seed_{seed}.safetensors")
+    with pytest.raises(StudyError, match=r"^2 steps, seeds 0 and 0: .*not finite") as caught:
+        measure_curve(curve(nfe=[3]), *trained._replace(model=tmp_path / "model"), workers=1)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not Path(".cache/cells").exists()
+
+
+def test_a_cell_survives_its_file(tmp_path: Path) -> None:
+    metrics = [{"metric": "fd", "value": 1 / 3, "se": 5e-324}]
+    cell = Cell(1, 2, 3, 4, 5, metrics, torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2))
+    save_cell(cell, tmp_path / "cell")
+    again = load_cell(tmp_path / "cell")
+    assert again is not None and same([again], [cell])
+    assert load_cell(tmp_path / "none") is None
+
+
+def test_a_curve_is_saved_with_all_its_cells_and_no_clock(trained: Trained, tmp_path: Path) -> None:
+    cells = measure_curve(curve(), *trained, workers=1)
+    summary = save_curve(cells, tmp_path / "a")
+    results = json.loads((tmp_path / "a/results.json").read_text())
+    assert [r | {"images": 0} for r in results["cells"]] == [vars(c) | {"images": 0} for c in cells]
+    fd = [c.metrics[0]["value"] for c in cells]
+    assert summary["fd_at_nfe"] == pytest.approx({"3": (fd[0] + fd[1]) / 2, "5": (fd[2] + fd[3]) / 2})
+    save_curve(measure_curve(curve(), *trained, workers=1), tmp_path / "b")
+    for name in ("results.json", "images.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
