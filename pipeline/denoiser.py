@@ -1,7 +1,6 @@
 """A network as a denoiser D(z; sigma), its file format, and the counting of its evaluations."""
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +79,6 @@ def load_denoiser(path: Path) -> Denoiser:
         denoiser.load_state_dict(load_file(path))
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` trains it") from None
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, struct.error) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StudyError(f"{path}: not a model of this study ({error})") from None
     return denoiser.eval().requires_grad_(False)

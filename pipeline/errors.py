@@ -7,6 +7,9 @@ from difflib import get_close_matches
 class StudyError(Exception):
     """Something in the study or its inputs is wrong. The message is one line: where, what, and what would be right."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 def nearest(name: object, valid: Iterable[str]) -> str:
     """What to write instead of `name`: its nearest neighbour among `valid` where there is one, then the choices."""

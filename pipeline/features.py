@@ -25,7 +25,7 @@ BATCH = 256
 class Classifier(Row):
     """The `features` section of the study: how the extractor is trained."""
 
-    width: PositiveInt = 64
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
     epochs: PositiveInt = 30
     batch: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
@@ -117,7 +117,8 @@ def train_extractor(row: Classifier, dataset: Dataset) -> tuple[bytes, dict[str,
     with torch.no_grad():
         guesses = torch.cat([network(to_range(batch)).argmax(1) for batch in images[held].split(BATCH)])
     accuracy = float((guesses == labels[held]).double().mean()) if len(guesses) else 0.0
-    content = save(network.state_dict(), {"shape": json.dumps(shape), "name": name})
+    # One key of metadata: safetensors writes several in an order that changes from run to run.
+    content = save(network.state_dict(), {"extractor": json.dumps({"name": name, "shape": shape})})
     summary = {"name": name, "dimensions": row.width, "held_out_images": len(guesses), "held_out_accuracy": accuracy}
     return content, summary
 
@@ -131,11 +132,11 @@ def load_extractor(folder: Path) -> Extractor:
     path = folder / "extractor.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        network = Network(**json.loads(metadata["shape"]))
+            extractor = json.loads((file.metadata() or {})["extractor"])
+        name, network = extractor["name"], Network(**extractor["shape"])
         network.load_state_dict(load_file(path))
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` trains it") from None
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StudyError(f"{path}: not an extractor of this study ({error})") from None
-    return Extractor(metadata["name"], content_hash(path), network.eval().requires_grad_(False))
+    return Extractor(name, content_hash(path), network.eval().requires_grad_(False))

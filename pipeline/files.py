@@ -132,5 +132,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(partial, path)
     finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)

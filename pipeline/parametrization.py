@@ -60,7 +60,9 @@ def _iddpm_midpoints() -> Tensor:
 
 def iddpm(sigma: Tensor, sigma_data: float) -> Coefficients:
     """iDDPM's eps-prediction: the network is told the nearest of its M noise levels (Nichol and Dhariwal 2021)."""
-    nearest_from_below = torch.searchsorted(_iddpm_midpoints().to(sigma.device), sigma)  # M - argmin_j |u_j - sigma|
+    nearest_from_below = torch.searchsorted(
+        _iddpm_midpoints().to(sigma.device), sigma.contiguous()
+    )  # M - argmin_j |u_j - sigma|
     return Coefficients(
         c_skip=torch.ones_like(sigma),
         c_out=-sigma,

@@ -54,12 +54,11 @@ class _UniqueKeys(yaml.SafeLoader):
     """A safe loader to which a key written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} stands twice", problem_mark=node.start_mark)
-        return mapping
+        keys = [(key.tag, key.value) for key, _ in node.value]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i] and isinstance(node.value[i][0], yaml.ScalarNode)]
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0][1]!r} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)  # resolves merge keys (<<), which may repeat
 
 
 def _explain(error: ValidationError, place: str, schema: type[Row] | type[Data]) -> StudyError:
@@ -73,7 +72,8 @@ def _explain(error: ValidationError, place: str, schema: type[Row] | type[Data])
             for part in location[:-1]:
                 annotation = schema.model_fields[part].annotation
                 schema = annotation if isinstance(annotation, type) else schema
-            message = f"unknown key; {nearest(location[-1], schema.model_fields)}"
+            is_row = issubclass(schema, Model | Sampler)
+            message = f"unknown key; {nearest(location[-1], [*schema.model_fields, *(['base'] if is_row else [])])}"
         case "literal_error":
             choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
             message = f"unknown value {value!r}; {nearest(value, choices)}"
@@ -94,7 +94,7 @@ def read_study(path: Path) -> Study:
         content = yaml.load(path.read_text(), _UniqueKeys)
     except FileNotFoundError:
         raise StudyError(f"{path}: no such study file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise StudyError(f"{path}: a study file is a mapping with the keys {', '.join(Study.model_fields)}")
@@ -167,7 +167,7 @@ def resolve(study: Study) -> dict[str, Any]:
     }
     relation: dict[str, dict[str, Any]] = {}
     for name, row in models.items():
-        base = (study.models[name] or {}).get("base", first_model)
+        base = (study.models[name] or {}).get("base") or first_model
         changed = differences(row, models[base])
         relation[name] = {"base": base, "differences": changed, "titles": _titles(Model, changed)}
         out[f"models/{name}"] = row.model_dump(mode="json")
@@ -178,9 +178,11 @@ def resolve(study: Study) -> dict[str, Any]:
         "curves": {},
     }
     for name, curve in curves.items():
+        if "model" not in (study.curves[name] or {}):
+            raise StudyError(f"curves.{name}.model: missing; every curve names its model itself, for dvc.yaml")
         if curve.model not in models:
             raise StudyError(f"curves.{name}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
-        base = (study.curves[name] or {}).get("base", first_curve)
+        base = (study.curves[name] or {}).get("base") or first_curve
         changed, titles = differences(curve, curves[base]), _titles(Curve, differences(curve, curves[base]))
         if curve.model != curves[base].model:
             other = differences(models[curve.model], models[curves[base].model])

@@ -63,7 +63,7 @@ def make_reference(features: Tensor, seed: int = 0) -> tuple[bytes, dict[str, An
         "floor": sum(floor) / FLOOR_SPLITS,
         "floor_sd": float(torch.tensor(floor, dtype=torch.float64).std()),
     }
-    return save(tensors, {"floor": json.dumps(floor), "split_images": str(count)}), summary
+    return save(tensors, {"floor": json.dumps({"distances": floor, "images": count})}), summary
 
 
 def _tensors(name: str, value: Moments) -> dict[str, Tensor]:
@@ -79,12 +79,11 @@ def load_reference(folder: Path) -> Reference:
     path = folder / "reference.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            floor = json.loads((file.metadata() or {})["floor"])
         tensors = load_file(path)
         read = lambda name: Moments(tensors[f"{name}.mean"], tensors[f"{name}.covariance"])  # noqa: E731
         splits = [read(str(k)) for k in range(FLOOR_SPLITS)]
-        count, floor = int(metadata["split_images"]), json.loads(metadata["floor"])
-        return Reference(read("all"), splits, count, floor, content_hash(path))
+        return Reference(read("all"), splits, floor["images"], floor["distances"], content_hash(path))
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -2,13 +2,20 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 
 class Row(BaseModel):
     """A validated, frozen mapping; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML reads yes, no, on and off as truth values, and they would pass for 1 and 0
+            raise ValueError(f"a truth value ({value}) stands for nothing here")
+        return value
 
 
 def axis(default: Any, title: str) -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
@@ -40,9 +41,14 @@ class Sampler(Row):
         if len(set(self.nfe)) < len(self.nfe):
             raise ValueError("nfe: a budget stands twice")
         try:
-            self.grid(max(self.steps(budget) for budget in self.nfe))
+            sigmas = self.grid(max(self.steps(budget) for budget in self.nfe))
+            times = self.build_schedule().t(sigmas)
         except StudyError as error:
             raise ValueError(str(error)) from None
+        except OverflowError:
+            sigmas = times = torch.zeros(2)
+        if not (sigmas.diff() < 0).all() or not (times.diff() < 0).all() or not times.isfinite().all():
+            raise ValueError("rho, sigma_min, sigma_max: the noise levels don't fall from step to step in float64")
         return self
 
     @property

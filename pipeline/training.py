@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,6 +28,8 @@ from pipeline.weighting import WEIGHTINGS
 LOG_POINTS = 50  # the training curve has this many points
 CHECKPOINTS = 10  # and a run this many checkpoints
 EMA_RAMP_UP = 0.05  # the average never looks back further than this share of the run (EDM's code release, app. F.2)
+
+_INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generator that all threads share
 
 
 def loss(denoiser: Denoiser, row: Model, x0: Tensor, n: Tensor, sigma: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class Run:
     """One training run's state: everything that a checkpoint holds."""
 
     def __init__(self, spec: dict[str, Any], row: Model, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
+        with _INITIALIZING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator("weights", seed).initial_seed())
             self.denoiser = Denoiser(spec)
         self.average = copy.deepcopy(self.denoiser).requires_grad_(False)
@@ -103,10 +106,11 @@ class Run:
             part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
             self.denoiser.load_state_dict(part("model."))
             self.average.load_state_dict(part("average."))
-            optimizer = self.optimizer.state_dict()
+            optimizer, parameters = self.optimizer.state_dict(), list(self.denoiser.parameters())
             for name, value in part("optimizer.").items():
                 index, key = name.split(".")
-                optimizer["state"].setdefault(int(index), {})[key] = value
+                like = parameters[int(index)].detach() if value.ndim else value  # fused Adam needs equal strides
+                optimizer["state"].setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value)
             self.optimizer.load_state_dict(optimizer)
             self.step, self.losses = int(tensors["step"]), tensors["losses"]
         except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:

@@ -20,7 +20,7 @@ def imported_names(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return {".".join(name.split(".")[:k]) for name in names for k in range(1, name.count(".") + 2)}
 
 
@@ -30,7 +30,7 @@ def has_code(file: Path) -> bool:
 
 
 def project_files(script: Path) -> set[str]:
-    """The script and all project files that it imports, relative to the repository root; those with no code left out."""
+    """The script and all project files that it imports, relative to the root; those with no code left out."""
     found, todo = set(), [script]
     while todo:
         file = todo.pop()

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pipeline.data import Data, Dataset, load, load_prepared, load_summary, save, to_range, to_uint8
 from pipeline.errors import StudyError
-from stages import prepare
+from stages import Arguments, prepare
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -443,8 +443,7 @@ def test_the_stage_prepares_and_a_bad_source_leaves_its_outputs(
     row.parent.mkdir(parents=True)
     row.write_text(json.dumps({"source": "digits", "limit": 50, "labels": True}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare", "small"])
-    prepare.main()
+    prepare.main(Arguments("small", "", Path("params.yaml"), False))
     assert capsys.readouterr().out.startswith("digits: 50 images of 1 x 8 x 8, 10 classes, sigma_data 0.")
     summary = load_summary(tmp_path / "build/small/data")
     assert json.loads((tmp_path / "reports/small/metrics/prepare/data.json").read_text()) == summary
@@ -452,7 +451,7 @@ def test_the_stage_prepares_and_a_bad_source_leaves_its_outputs(
 
     row.write_text(json.dumps({"source": "nowhere", "limit": None, "labels": True}))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    command = [sys.executable, "-m", "stages.prepare", "small"]
+    command = [sys.executable, "-m", "stages.prepare", "--name", "small"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (failed.returncode, failed.stdout) == (1, "")

@@ -1,5 +1,7 @@
 """Exact denoisers against quadrature, autograd and fine integration."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_gaussian_flow_is_the_integral_of_its_ode() -> None:
     logs = torch.linspace(3.0, -4.0, 401).double()
     slope = lambda z, log: z - gaussian(z, log.exp())  # noqa: E731
     z = start
-    for log, after in zip(logs[:-1], logs[1:], strict=True):
+    for log, after in pairwise(logs):
         h = after - log
         k1 = slope(z, log)
         k2 = slope(z + h / 2 * k1, log + h / 2)

@@ -177,7 +177,7 @@ def test_samples_that_are_not_finite_are_an_error(value: float) -> None:
     def denoiser(z: Tensor, sigma: Tensor) -> Tensor:
         return torch.where(torch.arange(len(z))[:, None] == 1, value, GAUSSIAN(z, sigma))
 
-    with pytest.raises(StudyError, match="euler, 4 steps: .*not finite") as caught:
+    with pytest.raises(StudyError, match=r"euler, 4 steps: .*not finite") as caught:
         sample(denoiser, noise_of(3, 2), Sampler(solver="euler"), 4)
     assert len(str(caught.value).splitlines()) == 1
 

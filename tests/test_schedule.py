@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import StudyError
 from pipeline.sampler import Sampler
 from pipeline.schedule import (
     EPS_S,
@@ -109,13 +108,13 @@ def test_vp_constants_of_the_published_range_are_the_published_ones() -> None:
     assert vp_betas(0.002, 80.0)[1] < 0  # the case that makes t(0) = 0 worth a test
 
 
-def test_a_range_that_no_vp_schedule_spans_is_refused() -> None:
-    """From such a sigma_min in so short a time, sigma(t) would overshoot sigma_max and come back down."""
-    with pytest.raises(StudyError, match="sigma_min"):
-        vp_betas(0.2, 80.0)
-    for row in ({"schedule": "vp"}, {"discretization": "vp"}):
-        with pytest.raises(ValueError, match="sigma_min"):
-            Sampler(sigma_min=0.2, **row)
+def test_a_short_range_bends_vp_back_which_its_grid_refuses() -> None:
+    """From so large a sigma_min at EPS_S, sigma(t) overshoots sigma_max before t = 1: no grid, but still a schedule."""
+    with pytest.raises(ValueError, match="sigma_min"):
+        Sampler(discretization="vp", sigma_min=0.2)
+    schedule, sigma = SCHEDULES["vp"](0.2, 80.0), torch.logspace(-2, math.log10(80), 100).double()
+    assert (schedule.t(sigma).diff() > 0).all() and (schedule.sigma_dot(schedule.t(sigma)) > 0).all()
+    close(schedule.sigma(schedule.t(sigma)), sigma, rtol=1e-8)
 
 
 @pytest.mark.parametrize("name", SCALINGS)

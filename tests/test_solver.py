@@ -20,8 +20,8 @@ F64 = torch.float64
 GAUSSIAN = Gaussian(0.2, 0.5)
 LOW, HIGH = 0.002, 80.0
 ORDERS = {"euler": 1, "heun": 2, "ddim": 1}
-MIXTURE = Mixture(torch.tensor([[0.5], [-0.3]], dtype=F64).expand(2, 3), torch.tensor([0.4, 0.6], dtype=F64), 0.5)
-BEGIN, END = 2.0, 0.2  # of the interval on which orders are measured
+MIXTURE = Mixture(torch.tensor([[1.0], [-0.5]], dtype=F64).expand(2, 3), torch.tensor([0.2, 0.8], dtype=F64), 0.5)
+BEGIN, END = 1.5, 0.6  # of the interval on which orders are measured
 SETTINGS = [(oracle, name, 1.0) for oracle in (GAUSSIAN, MIXTURE) for name in SOLVERS]
 SETTINGS += [(oracle, "heun", 2 / 3) for oracle in (GAUSSIAN, MIXTURE)]
 SETTINGS += [(MIXTURE, "heun", 0.5)]  # on the Gaussian the midpoint method happens to be of order 3
@@ -52,7 +52,7 @@ def exact(oracle: Gaussian | Mixture) -> Tensor:
     """z at sigma = END, from dz/dsigma = (z - D) / sigma: a Runge-Kutta method of order 4 in ln sigma."""
     if isinstance(oracle, Gaussian):
         return oracle.flow(start(BEGIN), scalar(BEGIN), scalar(END))
-    logs, z = torch.linspace(math.log(BEGIN), math.log(END), 2001, dtype=F64), start(BEGIN)
+    logs, z = torch.linspace(math.log(BEGIN), math.log(END), 501, dtype=F64), start(BEGIN)
     slope = lambda z, log: z - oracle(z, log.exp())  # noqa: E731
     for log, after in pairwise(logs):
         h = after - log
@@ -98,7 +98,7 @@ def test_slope_is_the_derivative_of_the_exact_flow(schedule: str, scaling: str) 
 def test_measured_order(oracle: Gaussian | Mixture, name: str, alpha: float, schedule: str) -> None:
     """The slope of a line through log error over log h."""
     solver, path = SOLVERS[name](alpha, 0.0), replace(path_of(schedule), denoiser=oracle)
-    steps = [16, 32, 64, 128, 256]
+    steps = [32, 64, 128, 256]
     errors = [error(solver, path, n) for n in steps]
     order = -linear_regression([math.log(n) for n in steps], [math.log(e) for e in errors]).slope
     assert order == pytest.approx(ORDERS[name], abs=0.15), errors

@@ -211,7 +211,7 @@ import sys, time
 from pathlib import Path
 from tests import test_training as t
 t.torch.set_num_threads(1)
-t.train(t.LONG, t.SPEC, t.IMAGES, 0, Path(sys.argv[1]), lambda images: time.sleep(0.005))
+t.train(t.LONG, t.SPEC, t.IMAGES, 0, Path(sys.argv[1]), lambda images: time.sleep(0.01))
 """
 LONG = ROW.model_copy(update={"images": 200 * 8})
 
