@@ -28,8 +28,8 @@ def ve_loguniform(u: Tensor, P_mean: float, P_std: float) -> Tensor:
 
 
 def iddpm_uniform(u: Tensor, P_mean: float, P_std: float) -> Tensor:
-    """One of the M iDDPM noise levels, each as likely (Nichol and Dhariwal 2021)."""
-    return iddpm_sigmas().to(u.device)[(u * VP_STEPS).long()]
+    """One of the M iDDPM noise levels above 0, each as likely (Nichol and Dhariwal 2021)."""
+    return iddpm_sigmas().to(u.device).flip(0)[1 + (u * VP_STEPS).long()]
 
 
 def flow_uniform(u: Tensor, P_mean: float, P_std: float) -> Tensor:

@@ -53,13 +53,13 @@ def ve(sigma: Tensor, sigma_data: float) -> Coefficients:
 
 @cache
 def _iddpm_midpoints() -> Tensor:
-    """The midpoints between neighbouring iDDPM levels u_1 .. u_M, ascending."""
+    """The midpoints between neighbouring iDDPM levels u_M = 0 .. u_0, ascending."""
     levels = iddpm_sigmas().flip(0)
     return (levels[1:] + levels[:-1]) / 2
 
 
 def iddpm(sigma: Tensor, sigma_data: float) -> Coefficients:
-    """iDDPM's eps-prediction: the network is told the nearest of its M noise levels (Nichol and Dhariwal 2021)."""
+    """iDDPM's eps-prediction: the network is told the nearest noise level, -1 being 0 (Nichol and Dhariwal 2021)."""
     nearest_from_below = torch.searchsorted(
         _iddpm_midpoints().to(sigma.device), sigma.contiguous()
     )  # M - argmin_j |u_j - sigma|

@@ -50,6 +50,8 @@ class Reference:
 def make_reference(features: Tensor, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
     """From the features (n, d) of all real images: the reference file's content, and a summary with the floor."""
     count = min(len(features) // 2, FLOOR_IMAGES)
+    if count < 2:
+        raise StudyError(f"{len(features)} real images are too few to measure against; at least 4")
     tensors = _tensors("all", moments(features))
     floor = []
     for k in range(FLOOR_SPLITS):

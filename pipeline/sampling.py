@@ -33,7 +33,7 @@ def sample(
 
     denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar tensor; noise: standard normal, (N, ...);
     randn_like(x) -> noise of x's shape, which only stochastic samplers call. The state is kept in float64.
-    Raises StudyError, naming step and sigma, where the state is no longer finite at the end.
+    Raises StudyError where the samples are not finite.
     """
     counted = Counted(denoiser)
     path = Path(counted, sampler.build_schedule(), sampler.build_scaling())

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.data import Data, Dataset, load
+from pipeline.data import Data, Dataset, load, to_range
 from pipeline.errors import StudyError
 from pipeline.features import Classifier, load_extractor, pretext, save_extractor, train_extractor
 from pipeline.files import content_hash
@@ -108,8 +108,17 @@ def test_pretext_of_other_images_is_how_they_are_turned(dataset: Dataset) -> Non
             assert images[300 * k + i, 0].numpy().tolist() == torch.rot90(dataset.images[i, 0], k).tolist()
 
 
-def test_all_turns_of_a_held_out_image_are_held_out(tmp_path: Path) -> None:
+def test_all_turns_of_a_held_out_image_are_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[bool, set[bytes]] = {True: set(), False: set()}  # images as their least turn, by whether they trained
+
+    def spy(images: Tensor) -> Tensor:
+        turns = [[image.rot90(k, (1, 2)).numpy().tobytes() for k in range(4)] for image in images]
+        used[torch.is_grad_enabled()].update(map(min, turns))
+        return to_range(images)
+
+    monkeypatch.setattr("pipeline.features.to_range", spy)
     content, summary = train_extractor(ROW, Dataset(digits().images[:100], None))
+    assert (len(used[True]), len(used[False])) == (80, 20) and not used[True] & used[False]
     assert (summary["name"], summary["held_out_images"]) == ("rotation classifier", 4 * 20)
     save_extractor(content, tmp_path)
     assert load_extractor(tmp_path).name == "rotation classifier"
