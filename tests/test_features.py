@@ -263,7 +263,7 @@ def test_real_images_measure_nothing_and_equal_counts_the_floor(tmp_path: Path) 
 
 
 def test_too_few_images_for_a_reference_or_a_measurement_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="n >= 2"):
+    with pytest.raises(StudyError, match="at least 4"):
         make_reference(features(3))
     save_reference(make_reference(features(80))[0], tmp_path)
     with pytest.raises(StudyError, match="too few"):

@@ -21,7 +21,7 @@ def vp_sigma(t: float) -> float:
 def iddpm_level(u: float) -> float:
     abar = np.sin(np.pi * np.arange(1001) / (2 * 1000 * 1.008)) ** 2
     level = 0.0
-    for j in range(1000, int(u * 1000), -1):
+    for j in range(1000, 999 - int(u * 1000), -1):
         level = math.sqrt((level**2 + 1) / max(abar[j - 1] / abar[j], 1e-3) - 1)
     return level
 
@@ -53,10 +53,9 @@ def test_quantiles(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOISES)
-def test_sigma_is_monotone_positive_and_finite(name: str) -> None:
+def test_sigma_rises_with_u_and_is_positive_and_finite(name: str) -> None:
     sigma = draws(name, 3000)
-    rises = sigma.diff()
-    assert (rises >= 0).all() or (rises <= 0).all()
+    assert (sigma.diff() >= 0).all()
     assert (sigma > 0).all() and sigma.isfinite().all()
 
 
