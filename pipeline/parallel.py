@@ -1,7 +1,8 @@
 """Independent pieces of work side by side, one thread each, so that results don't depend on the number of cores."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -28,3 +29,29 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], workers: int | None = No
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def in_turns(tasks: Sequence[Generator[None, None, Result]], workers: int | None = None) -> list[Result]:
+    """Run generators to their ends, the one that has waited longest first, and return what they return, in order.
+
+    Equally long tasks then keep all workers busy, where whole tasks side by side would leave some idle at the end.
+    """
+    waiting = deque(enumerate(tasks))
+    results: dict[int, Result] = {}
+
+    def work() -> None:
+        while waiting:
+            try:
+                index, task = waiting.popleft()
+            except IndexError:  # another worker was faster; no more than one task a worker is left
+                return
+            try:
+                next(task)
+            except StopIteration as end:
+                results[index] = end.value
+            else:
+                waiting.append((index, task))
+
+    count = min(workers or cores(), len(tasks))
+    side_by_side([work] * count, count)
+    return [results[index] for index in range(len(tasks))]

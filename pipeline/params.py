@@ -26,7 +26,7 @@ class Curve(Sampler):
     model: Name
     method: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")] | None = None
     samples: Annotated[int, Field(ge=40)] = 1024
-    batch: PositiveInt = 256
+    batch: PositiveInt = 512
     sample_seeds: Seeds = (0, 1, 2)
 
 

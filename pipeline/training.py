@@ -3,9 +3,9 @@
 import copy
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.errors import StudyError
 from pipeline.files import CACHE, content_hash, write_bytes
 from pipeline.model import Model
 from pipeline.noise import NOISES
-from pipeline.parallel import cores, side_by_side
+from pipeline.parallel import in_turns
 from pipeline.provenance import code_hash, machine
 from pipeline.randomness import generator
 from pipeline.weighting import WEIGHTINGS
@@ -124,9 +124,10 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     progress: Callable[[int], object] = lambda images: None,
-) -> Trained:
+) -> Generator[None, None, Trained]:
     """Train one seed of a row on images (N, C, H, W), uint8. The result depends on these four arguments alone.
 
+    A generator that stops for breath after each checkpoint and returns the result at its end (`parallel.in_turns`).
     A run that was killed goes on from `checkpoint` and ends with the same bytes. Raises StudyError, naming the step,
     where the loss is not finite; the last good checkpoint stays.
     """
@@ -160,6 +161,7 @@ def train(
                 raise StudyError(f"seed {seed}: the loss is not finite at step {int(bad[0])}; lower learning_rate?")
             if checkpoint:
                 run.save(checkpoint)
+            yield
     stretches = torch.arange(row.steps).tensor_split(min(LOG_POINTS, row.steps))
     curve = [
         {"seed": seed, "images": (int(s[-1]) + 1) * row.batch, "loss": round(float(run.losses[s].mean()), 6)}
@@ -178,12 +180,11 @@ def train_seeds(
     spec = row.spec(data["sigma_data"], (data["channels"], data["height"], data["width"]))
     setting = row.model_dump(mode="json", exclude={"train_seeds"})
 
-    def task(seed: int) -> Trained:
+    def task(seed: int) -> Generator[None, None, Trained]:
         key = content_hash(setting, spec, seed, data["content_hash"], code_hash(), machine())
         return train(row, spec, images, seed, CACHE / "training" / f"{key}.safetensors", progress)
 
-    # Equally long runs that take turns leave no core idle at the end, which one run a core would.
-    return side_by_side([partial(task, seed) for seed in row.train_seeds], workers or 2 * cores())
+    return in_turns([task(seed) for seed in row.train_seeds], workers)
 
 
 def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:

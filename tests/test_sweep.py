@@ -16,7 +16,7 @@ from pipeline.denoiser import load_denoiser, save_denoiser
 from pipeline.errors import StudyError
 from pipeline.features import Classifier, Extractor, load_extractor, save_extractor, train_extractor
 from pipeline.model import Model
-from pipeline.parallel import side_by_side
+from pipeline.parallel import in_turns, side_by_side
 from pipeline.params import Study, resolve
 from pipeline.reference import Reference, load_reference, make_reference, save_reference
 from pipeline.sweep import Cell, load_cell, measure_curve, save_cell, save_curve
@@ -42,7 +42,7 @@ def make(folder: Path) -> Trained:
     dataset = load(Data(limit=200))
     row = Model(channels=8, multipliers=(1,), blocks=1, images=20 * 16, batch=16, warmup_images=32)
     spec = row.spec(dataset.summary()["sigma_data"], tuple(dataset.images.shape[1:]))
-    save_models([train(row, spec, dataset.images, seed) for seed in (0, 1)], folder / "model")
+    save_models(in_turns([train(row, spec, dataset.images, seed) for seed in (0, 1)]), folder / "model")
     save_extractor(train_extractor(Classifier(epochs=1, width=16), dataset)[0], folder)
     extractor = load_extractor(folder)
     save_reference(make_reference(extractor(dataset.images))[0], folder)

@@ -21,10 +21,18 @@ from pipeline.denoiser import Denoiser, load_denoiser, per_sample
 from pipeline.errors import StudyError
 from pipeline.model import Model
 from pipeline.noise import NOISES
+from pipeline.parallel import in_turns
 from pipeline.parametrization import PARAMETRIZATIONS
-from pipeline.training import Trained, batch_indices, ema_decay, learning_rate, loss, save_models, train, train_seeds
+from pipeline.training import Trained, batch_indices, ema_decay, learning_rate, loss, save_models, train_seeds
 from pipeline.weighting import WEIGHTINGS
 from tests.imports import ROOT
+
+
+def train(*arguments: Any) -> Trained:
+    """training.train from its beginning to its end."""
+    [trained] = in_turns([training.train(*arguments)])
+    return trained
+
 
 SHAPE = (1, 4, 4)
 SMALL = {"channels": 8, "multipliers": (1,), "blocks": 1, "batch": 8, "warmup_images": 16, "ema_halflife_images": 40}

@@ -1,0 +1,53 @@
+"""Work side by side and in turns: results in order, the first error raised, nobody left out."""
+
+import threading
+import time
+from collections.abc import Generator
+
+import pytest
+import torch
+
+from pipeline.parallel import in_turns, side_by_side
+
+
+def counting(name: str, stretches: int, log: list[str], seconds: float = 0) -> Generator[None, None, str]:
+    for _ in range(stretches):
+        time.sleep(seconds)
+        log.append(name)
+        yield
+    return name
+
+
+def test_turns_are_taken_fairly() -> None:
+    log: list[str] = []
+    assert in_turns([counting(name, 3, log) for name in "abc"], 1) == ["a", "b", "c"]
+    assert log == list("abcabcabc")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("lengths", [[0], [5], [1, 7, 2], [3, 3, 3, 3, 0]])
+def test_every_task_ends_however_many_workers(workers: int, lengths: list[int]) -> None:
+    log: list[str] = []
+    names = [f"task{i}" for i in range(len(lengths))]
+    tasks = [counting(n, k, log, 0.001) for n, k in zip(names, lengths, strict=True)]
+    assert in_turns(tasks, workers) == names
+    assert [log.count(name) for name in names] == lengths
+
+
+def test_an_error_in_a_turn_is_raised() -> None:
+    def failing() -> Generator[None, None, str]:
+        yield
+        raise ValueError("in the second turn")
+
+    with pytest.raises(ValueError, match="second turn"):
+        in_turns([counting("a", 2, []), failing()], 2)
+
+
+def test_side_by_side_keeps_the_order_and_computes_on_one_thread_each() -> None:
+    together = threading.Barrier(2)
+
+    def task(i: int) -> tuple[int, int]:
+        together.wait(timeout=30)  # passes only where two tasks run at the same time
+        return i, torch.get_num_threads()
+
+    assert side_by_side([lambda i=i: task(i) for i in range(4)], 2) == [(i, 1) for i in range(4)]
