@@ -54,6 +54,11 @@ class Report:
     def values(self, curve: str, budget: int, metric: str = "fd") -> pd.Series:
         return at_budget(self.results, curve, metric, budget)
 
+    def nfe(self, curve: str, budget: int) -> int:
+        """What a curve really spends of a budget."""
+        spent = self.results[(self.results.curve == curve) & (self.results.nfe <= budget)].nfe
+        return int(spent.max())
+
 
 def number(value: float) -> str:
     """Three significant digits, no exponent."""
@@ -76,8 +81,12 @@ def stated_ratio(found: Interval | None) -> str:
         return "no common seeds"
     if found.count < 2:
         return f"× {number(found.mean)} (one repetition)"
-    verdict = ", tie" if is_tie(found) else ""
-    return f"× {number(found.mean)} ({number(found.low)} to {number(found.high)}){verdict}"
+    if found.low == found.high == 1:
+        return "equal"
+    if is_tie(found):
+        return f"× {number(found.mean)} ({number(found.low)} to {number(found.high)}), tie"
+    text = f"× {number(found.mean)} ({number(found.low)} to {number(found.high)})"
+    return f"× {found.mean:.4f} ({found.low:.4f} to {found.high:.4f})" if "1.00" in text else text
 
 
 def best(report: Report, curves: list[str], budget: int) -> tuple[str, list[str]]:
@@ -102,6 +111,7 @@ def findings(report: Report) -> list[str]:
                 f", in a tie with {listed([report.label(name) for name in ties])}" if ties else ", ahead of all others"
             )
             value = stated(interval(report.values(leader, budget).to_numpy()))
+            value = f"{value} at NFE {report.nfe(leader, budget)}"
             sentences.append(
                 f"At a budget of {budget} evaluations {report.label(leader)} has the lowest {report.fd}, {value}{tied}."
             )
@@ -200,7 +210,7 @@ def floor_part(report: Report) -> dict[str, Any]:
         report.colours,
         (floor, "real against real"),
     )
-    header = ["method", "best NFE", f"{report.fd} at {count}", "over the floor"]
+    header = ["method", "lowest at NFE", f"lowest measured {report.fd} at {count}", "over the floor's mean"]
     return {
         "text": f"{text} Generated images at the same counts:",
         "table": table(header, lines),
@@ -223,13 +233,13 @@ def samples_part(report: Report) -> int:
 
 
 def design_table(rows: dict[str, Any], schema: type[Row], first: list[str]) -> Markdown:
-    """Every row's design choices, those that differ from its base in bold."""
+    """Every row's design choices in full, the values that differ from its base's in bold."""
     keys = first + [key for key, field in schema.model_fields.items() if field.title]
+    shown = {name: {key: "measured" if row[key] is None else row[key] for key in keys} for name, row in rows.items()}
     lines = []
     for name, row in rows.items():
-        shown = {key: "measured" if row[key] is None else row[key] for key in keys}
-        changed = row["differences"]
-        cells = [bold(_plain(v)) if key in changed else _plain(v) for key, v in shown.items()]
+        base = shown[row["base"]]
+        cells = [_plain(v) if v == base[key] else bold(_plain(v)) for key, v in shown[name].items()]
         lines.append([code(name), code(row["base"]), *cells])
     return table(["row", "base", *keys], lines)
 
