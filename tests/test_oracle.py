@@ -1,6 +1,6 @@
 """Exact denoisers against quadrature, autograd and fine integration."""
 
-from itertools import pairwise
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.oracle import Gaussian, Mixture
+from tests.runge_kutta import flow_by_rk4
 
 MEANS, WEIGHTS, STD = [-1.0, 0.3, 2.0], [0.2, 0.5, 0.3], 0.4
 F64 = torch.float64
@@ -82,16 +83,10 @@ def test_gaussian_flow_is_the_integral_of_its_ode() -> None:
     """dz/dsigma = (z - D) / sigma, integrated by the classical Runge-Kutta method in ln sigma."""
     gaussian = Gaussian(0.4, 0.6)
     start = torch.linspace(-40, 40, 9).double()
-    logs = torch.linspace(3.0, -4.0, 401).double()
-    slope = lambda z, log: z - gaussian(z, log.exp())  # noqa: E731
-    z = start
-    for log, after in pairwise(logs):
-        h = after - log
-        k1 = slope(z, log)
-        k2 = slope(z + h / 2 * k1, log + h / 2)
-        k3 = slope(z + h / 2 * k2, log + h / 2)
-        z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(z + h * k3, after))
-    torch.testing.assert_close(gaussian.flow(start, logs[0].exp(), logs[-1].exp()), z, rtol=1e-8, atol=1e-8)
+    begin, end = math.exp(3.0), math.exp(-4.0)
+    z = flow_by_rk4(gaussian, start, begin, end, 400)
+    sigmas = torch.tensor([begin, end], dtype=torch.float64)
+    torch.testing.assert_close(gaussian.flow(start, *sigmas), z, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 8, 8), (5, 1, 8, 8), (3, 2)])

@@ -15,6 +15,7 @@ from pipeline.sampler import Sampler
 from pipeline.sampling import sample
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.solver import DDIM, SOLVERS, STOCHASTIC, Path, RungeKutta, Solver
+from tests.runge_kutta import flow_by_rk4
 
 F64 = torch.float64
 GAUSSIAN = Gaussian(0.2, 0.5)
@@ -52,15 +53,7 @@ def exact(oracle: Gaussian | Mixture) -> Tensor:
     """z at sigma = END, from dz/dsigma = (z - D) / sigma: a Runge-Kutta method of order 4 in ln sigma."""
     if isinstance(oracle, Gaussian):
         return oracle.flow(start(BEGIN), scalar(BEGIN), scalar(END))
-    logs, z = torch.linspace(math.log(BEGIN), math.log(END), 501, dtype=F64), start(BEGIN)
-    slope = lambda z, log: z - oracle(z, log.exp())  # noqa: E731
-    for log, after in pairwise(logs):
-        h = after - log
-        k1 = slope(z, log)
-        k2 = slope(z + h / 2 * k1, log + h / 2)
-        k3 = slope(z + h / 2 * k2, log + h / 2)
-        z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(z + h * k3, after))
-    return z
+    return flow_by_rk4(oracle, start(BEGIN), BEGIN, END, 500)
 
 
 def error(solver: Solver, path: Path, steps: int) -> float:
