@@ -1,7 +1,9 @@
-"""Train the feature extractor on the data set."""
+"""Make the feature extractor that the study asks for."""
+
+import sys
 
 from pipeline.data import load_prepared
-from pipeline.features import Classifier, save_extractor, train_extractor
+from pipeline.features import Features, label, make_extractor, save_extractor
 from pipeline.files import read_json, whole_folder, write_json
 from pipeline.parallel import side_by_side
 from stages import Arguments, run_stage
@@ -9,15 +11,22 @@ from stages import Arguments, run_stage
 
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
-    row = Classifier(**read_json(paths.rows / "features.json"))
+    row = Features(**read_json(paths.rows / "features.json"))
     dataset = load_prepared(paths.data)
-    [(content, summary)] = side_by_side([lambda: train_extractor(row, dataset)])
+    [(files, summary)] = side_by_side([lambda: make_extractor(row, dataset)])
     with whole_folder(paths.features) as folder:
-        save_extractor(content, folder)
+        save_extractor(files, folder)
     write_json(paths.metrics("features", "extractor"), summary)
-    print(
-        f"{summary['name']}: {summary['held_out_accuracy']:.1%} right on {summary['held_out_images']} held-out images"
-    )
+    if summary["fallback"]:
+        used = (
+            f"the {summary['name']} is used instead, and every score is {label('fd', summary['name'], False)}, not FID"
+        )
+        again = "`dvc repro --force --single-item features` tries again"
+        print(f"{row.extractor}: weights cannot be had ({summary['fallback']}); {used}; {again}", file=sys.stderr)
+    found = f"{summary['name']}: {summary['dimensions']} features"
+    if summary["held_out_images"]:
+        found += f", {summary['held_out_accuracy']:.1%} right on {summary['held_out_images']} held-out images"
+    print(found)
 
 
 if __name__ == "__main__":
