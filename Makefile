@@ -1,9 +1,9 @@
-# make install | repro | test | lint | format | pins. PYTHON names the interpreter that .venv is built with.
+# make install | repro | test | lint | format | bench | timings | pins. PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install repro test lint format pins
+.PHONY: install repro test lint format bench timings pins
 
 install: .venv/installed
 
@@ -30,6 +30,14 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m benchmarks.measurement
+
+STUDY ?= digits
+timings: install  # seconds per image of every curve, into the report
+	$(BIN)/python -m stages.timings --name $(STUDY)
+	$(BIN)/dvc repro --force --single-item report
 
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \

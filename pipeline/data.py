@@ -152,6 +152,11 @@ def _hash(dataset: Dataset) -> str:
     return content_hash(list(dataset.images.shape), pixels, labels, list(dataset.classes))
 
 
+def to_hash(images: torch.Tensor) -> str:
+    """A hash over images (N, C, H, W), uint8, in their order."""
+    return _hash(Dataset(images.contiguous(), None))
+
+
 @contextmanager
 def _blame(place: object, cause: str) -> Iterator[None]:
     """One line for whatever a decoder raises on a bad file: PIL, zipfile and zlib share no base class."""

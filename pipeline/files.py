@@ -52,12 +52,19 @@ class Paths:
     def curve(self, name: str) -> Path:
         return self.build / "curves" / name
 
+    def set(self, name: str) -> Path:
+        return self.build / "sets" / name
+
     def timing(self, stage: str) -> Path:
         return self.build / "timings" / f"{stage}.json"
 
     @property
     def reports(self) -> Path:
         return Path("reports") / self.study
+
+    @property
+    def timings(self) -> Path:
+        return self.reports / "timings.csv"
 
     def metrics(self, stage: str, name: str) -> Path:
         return self.reports / "metrics" / stage / f"{name}.json"

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 import torch
@@ -20,12 +20,14 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], workers: int | None = No
     """Run the tasks on `workers` threads (default: one a core) and return their results in order.
 
     PyTorch lets go of the interpreter while it computes, and each task computes on one thread. The first error stops
-    what has not begun and is raised.
+    what has not begun and is raised at once.
     """
     count = min(workers or cores(), len(tasks)) or 1
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     futures = [pool.submit(task) for task in tasks]
     try:
+        for future in as_completed(futures):
+            future.result()
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -49,6 +51,9 @@ def in_turns(tasks: Sequence[Generator[None, None, Result]], workers: int | None
                 next(task)
             except StopIteration as end:
                 results[index] = end.value
+            except BaseException:
+                waiting.clear()
+                raise
             else:
                 waiting.append((index, task))
 

@@ -2,14 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, PositiveInt, StringConstraints, ValidationError
 
 from pipeline.data import Data
 from pipeline.errors import StudyError, nearest
-from pipeline.features import Classifier
+from pipeline.features import Features
+from pipeline.imageset import ImageSet
 from pipeline.model import Model
 from pipeline.rows import Row, Seeds
 from pipeline.sampler import Sampler
@@ -21,13 +22,17 @@ COMBINATIONS = "combinations"
 
 
 class Curve(Sampler):
-    """A sampler row on one model, measured over NFE budgets. `method` names it in the headline figure."""
+    """A sampler row on one model, measured over NFE budgets. `method` names it in the headline figure.
+
+    `repetitions`: training and sampling seeds side by side, or each with each.
+    """
 
     model: Name
     method: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")] | None = None
     samples: Annotated[int, Field(ge=40)] = 1024
     batch: PositiveInt = 512
     sample_seeds: Seeds = (0, 1, 2)
+    repetitions: Literal["paired", "crossed"] = "paired"
 
 
 class StudyInfo(Row):
@@ -44,10 +49,11 @@ class Study(Row):
     title: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "What a design choice buys"
     study: StudyInfo
     data: Data = Data()
-    features: Classifier = Classifier()
+    features: Features = Features()
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
     models: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
     curves: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
+    sets: dict[Name, ImageSet] = Field(default_factory=dict)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -70,8 +76,9 @@ def _explain(error: ValidationError, place: str, schema: type[Row] | type[Data])
     match first["type"]:
         case "extra_forbidden":
             for part in location[:-1]:
-                annotation = schema.model_fields[part].annotation
-                schema = annotation if isinstance(annotation, type) else schema
+                annotation = schema.model_fields[part].annotation if part in schema.model_fields else schema
+                inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
+                schema = next((a for a in inner if issubclass(a, Row | Data)), schema)
             is_row = issubclass(schema, Model | Sampler)
             message = f"unknown key; {nearest(location[-1], [*schema.model_fields, *(['base'] if is_row else [])])}"
         case "literal_error":
@@ -99,9 +106,12 @@ def read_study(path: Path) -> Study:
     if not isinstance(content, dict):
         raise StudyError(f"{path}: a study file is a mapping with the keys {', '.join(Study.model_fields)}")
     try:
-        return Study(**{str(key): value for key, value in content.items()})
+        study = Study(**{str(key): value for key, value in content.items()})
     except ValidationError as error:
         raise _explain(error, "", Study) from None
+    if "sets" not in content:
+        raise StudyError(f"{path}: sets: missing; where there are none, write `sets: {{}}`, which dvc.yaml goes by")
+    return study
 
 
 def _written(
@@ -149,7 +159,7 @@ def _titles(schema: type[Row], names: dict[str, Any]) -> set[str]:
 
 
 def resolve(study: Study) -> dict[str, Any]:
-    """Every row written out in full, as JSON values: {"data": .., "features": .., "models/edm": .., "report": ..}.
+    """Every row written out in full, as JSON values: {"data": .., "curves": names, "models/edm": .., "report": ..}.
 
     A row carries its `base` (the row it names, else the section's first one), the `differences` from it, and its
     `axis`: the title that all differences share, "combinations" where they share none, and "" where there are none.
@@ -164,6 +174,7 @@ def resolve(study: Study) -> dict[str, Any]:
     out: dict[str, Any] = {
         "data": study.data.model_dump(mode="json"),
         "features": study.features.model_dump(mode="json"),
+        "curves": list(curves),
     }
     relation: dict[str, dict[str, Any]] = {}
     for name, row in models.items():
@@ -176,6 +187,7 @@ def resolve(study: Study) -> dict[str, Any]:
         "study": study.study.model_dump(mode="json"),
         "models": {},
         "curves": {},
+        "sets": {},
     }
     for name, curve in curves.items():
         if "model" not in (study.curves[name] or {}):
@@ -187,12 +199,30 @@ def resolve(study: Study) -> dict[str, Any]:
         if curve.model != curves[base].model:
             other = differences(models[curve.model], models[curves[base].model])
             changed, titles = other | changed, titles | _titles(Model, other)
-        seeds = seed_pairs(models[curve.model].train_seeds, curve.sample_seeds)
+        seeds = seed_pairs(models[curve.model].train_seeds, curve.sample_seeds, curve.repetitions)
         out[f"curves/{name}"] = curve.filled().model_dump(mode="json", exclude={"method"}) | {"seeds": seeds}
         report["curves"][name] = out[f"curves/{name}"] | {"method": curve.method} | _filed(base, changed, titles)
+    report["samples"] = _common_samples(curves)
+    for name, images in study.sets.items():
+        if name in curves:
+            raise StudyError(f"sets.{name}: a curve has this name already")
+        out[f"sets/{name}"] = images.model_dump(mode="json") | {"samples": report["samples"]}
+        report["sets"][name] = out[f"sets/{name}"]
     for name, found in relation.items():
         report["models"][name] = out[f"models/{name}"] | _filed(found["base"], found["differences"], found["titles"])
     return out | {"report": report}
+
+
+def _common_samples(curves: dict[str, Curve]) -> int:
+    """The number of samples that all curves are measured with: scores at different counts can't be compared."""
+    first, *others = curves
+    for other in others:
+        if curves[other].samples != curves[first].samples:
+            raise StudyError(
+                f"curves.{other}.samples: {curves[other].samples}, but curves.{first} has {curves[first].samples}; "
+                "distances at different counts can't stand in one figure, so give all curves the same"
+            )
+    return curves[first].samples
 
 
 def _filed(base: str, changed: dict[str, Any], titles: set[str]) -> dict[str, Any]:
@@ -200,7 +230,14 @@ def _filed(base: str, changed: dict[str, Any], titles: set[str]) -> dict[str, An
     return {"base": base, "differences": changed, "axis": axis}
 
 
-def seed_pairs(train_seeds: tuple[int, ...], sample_seeds: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(train seed, sample seed) of each repetition: both lists side by side, the shorter one going round again."""
+def seed_pairs(
+    train_seeds: tuple[int, ...], sample_seeds: tuple[int, ...], repetitions: str = "paired"
+) -> list[tuple[int, int]]:
+    """(train seed, sample seed) of each repetition: both lists side by side, the shorter one going round again.
+
+    Crossed, every training seed with every sampling seed, which tells what either adds to the spread.
+    """
+    if repetitions == "crossed":
+        return [(train, sample) for train in train_seeds for sample in sample_seeds]
     count = max(len(train_seeds), len(sample_seeds))
     return [(train_seeds[i % len(train_seeds)], sample_seeds[i % len(sample_seeds)]) for i in range(count)]

@@ -3,12 +3,16 @@
 import platform
 import sys
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.errors import StudyError
 from pipeline.files import content_hash
+
+LIBRARIES = ("numpy", "torch-fidelity", "torchmetrics")
 
 
 @cache
@@ -27,11 +31,34 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that results are made with."""
+    return {"torch": str(torch.__version__)} | {name: version(name) for name in LIBRARIES}
+
+
 def machine() -> dict[str, Any]:
     """The device, the system and the versions that a result's bytes may depend on."""
     return {
         "device": f"CPU ({_processor()})",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "libraries": libraries(),
     }
+
+
+def check_comparable(provenance: dict[str, dict[str, Any]]) -> None:
+    """Refuse to put results side by side that were not measured alike: name -> what a result was measured with.
+
+    Raises StudyError that names the first two results that differ, in what, and how.
+    """
+    if not provenance:
+        return
+    first, *others = provenance
+    for other in others:
+        one, two = provenance[first], provenance[other]
+        for key in {**one, **two}:
+            if one.get(key) != two.get(key):
+                raise StudyError(
+                    f"{first} and {other} cannot stand in one figure: {key} is {one.get(key)} for the first and "
+                    f"{two.get(key)} for the second; measure both alike (`dvc repro --force` measures again)"
+                )

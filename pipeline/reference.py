@@ -1,7 +1,8 @@
-"""The real images that generated ones are measured against, and the floor: how far real images are from each other."""
+"""The real images that generated ones are measured against, and the floor: what real images score among each other."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,65 +12,125 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.errors import StudyError
+from pipeline.features import Extracted
 from pipeline.files import content_hash, write_bytes
-from pipeline.metrics import Moments, frechet_distance, frechet_with_error, moments
+from pipeline.metrics import (
+    COVERAGE_NEIGHBOURS,
+    JACKKNIFE_BLOCKS,
+    BlockMoments,
+    Estimate,
+    KernelSums,
+    Moments,
+    frechet_distance,
+    frechet_estimates,
+    inception_score,
+    kernel_distance,
+    kernel_sums,
+    moments,
+    near_duplicates,
+    nearest_squared,
+    neighbour_metrics,
+)
 from pipeline.randomness import generator
 
 FLOOR_SPLITS = 10
-FLOOR_IMAGES = 1000  # at most so many images on each side of a split
+DUPLICATE_QUANTILE = 0.05  # a near-duplicate is nearer to a real image than 95% of these are to each other
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments of all real images; of one side of each split; images a side; the splits' real-real distances; a hash."""
+    """Features (N, d) of all real images in random order, and what every measurement against them needs."""
 
+    features: Tensor
     moments: Moments
-    splits: list[Moments]
-    split_images: int
-    floor: list[float]
-    hash: str
+    sums: KernelSums
+    duplicate_distance: float
+    hash: str = ""
+    _nearest: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
-    def measure(self, features: Tensor) -> list[dict[str, Any]]:
-        """Metrics of generated features (n, d) as [{metric, value, se}].
+    def estimates(self, features: Tensor, blocks: BlockMoments, logits: Tensor | None) -> dict[str, Estimate]:
+        """Every metric of generated features (n, d), their block moments and, where there are any, logits (n, k).
 
-        `fd`: all n against all real images. `fd_equal_counts`: the first `split_images` against as many real ones,
-        mean over the splits, to be compared with the floor; left out where n is smaller.
+        `fd`, `fd_corrected`, `fd_infinity` and `kd` against all real images; `precision`, `recall`, `density` and
+        `coverage` of the first min(n, N) on either side; `near_duplicates`, the share that is nearer to a real image
+        than 95% of these are to each other, so that 0.05 is what chance would give; `score`, from logits alone.
         """
-        value, error = frechet_with_error(features, lambda part: frechet_distance(part, self.moments))
-        rows = [{"metric": "fd", "value": value, "se": error}]
-        if len(features) >= self.split_images:
-            value, error = frechet_with_error(features[: self.split_images], self._mean_distance)
-            rows.append({"metric": "fd_equal_counts", "value": value, "se": error})
-        return rows
+        count = min(len(features), len(self.features))
+        found = frechet_estimates(blocks, partial(frechet_distance, b=self.moments))
+        found["kd"] = kernel_distance(features, self.features, self.sums)
+        found |= neighbour_metrics(features[:count], self.features[:count], self._nearest_of(count))
+        found["near_duplicates"] = near_duplicates(features, self.features, self.duplicate_distance)
+        return found if logits is None else found | {"score": inception_score(logits)}
 
-    def _mean_distance(self, features: Tensor) -> float:
-        own = moments(features)
-        return sum(frechet_distance(own, split) for split in self.splits) / len(self.splits)
+    def _nearest_of(self, count: int) -> Tensor:
+        if count not in self._nearest:
+            self._nearest[count] = nearest_squared(self.features[:count], neighbours=COVERAGE_NEIGHBOURS)
+        return self._nearest[count]
 
 
-def make_reference(features: Tensor, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
-    """From the features (n, d) of all real images: the reference file's content, and a summary with the floor."""
-    count = min(len(features) // 2, FLOOR_IMAGES)
-    if count < 2:
-        raise StudyError(f"{len(features)} real images are too few to measure against; at least 4")
-    tensors = _tensors("all", moments(features))
-    floor = []
+def reference_of(features: Tensor) -> Reference:
+    """What measurements against features (n, d) need."""
+    own = nearest_squared(features)[:, 0]
+    return Reference(features, moments(features), kernel_sums(features), float(own.quantile(DUPLICATE_QUANTILE)))
+
+
+def make_reference(found: Extracted, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
+    """From the features (n, d) and logits of all real images: the reference file's content, and a summary.
+
+    It holds each metric's floor: what one half of the real images scores against the other half, mean and standard
+    deviation over random splits. Halves of halves tell whether Frechet distances fall in proportion to the count.
+    """
+    features, logits = found.features, found.logits
+    half, quarter = len(features) // 2, len(features) // 4
+    if half < 2 * JACKKNIFE_BLOCKS:
+        raise StudyError(f"{len(features)} real images are too few to measure against; at least {4 * JACKKNIFE_BLOCKS}")
+    reference = reference_of(features[torch.randperm(len(features), generator=generator("reference", seed))])
+    floors: list[dict[str, Estimate]] = []
+    quarters: list[float] = []
     for k in range(FLOOR_SPLITS):
         order = torch.randperm(len(features), generator=generator("floor", seed, k))
-        one_side = moments(features[order[:count]])
-        floor.append(frechet_distance(features[order[count : 2 * count]], one_side))
-        tensors |= _tensors(str(k), one_side)
+        one, other = order[:half], order[half : 2 * half]
+        side = reference_of(features[other])
+        floors.append(_scores(features[one], side, None if logits is None else logits[one]))
+        if quarter >= 2 * JACKKNIFE_BLOCKS:
+            few = moments(features[other[:quarter]])
+            blocks = _blocks(features[one[:quarter]], few.mean)
+            estimates = frechet_estimates(blocks, partial(frechet_distance, b=few))
+            quarters.append(estimates["fd_corrected"].value)
     summary = {
         "images": len(features),
-        "floor_images": count,
-        "floor": sum(floor) / FLOOR_SPLITS,
-        "floor_sd": float(torch.tensor(floor, dtype=torch.float64).std()),
+        "floor_images": half,
+        "floor_splits": FLOOR_SPLITS,
+        "floor": {metric: _spread([floor[metric].value for floor in floors]) for metric in floors[0]},
+        "quarter_images": quarter,
+        "quarter_fd_corrected": _spread(quarters) if quarters else None,
     }
-    return save(tensors, {"floor": json.dumps({"distances": floor, "images": count})}), summary
+    tensors = {
+        "features": reference.features,
+        "mean": reference.moments.mean,
+        "covariance": reference.moments.covariance,
+        "kernel_rows": reference.sums.rows,
+        "kernel_squares": reference.sums.squares,
+    }
+    return save(
+        {name: value.contiguous() for name, value in tensors.items()},
+        {"reference": json.dumps({"duplicate_distance": reference.duplicate_distance})},
+    ), summary
 
 
-def _tensors(name: str, value: Moments) -> dict[str, Tensor]:
-    return {f"{name}.mean": value.mean, f"{name}.covariance": value.covariance.contiguous()}
+def _blocks(features: Tensor, centre: Tensor) -> BlockMoments:
+    blocks = BlockMoments(len(features), centre)
+    blocks.add(features)
+    return blocks
+
+
+def _scores(features: Tensor, reference: Reference, logits: Tensor | None) -> dict[str, Estimate]:
+    return reference.estimates(features, _blocks(features, reference.moments.mean), logits)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    found = torch.tensor(values, dtype=torch.float64)
+    return {"mean": float(found.mean()), "sd": float(found.std())}
 
 
 def save_reference(content: bytes, folder: Path) -> None:
@@ -81,11 +142,16 @@ def load_reference(folder: Path) -> Reference:
     path = folder / "reference.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:
-            floor = json.loads((file.metadata() or {})["floor"])
+            extra = json.loads((file.metadata() or {})["reference"])
         tensors = load_file(path)
-        read = lambda name: Moments(tensors[f"{name}.mean"], tensors[f"{name}.covariance"])  # noqa: E731
-        splits = [read(str(k)) for k in range(FLOOR_SPLITS)]
-        return Reference(read("all"), splits, floor["images"], floor["distances"], content_hash(path))
+        rows = tensors["kernel_rows"]
+        return Reference(
+            tensors["features"],
+            Moments(tensors["mean"], tensors["covariance"]),
+            KernelSums(rows, rows, tensors["kernel_squares"]),
+            extra["duplicate_distance"],
+            content_hash(path),
+        )
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:

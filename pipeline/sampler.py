@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
@@ -40,16 +39,20 @@ class Sampler(Row):
             raise ValueError(f"alpha: solver {self.solver} has none; alpha goes with heun")
         if len(set(self.nfe)) < len(self.nfe):
             raise ValueError("nfe: a budget stands twice")
+        if not self._falls():
+            raise ValueError("rho, sigma_min, sigma_max: the noise levels don't fall from step to step in float64")
+        return self
+
+    def _falls(self) -> bool:
+        """Whether the finest grid's noise levels, and their times, are finite and fall from step to step."""
         try:
             sigmas = self.grid(max(self.steps(budget) for budget in self.nfe))
             times = self.build_schedule().t(sigmas)
         except StudyError as error:
             raise ValueError(str(error)) from None
         except OverflowError:
-            sigmas = times = torch.zeros(2)
-        if not (sigmas.diff() < 0).all() or not (times.diff() < 0).all() or not times.isfinite().all():
-            raise ValueError("rho, sigma_min, sigma_max: the noise levels don't fall from step to step in float64")
-        return self
+            return False
+        return bool((sigmas.diff() < 0).all() and (times.diff() < 0).all() and times.isfinite().all())
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """The sampling loop: from standard normal noise to images, with its evaluations counted."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,16 +51,13 @@ def sample(
 
 def generate(
     denoiser: DenoiserFunction, shape: tuple[int, ...], sampler: Sampler, steps: int, seed: int, count: int, batch: int
-) -> tuple[Tensor, int]:
-    """Sample `count` images of `shape`, in batches of about `batch`: uint8 (count, *shape), and the counted NFE.
+) -> Iterator[tuple[Tensor, int]]:
+    """Sample `count` images of `shape`, in batches of about `batch`: each as uint8 (n, *shape), and its counted NFE.
 
     Image i depends on (seed, i) alone, and its first noise is the same for every sampler.
     """
-    images, nfe = [], 0
     for indices in torch.arange(count).tensor_split(-(-count // batch)):
         padded = indices.repeat(-(-MIN_BATCH // len(indices)))  # only a batch under MIN_BATCH is repeated
         noise = SampleNoise(seed, padded.tolist())
         samples = sample(denoiser, noise.randn(shape), sampler, steps, noise.randn_like)
-        images.append(to_uint8(samples.x0[: len(indices)]))
-        nfe = samples.nfe
-    return torch.cat(images), nfe
+        yield to_uint8(samples.x0[: len(indices)]), samples.nfe

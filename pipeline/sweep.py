@@ -1,8 +1,8 @@
 """Measuring a curve: one cell for each pair of seeds and number of steps, kept so that it is never measured twice."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.denoiser import load_denoiser
 from pipeline.errors import StudyError
 from pipeline.features import Extractor
 from pipeline.files import CACHE, content_hash, write_bytes, write_json
+from pipeline.measurement import measure
 from pipeline.parallel import side_by_side
 from pipeline.provenance import code_hash, machine
 from pipeline.reference import Reference
@@ -22,24 +23,34 @@ from pipeline.sampler import Sampler
 from pipeline.sampling import generate
 
 SHOWN_IMAGES = 16  # images kept of each cell, for the report
+AGREEMENT_SAMPLES = 10_000  # features kept of one cell a curve, at most, for the comparison with the libraries
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The metrics of one set of samples, its counted NFE, and its first images (SHOWN_IMAGES, C, H, W), uint8."""
+    """The metrics of one set of samples, its counted NFE, the hash of the weights that made it, its first images.
+
+    images: (SHOWN_IMAGES, C, H, W), uint8; features: the first AGREEMENT_SAMPLES, or none (0, d), where not asked for.
+    """
 
     train_seed: int
     sample_seed: int
     steps: int
     nfe: int
     samples: int
+    checkpoint: str
     metrics: list[dict[str, Any]]
     images: Tensor
+    features: Tensor
+
+    def record(self) -> dict[str, Any]:
+        """All but the tensors, for JSON."""
+        return {k: v for k, v in vars(self).items() if not isinstance(v, Tensor)}
 
 
 def save_cell(cell: Cell, path: Path) -> None:
-    record = {k: v for k, v in vars(cell).items() if k != "images"}
-    write_bytes(path, save({"images": cell.images}, {"cell": json.dumps(record)}))
+    tensors = {"images": cell.images, "features": cell.features.contiguous()}
+    write_bytes(path, save(tensors, {"cell": json.dumps(cell.record())}))
 
 
 def load_cell(path: Path) -> Cell | None:
@@ -47,27 +58,52 @@ def load_cell(path: Path) -> Cell | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["cell"])
-        return Cell(**record, images=load_file(path)["images"])
+        tensors = load_file(path)
+        return Cell(**record, images=tensors["images"], features=tensors["features"])
     except (FileNotFoundError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
 def measure_cell(
-    curve: dict[str, Any], model: Path, extractor: Extractor, reference: Reference, seeds: tuple[int, int], steps: int
+    curve: dict[str, Any],
+    model: Path,
+    extractor: Extractor,
+    reference: Reference,
+    seeds: tuple[int, int],
+    steps: int,
+    keep: int = 0,
 ) -> Cell:
-    """Sample and measure one cell of a resolved curve row, or take it from the cache."""
+    """Sample and measure one cell of a resolved curve row, or take it from the cache; `keep` so many features."""
     train_seed, sample_seed = seeds
     sampler = Sampler(**{k: curve[k] for k in Sampler.model_fields})
     weights = model / f"seed_{train_seed}.safetensors"
-    row = sampler.model_dump(mode="json", exclude={"nfe"}) | {"samples": curve["samples"], "batch": curve["batch"]}
+    count, batch = curve["samples"], curve["batch"]
+    row = sampler.model_dump(mode="json", exclude={"nfe"}) | {"samples": count, "batch": batch}
     key = content_hash(weights, row, steps, sample_seed, extractor.hash, reference.hash, code_hash(), machine())
     kept = CACHE / "cells" / f"{key}.safetensors"
-    if cell := load_cell(kept):
-        return cell
+    cell = load_cell(kept)
+    if cell and len(cell.features) >= min(keep, count):
+        return replace(cell, features=cell.features[:keep])
     denoiser = load_denoiser(weights)
-    images, nfe = generate(denoiser, denoiser.shape, sampler, steps, sample_seed, curve["samples"], curve["batch"])
-    metrics = reference.measure(extractor(images))
-    cell = Cell(train_seed, sample_seed, steps, nfe, len(images), metrics, images[:SHOWN_IMAGES])
+    nfe = 0
+
+    def images() -> Iterator[Tensor]:
+        nonlocal nfe
+        for part, nfe in generate(denoiser, denoiser.shape, sampler, steps, sample_seed, count, batch):  # noqa: B007
+            yield part
+
+    found = measure(images(), count, extractor, reference, SHOWN_IMAGES)
+    cell = Cell(
+        train_seed,
+        sample_seed,
+        steps,
+        nfe,
+        count,
+        content_hash(weights),
+        found.metrics,
+        found.images,
+        found.features[:keep].cpu(),
+    )
     save_cell(cell, kept)
     return cell
 
@@ -80,13 +116,18 @@ def measure_curve(
     finished: Callable[[Cell], object] = lambda cell: None,
     workers: int | None = None,
 ) -> list[Cell]:
-    """All cells of a resolved curve row: by number of steps, then by seeds. Budgets of equal steps are one cell."""
+    """All cells of a resolved curve row: by number of steps, then by seeds. Budgets of equal steps are one cell.
+
+    The one of the most steps and the first seeds keeps its features, for the comparison with the libraries.
+    """
     sampler = Sampler(**{k: curve[k] for k in Sampler.model_fields})
     steps = sorted({sampler.steps(budget) for budget in sampler.nfe})
+    compared = steps[-1], tuple(curve["seeds"][0])
 
     def task(count: int, seeds: tuple[int, int]) -> Cell:
+        keep = AGREEMENT_SAMPLES if (count, seeds) == compared else 0
         try:
-            cell = measure_cell(curve, model, extractor, reference, seeds, count)
+            cell = measure_cell(curve, model, extractor, reference, seeds, count, keep)
         except StudyError as error:
             raise StudyError(f"{count} steps, seeds {seeds[0]} and {seeds[1]}: {error}") from None
         finished(cell)
@@ -98,13 +139,25 @@ def measure_curve(
     return [done[c] for c in cells]
 
 
-def save_curve(cells: list[Cell], folder: Path) -> dict[str, Any]:
-    """Write a curve's cells: results.json, and the images shown in images.safetensors. Returns a small summary."""
-    records = [{k: v for k, v in vars(cell).items() if k != "images"} for cell in cells]
+def save_curve(cells: list[Cell], provenance: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write measured cells: results.json, the images shown, and the features kept. Returns a small summary.
+
+    provenance: `comparable(...)`.
+    """
     names = {f"{cell.steps}/{cell.train_seed}/{cell.sample_seed}": cell.images for cell in cells}
     write_bytes(folder / "images.safetensors", save(names))
-    write_json(folder / "results.json", {"cells": records, "machine": machine()})
+    [compared] = [index for index, cell in enumerate(cells) if len(cell.features)]
+    write_bytes(
+        folder / "features.safetensors",
+        save({"features": cells[compared].features.contiguous()}, {"cell": str(compared)}),
+    )
+    records = [cell.record() for cell in cells]
+    write_json(folder / "results.json", {"provenance": provenance, "machine": machine(), "cells": records})
     by_nfe: dict[int, list[float]] = {}
     for cell in cells:
-        by_nfe.setdefault(cell.nfe, []).append(next(m["value"] for m in cell.metrics if m["metric"] == "fd"))
-    return {"fd_at_nfe": {str(nfe): sum(values) / len(values) for nfe, values in by_nfe.items()}}
+        by_nfe.setdefault(cell.nfe, []).append(value_of(cell, "fd_corrected"))
+    return {"fd_corrected_at_nfe": {str(nfe): sum(values) / len(values) for nfe, values in by_nfe.items()}}
+
+
+def value_of(cell: Cell, metric: str) -> float:
+    return next(m["value"] for m in cell.metrics if m["metric"] == metric)

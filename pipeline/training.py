@@ -196,4 +196,5 @@ def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trained[0].denoiser.parameters()),
         "images": trained[0].curve[-1]["images"],
         "final_loss": sum(last) / len(last),
+        "machine": machine(),
     }

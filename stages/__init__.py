@@ -24,6 +24,7 @@ class Arguments:
     row: str
     params: Path
     check: bool
+    images: str
 
     @property
     def paths(self) -> Paths:
@@ -44,8 +45,9 @@ def parse_arguments(description: str | None) -> Arguments:
     parser.add_argument("--root", help="the way to the repository's root (for DVC alone)")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study file")
     parser.add_argument("--check", action="store_true", help="resolve: validate only, write nothing")
+    parser.add_argument("--images", default="", help="measure: a folder or zip of images, to be measured by hand")
     found, _ = parser.parse_known_args()  # an unknown key of the section is read_study's to name
-    return Arguments(found.name, found.row, found.params, found.check)
+    return Arguments(found.name, found.row, found.params, found.check, found.images)
 
 
 def run_stage(main: Callable[[Arguments], None], description: str | None) -> None:
@@ -58,7 +60,7 @@ def run_stage(main: Callable[[Arguments], None], description: str | None) -> Non
     start = time.perf_counter()
     try:
         main(arguments)
-        if arguments.name and not arguments.check:
+        if arguments.name and not arguments.check and not arguments.images:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_MAXRSS
             stage = "_".join(filter(None, (Path(sys.argv[0]).stem, arguments.row)))
             timing = {"seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak / 2**20)}

@@ -1,4 +1,4 @@
-"""Measure the real images: their moments, and how far real images are from each other."""
+"""Measure the real images: what measurements against them need, and what they score among each other."""
 
 from pipeline.data import load_prepared
 from pipeline.features import load_extractor
@@ -15,7 +15,8 @@ def main(arguments: Arguments) -> None:
     with whole_folder(paths.reference) as folder:
         save_reference(content, folder)
     write_json(paths.metrics("reference", "floor"), summary)
-    print(f"real-real floor at {summary['floor_images']} images: {summary['floor']:.3f} +- {summary['floor_sd']:.3f}")
+    floor = summary["floor"]["fd_corrected"]
+    print(f"real-real floor at {summary['floor_images']} images: {floor['mean']:.3f} +- {floor['sd']:.3f}")
 
 
 if __name__ == "__main__":

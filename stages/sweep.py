@@ -2,6 +2,7 @@
 
 from pipeline.features import load_extractor
 from pipeline.files import read_json, whole_folder, write_json
+from pipeline.measurement import measured_with
 from pipeline.progress import bar
 from pipeline.reference import load_reference
 from pipeline.sweep import measure_curve, save_curve
@@ -15,9 +16,9 @@ def main(arguments: Arguments) -> None:
     with bar(f"sweep {name}", None, "cell") as progress:
         cells = measure_curve(curve, paths.model(curve["model"]), extractor, reference, lambda _: progress.update())
     with whole_folder(paths.curve(name)) as folder:
-        summary = save_curve(cells, folder)
+        summary = save_curve(cells, measured_with(extractor, reference, curve["samples"]), folder)
     write_json(paths.metrics("sweep", name), summary)
-    print(f"{name}: " + ", ".join(f"{fd:.3g} at {nfe}" for nfe, fd in summary["fd_at_nfe"].items()))
+    print(f"{name}: " + ", ".join(f"{fd:.3g} at {nfe}" for nfe, fd in summary["fd_corrected_at_nfe"].items()))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,30 @@ def test_an_error_in_a_turn_is_raised() -> None:
         in_turns([counting("a", 2, []), failing()], 2)
 
 
+def test_an_error_is_raised_before_longer_tasks_end() -> None:
+    ended = threading.Event()
+
+    def fails() -> None:
+        raise ValueError("at once")
+
+    with pytest.raises(ValueError, match="at once"):
+        side_by_side([lambda: ended.wait(timeout=30), fails], 2)
+    assert not ended.is_set()
+    ended.set()
+
+
+def test_an_error_in_a_turn_ends_all_turns() -> None:
+    log: list[str] = []
+
+    def failing() -> Generator[None, None, str]:
+        yield
+        raise ValueError("in the second turn")
+
+    with pytest.raises(ValueError, match="second turn"):
+        in_turns([failing(), counting("a", 1000, log)], 1)
+    assert len(log) <= 2
+
+
 def test_side_by_side_keeps_the_order_and_computes_on_one_thread_each() -> None:
     together = threading.Barrier(2)
 

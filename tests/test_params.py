@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.data import Data
 from pipeline.errors import StudyError
-from pipeline.features import Classifier
+from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.params import Curve, Sampler, read_study, resolve, seed_pairs
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCHEDULES
@@ -19,7 +19,7 @@ from pipeline.solver import SOLVERS, STOCHASTIC
 from tests.imports import ROOT
 
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
-MINIMAL = {"study": {"name": "t"}, "models": {"edm": {}}, "curves": {"edm": {"model": "edm"}}}
+MINIMAL = {"study": {"name": "t"}, "models": {"edm": {}}, "curves": {"edm": {"model": "edm"}}, "sets": {}}
 
 
 def resolved(tmp_path: Path, **sections: Any) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_the_studies_here_resolve_and_every_row_is_filed(path: Path) -> None:
 def test_resolved_rows_build_what_the_stages_need(tmp_path: Path) -> None:
     rows = resolved(tmp_path, data={"limit": 300}, features={"epochs": 1})
     assert Data(**rows["data"]) == Data(limit=300)
-    assert Classifier(**rows["features"]) == Classifier(epochs=1)
+    assert Features(**rows["features"]) == Features(epochs=1)
     assert Model(**rows["models/edm"]) == Model()
     sampler = Sampler(**{key: rows["curves/edm"][key] for key in Sampler.model_fields})
     assert sampler == Sampler().filled() == sampler.filled()
@@ -114,7 +114,7 @@ def test_the_scaling_and_the_range_are_filled_in(tmp_path: Path, schedule: str) 
         ({"schedule": "vp", "scaling": "none"}, "combinations"),
         ({"rho": 3, "alpha": 0.5}, "combinations"),
         ({"nfe": [5]}, ""),
-        ({"samples": 64, "batch": 16, "sample_seeds": [7], "method": "a name"}, ""),
+        ({"samples": 1024, "batch": 16, "sample_seeds": [7], "method": "a name"}, ""),
         ({"rho": 7, "solver": "heun"}, ""),
         ({"model": "weighted"}, "loss weighting"),
         ({"model": "noisy"}, "noise distribution"),
@@ -174,7 +174,7 @@ def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: s
     assert rows["report"]["models"]["x"]["axis"] == (Model.model_fields[key].title or "")
 
 
-@pytest.mark.parametrize("key", [key for key in Curve.model_fields if key not in ("model", "method")])
+@pytest.mark.parametrize("key", [key for key in Curve.model_fields if key not in ("model", "method", "samples")])
 def test_every_key_of_a_curve_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Curve, key)
     rows = resolved(tmp_path, curves={"edm": row, "x": row | {"base": "edm", key: value}})
@@ -200,6 +200,21 @@ def test_a_method_is_a_name_for_the_report_alone(tmp_path: Path) -> None:
 )
 def test_seeds_are_paired_side_by_side(train: tuple, sample: tuple, pairs: list) -> None:
     assert seed_pairs(train, sample) == pairs
+
+
+def test_crossed_repetitions_are_each_training_seed_with_each_sampling_seed(tmp_path: Path) -> None:
+    rows = resolved(
+        tmp_path,
+        models={"edm": {"train_seeds": [4, 5]}},
+        curves={"edm": {"model": "edm", "sample_seeds": [0, 1, 2], "repetitions": "crossed"}},
+    )
+    assert rows["curves/edm"]["seeds"] == [[4, 0], [4, 1], [4, 2], [5, 0], [5, 1], [5, 2]]
+
+
+def test_an_image_set_is_measured_with_as_many_samples_as_the_curves(tmp_path: Path) -> None:
+    rows = resolved(tmp_path, defaults={"curves": {"samples": 64}}, sets={"other": {"source": "x.zip", "nfe": 35}})
+    expected = {"source": "x.zip", "nfe": 35, "method": None, "samples": 64}
+    assert rows["sets/other"] == rows["report"]["sets"]["other"] == expected
 
 
 NAME = "a name has 1 to 60 letters, digits and underscores"
@@ -277,10 +292,20 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "base as default": ({"defaults": {"models": {"base": "edm"}}}, "defaults.models.base", "unknown key"),
     "null defaults": ({"defaults": {"models": None}}, "defaults.models", "dictionary"),
     "features epochs": ({"features": {"epochs": 0}}, "features.epochs", "greater than 0"),
+    "unknown extractor": ({"features": {"extractor": "inceptoin"}}, "features.extractor", "did you mean 'inception'?"),
+    "classifier with weights": ({"features": {"weights": "x.pth"}}, "features", "takes no file"),
+    "samples that differ": (curve(samples=64), "curves.x.samples", "64, but curves.edm has 1024"),
+    "unknown repetitions": (curve(repetitions="cross"), "curves.x.repetitions", "did you mean 'crossed'?"),
+    "unknown set key": ({"sets": {"a": {"source": "x", "sauce": "x"}}}, "sets.a.sauce", "did you mean 'source'?"),
+    "set without source": ({"sets": {"a": {"nfe": 3}}}, "sets.a.source", "missing"),
+    "set at no cost": ({"sets": {"a": {"source": "x", "nfe": 0}}}, "sets.a.nfe", "greater than 0"),
+    "set named as a curve": ({"sets": {"edm": {"source": "x"}}}, "sets.edm", "a curve has this name already"),
+    "null sets": ({"sets": None}, "sets", "dictionary"),
     "data limit": ({"data": {"limit": 1}}, "data.limit", "greater than or equal to 2"),
 }  # fmt: skip
 BAD |= {f"model named {name!r}": ({"models": {name: {}}}, "models." + name.split("\n")[0], NAME) for name in NAMES}
 BAD |= {f"curve named {name!r}": (curves(**{name: {"model": "edm"}}), "curves.", NAME) for name in NAMES}
+BAD |= {f"set named {name!r}": ({"sets": {name: {"source": "x"}}}, "sets.", NAME) for name in NAMES}
 BAD |= {f"study named {name!r}": ({"study": {"name": name}}, "study.name", "") for name in NAMES}
 
 
@@ -303,7 +328,7 @@ def test_a_mistake_is_one_line_that_says_where_and_what(tmp_path: Path, case: st
     assert message.startswith(place) and cause in message
 
 
-REST = "\nstudy: {name: t}\ncurves: {edm: {model: edm}}\n"
+REST = "\nstudy: {name: t}\ncurves: {edm: {model: edm}}\nsets: {}\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from pipeline.discretization import DISCRETIZATIONS
 from pipeline.errors import StudyError
 from pipeline.oracle import Gaussian
 from pipeline.sampler import Sampler
-from pipeline.sampling import MIN_BATCH, generate, sample
+from pipeline.sampling import MIN_BATCH, sample
+from pipeline.sampling import generate as batches
 from pipeline.schedule import SCALINGS, SCHEDULES
 from pipeline.solver import SOLVERS, STOCHASTIC
 
@@ -48,6 +50,13 @@ def noise_of(*shape: int) -> Tensor:
 
 def silent(x: Tensor) -> Tensor:
     raise AssertionError("a deterministic sampler asked for noise")
+
+
+def generate(*arguments: Any) -> tuple[Tensor, int]:
+    """All batches of `pipeline.sampling.generate` as one, and the NFE that all of them have."""
+    images, counts = zip(*batches(*arguments), strict=True)
+    [nfe] = set(counts)
+    return torch.cat(images), nfe
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from stages import Arguments, parse_arguments, run_stage
 from tests.imports import ROOT
 
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
-GOOD = "study: {name: t}\nmodels: {edm: {}}\ncurves: {edm: {model: edm}}\n"
+GOOD = "study: {name: t}\nmodels: {edm: {}}\ncurves: {edm: {model: edm}}\nsets: {}\n"
 BY_DVC = ("--name", "t", "--root", ".", "--params", "params.yaml")
 
 
@@ -38,12 +38,15 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
     "row elsewhere": ("train", (*BY_DVC, "--row", "../x"), {}, "'../x': a name has letters, digits"),
     "train": ("train", (*BY_DVC, "--row", "edm"), {}, "build/t/data/summary.json: missing; `dvc repro` makes it"),
     "sweep": ("sweep", (*BY_DVC, "--row", "edm"), {},
-              "build/t/features/extractor.safetensors: missing; `dvc repro` trains it"),
+              "build/t/features/extractor.json: missing; `dvc repro` makes it"),
+    "measure": ("measure", (*BY_DVC, "--row", "other"), {}, "build/t/rows/sets/other.json: missing"),
+    "measure by hand": ("measure", (*BY_DVC, "--images", "x.zip"), {}, "build/t/data/summary.json: missing"),
+    "no sets": ("resolve", BY_DVC, {"params.yaml": GOOD.replace("sets: {}\n", "")}, "params.yaml: sets: missing"),
 }  # fmt: skip
 CASES |= {
     stage: (stage, ("--name", "other"), {}, "build/other/")
     for stage in STAGES
-    if stage not in ("resolve", "train", "sweep")
+    if stage not in ("resolve", "train", "sweep", "measure")
 }
 
 
@@ -112,9 +115,9 @@ def test_the_row_comes_from_dvc_unless_it_is_named(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["../x", "a.b", "$(touch x)", "a\nb", "é", ""])
 def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
     with pytest.raises(StudyError, match="letters, digits and underscores"):
-        _ = Arguments(name, "edm", Path("params.yaml"), False).paths
+        _ = Arguments(name, "edm", Path("params.yaml"), False, "").paths
     with pytest.raises(StudyError, match="letters, digits and underscores"):
-        _ = Arguments("t", name or " ", Path("params.yaml"), False).paths
+        _ = Arguments("t", name or " ", Path("params.yaml"), False, "").paths
 
 
 class Ended(Exception):

@@ -1,7 +1,8 @@
 """Measuring a curve: cells are reproducible, each is measured once, and only what is new is measured again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from pipeline import sweep
 from pipeline.data import Data, load
 from pipeline.denoiser import load_denoiser, save_denoiser
 from pipeline.errors import StudyError
-from pipeline.features import Classifier, Extractor, load_extractor, save_extractor, train_extractor
+from pipeline.features import Extracted, Extractor, Features, load_extractor, make_extractor, save_extractor
+from pipeline.measurement import measure, measured_with
 from pipeline.model import Model
 from pipeline.parallel import in_turns, side_by_side
 from pipeline.params import Study, resolve
@@ -43,7 +45,7 @@ def make(folder: Path) -> Trained:
     row = Model(channels=8, multipliers=(1,), blocks=1, images=20 * 16, batch=16, warmup_images=32)
     spec = row.spec(dataset.summary()["sigma_data"], tuple(dataset.images.shape[1:]))
     save_models(in_turns([train(row, spec, dataset.images, seed) for seed in (0, 1)]), folder / "model")
-    save_extractor(train_extractor(Classifier(epochs=1, width=16), dataset)[0], folder)
+    save_extractor(make_extractor(Features(epochs=1, width=16), dataset)[0], folder)
     extractor = load_extractor(folder)
     save_reference(make_reference(extractor(dataset.images))[0], folder)
     return Trained(folder / "model", extractor, load_reference(folder))
@@ -60,7 +62,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     calls: list[tuple[int, int]] = []
     generate = sweep.generate
 
-    def counted(*arguments: Any) -> tuple[Tensor, int]:
+    def counted(*arguments: Any) -> Iterator[tuple[Tensor, int]]:
         calls.append((arguments[3], arguments[4]))
         return generate(*arguments)
 
@@ -78,7 +80,7 @@ def curve(**keys: Any) -> dict[str, Any]:
 def same(a: list[Cell], b: list[Cell]) -> bool:
     """Whether cells are equal to the last bit."""
     pairs = list(zip(a, b, strict=True))
-    return all(x.images.equal(y.images) and vars(x) | {"images": 0} == vars(y) | {"images": 0} for x, y in pairs)
+    return all(x.record() == y.record() and x.images.equal(y.images) and x.features.equal(y.features) for x, y in pairs)
 
 
 def cell_files() -> list[Path]:
@@ -149,8 +151,8 @@ def test_another_model_extractor_or_reference_has_cells_of_its_own(
     measure_curve(row, *trained, workers=1)
     (tmp_path / "model").mkdir()
     (tmp_path / "model/seed_0.safetensors").write_bytes((trained.model / "seed_1.safetensors").read_bytes())
-    extractor = Extractor("other", "other", trained.extractor.network)
-    reference = Reference(**vars(trained.reference) | {"hash": "other"})
+    extractor = replace(trained.extractor, hash="other")
+    reference = replace(trained.reference, hash="other")
     for changed in ({"model": tmp_path / "model"}, {"extractor": extractor}, {"reference": reference}):
         generated.clear()
         measure_curve(row, *trained._replace(**changed), workers=1)
@@ -192,7 +194,7 @@ def test_what_is_measured_is_what_would_be_stored_as_images(trained: Trained) ->
     class Watched:
         hash = "watched"
 
-        def __call__(self, images: Tensor) -> Tensor:
+        def __call__(self, images: Tensor) -> Extracted:
             seen.append(images.clone())
             return trained.extractor(images)
 
@@ -201,8 +203,8 @@ def test_what_is_measured_is_what_would_be_stored_as_images(trained: Trained) ->
     for images, cell in zip(seen, cells, strict=True):
         assert images.dtype == torch.uint8 and images.shape == (SAMPLES, 1, 8, 8)
         assert images[: sweep.SHOWN_IMAGES].equal(cell.images)
-        [features] = side_by_side([partial(trained.extractor, images)])
-        assert trained.reference.measure(features) == cell.metrics
+        [again] = side_by_side([partial(measure, [images], SAMPLES, trained.extractor, trained.reference)])
+        assert again.metrics == cell.metrics
 
 
 def test_the_batch_is_no_part_of_the_images(trained: Trained) -> None:
@@ -223,20 +225,37 @@ def test_samples_that_are_not_finite_name_the_cell(trained: Trained, tmp_path: P
 
 def test_a_cell_survives_its_file(tmp_path: Path) -> None:
     metrics = [{"metric": "fd", "value": 1 / 3, "se": 5e-324}]
-    cell = Cell(1, 2, 3, 4, 5, metrics, torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2))
+    images, features = torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2), torch.rand(3, 2)
+    cell = Cell(1, 2, 3, 4, 5, "0" * 64, metrics, images, features)
     save_cell(cell, tmp_path / "cell")
     again = load_cell(tmp_path / "cell")
     assert again is not None and same([again], [cell])
     assert load_cell(tmp_path / "none") is None
 
 
+def test_one_cell_a_curve_keeps_its_features(trained: Trained, generated: list[tuple[int, int]]) -> None:
+    row = curve(nfe=[3, 5])
+    cells = measure_curve(row, *trained, workers=1)
+    assert [len(c.features) for c in cells] == [0, 0, SAMPLES, 0]
+    more = measure_curve(curve(nfe=[3, 5, 7]), *trained, workers=1)
+    assert [len(c.features) for c in more] == [0, 0, 0, 0, SAMPLES, 0]
+    generated.clear()
+    fewer = measure_curve(curve(nfe=[3]), *trained, workers=1)
+    assert [len(c.features) for c in fewer] == [SAMPLES, 0]
+    assert generated == [(2, 0)]
+    assert fewer[0].record() == cells[0].record()
+
+
 def test_a_curve_is_saved_with_all_its_cells_and_no_clock(trained: Trained, tmp_path: Path) -> None:
     cells = measure_curve(curve(), *trained, workers=1)
-    summary = save_curve(cells, tmp_path / "a")
+    provenance = measured_with(trained.extractor, trained.reference, SAMPLES)
+    summary = save_curve(cells, provenance, tmp_path / "a")
     results = json.loads((tmp_path / "a/results.json").read_text())
-    assert [r | {"images": 0} for r in results["cells"]] == [vars(c) | {"images": 0} for c in cells]
-    fd = [c.metrics[0]["value"] for c in cells]
-    assert summary["fd_at_nfe"] == pytest.approx({"3": (fd[0] + fd[1]) / 2, "5": (fd[2] + fd[3]) / 2})
-    save_curve(measure_curve(curve(), *trained, workers=1), tmp_path / "b")
-    for name in ("results.json", "images.safetensors"):
+    assert results["cells"] == [c.record() for c in cells]
+    assert results["provenance"] == provenance
+    assert len({c["checkpoint"] for c in results["cells"]}) == 2
+    fd = [next(m["value"] for m in c.metrics if m["metric"] == "fd_corrected") for c in cells]
+    assert summary["fd_corrected_at_nfe"] == pytest.approx({"3": (fd[0] + fd[1]) / 2, "5": (fd[2] + fd[3]) / 2})
+    save_curve(measure_curve(curve(), *trained, workers=1), provenance, tmp_path / "b")
+    for name in ("results.json", "images.safetensors", "features.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -9,11 +9,12 @@ matplotlib.use("Agg")
 import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pipeline.files import write_bytes
-from pipeline.report.results import Interval
+from pipeline.report.results import Floor, Interval
 
 MARKERS = "osD^vP*Xhd"
 DPI = 130
@@ -36,11 +37,11 @@ def curves_figure(
     curves: dict[str, dict[int, Interval]],
     ylabel: str,
     colours: dict[str, int],
-    floor: tuple[float, str] | None = None,
+    floor: Floor | None = None,
 ) -> None:
     """Distance against counted NFE, both logarithmic: label -> {nfe: interval}; bands are the intervals.
 
-    colours: label -> place in the colour-blind-safe palette; floor: a level to draw, and what it is.
+    colours: label -> place in the colour-blind-safe palette. An NFE of 0 is unknown: a level is drawn instead.
     """
     sns.set_theme(style="whitegrid", context="notebook")
     palette = sns.color_palette("colorblind", 10)
@@ -48,22 +49,62 @@ def curves_figure(
     for label, points in curves.items():
         place = colours[label]
         colour, marker = palette[place % 10], MARKERS[place % len(MARKERS)]
+        if 0 in points:
+            axes.axhline(points[0].mean, color=colour, linestyle=":", linewidth=1.8, label=plain(label))
+            continue
         nfe = np.array(list(points))
         mean, low, high = (np.array([getattr(p, end) for p in points.values()]) for end in ("mean", "low", "high"))
         axes.plot(nfe, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=plain(label))
+        if len(points) == 1:
+            axes.errorbar(nfe, mean, [mean - low, high - mean], color=colour, capsize=3)
         axes.fill_between(nfe, np.maximum(low, mean / 20), high, color=colour, alpha=0.2, linewidth=0)
     if floor:
-        axes.axhline(floor[0], color="0.4", linestyle="--", linewidth=1.2, label=floor[1])
-    ticks = sorted({nfe for points in curves.values() for nfe in points})
+        axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
+    ticks = sorted({nfe for points in curves.values() for nfe in points if nfe})
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    _distance_axis(axes, [p.mean for points in curves.values() for p in points.values()])
     axes.set_xticks([t for i, t in enumerate(ticks) if i == 0 or t / ticks[i - 1] > 1.12 or i == len(ticks) - 1])
-    for one in (axes.xaxis, axes.yaxis):
-        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("number of function evaluations (NFE), counted")
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=True, fontsize=9)
+    _save(figure, path)
+
+
+def _distance_axis(axes: Axes, values: list[float]) -> None:
+    """A logarithmic axis of distances; linear near 0 where a bias-corrected one is not above it."""
+    above = [value for value in values if value > 0]
+    if len(above) == len(values):
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=min(above, default=1.0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
     axes.tick_params(axis="y", which="minor", labelsize=8)
-    axes.set_xlabel("number of function evaluations (NFE), counted")
+
+
+def front_figure(
+    path: Path,
+    points: list[tuple[float, float]],
+    front: list[tuple[float, float, str]],
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """All points (cost, distance), and those of the Pareto front (cost, distance, name) joined and named."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    costs, distances = zip(*points, strict=True)
+    axes.scatter(costs, distances, color="0.7", s=18, label="all curves and budgets")
+    colour = sns.color_palette("colorblind")[0]
+    x, y, names = zip(*front, strict=True)
+    axes.plot(x, y, color=colour, marker="o", markersize=6, drawstyle="steps-post", label="Pareto front")
+    for place, name in enumerate(names):
+        shift = (6, 10) if place % 2 else (6, -16)
+        axes.annotate(plain(name), (x[place], y[place]), xytext=shift, textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    _distance_axis(axes, list(distances))
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=True, fontsize=9)
     _save(figure, path)

@@ -1,22 +1,33 @@
 """Results as one tidy table, and the statistics that the report states."""
 
+import csv
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from pipeline.errors import StudyError
 from pipeline.files import Paths, read_json
+from pipeline.metrics import JACKKNIFE_BLOCKS
+from pipeline.provenance import check_comparable
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
+ORIGIN = ["extractor", "reference", "checkpoint"]  # the first digits of their hashes, behind COLUMNS
 CONFIDENCE = 0.95
+SHORT_HASH = 12
+SEEDS = ["train_seed", "sample_seed"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `count` repetitions and its 95% interval, whose ends are NaN where there is one repetition alone."""
+    """A mean over `count` repetitions and its 95% interval, whose ends are NaN where nothing is known of its error.
+
+    Where there is one repetition alone, the interval is that of drawing its samples, by the jackknife.
+    """
 
     mean: float
     low: float
@@ -28,52 +39,157 @@ class Interval:
         return (self.high - self.low) / 2
 
 
-def interval(values: np.ndarray) -> Interval:
-    """Student's interval of the mean of `values` (n,)."""
+def interval(values: np.ndarray, se: float = math.nan) -> Interval:
+    """Student's interval of the mean of `values` (n,); of one value, that of its standard error from 20 blocks."""
     mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Interval(mean, math.nan, math.nan, count)
-    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else se
+    half = float(stdtrit((count if count > 1 else JACKKNIFE_BLOCKS) - 1, (1 + CONFIDENCE) / 2)) * error
     return Interval(mean, mean - half, mean + half, count)
 
 
-def read_results(paths: Paths, curves: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The results of the declared curves as one table with COLUMNS, and each curve's machine."""
-    rows, machines = [], {}
-    for name, curve in curves.items():
-        content = read_json(paths.curve(name) / "results.json")
-        machines[name] = content["machine"]
+class Results(NamedTuple):
+    """All cells as one table, each row's machine, and what all of them were measured with."""
+
+    table: pd.DataFrame
+    machines: dict[str, dict[str, Any]]
+    provenance: dict[str, Any]
+
+
+def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> Results:
+    """The results of the declared curves and image sets. Raises StudyError where they were not measured alike."""
+    rows, machines, provenance = [], {}, {}
+    folders = {name: (paths.curve(name), row["model"]) for name, row in curves.items()}
+    for name, (folder, model) in (folders | {name: (paths.set(name), "") for name in sets}).items():
+        content = read_json(folder / "results.json")
+        machines[name], own = content["machine"], content["provenance"]
+        provenance[name] = own
+        hashes = {"extractor": own["extractor_hash"][:SHORT_HASH], "reference": own["reference_hash"][:SHORT_HASH]}
         for cell in content["cells"]:
-            row = {"curve": name, "model": curve["model"]} | {k: v for k, v in cell.items() if k != "metrics"}
+            row = {"curve": name, "model": model} | hashes | {k: v for k, v in cell.items() if k != "metrics"}
+            row["checkpoint"] = cell["checkpoint"][:SHORT_HASH]
             rows += [row | metric for metric in cell["metrics"]]
-    return pd.DataFrame(rows, columns=COLUMNS), machines
+    check_comparable(provenance)
+    return Results(pd.DataFrame(rows, columns=COLUMNS + ORIGIN), machines, next(iter(provenance.values())))
 
 
-def at_budget(results: pd.DataFrame, curve: str, metric: str, budget: int) -> pd.Series:
-    """A curve's values at its largest NFE within a budget, by (train seed, sample seed); empty where it has none."""
-    of_curve = results[(results.curve == curve) & (results.metric == metric) & (results.nfe <= budget)]
-    return of_curve[of_curve.nfe == of_curve.nfe.max()].set_index(["train_seed", "sample_seed"]).value
+def cells(results: pd.DataFrame, curve: str, metric: str) -> pd.DataFrame:
+    """A curve's cells of one metric."""
+    return results[(results.curve == curve) & (results.metric == metric)]
 
 
-def ratio(values: pd.Series, base: pd.Series) -> Interval | None:
-    """values / base over the seeds that both have: geometric mean, and an interval from the logarithms.
+def at_budget(results: pd.DataFrame, curve: str, metric: str, budget: int) -> pd.DataFrame:
+    """A curve's value and se at its largest NFE within a budget, by (train seed, sample seed); empty where none."""
+    of_curve = cells(results, curve, metric)
+    of_curve = of_curve[of_curve.nfe <= budget]
+    return of_curve[of_curve.nfe == of_curve.nfe.max()].set_index(SEEDS)[["nfe", "value", "se"]]
 
-    Both sides share their initial noise, and their network where the model is the same, so the ratios are paired.
-    None where they have no seeds in common.
+
+def repeated(found: pd.DataFrame) -> np.ndarray:
+    """The values of repetitions, from cells by seed: one a training, where there are several, else one a sampling.
+
+    Samplings of one network share its luck; counting each of them would promise too narrow an interval.
     """
-    both = pd.concat([values, base], axis=1, join="inner")
+    by_training = found.value.groupby("train_seed").mean()
+    return (by_training if len(by_training) > 1 else found.value).to_numpy()
+
+
+def estimate(found: pd.DataFrame) -> Interval:
+    """The mean of cells by seed and its interval."""
+    return interval(repeated(found), float(found.se.iloc[0]) if len(found) == 1 else math.nan)
+
+
+def difference(own: pd.DataFrame, base: pd.DataFrame) -> Interval | None:
+    """own - base over the seeds that both have, with an interval; None where they have none in common.
+
+    Both sides share their initial noise, and their network where the model is the same, so the differences are paired.
+    Of one repetition alone the two errors are added as if they were independent, which is too wide rather than too
+    narrow where the noise is shared.
+    """
+    both = pd.concat([own, base.add_suffix("_base")], axis=1, join="inner")
     if both.empty:
         return None
-    log = interval(np.log(both.iloc[:, 0] / both.iloc[:, 1]).to_numpy())
-    return Interval(math.exp(log.mean), math.exp(log.low), math.exp(log.high), log.count)
+    both = both.assign(value=both.value - both.value_base, se=np.hypot(both.se, both.se_base))
+    return estimate(both)
 
 
 def is_tie(found: Interval | None) -> bool:
-    """Whether a ratio's interval holds 1. One repetition alone decides nothing, and counts as a tie."""
-    return found is None or math.isnan(found.low) or found.low <= 1 <= found.high
+    """Whether a difference's interval holds 0. Where nothing is known of its error, nothing is decided: a tie."""
+    return found is None or math.isnan(found.low) or found.low <= 0 <= found.high
 
 
 def summarise(results: pd.DataFrame, curve: str, metric: str) -> dict[int, Interval]:
-    """A curve's mean and interval over seeds, by counted NFE."""
-    of_curve = results[(results.curve == curve) & (results.metric == metric)]
-    return {int(nfe): interval(group.value.to_numpy()) for nfe, group in of_curve.groupby("nfe")}
+    """A curve's mean and interval, by counted NFE."""
+    return {int(nfe): estimate(group.set_index(SEEDS)) for nfe, group in cells(results, curve, metric).groupby("nfe")}
+
+
+class Spread(NamedTuple):
+    """Standard deviations of a score from retraining and from resampling one network."""
+
+    mean: float
+    training: float
+    sampling: float
+
+
+def spread(found: pd.DataFrame) -> Spread | None:
+    """What retraining and what resampling add, from cells of every training seed with every sampling seed.
+
+    One-way analysis of variance with random effects; a negative estimate of the variance from training counts as 0.
+    None where there are fewer than two of either.
+    """
+    grid = found.value.unstack("sample_seed")
+    if min(grid.shape) < 2 or grid.isna().any(axis=None):
+        return None
+    within = float(grid.var(axis=1, ddof=1).mean())
+    between = float(grid.mean(axis=1).var(ddof=1)) - within / grid.shape[1]
+    return Spread(float(found.value.mean()), math.sqrt(max(between, 0)), math.sqrt(within))
+
+
+class Floor(NamedTuple):
+    """What real images score where a generator could do no better: a mean, and the standard deviation over splits."""
+
+    mean: float
+    sd: float
+
+
+def floor_of(metric: str, measured: dict[str, Any], samples: int) -> Floor | None:
+    """The floor of a metric, from one half of the real images against the other; None where it was not measured.
+
+    A Frechet distance between n and N images of one distribution is about c (1 / n + 1 / N) (Chong and Forsyth 2020),
+    without the first term where the bias is corrected; so the halves' floor is scaled to the counts in use. Every
+    other metric's floor stands as measured on halves.
+    """
+    if metric not in measured["floor"]:
+        return None
+    mean, sd = (measured["floor"][metric][key] for key in ("mean", "sd"))
+    half, whole = measured["floor_images"], measured["images"]
+    scale = {"fd": (1 / samples + 1 / whole) * half / 2, "fd_corrected": half / whole, "fd_infinity": half / whole}
+    return Floor(mean * scale.get(metric, 1), sd * scale.get(metric, 1))
+
+
+def nfe_to_reach(points: dict[int, float], best: float, floor: float, share: float) -> int | None:
+    """The smallest NFE of points (nfe -> distance) whose excess over the floor is at most (1 + share) times the best's.
+
+    None where no point is. Where the best lies under the floor, there is no excess to compare: only the best reaches.
+    """
+    limit = floor + (1 + share) * (best - floor) if best > floor else best
+    return min((nfe for nfe, value in points.items() if value <= limit), default=None)
+
+
+def pareto(points: Iterable[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Of (cost, distance, name) those that no other one beats in both, the cheapest first."""
+    front: list[tuple[float, float, str]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def read_timings(paths: Paths) -> dict[tuple[str, int], float]:
+    """Seconds per image by (curve, NFE), as `make timings` measured them; empty where it has not."""
+    if not paths.timings.exists():
+        return {}
+    try:
+        with open(paths.timings, newline="") as file:
+            return {(row["curve"], int(row["nfe"])): float(row["seconds_per_image"]) for row in csv.DictReader(file)}
+    except (KeyError, ValueError, TypeError) as error:
+        raise StudyError(f"{paths.timings}: broken ({error}); delete it, or measure again by `make timings`") from None

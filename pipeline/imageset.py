@@ -1,0 +1,64 @@
+"""Images from anywhere else, such as another project's samples, measured like this study's own."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt, StringConstraints
+from torch import Tensor
+
+from pipeline.data import Data, load, to_hash
+from pipeline.errors import StudyError
+from pipeline.features import Extractor
+from pipeline.measurement import measure
+from pipeline.randomness import generator
+from pipeline.reference import Reference
+from pipeline.rows import Row
+from pipeline.sweep import AGREEMENT_SAMPLES, SHOWN_IMAGES, Cell
+
+MOST_REPETITIONS = 3
+
+
+class ImageSet(Row):
+    """A folder or .zip of generated images, what they cost where that is known, and a name for the figures."""
+
+    source: Annotated[str, Field(min_length=1)]
+    nfe: PositiveInt | None = None
+    method: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")] | None = None
+
+
+def measure_set(
+    row: ImageSet,
+    shape: tuple[int, ...],
+    samples: int,
+    extractor: Extractor,
+    reference: Reference,
+) -> list[Cell]:
+    """Measure a set: one cell for every `samples` images, three at most, each of other images in a random order.
+
+    shape (C, H, W): of the study's images. Raises StudyError where the images are of another, or are too few.
+    """
+    images = load(Data(source=row.source, labels=False)).images
+    if tuple(images.shape[1:]) != shape:
+        own, theirs = (_described(s) for s in (shape, tuple(images.shape[1:])))
+        raise StudyError(f"{row.source}: images are {theirs}, and the study's are {own}; convert them")
+    if len(images) < samples:
+        raise StudyError(
+            f"{row.source}: {len(images)} images, and the study measures {samples} at a time; add images, "
+            "or lower `samples` of the curves"
+        )
+    order = torch.randperm(len(images), generator=generator("image set", 0))
+    cells = []
+    for index, part in enumerate(order.split(samples)[:MOST_REPETITIONS]):
+        if len(part) == samples:
+            cells.append(_cell(row, images[part], index, extractor, reference))
+    return cells
+
+
+def _cell(row: ImageSet, images: Tensor, index: int, extractor: Extractor, reference: Reference) -> Cell:
+    found = measure([images], len(images), extractor, reference, SHOWN_IMAGES)
+    features = found.features[: 0 if index else AGREEMENT_SAMPLES].cpu()
+    return Cell(0, index, 0, row.nfe or 0, len(images), to_hash(images), found.metrics, found.images, features)
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    return f"{'grey' if shape[0] == 1 else 'in colour'}, {shape[2]} x {shape[1]}"

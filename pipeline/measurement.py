@@ -1,0 +1,81 @@
+"""One pass over generated images: features, moments by block, and every metric from them; no image is written."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import StudyError
+from pipeline.features import Extractor
+from pipeline.metrics import BlockMoments
+from pipeline.provenance import libraries
+from pipeline.reference import Reference
+
+CHUNK = 1024  # images a step: a fixed number, so that sums round alike however the images come
+
+
+@dataclass(frozen=True)
+class Measured:
+    """[{metric, value, se}], the first images (uint8) and all features (n, d) of one set."""
+
+    metrics: list[dict[str, Any]]
+    images: Tensor
+    features: Tensor
+
+
+def measured_with(extractor: Extractor, reference: Reference, count: int) -> dict[str, Any]:
+    """What results must share to be compared: extractor, reference and split, counts, rounding, versions, device."""
+    return {
+        "extractor": extractor.name,
+        "extractor_hash": extractor.hash,
+        "preprocessing": extractor.preprocessing,
+        "reference_hash": reference.hash,
+        "reference_split": f"all {len(reference.features)} images of the data set, which the models were trained on",
+        "samples": count,
+        "rounding": "8 bits",
+        "libraries": libraries(),
+        "device": reference.features.device.type,
+    }
+
+
+def _chunks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    held: list[Tensor] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(map(len, held)) >= CHUNK:
+            joined = torch.cat(held)
+            yield joined[:CHUNK]
+            held = [joined[CHUNK:]]
+    if any(map(len, held)):
+        yield torch.cat(held)
+
+
+def measure(
+    batches: Iterable[Tensor], count: int, extractor: Extractor, reference: Reference, shown: int = 0
+) -> Measured:
+    """Measure `count` images that come in batches (n, C, H, W), uint8, of any size.
+
+    The first `shown` of them are kept. Features and sums stay on the device that the extractor is on. Raises StudyError
+    where all images are equal (a collapsed generator), where there are too few, or where features are not finite.
+    """
+    blocks = BlockMoments(count, reference.moments.mean)
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    kept: list[Tensor] = []
+    first, varied = None, False
+    for images in _chunks(batches):
+        first = images[:1] if first is None else first
+        varied = varied or bool((images != first).any())
+        found = extractor(images)
+        blocks.add(found.features)
+        features.append(found.features)
+        logits += [] if found.logits is None else [found.logits]
+        kept.append(images[: max(shown - sum(map(len, kept)), 0)])
+    if not varied:
+        raise StudyError(f"all {count} images are equal: the generator has collapsed, and there is nothing to measure")
+    every = torch.cat(features)
+    found_metrics = reference.estimates(every, blocks, torch.cat(logits) if logits else None)
+    metrics = [{"metric": name, "value": e.value, "se": e.se} for name, e in found_metrics.items()]
+    return Measured(metrics, torch.cat(kept), every)

@@ -1,0 +1,223 @@
+"""The report's tables and figures, part by part."""
+
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from pipeline.report.figures import curves_figure, front_figure, samples_figure
+from pipeline.report.findings import SHARES, best_of_all, reached
+from pipeline.report.page import Markdown, bold, code, table
+from pipeline.report.results import cells, difference, estimate, pareto, spread
+from pipeline.report.study import SCORE, Report, number, plain, stated, stated_difference
+from pipeline.rows import Row
+
+SHOWN_BUDGETS = 7
+SMALL = 10  # samples for each feature, under which a warning is printed
+REAL = "real against real"
+BIASED = 0.1  # and the share of the best score that its bias may be
+
+
+def methods_figure(report: Report) -> str:
+    """Score against NFE by method, image sets beside them."""
+    points = {report.label(name): report.points(name) for name in [*report.methods, *report.sets]}
+    curves_figure(report.figures / "methods.png", points, report.score, report.colours, report.floor())
+    return "methods.png"
+
+
+def by_budget(report: Report, metric: str = SCORE) -> Markdown:
+    """Mean and interval by method and budget, and the floor; of the score, the best and its ties in bold."""
+    budgets = sorted({budget for name in report.methods for budget in report.curves[name]["nfe"]})
+    leaders: dict[int, set[str]] = {}
+    for budget in budgets if metric == SCORE else []:
+        having = [name for name in report.methods if budget in report.curves[name]["nfe"]]
+        leader, ties = report.best(having, budget)
+        leaders[budget] = {leader, *ties} if len(having) > 1 else set()
+    lines = []
+    for name in report.methods:
+        texts: list[object] = []
+        for budget in budgets:
+            measured = budget in report.curves[name]["nfe"]
+            text = stated(estimate(report.cells(name, budget, metric))) if measured else ""
+            texts.append(bold(text) if name in leaders.get(budget, ()) else text)
+        lines.append([report.label(name), code(name), *texts])
+    lines.append([REAL, "", *[floor_text(report, metric)] * len(budgets)])
+    return table(["method", "curve", *(f"budget {b}" for b in budgets)], lines)
+
+
+def floor_text(report: Report, metric: str) -> str:
+    floor = report.floor(metric)
+    return f"{number(floor.mean)} (sd {number(floor.sd)})" if floor else ""
+
+
+def best_points(report: Report) -> Markdown:
+    """Every metric of each method and image set at its best score, with the floor of each."""
+    header = ["", "at NFE", report.score, "minimum of repetitions", *map(report.metric, report.metrics[1:])]
+    lines = []
+    for name in [*report.methods, *report.sets]:
+        nfe = min(report.points(name), key=lambda n: report.points(name)[n].mean)
+        own = cells(report.results, name, SCORE)
+        values = own[own.nfe == nfe].value
+        others = [stated(report.points(name, metric)[nfe]) for metric in report.metrics[1:]]
+        least = f"{number(values.min())} (of {len(values)})"
+        title = report.label(name) + (" (one repetition)" if len(values) == 1 else "")
+        lines.append([title, nfe or "unknown", stated(report.points(name)[nfe]), least, *others])
+    floors = [floor_text(report, metric) for metric in report.metrics]
+    lines.append([REAL, "", floors[0], "", *floors[1:]])
+    return table(header, lines)
+
+
+def warning(report: Report) -> str:
+    """What so few samples mean for the numbers, where they are few; else nothing."""
+    name, nfe, best = best_of_all(report)
+    plain_value = report.points(name, "fd")[nfe].mean
+    bias, dimensions = plain_value - best, report.extractor["dimensions"]
+    few = report.samples < SMALL * dimensions
+    if not few and bias < BIASED * abs(best):
+        return ""
+    return (
+        f"Small samples: {report.samples} for {dimensions} features. The plain distance is too large by about "
+        f"{number(bias)} at the best point, where {number(plain_value)} is measured and {number(best)} is left without "
+        "that bias; plain values at other counts can't be compared with these."
+    )
+
+
+def linearity(report: Report) -> str:
+    """Whether real-real distances fall in proportion to the counts, which scaling the floor takes for granted."""
+    found = report.reference
+    half, quarter = found["floor"][SCORE]["mean"], found["quarter_fd_corrected"]
+    if not quarter:
+        return ""
+    return (
+        f"Between quarters of {found['quarter_images']} images it is {number(quarter['mean'])}, "
+        f"{number(quarter['mean'] / half)} times as much; 2 would be in exact proportion."
+    )
+
+
+def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
+    """One axis: its figure, and a table of each row's difference from its base by budget."""
+    bases = list(dict.fromkeys(report.curves[name]["base"] for name in names))
+    labels = {name: f"{name} (base)" for name in bases} | {n: f"{n}: {report.choice(n)}" for n in names}
+    file = "ablation_" + "".join(c if c.isalnum() else "_" for c in title) + ".png"
+    points = {label: report.points(name) for name, label in labels.items()}
+    colours = {label: i for i, label in enumerate(points)}
+    curves_figure(report.figures / file, points, report.score, colours, report.floor())
+    budgets = sorted({budget for name in names for budget in report.curves[name]["nfe"]})
+    lines = []
+    for name in names:
+        base = report.curves[name]["base"]
+        texts = []
+        for budget in budgets:
+            measured = budget in report.curves[name]["nfe"] and budget in report.curves[base]["nfe"]
+            found = difference(report.cells(name, budget), report.cells(base, budget)) if measured else None
+            texts.append(stated_difference(found) if measured else "")
+        lines.append([code(name), report.choice(name), code(base), *texts])
+    header = ["curve", "differs in", "base", *(f"budget {b}" for b in budgets)]
+    return {"title": title, "file": file, "table": table(header, lines)}
+
+
+def reach(report: Report) -> dict[str, Any]:
+    """For each curve the smallest NFE that comes near the study's best score."""
+    name, nfe, best = best_of_all(report)
+    lines = [
+        [code(curve), *("not reached" if found is None else found for found in reached(report, curve))]
+        for curve in report.curves
+    ]
+    return {
+        "best": f"{number(best)}, by {report.label(name)} at NFE {nfe}",
+        "table": table(["curve", *(f"within {share:.0%}" for share in SHARES)], lines),
+    }
+
+
+def fronts(report: Report) -> list[dict[str, Any]]:
+    """The Pareto fronts of the score against NFE and, where they were measured, against seconds per image."""
+    points = {(name, nfe): point for name in report.curves for nfe, point in report.points(name).items()}
+    costs = {"NFE": {key: float(key[1]) for key in points}}
+    costs["seconds per image"] = {key: report.seconds[key] for key in points if key in report.seconds}
+    found = []
+    for title, cost in costs.items():
+        if not cost:
+            continue
+        front = pareto((cost[key], points[key].mean, f"{key[0]}/{key[1]}") for key in cost)
+        names = [name.split("/") for *_, name in front]
+        lines = [
+            [number(x) if title != "NFE" else int(x), code(curve), nfe, stated(points[curve, int(nfe)])]
+            for (x, _, _), (curve, nfe) in zip(front, names, strict=True)
+        ]
+        file = f"front_{title.replace(' ', '_')}.png"
+        front_figure(
+            report.figures / file,
+            [(cost[key], points[key].mean) for key in cost],
+            [(x, y, f"{curve} ({nfe})") for (x, y, _), (curve, nfe) in zip(front, names, strict=True)],
+            title,
+            report.score,
+        )
+        header = [title, "curve", "at NFE", report.score]
+        found.append({"title": title, "file": file, "table": table(header, lines)})
+    return found
+
+
+def spreads(report: Report) -> Markdown:
+    """What retraining and what resampling add, of curves that have every training seed with every sampling seed."""
+    lines = []
+    for name, row in report.curves.items():
+        for budget in sorted(row["nfe"]):
+            if found := spread(report.cells(name, budget)):
+                ratio = number(found.training / found.sampling) if found.sampling else ""
+                lines.append([code(name), budget, *map(number, found), ratio])
+    header = ["curve", "budget", f"mean {report.score}", "sd of retraining", "sd of resampling", "ratio"]
+    return table(header, lines) if lines else Markdown("")
+
+
+def agreement(report: Report) -> Markdown:
+    """The largest relative difference between this study's numbers and either library's, by metric."""
+    rows = [row | {"curve": name} for name in report.curves for row in report.agreement[name]]
+    lines = []
+    for library, metric in dict.fromkeys((row["library"], row["metric"]) for row in rows):
+        own = [row for row in rows if (row["library"], row["metric"]) == (library, metric)]
+        worst = max(own, key=lambda row: row["difference"])
+        values = f"{worst['ours']:.8g} against {worst['theirs']:.8g}"
+        lines.append(
+            [library, report.metric(metric), len(own), f"{worst['difference']:.1e}", code(worst["curve"]), values]
+        )
+    return table(["library", "metric", "cells", "largest relative difference", "in", "ours against theirs"], lines)
+
+
+def samples(report: Report) -> int:
+    """Draw the sample grid by method; returns how many samples each tile shows."""
+    grid = {}
+    for name in report.methods:
+        curve = report.curves[name]
+        images = load_file(report.paths.curve(name) / "images.safetensors")
+        train_seed, sample_seed = curve["seeds"][0]
+        points = cells(report.results, name, SCORE)[["steps", "nfe"]].drop_duplicates().sort_values("nfe")
+        shown = points.head(SHOWN_BUDGETS).itertuples()
+        grid[report.label(name)] = {int(p.nfe): images[f"{p.steps}/{train_seed}/{sample_seed}"] for p in shown}
+    samples_figure(report.figures / "samples.png", grid)
+    return min(len(tiles) for row in grid.values() for tiles in row.values())
+
+
+def design_table(rows: dict[str, Any], schema: type[Row], first: list[str]) -> Markdown:
+    """Every row's design choices in full, the values that differ from its base's in bold."""
+    keys = first + [key for key, field in schema.model_fields.items() if field.title]
+    shown = {name: {key: "measured" if row[key] is None else row[key] for key in keys} for name, row in rows.items()}
+    lines = []
+    for name, row in rows.items():
+        base = shown[row["base"]]
+        texts = [plain(v) if v == base[key] else bold(plain(v)) for key, v in shown[name].items()]
+        lines.append([code(name), code(row["base"]), *texts])
+    return table(["row", "base", *keys], lines)
+
+
+def machines(report: Report) -> list[str]:
+    """On what curves were measured and models were trained, the commonest first."""
+    found: dict[str, list[str]] = {}
+    trained = [summary["machine"] for summary in report.training.values()]
+    for kind, used in (("curve", list(report.machines.values())), ("model", trained)):
+        for machine in used:
+            libraries = ", ".join(f"{key} {value}" for key, value in machine["libraries"].items())
+            where = f"{machine['device']}, {machine['system']}, Python {machine['python']}, {libraries}"
+            found.setdefault(where, []).append(kind)
+    return [
+        f"{kinds.count('curve')} curves or image sets and {kinds.count('model')} models on {where}"
+        for where, kinds in sorted(found.items(), key=lambda item: -len(item[1]))
+    ]

@@ -1,0 +1,144 @@
+"""What every part of the report reads: the declared rows and their results, and how a number is written."""
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.features import label
+from pipeline.files import Paths, read_json
+from pipeline.report.results import (
+    Floor,
+    Interval,
+    at_budget,
+    difference,
+    estimate,
+    floor_of,
+    is_tie,
+    read_results,
+    read_timings,
+    summarise,
+)
+
+SCORE = "fd_corrected"  # what headline figures and comparisons are made with
+METRICS = (
+    "fd_corrected",
+    "fd",
+    "fd_infinity",
+    "kd",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "near_duplicates",
+    "score",
+)
+
+
+class Report:
+    """The declared rows and their results. Raises StudyError where results were not measured alike."""
+
+    def __init__(self, paths: Paths, figures: Path) -> None:
+        self.paths, self.figures = paths, figures
+        rows = read_json(paths.rows / "report.json")
+        self.title, self.models, self.curves, self.sets = (rows[k] for k in ("title", "models", "curves", "sets"))
+        self.study, self.samples = rows["study"]["name"], rows["samples"]
+        self.results, self.machines, self.provenance = read_results(paths, self.curves, self.sets)
+        self.data = read_json(paths.metrics("prepare", "data"))
+        self.extractor = read_json(paths.metrics("features", "extractor"))
+        self.reference = read_json(paths.metrics("reference", "floor"))
+        self.agreement = read_json(paths.metrics("agreement", "libraries"))
+        self.training = {name: read_json(paths.metrics("train", name)) for name in self.models}
+        self.seconds = read_timings(paths)
+        self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
+        self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
+        self.fd, self.score = self.metric("fd"), self.metric(SCORE)
+
+    def metric(self, name: str) -> str:
+        """A metric as it is called with this extractor: only Inception's own features make a FID."""
+        return label(name, self.extractor["name"], self.extractor["official"])
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics that were measured, in the order in which they are shown."""
+        return [metric for metric in METRICS if (self.results.metric == metric).any()]
+
+    def floor(self, metric: str = SCORE) -> Floor | None:
+        return floor_of(metric, self.reference, self.samples)
+
+    def label(self, name: str) -> str:
+        return (self.curves | self.sets)[name]["method"] or name
+
+    def budgets(self, curves: list[str]) -> list[int]:
+        """The budgets that all of these curves have."""
+        return sorted(set.intersection(*(set(self.curves[name]["nfe"]) for name in curves)))
+
+    def cells(self, curve: str, budget: int, metric: str = SCORE) -> pd.DataFrame:
+        return at_budget(self.results, curve, metric, budget)
+
+    def mean(self, curve: str, budget: int) -> float:
+        return estimate(self.cells(curve, budget)).mean
+
+    def nfe(self, curve: str, budget: int) -> int:
+        """What a curve really spends of a budget."""
+        return int(self.cells(curve, budget).nfe.iloc[0])
+
+    def points(self, curve: str, metric: str = SCORE) -> dict[int, Interval]:
+        return summarise(self.results, curve, metric)
+
+    def best(self, curves: list[str], budget: int) -> tuple[str, list[str]]:
+        """The curve of the smallest mean at a budget, and those that tie with it."""
+        leader = min(curves, key=lambda name: self.mean(name, budget))
+        lead = self.cells(leader, budget)
+        return leader, [n for n in curves if n != leader and is_tie(difference(self.cells(n, budget), lead))]
+
+    @cached_property
+    def ablations(self) -> dict[str, list[str]]:
+        """The curves of each axis in which rows differ from their base, by title, methods left out."""
+        found: dict[str, list[str]] = {}
+        for name, row in self.curves.items():
+            if row["axis"] and name not in self.methods:
+                found.setdefault(row["axis"], []).append(name)
+        return found
+
+    def choice(self, name: str) -> str:
+        """What a row changes, as it stands in params.yaml: "rho 3"."""
+        return ", ".join(f"{key} {plain(value)}" for key, value in self.curves[name]["differences"].items()) or name
+
+
+def number(value: float) -> str:
+    """Three significant digits, no exponent but for the very small."""
+    size = abs(value)
+    if 0.001 <= size < 1000:
+        return f"{value:#.3g}".rstrip(".")
+    return f"{value:.0f}" if size >= 1 or value == 0 else f"{value:.1e}"
+
+
+def plain(value: Any) -> str:
+    """A value of a row."""
+    if isinstance(value, list):
+        return ", ".join(plain(v) for v in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def stated(found: Interval) -> str:
+    """A mean with its 95% half width, alone where nothing is known of its error."""
+    return number(found.mean) + ("" if math.isnan(found.low) else f" ± {number(found.half_width)}")
+
+
+def stated_difference(found: Interval | None) -> str:
+    """A difference with its interval, called a tie where that holds 0."""
+    if found is None:
+        return "no common seeds"
+    if math.isnan(found.low):
+        return f"{found.mean:+.3g} (error unknown)"
+    if found.low == found.high == 0:
+        return "equal"
+    text = f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})".replace("-", "−")
+    return text + (", tie" if is_tie(found) else "") + (", one repetition" if found.count < 2 else "")
+
+
+def listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,19 @@
+"""Compare a cell of every curve with what torchmetrics and torch-fidelity find on the same features."""
+
+from pipeline.agreement import compare_curve
+from pipeline.files import read_json, write_json
+from pipeline.reference import load_reference
+from stages import Arguments, run_stage
+
+
+def main(arguments: Arguments) -> None:
+    paths = arguments.paths
+    curves, reference = read_json(paths.rows / "curves.json"), load_reference(paths.reference)
+    found = {name: compare_curve(paths.curve(name), reference) for name in curves}
+    write_json(paths.metrics("agreement", "libraries"), found)
+    worst = max(row["difference"] for rows in found.values() for row in rows)
+    print(f"torchmetrics and torch-fidelity agree on {len(found)} curves, within {worst:.1e} relative")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)
