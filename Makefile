@@ -34,9 +34,8 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.measurement
 
-STUDY ?= digits
-timings: install  # seconds per image of every curve, into the report
-	$(BIN)/python -m stages.timings --name $(STUDY)
+timings: install  # seconds per image of every curve of the root study, into its report
+	$(BIN)/python -m stages.timings --name digits
 	$(BIN)/dvc repro --force --single-item report
 
 pins: install

@@ -16,6 +16,7 @@ from pipeline.metrics import PRECISION_NEIGHBOURS, frechet_distance, kernel_dist
 from pipeline.reference import Reference
 
 TOLERANCE = 1e-4  # relative
+ROUNDING = 1e-9  # of the covariances' traces, or of 1: below that, a number is 0 to rounding
 
 Values = dict[str, float]
 
@@ -99,8 +100,8 @@ def compare(features: Tensor, own: Values, reference: Reference) -> list[dict[st
     rows = []
     for library, measured in LIBRARIES.items():
         for metric, theirs in measured(x, y).items():
-            scale = max(abs(own[metric]), abs(theirs))
-            difference = abs(own[metric] - theirs) / scale if scale else 0.0
+            least = ROUNDING * (float(reference.moments.covariance.trace()) if metric == "fd" else 1.0)
+            difference = abs(own[metric] - theirs) / max(abs(own[metric]), abs(theirs), least)
             rows.append(
                 {"library": library, "metric": metric, "ours": own[metric], "theirs": theirs, "difference": difference}
             )

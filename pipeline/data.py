@@ -77,14 +77,16 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def load(row: Data) -> Dataset:
+def load(row: Data, place: str = "data.source") -> Dataset:
     """The data set that `row` describes, in an order that depends on its content alone.
 
     A folder is read sorted by relative path, a zip in its stored order. Labels come from a top-level `dataset.json`
     ({"labels": [[name, class], ...] or null, "classes": [name, ...]}, "classes" being optional), else from top-level
-    folders, one a class. A set with any colour image is RGB throughout. Raises StudyError on anything unusable.
+    folders, one a class. A set with any colour image is RGB throughout. Raises StudyError on anything unusable, saying
+    that it was named in `place`.
     """
-    path = Path(row.source).expanduser()
+    with _blame(place, f"{row.source!r} names no home folder"):
+        path = Path(row.source).expanduser()
     if row.source in SOURCES:
         built_in = SOURCES[row.source]()
         labels = built_in.labels[: row.limit] if row.labels and built_in.labels is not None else None
@@ -98,9 +100,9 @@ def load(row: Data) -> Dataset:
             dataset = _collect(path, list(dict.fromkeys(archive.namelist())), archive.read, row)
     else:
         hint = nearest(row.source, SOURCES)
-        raise StudyError(f"data.source: {row.source!r} is no folder, no .zip file and no built-in data set; {hint}")
+        raise StudyError(f"{place}: {row.source!r} is no folder, no .zip file and no built-in data set; {hint}")
     if _moments(dataset.images)[1] == 0:
-        raise StudyError(f"data.source: {row.source}: all pixels are equal, so sigma_data = 0; use images that vary")
+        raise StudyError(f"{place}: {row.source}: all pixels are equal, so sigma_data = 0; use images that vary")
     return dataset
 
 

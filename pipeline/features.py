@@ -222,7 +222,7 @@ def official_prefix() -> str:
 
 
 def _obtain_inception(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
-    path = Path(row.weights).expanduser() if row.weights else _official_file()
+    path = _home(row.weights) if row.weights else _official_file()
     content, file_hash = _read(path, row.hash or official_prefix())
     return _as_safetensors(path, content), {"file": "extractor.safetensors", "file_hash": file_hash}
 
@@ -309,7 +309,7 @@ def _timeout() -> Iterator[None]:
 
 
 def _obtain_module(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
-    path = Path(row.weights or "").expanduser()
+    path = _home(row.weights or "")
     if path.suffix not in FORMATS:
         raise StudyError(f"{path}: a module is a TorchScript file (.pt, .ts) or an exported program (.pt2)")
     return _read(path, row.hash or "")[0], {"file": f"extractor{path.suffix}", "stem": path.stem}
@@ -326,6 +326,13 @@ def _build_module(content: bytes, record: dict[str, Any]) -> Extractor:
         raise StudyError(f"cannot be read as a module ({cause})") from None
     weights = content_hash(preprocessing, content)
     return Extractor(f"module {record['stem']}", weights, preprocessing, network, LARGE_BATCH, rgb=True)
+
+
+def _home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise StudyError(f"features.weights: {path!r} names no home folder") from None
 
 
 def _read(path: Path, prefix: str) -> tuple[bytes, str]:

@@ -73,6 +73,8 @@ def measure(
         features.append(found.features)
         logits += [] if found.logits is None else [found.logits]
         kept.append(images[: max(shown - sum(map(len, kept)), 0)])
+    if blocks.seen != count:
+        raise StudyError(f"{blocks.seen} images came where {count} were to be measured")
     if not varied:
         raise StudyError(f"all {count} images are equal: the generator has collapsed, and there is nothing to measure")
     every = torch.cat(features)

@@ -42,13 +42,17 @@ class Moments:
 
 def moments(features: Tensor) -> Moments:
     """The moments of features (n, d). Raises StudyError for fewer than two of them, or where one is not finite."""
-    features = torch.as_tensor(features).double()
+    features = torch.as_tensor(features)
     if features.ndim != 2 or len(features) < 2:
         raise StudyError(f"moments need features of shape (n, d) with n >= 2, not {tuple(features.shape)}")
     _check_finite(features)
-    mean = features.mean(0)
-    centred = features - mean
-    return Moments(mean, centred.T @ centred / (len(features) - 1))
+    parts = features.split(TILE)  # in float64 a part at a time, for the memory
+    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(features)
+    product = mean.new_zeros(len(mean), len(mean))
+    for part in parts:
+        centred = part.double() - mean
+        product.addmm_(centred.T, centred)
+    return Moments(mean, product / (len(features) - 1))
 
 
 def _check_finite(features: Tensor) -> None:
@@ -296,8 +300,12 @@ def neighbour_metrics(x: Tensor, y: Tensor, y_nearest: Tensor | None = None) -> 
 
 
 def near_duplicates(x: Tensor, y: Tensor, threshold: float) -> Estimate:
-    """The share of features (n, d) whose nearest one among (m, d) is nearer than `threshold`, a squared distance."""
-    return _share(nearest_squared(x, y)[:, 0] < threshold)
+    """The share of features (n, d) whose nearest one among (m, d) is no farther than `threshold`, a squared distance.
+
+    To rounding, so that copies count where the threshold is 0.
+    """
+    rounding = 1e-12 * float(torch.cat([t.double().square().sum(1) for t in y.split(TILE)]).mean())
+    return _share(nearest_squared(x, y)[:, 0] <= threshold + rounding)
 
 
 def inception_score(logits: Tensor) -> Estimate:

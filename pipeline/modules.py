@@ -13,12 +13,26 @@ from torch import nn
 
 from pipeline.errors import StudyError
 
+FILE_OPERATORS = ("from_file", "save")  # what a network has no use for: operators that write files
+
 
 def _script(content: bytes) -> nn.Module:
-    """A TorchScript file. Its reader knows TorchScript's types alone and runs no Python."""
+    """A TorchScript file. Its reader knows TorchScript's types alone and runs no Python; operators are looked at."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated in favour of exported programs
-        return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+    _vet_graph(module.inlined_graph)
+    return module
+
+
+def _vet_graph(graph: Any) -> None:
+    """Refuse operators other than PyTorch's own, and those of these that write files. Raises StudyError."""
+    for node in graph.nodes():
+        space, _, name = node.kind().partition("::")
+        if space not in ("aten", "prim", "profiler") or name in FILE_OPERATORS or name == "PythonOp":
+            raise StudyError(f"the script calls {node.kind()}, which is not for a feature extractor")
+        for block in node.blocks():
+            _vet_graph(block)
 
 
 def _exported(content: bytes) -> nn.Module:
@@ -38,7 +52,7 @@ RECORDS = re.compile(
 )
 STRINGS = {  # by the key that they stand under, in the program of an exported module
     "target": re.compile(
-        r"torch\.ops\.aten\.(_?[a-zA-Z]\w*)\.[a-zA-Z]\w*|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
+        r"torch\.ops\.aten\.(?!from_file|save)(_?[a-zA-Z]\w*)\.[a-zA-Z]\w*|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
         r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge)|torch\.sym_[a-z]+"
     ),
     "expr_str": re.compile(

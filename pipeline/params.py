@@ -190,6 +190,8 @@ def resolve(study: Study) -> dict[str, Any]:
         "sets": {},
     }
     for name, curve in curves.items():
+        if curve.method and any(curve.method in (row.method, other) for other, row in curves.items() if other != name):
+            raise StudyError(f"curves.{name}.method: {curve.method!r} names another curve already")
         if "model" not in (study.curves[name] or {}):
             raise StudyError(f"curves.{name}.model: missing; every curve names its model itself, for dvc.yaml")
         if curve.model not in models:
@@ -202,11 +204,14 @@ def resolve(study: Study) -> dict[str, Any]:
         seeds = seed_pairs(models[curve.model].train_seeds, curve.sample_seeds, curve.repetitions)
         out[f"curves/{name}"] = curve.filled().model_dump(mode="json", exclude={"method"}) | {"seeds": seeds}
         report["curves"][name] = out[f"curves/{name}"] | {"method": curve.method} | _filed(base, changed, titles)
-    report["samples"] = _common_samples(curves)
+    report["samples"] = out["samples"] = _common_samples(curves)
     for name, images in study.sets.items():
         if name in curves:
             raise StudyError(f"sets.{name}: a curve has this name already")
-        out[f"sets/{name}"] = images.model_dump(mode="json") | {"samples": report["samples"]}
+        labels = [row.method or other for other, row in (curves | study.sets).items() if other != name]
+        if (images.method or name) in labels:
+            raise StudyError(f"sets.{name}.method: {images.method or name!r} names a curve or another set already")
+        out[f"sets/{name}"] = images.model_dump(mode="json")
         report["sets"][name] = out[f"sets/{name}"]
     for name, found in relation.items():
         report["models"][name] = out[f"models/{name}"] | _filed(found["base"], found["differences"], found["titles"])

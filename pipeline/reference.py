@@ -45,6 +45,7 @@ class Reference:
     moments: Moments
     sums: KernelSums
     duplicate_distance: float
+    extractor_hash: str = ""
     hash: str = ""
     _nearest: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
@@ -74,7 +75,7 @@ def reference_of(features: Tensor) -> Reference:
     return Reference(features, moments(features), kernel_sums(features), float(own.quantile(DUPLICATE_QUANTILE)))
 
 
-def make_reference(found: Extracted, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
+def make_reference(found: Extracted, extractor_hash: str, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
     """From the features (n, d) and logits of all real images: the reference file's content, and a summary.
 
     It holds each metric's floor: what one half of the real images scores against the other half, mean and standard
@@ -97,14 +98,6 @@ def make_reference(found: Extracted, seed: int = 0) -> tuple[bytes, dict[str, An
             blocks = _blocks(features[one[:quarter]], few.mean)
             estimates = frechet_estimates(blocks, partial(frechet_distance, b=few))
             quarters.append(estimates["fd_corrected"].value)
-    summary = {
-        "images": len(features),
-        "floor_images": half,
-        "floor_splits": FLOOR_SPLITS,
-        "floor": {metric: _spread([floor[metric].value for floor in floors]) for metric in floors[0]},
-        "quarter_images": quarter,
-        "quarter_fd_corrected": _spread(quarters) if quarters else None,
-    }
     tensors = {
         "features": reference.features,
         "mean": reference.moments.mean,
@@ -112,10 +105,19 @@ def make_reference(found: Extracted, seed: int = 0) -> tuple[bytes, dict[str, An
         "kernel_rows": reference.sums.rows,
         "kernel_squares": reference.sums.squares,
     }
-    return save(
-        {name: value.contiguous() for name, value in tensors.items()},
-        {"reference": json.dumps({"duplicate_distance": reference.duplicate_distance})},
-    ), summary
+    extra = {"duplicate_distance": reference.duplicate_distance, "extractor_hash": extractor_hash}
+    content = save({name: t.contiguous() for name, t in tensors.items()}, {"reference": json.dumps(extra)})
+    summary = {
+        "reference_hash": content_hash(content),
+        "extractor_hash": extractor_hash,
+        "images": len(features),
+        "floor_images": half,
+        "floor_splits": FLOOR_SPLITS,
+        "floor": {metric: _spread([floor[metric].value for floor in floors]) for metric in floors[0]},
+        "quarter_images": quarter,
+        "quarter_fd_corrected": _spread(quarters) if quarters else None,
+    }
+    return content, summary
 
 
 def _blocks(features: Tensor, centre: Tensor) -> BlockMoments:
@@ -137,22 +139,26 @@ def save_reference(content: bytes, folder: Path) -> None:
     write_bytes(folder / "reference.safetensors", content)
 
 
-def load_reference(folder: Path) -> Reference:
-    """The reference in a folder. Raises StudyError where it is missing or broken."""
+def load_reference(folder: Path, extractor_hash: str | None = None) -> Reference:
+    """The reference in a folder. Raises StudyError where it is missing, broken, or made by another extractor."""
     path = folder / "reference.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:
             extra = json.loads((file.metadata() or {})["reference"])
         tensors = load_file(path)
         rows = tensors["kernel_rows"]
-        return Reference(
+        found = Reference(
             tensors["features"],
             Moments(tensors["mean"], tensors["covariance"]),
             KernelSums(rows, rows, tensors["kernel_squares"]),
             extra["duplicate_distance"],
+            extra["extractor_hash"],
             content_hash(path),
         )
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{path}: not a reference of this study ({error})") from None
+    if extractor_hash not in (None, found.extractor_hash):
+        raise StudyError(f"{path}: made by another extractor than the present one; run `dvc repro`")
+    return found

@@ -7,22 +7,31 @@ from statistics import median
 from typing import Any
 
 from pipeline.denoiser import load_denoiser
+from pipeline.files import content_hash
 from pipeline.provenance import machine
 from pipeline.sampler import Sampler
 from pipeline.sampling import generate
 
-COLUMNS = ["curve", "steps", "nfe", "seconds_per_image", "images", "repetitions", "device"]
+COLUMNS = ["curve", "steps", "nfe", "seconds_per_image", "images", "repetitions", "device", "checkpoint", "sampler"]
 IMAGES = 256
 REPETITIONS = 3
+
+
+def sampler_hash(curve: dict[str, Any]) -> str:
+    """The first digits of a hash over a resolved curve row's sampler, its budgets left out."""
+    return content_hash({k: curve[k] for k in Sampler.model_fields if k != "nfe"})[:12]
 
 
 def time_curve(name: str, curve: dict[str, Any], model: Path) -> Iterator[dict[str, Any]]:
     """The median time to sample one batch with each number of steps of a resolved curve row: rows with COLUMNS.
 
-    On the threads that this process has; the study's sweeps use one for each batch. The first batch is not counted.
+    On the calling thread's number of threads; a first batch is not counted. The hashes tell whether a time is still
+    that of the curve as it stands.
     """
     sampler = Sampler(**{k: curve[k] for k in Sampler.model_fields})
-    denoiser = load_denoiser(model / f"seed_{curve['seeds'][0][0]}.safetensors")
+    weights = model / f"seed_{curve['seeds'][0][0]}.safetensors"
+    denoiser = load_denoiser(weights)
+    origin = {"device": machine()["device"], "checkpoint": content_hash(weights)[:12], "sampler": sampler_hash(curve)}
     steps = sorted({sampler.steps(budget) for budget in sampler.nfe})
     list(generate(denoiser, denoiser.shape, sampler, steps[0], 0, IMAGES, IMAGES))
     for count in steps:
@@ -32,4 +41,4 @@ def time_curve(name: str, curve: dict[str, Any], model: Path) -> Iterator[dict[s
             [(_, nfe)] = generate(denoiser, denoiser.shape, sampler, count, repetition, IMAGES, IMAGES)
             seconds.append(time.perf_counter() - start)
         row = {"curve": name, "steps": count, "nfe": nfe, "seconds_per_image": f"{median(seconds) / IMAGES:.3g}"}
-        yield row | {"images": IMAGES, "repetitions": REPETITIONS, "device": machine()["device"]}
+        yield row | {"images": IMAGES, "repetitions": REPETITIONS} | origin

@@ -1,9 +1,11 @@
 """Measure images from anywhere else: a row of `sets`, or by hand --images, a folder or zip."""
 
+from pipeline.agreement import compare_curve
 from pipeline.data import load_summary
-from pipeline.features import label, load_extractor
+from pipeline.errors import StudyError
+from pipeline.features import load_extractor
 from pipeline.files import read_json, whole_folder, write_json
-from pipeline.imageset import ImageSet, measure_set
+from pipeline.imageset import ImageSet, measure_set, table
 from pipeline.measurement import measured_with
 from pipeline.parallel import side_by_side
 from pipeline.reference import load_reference
@@ -13,21 +15,21 @@ from stages import Arguments, run_stage
 
 def main(arguments: Arguments) -> None:
     paths, name = arguments.paths, arguments.row
-    if arguments.images:
-        row = {"source": arguments.images, "samples": read_json(paths.rows / "report.json")["samples"]}
-    else:
-        row = read_json(paths.row("sets", name))
-    data, samples = load_summary(paths.data), row.pop("samples")
-    extractor, reference = load_extractor(paths.features), load_reference(paths.reference)
+    if bool(arguments.images) == bool(name):
+        raise StudyError("give --images, a folder or zip of images, or --row, a row of `sets`")
+    samples = read_json(paths.rows / "samples.json")
+    row = ImageSet(source=arguments.images) if arguments.images else ImageSet(**read_json(paths.row("sets", name)))
+    place = "--images" if arguments.images else f"sets.{name}.source"
+    data, extractor = load_summary(paths.data), load_extractor(paths.features)
+    reference = load_reference(paths.reference, extractor.hash)
     shape = (data["channels"], data["height"], data["width"])
-    [cells] = side_by_side([lambda: measure_set(ImageSet(**row), shape, samples, extractor, reference)])
-    for cell in cells:
-        for m in cell.metrics:
-            print(f"{label(m['metric'], extractor.name, extractor.official)}: {m['value']:.6g} (se {m['se']:.2g})")
-    if not arguments.images:
+    [cells] = side_by_side([lambda: measure_set(row, place, shape, samples, extractor, reference)])
+    print(table(cells, extractor, read_json(paths.metrics("reference", "floor"))))
+    if name:
         with whole_folder(paths.set(name)) as folder:
             summary = save_curve(cells, measured_with(extractor, reference, samples), folder)
-        write_json(paths.metrics("measure", name), summary)
+            agreement = compare_curve(folder, reference)
+        write_json(paths.metrics("measure", name), summary | {"agreement": agreement})
 
 
 if __name__ == "__main__":

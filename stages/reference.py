@@ -11,7 +11,7 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     extractor, dataset = load_extractor(paths.features), load_prepared(paths.data)
-    [(content, summary)] = side_by_side([lambda: make_reference(extractor(dataset.images))])
+    [(content, summary)] = side_by_side([lambda: make_reference(extractor(dataset.images), extractor.hash)])
     with whole_folder(paths.reference) as folder:
         save_reference(content, folder)
     write_json(paths.metrics("reference", "floor"), summary)

@@ -12,7 +12,8 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths, name = arguments.paths, arguments.row
     curve = read_json(paths.row("curves", name))
-    extractor, reference = load_extractor(paths.features), load_reference(paths.reference)
+    extractor = load_extractor(paths.features)
+    reference = load_reference(paths.reference, extractor.hash)
     with bar(f"sweep {name}", None, "cell") as progress:
         cells = measure_curve(curve, paths.model(curve["model"]), extractor, reference, lambda _: progress.update())
     with whole_folder(paths.curve(name)) as folder:

@@ -40,6 +40,12 @@ def test_the_libraries_agree(n: int) -> None:
     assert all(0 < abs(row["theirs"]) < 1 for row in rows if row["metric"] in ("precision", "recall"))
 
 
+def test_distances_of_0_agree() -> None:
+    """Of a set with itself every distance is 0 to rounding, and a relative difference says nothing."""
+    x = REFERENCE.features
+    assert all(row["difference"] <= 1e-4 for row in compare(x, ours(x, REFERENCE), REFERENCE))
+
+
 def saved(folder: Path, n: int = REAL + 70, samples: int | None = None, **changed: float) -> Path:
     """A curve's folder with two cells, whose second one kept its features and says what it should, but for changes."""
     x = drawn(n, 2)

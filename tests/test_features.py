@@ -254,10 +254,10 @@ def test_a_row_of_each_extractor() -> None:
     ("metric", "official", "other"),
     [
         ("fd", "FID", "FD (classifier)"),
-        ("fd_corrected", "FID, bias-corrected", "FD (classifier), bias-corrected"),
+        ("fd_corrected", "bias-corrected FID", "bias-corrected FD (classifier)"),
         ("fd_infinity", "FID at infinite samples", "FD (classifier) at infinite samples"),
         ("kd", "KID", "KD (classifier)"),
-        ("score", "Inception score", "IS formula (classifier)"),
+        ("score", "Inception score", "IS (classifier)"),
         ("precision", "precision", "precision (classifier)"),
         ("recall", "recall", "recall (classifier)"),
         ("density", "density", "density (classifier)"),
@@ -721,6 +721,26 @@ def test_a_script_in_training_mode_is_put_into_eval_mode(tmp_path: Path) -> None
     assert make_extractor(own(scripted, Typed(3).train(), tmp_path), digits(40))[1]["name"] == "module net"
 
 
+class Overwrites(nn.Module):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = images.float().mean((2, 3))
+        if images.shape[0] > 1:
+            found = found + torch.from_file(self.path, True, 8, dtype=torch.uint8).fill_(65).float().mean()
+        return found
+
+
+def test_a_script_that_writes_files_is_refused(tmp_path: Path) -> None:
+    (victim := tmp_path / "victim").write_text("ORIGINAL")
+    torch.jit.script(Overwrites(str(victim)).eval()).save(str(path := tmp_path / "net.pt"))
+    row = Features(extractor="module", weights=str(path))
+    one_line(lambda: make_extractor(row, digits(40)), f"{path}: the script calls aten::from_file")
+    assert victim.read_text() == "ORIGINAL"
+
+
 def test_the_probe_sees_company_alone() -> None:
     """An image's features that lean on the others by more than a thousandth are refused, and by less are not."""
 
@@ -829,6 +849,11 @@ def evil_operator(members: Members, mark: Path) -> None:
     members[name] = members[name].replace(b"torch.ops.aten.mean.dim", b"torch.os.mkdir")
 
 
+def evil_file(members: Members, mark: Path) -> None:
+    name = member(members, "models/model.json")
+    members[name] = members[name].replace(b"torch.ops.aten.mean.dim", b"torch.ops.aten.from_file.default")
+
+
 def evil_name(members: Members, mark: Path) -> None:
     name = member(members, "models/model.json")
     code = f"\"mean=__import__('os').mkdir('{mark}');mean\""
@@ -864,6 +889,7 @@ def rezipped(good: Path, path: Path, change: Callable[[Members], object]) -> Non
         evil_weight,
         evil_constant,
         evil_operator,
+        evil_file,
         evil_name,
         native_code,
     ],

@@ -62,7 +62,7 @@ def in_zip(path: Path, images: Tensor) -> Path:
 
 
 def measured(source: Path | str, reference: Reference, shape: tuple[int, ...] = SHAPE, **keys: object) -> list[Cell]:
-    return measure_set(ImageSet(source=str(source), **keys), shape, SAMPLES, Fake(), reference)
+    return measure_set(ImageSet(source=str(source), **keys), "sets.x.source", shape, SAMPLES, Fake(), reference)
 
 
 def record(cells: list[Cell]) -> str:
@@ -94,7 +94,7 @@ def test_a_folder_and_a_zip_are_one_set_and_the_result_is_the_same_again(tmp_pat
 def test_repetitions_are_of_other_images(tmp_path: Path, reference: Reference, count: int, repetitions: int) -> None:
     images, extractor = drawn(count, 3), Fake()
     row = ImageSet(source=str(in_folder(tmp_path / "set", images)))
-    cells = measure_set(row, SHAPE, SAMPLES, extractor, reference)
+    cells = measure_set(row, "sets.x.source", SHAPE, SAMPLES, extractor, reference)
     assert [(c.sample_seed, c.samples) for c in cells] == [(i, SAMPLES) for i in range(repetitions)]
     seen = [image.tobytes() for batch in extractor.seen for image in batch.numpy()]
     assert len(set(seen)) == len(seen) == repetitions * SAMPLES
@@ -146,5 +146,5 @@ def test_a_source_that_is_nothing_is_refused(tmp_path: Path, reference: Referenc
 def test_a_built_in_set_can_be_measured() -> None:
     reference = reference_of(Fake()(drawn(100, 1, (1, 8, 8))).features)
     row = ImageSet(source="digits", method="real digits")
-    cells = measure_set(row, (1, 8, 8), 600, Fake(), reference)
+    cells = measure_set(row, "sets.x.source", (1, 8, 8), 600, Fake(), reference)
     assert [(c.samples, c.nfe, len(c.features)) for c in cells] == [(600, 0, 600), (600, 0, 0)]

@@ -486,6 +486,13 @@ def test_near_duplicates_are_copies_and_what_chance_gives() -> None:
     assert near_duplicates(half, real, threshold).value == 0.5
 
 
+def test_copies_are_near_duplicates_where_real_images_are_copies_of_each_other() -> None:
+    real = features(100, 4, 1).repeat_interleave(2, 0)
+    threshold = float(nearest_squared(real).quantile(0.05))
+    assert near_duplicates(real[:50], real, threshold).value == 1
+    assert near_duplicates(real[:50] + 0.1, real, threshold).value == 0
+
+
 @pytest.mark.parametrize("n", [10, 97, 500])
 def test_inception_score_is_that_of_torch_fidelity(n: int) -> None:
     logits = 2 * features(n, 7, 1)

@@ -213,7 +213,8 @@ def test_crossed_repetitions_are_each_training_seed_with_each_sampling_seed(tmp_
 
 def test_an_image_set_is_measured_with_as_many_samples_as_the_curves(tmp_path: Path) -> None:
     rows = resolved(tmp_path, defaults={"curves": {"samples": 64}}, sets={"other": {"source": "x.zip", "nfe": 35}})
-    expected = {"source": "x.zip", "nfe": 35, "method": None, "samples": 64}
+    assert rows["samples"] == 64
+    expected = {"source": "x.zip", "nfe": 35, "method": None}
     assert rows["sets/other"] == rows["report"]["sets"]["other"] == expected
 
 
@@ -300,6 +301,15 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "set without source": ({"sets": {"a": {"nfe": 3}}}, "sets.a.source", "missing"),
     "set at no cost": ({"sets": {"a": {"source": "x", "nfe": 0}}}, "sets.a.nfe", "greater than 0"),
     "set named as a curve": ({"sets": {"edm": {"source": "x"}}}, "sets.edm", "a curve has this name already"),
+    "set labelled as a curve": (
+        curve(method="EDM") | {"sets": {"a": {"source": "x", "method": "EDM"}}}, "sets.a.method", "'EDM' names a curve"
+    ),
+    "sets labelled alike": (
+        {"sets": {name: {"source": "x", "method": "y"} for name in "ab"}}, "sets.a.method", "another set"
+    ),
+    "curves labelled alike": (
+        curves(x={"model": "edm", "method": "M"}, y={"model": "edm", "method": "M"}), "curves.x.method", "another curve"
+    ),
     "null sets": ({"sets": None}, "sets", "dictionary"),
     "data limit": ({"data": {"limit": 1}}, "data.limit", "greater than or equal to 2"),
 }  # fmt: skip

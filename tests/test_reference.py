@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import StudyError
 from pipeline.features import Extracted
+from pipeline.files import content_hash
 from pipeline.metrics import BlockMoments, frechet_distance, nearest_squared
 from pipeline.randomness import generator
 from pipeline.reference import (
@@ -37,7 +38,7 @@ def made(count: int = 200, logits: bool = True) -> Extracted:
 
 
 def saved(folder: Path, found: Extracted) -> Reference:
-    save_reference(make_reference(found)[0], folder)
+    save_reference(make_reference(found, "e")[0], folder)
     return load_reference(folder)
 
 
@@ -53,9 +54,9 @@ def test_a_reference_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_the_same_features_give_the_same_bytes(tmp_path: Path) -> None:
-    (first, summary), (second, other) = make_reference(made()), make_reference(made())
+    (first, summary), (second, other) = make_reference(made(), "e"), make_reference(made(), "e")
     assert first == second and summary == other
-    changed, _ = make_reference(made(), seed=1)
+    changed, _ = make_reference(made(), "e", seed=1)
     assert changed != first
     folders = [tmp_path / name for name in "abc"]
     for folder, content in zip(folders, (first, second, changed), strict=True):
@@ -67,7 +68,7 @@ def test_the_same_features_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("logits", [True, False])
 def test_the_floor_is_what_halves_score_against_each_other(logits: bool) -> None:
     found = made(201, logits)
-    _, summary = make_reference(found)
+    _, summary = make_reference(found, "e")
     assert (summary["images"], summary["floor_images"], summary["floor_splits"]) == (201, 100, FLOOR_SPLITS)
     assert list(summary["floor"]) == METRICS + ["score"] * logits
     values: dict[str, list[float]] = {name: [] for name in summary["floor"]}
@@ -86,7 +87,7 @@ def test_the_floor_is_what_halves_score_against_each_other(logits: bool) -> None
 
 def test_the_floor_falls_in_proportion_to_the_count() -> None:
     """`fd` of m against m falls like 1 / m; `fd_corrected` keeps the half that the other side's draw makes."""
-    small, large = (make_reference(Extracted(drawn(n), None))[1] for n in (500, 2000))
+    small, large = (make_reference(Extracted(drawn(n), None), "e")[1] for n in (500, 2000))
     for name in ("fd", "fd_corrected"):
         means = [summary["floor"][name]["mean"] for summary in (small, large)]
         assert means[0] / means[1] == pytest.approx(4, rel=0.35), name
@@ -97,7 +98,7 @@ def test_the_floor_falls_in_proportion_to_the_count() -> None:
 
 
 def test_real_images_are_not_far_from_real_images() -> None:
-    floor = make_reference(Extracted(drawn(1000), None))[1]["floor"]
+    floor = make_reference(Extracted(drawn(1000), None), "e")[1]["floor"]
     assert abs(floor["kd"]["mean"]) < 3 * floor["kd"]["sd"]
     assert floor["near_duplicates"]["mean"] == pytest.approx(0.05, abs=0.02)
     assert floor["density"]["mean"] == pytest.approx(1, abs=0.1)
@@ -111,10 +112,10 @@ def test_near_duplicates_are_nearer_than_95_in_100_real_images() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    _, summary = make_reference(made(80))
-    assert summary["quarter_fd_corrected"] is None and make_reference(made(160))[1]["quarter_fd_corrected"]
+    _, summary = make_reference(made(80), "e")
+    assert summary["quarter_fd_corrected"] is None and make_reference(made(160), "e")[1]["quarter_fd_corrected"]
     with pytest.raises(StudyError, match=r"^79 real images are too few to measure against; at least 80$"):
-        make_reference(made(79))
+        make_reference(made(79), "e")
 
 
 def without(name: str) -> Callable[[Path], object]:
@@ -150,3 +151,12 @@ def test_a_broken_file_is_told_in_one_line(tmp_path: Path, harm: Callable[[Path]
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"reference\.safetensors: missing; `dvc repro` makes it"):
         load_reference(tmp_path)
+
+
+def test_a_reference_of_another_extractor_is_refused(tmp_path: Path) -> None:
+    content, summary = make_reference(made(), "e")
+    save_reference(content, tmp_path)
+    assert load_reference(tmp_path, "e").hash == summary["reference_hash"] == content_hash(content)
+    assert summary["extractor_hash"] == "e"
+    with pytest.raises(StudyError, match="made by another extractor than the present one"):
+        load_reference(tmp_path, "other")

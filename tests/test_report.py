@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save
 from scipy import stats
 
+from pipeline import timing
 from pipeline.errors import StudyError
-from pipeline.files import Paths, write_bytes, write_json, write_text
+from pipeline.files import Paths, write_bytes, write_csv, write_json, write_text
 from pipeline.params import Study, resolve
 from pipeline.report.build import build
 from pipeline.report.page import escape, table, to_html
@@ -34,7 +35,8 @@ from pipeline.report.results import (
     spread,
     summarise,
 )
-from pipeline.report.study import METRICS, number
+from pipeline.report.study import METRICS, Report, number
+from pipeline.timing import sampler_hash
 
 HOSTILE = '<script>alert("x")</script> | $a_b$ `c` **d** [e](http://evil.example)'
 
@@ -79,12 +81,17 @@ def test_samplings_of_one_network_are_one_repetition() -> None:
 
 
 def test_spread_is_that_of_the_components_of_variance() -> None:
+    """Trainings share their sampling seeds, whose own effect is no part of what retraining adds."""
     random = np.random.default_rng(0)
-    training = random.normal(0, 3, 400)
-    values = {(t, s): 7 + training[t] + random.normal(0, 0.5) for t in range(400) for s in range(3)}
+    training, sampling = random.normal(0, 3, 200), random.normal(0, 2, 200)
+    values = {(t, s): 7 + training[t] + sampling[s] + random.normal(0, 0.5) for t in range(200) for s in range(200)}
     found = spread(by_seed(values))
     assert found is not None
-    assert (found.mean, found.training, found.sampling) == pytest.approx((7, 3, 0.5), rel=0.1)
+    assert (found.mean, found.training, found.sampling) == pytest.approx((7, 3, math.hypot(2, 0.5)), rel=0.15)
+    small = [
+        spread(by_seed({(t, s): training[t] + sampling[t + s] for t in (k, k + 1) for s in (0, 1)})) for k in (0, 9)
+    ]
+    assert all(found is not None and found.sampling > 0 for found in small)
     assert spread(by_seed({(0, 0): 1.0, (1, 1): 2.0})) is None
     assert spread(by_seed({(0, 0): 1.0, (0, 1): 2.0})) is None
 
@@ -130,7 +137,7 @@ def test_the_nfe_to_reach_counts_the_excess_over_the_floor() -> None:
     assert [nfe_to_reach(points, 1.0, 0.0, share) for share in (0.05, 0.2, 1.0, 9.0)] == [35, 11, 7, 3]
     assert [nfe_to_reach(points, 1.0, 0.8, share) for share in (0.05, 0.2, 1.0)] == [63, 35, 11]
     assert nfe_to_reach(points, 0.5, 0.0, 0.2) is None
-    assert nfe_to_reach(points, 1.0, 2.0, 0.2) == 63
+    assert nfe_to_reach(points, 1.0, 2.0, 0.2) == 7  # whatever is not above the floor
 
 
 def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
@@ -141,9 +148,7 @@ def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
 def test_timings_that_are_broken_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = Paths("t")
-    assert read_timings(paths) == {}
-    write_text(paths.timings, "curve,nfe,seconds_per_image\nedm,3,0.001\n")
-    assert read_timings(paths) == {("edm", 3): 0.001}
+    assert read_timings(paths).empty
     write_text(paths.timings, "curve,nfe\nedm,3\n")
     with pytest.raises(StudyError, match=r"timings.csv: broken"):
         read_timings(paths)
@@ -214,10 +219,12 @@ PROVENANCE = {
     "libraries": {"torch": "2"},
     "device": "cpu",
 }
+AGREED = [{"library": "torch-fidelity", "metric": "fd", "ours": 1.0, "theirs": 1.0, "difference": 1e-15}]
 EXTRACTOR = {
     "name": "classifier",
     "dimensions": 64,
     "official": False,
+    "hash": "e" * 64,
     "held_out_images": 9,
     "held_out_accuracy": 0.98,
     "wanted": "classifier",
@@ -259,10 +266,12 @@ def made_up_study(
         write_cells(folder / paths.curve(name), rows[f"curves/{name}"]["seeds"], [(2, 3), (4, 7)], {})
     for name, row in (sets or {}).items():
         write_cells(folder / paths.set(name), [[0, 0]], [(0, row.get("nfe", 0))], {})
+        write_json(folder / paths.metrics("measure", name), {"agreement": AGREED})
     data = {"count": 100, "channels": 1, "height": 8, "width": 8, "sigma_data": 0.5, "content_hash": "0" * 64}
     write_json(folder / paths.metrics("prepare", "data"), data | {"classes": [HOSTILE]})
     write_json(folder / paths.metrics("features", "extractor"), EXTRACTOR)
     floor = {
+        "reference_hash": "f" * 64,
         "images": 100,
         "floor_images": 50,
         "floor_splits": 10,
@@ -272,8 +281,7 @@ def made_up_study(
     write_json(folder / paths.metrics("reference", "floor"), floor)
     for model in ("edm", "edm_snr"):
         write_json(folder / paths.metrics("train", model), {"machine": MACHINE})
-    agreed = [{"library": "torch-fidelity", "metric": "fd", "ours": 1.0, "theirs": 1.0, "difference": 1e-15}]
-    write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, agreed))
+    write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
     return paths
 
 
@@ -307,17 +315,30 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(table_of_results.columns) == COLUMNS + ORIGIN
     assert len(table_of_results) == len(CURVES) * 2 * 3 * len(METRICS)
     assert set(table_of_results.checkpoint) == {"c" * 12}
+    origins = json.loads((paths.reports / "provenance.json").read_text())
+    assert list(origins) == list(CURVES)
+    assert origins["rho_3"]["measured_with"] == PROVENANCE and origins["rho_3"]["row"]["rho"] == 3
+    assert origins["rho_3"]["checkpoints"] == {"0": "c" * 12, "1": "c" * 12, "2": "c" * 12}
 
 
 def test_report_with_seconds_has_their_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the curves as they stand: what was timed with other weights or another sampler is left out."""
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
-    write_text(paths.timings, "curve,nfe,seconds_per_image\nedm,3,0.001\nedm,7,0.002\n")
+    curves = json.loads((paths.rows / "report.json").read_text())["curves"]
+    rows = [
+        {"curve": name, "steps": 2, "nfe": 3, "seconds_per_image": 0.001, "images": 256, "repetitions": 3}
+        | {"device": "CPU (made up)", "checkpoint": checkpoint, "sampler": sampler_hash(curves[name])}
+        for name, checkpoint in (("edm", "c" * 12), ("rho_3", "c" * 12), ("rho_5", "old"), ("gone", "c" * 12))
+        if name in curves
+    ]
+    rows[1]["sampler"] = "old"
+    write_csv(paths.timings, timing.COLUMNS, rows)
     build(paths)
     assert (paths.reports / "figures/front_seconds_per_image.png").exists()
-    assert "Pareto front: bias-corrected FD \\(classifier\\) against seconds" in (
-        (paths.reports / "report.md").read_text().replace("(", "\\(").replace(")", "\\)")
-    )
+    text = (paths.reports / "report.md").read_text()
+    assert "one thread of CPU (made up), in batches of 256" in text
+    assert "missing for both, euler, flow, rho_3, rho_5 and weighted" in text.replace("\\", "")
 
 
 def test_image_sets_stand_beside_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +364,37 @@ def test_results_that_were_measured_otherwise_are_refused(tmp_path: Path, monkey
     with pytest.raises(StudyError, match=r"^edm and rho_5 cannot stand in one figure: extractor_hash is e+ for the"):
         build(paths)
     assert written(paths.reports) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "key"), [("features", "extractor", "hash"), ("reference", "floor", "reference_hash")]
+)
+def test_labels_and_floors_of_another_measurement_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, name: str, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    file = paths.metrics(stage, name)
+    write_json(file, json.loads(file.read_text()) | {key: "other"})
+    with pytest.raises(StudyError, match=rf"{name}.json: its hash is other, but the curves were measured with"):
+        build(paths)
+
+
+def test_results_of_an_earlier_version_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    write_json(paths.curve("edm") / "results.json", {"cells": [], "machine": MACHINE})
+    with pytest.raises(StudyError, match=r"results\.json: made by another version of the code"):
+        build(paths)
+
+
+def test_a_curve_that_repeats_another_one_for_more_seeds_is_no_curve_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = {"again": {"model": "edm", "nfe": [4], "repetitions": "crossed"}}
+    report = Report(made_up_study(tmp_path, CURVES | again, [0, 1]), Path())
+    assert report.distinct == list(CURVES)
 
 
 def test_a_score_that_is_not_above_0_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

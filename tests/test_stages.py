@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
               "build/t/features/extractor.json: missing; `dvc repro` makes it"),
     "measure": ("measure", (*BY_DVC, "--row", "other"), {}, "build/t/rows/sets/other.json: missing"),
     "measure by hand": ("measure", (*BY_DVC, "--images", "x.zip"), {}, "build/t/data/summary.json: missing"),
+    "measure nothing": ("measure", BY_DVC, {}, "give --images, a folder or zip of images, or --row"),
     "no sets": ("resolve", BY_DVC, {"params.yaml": GOOD.replace("sets: {}\n", "")}, "params.yaml: sets: missing"),
 }  # fmt: skip
 CASES |= {

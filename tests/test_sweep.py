@@ -47,7 +47,7 @@ def make(folder: Path) -> Trained:
     save_models(in_turns([train(row, spec, dataset.images, seed) for seed in (0, 1)]), folder / "model")
     save_extractor(make_extractor(Features(epochs=1, width=16), dataset)[0], folder)
     extractor = load_extractor(folder)
-    save_reference(make_reference(extractor(dataset.images))[0], folder)
+    save_reference(make_reference(extractor(dataset.images), extractor.hash)[0], folder)
     return Trained(folder / "model", extractor, load_reference(folder))
 
 

@@ -1,10 +1,11 @@
 """The report from a study's results: results.csv, figures, report.md and report.html."""
 
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 
-from pipeline.files import Paths, whole_folder, write_text
+from pipeline.files import Paths, whole_folder, write_json, write_text
 from pipeline.model import Model
 from pipeline.report import parts
 from pipeline.report.findings import findings
@@ -23,7 +24,8 @@ def build(paths: Paths) -> None:
         report = Report(paths, figures)
         markdown = render(report)
         page = to_html(markdown, report.title, figures)
-        table = csv_text(report)
+        table, origins = csv_text(report), provenance(report)
+    write_json(paths.reports / "provenance.json", origins)
     write_text(paths.reports / "results.csv", table)
     write_text(paths.reports / "report.md", markdown)
     write_text(paths.reports / "report.html", page)
@@ -36,6 +38,20 @@ def csv_text(report: Report) -> str:
     shown.loc[unknown, ["steps", "train_seed"]] = None
     shown.loc[unknown & (shown.nfe == 0), "nfe"] = None
     return shown.to_csv(index=False, lineterminator="\n")
+
+
+def provenance(report: Report) -> dict[str, Any]:
+    """Of every curve and image set: what it was measured with, where, its row, and the weights behind each seed."""
+    found = {}
+    for name, own in report.provenance.items():
+        cells = report.results[report.results.curve == name].drop_duplicates("train_seed")
+        found[name] = {
+            "row": (report.curves | report.sets)[name],
+            "measured_with": own,
+            "machine": report.machines[name],
+            "checkpoints": {str(row.train_seed): row.checkpoint for row in cells.itertuples()},
+        }
+    return found
 
 
 def render(report: Report) -> str:

@@ -57,7 +57,8 @@ def curves_figure(
         axes.plot(nfe, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=plain(label))
         if len(points) == 1:
             axes.errorbar(nfe, mean, [mean - low, high - mean], color=colour, capsize=3)
-        axes.fill_between(nfe, np.maximum(low, mean / 20), high, color=colour, alpha=0.2, linewidth=0)
+        bottom = np.where(mean > 0, np.maximum(low, mean / 20), low)  # a logarithmic axis has no 0
+        axes.fill_between(nfe, bottom, high, color=colour, alpha=0.2, linewidth=0)
     if floor:
         axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
     ticks = sorted({nfe for points in curves.values() for nfe in points if nfe})
@@ -103,6 +104,9 @@ def front_figure(
         shift = (6, 10) if place % 2 else (6, -16)
         axes.annotate(plain(name), (x[place], y[place]), xytext=shift, textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    axes.set_xticks(x)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _distance_axis(axes, list(distances))
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)

@@ -25,46 +25,51 @@ def _methods(report: Report) -> list[str]:
     return sentences
 
 
+def best_of(report: Report, curve: str) -> tuple[float, int]:
+    """The mean score of a curve's best point, and its NFE."""
+    return min((point.mean, nfe) for nfe, point in report.points(curve).items())
+
+
 def best_of_all(report: Report) -> tuple[str, int, float]:
     """The curve, the NFE and the mean score of the study's best point."""
-    points = [(point.mean, nfe, name) for name in report.curves for nfe, point in report.points(name).items()]
-    mean, nfe, name = min(points)
+    (mean, nfe), name = min((best_of(report, name), name) for name in report.distinct)
     return name, nfe, mean
 
 
-def reached(report: Report, curve: str) -> list[int | None]:
-    """The NFE with which a curve comes within each of SHARES of the study's best."""
-    floor, (*_, best) = report.floor(), best_of_all(report)
+def reached(report: Report, curve: str, best: float) -> list[int | None]:
+    """The NFE with which a curve comes within each of SHARES of a best score."""
+    floor = report.floor()
     means = {nfe: point.mean for nfe, point in report.points(curve).items()}
     return [nfe_to_reach(means, best, floor.mean if floor else 0.0, share) for share in SHARES]
 
 
 def _reach(report: Report) -> list[str]:
-    fastest = {name: nfe for name in report.methods if (nfe := reached(report, name)[1]) is not None}
-    never = [report.label(name) for name in report.methods if name not in fastest]
-    if not fastest:
-        return []
-    order = sorted(fastest, key=lambda name: fastest[name])
-    text = listed([f"{report.label(name)} at NFE {fastest[name]}" for name in order])
-    rest = f"; {listed(never)} never {'do' if len(never) > 1 else 'does'} within the budgets measured" if never else ""
-    return [f"Within {SHARES[1]:.0%} of the best score's excess over the floor come {text}{rest}."]
+    found = {name: reached(report, name, best_of(report, name)[0])[1] for name in report.methods}
+    order = sorted((nfe, report.label(name)) for name, nfe in found.items() if nfe is not None)
+    text = listed([f"{label} at NFE {nfe}" for nfe, label in order])
+    name, nfe, best = best_of_all(report)
+    return [
+        f"Within {SHARES[1]:.0%} of its own best score's excess over the floor comes {text}.",
+        f"The study's best mean score is {number(best)}, by {report.label(name)} at NFE {nfe}.",
+    ]
 
 
 def _choices(report: Report) -> list[str]:
     sentences = []
-    for title, names in report.ablations.items():
-        base = report.curves[names[0]]["base"]
-        budget = max(report.budgets([base, *names]), default=0)
-        found: dict[str, Interval | None] = {}
-        if budget:
-            found = {name: difference(report.cells(name, budget), report.cells(base, budget)) for name in names}
-        apart = [f"{report.choice(name)} {stated_difference(d)}" for name, d in found.items() if not is_tie(d)]
-        same = [report.choice(name) for name, d in found.items() if is_tie(d)]
-        parts = [listed(apart)] if apart else []
-        parts += [f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}"] if same else []
-        if parts:
-            start = f"{title[0].upper()}{title[1:]}, against {base} at a budget of {budget}: "
-            sentences.append(start + "; ".join(parts) + ".")
+    for title, axis in report.ablations.items():
+        for base in dict.fromkeys(report.curves[name]["base"] for name in axis):
+            names = [name for name in axis if report.curves[name]["base"] == base]
+            budget = max(report.budgets([base, *names]), default=0)
+            found: dict[str, Interval | None] = {}
+            if budget:
+                found = {name: difference(report.cells(name, budget), report.cells(base, budget)) for name in names}
+            apart = [f"{report.choice(name)} {stated_difference(d)}" for name, d in found.items() if not is_tie(d)]
+            same = [report.choice(name) for name, d in found.items() if is_tie(d)]
+            parts = [listed(apart)] if apart else []
+            parts += [f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}"] if same else []
+            if parts:
+                start = f"{title[0].upper()}{title[1:]}, against {base} at a budget of {budget}: "
+                sentences.append(start + "; ".join(parts) + ".")
     return sentences
 
 
@@ -74,9 +79,9 @@ def _spread(report: Report) -> list[str]:
         budget = max(report.curves[name]["nfe"])
         found = spread(report.cells(name, budget, SCORE))
         if found:
-            times = f", {number(found.training / found.sampling)} times as much" if found.sampling else ""
+            training = f"by {number(found.training)}" if found.training else "by less than these seeds can tell"
             return [
-                f"Retraining {name} moves its {report.score} at a budget of {budget} by a standard deviation of "
-                f"{number(found.training)}, resampling one network by {number(found.sampling)}{times}."
+                f"Resampling one network moves the {report.score} of {name} at a budget of {budget} by a standard "
+                f"deviation of {number(found.sampling)}, retraining it {training}."
             ]
     return []

@@ -4,11 +4,12 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
+from pipeline.errors import StudyError
 from pipeline.report.figures import curves_figure, front_figure, samples_figure
-from pipeline.report.findings import SHARES, best_of_all, reached
+from pipeline.report.findings import SHARES, best_of, best_of_all, reached
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import cells, difference, estimate, pareto, spread
-from pipeline.report.study import SCORE, Report, number, plain, stated, stated_difference
+from pipeline.report.study import SCORE, Report, listed, number, plain, stated, stated_difference
 from pipeline.rows import Row
 
 SHOWN_BUDGETS = 7
@@ -40,7 +41,8 @@ def by_budget(report: Report, metric: str = SCORE) -> Markdown:
             text = stated(estimate(report.cells(name, budget, metric))) if measured else ""
             texts.append(bold(text) if name in leaders.get(budget, ()) else text)
         lines.append([report.label(name), code(name), *texts])
-    lines.append([REAL, "", *[floor_text(report, metric)] * len(budgets)])
+    floor = report.floor(metric)
+    lines.append([REAL, "", *[number(floor.mean) if floor else ""] * len(budgets)])
     return table(["method", "curve", *(f"budget {b}" for b in budgets)], lines)
 
 
@@ -57,7 +59,9 @@ def best_points(report: Report) -> Markdown:
         nfe = min(report.points(name), key=lambda n: report.points(name)[n].mean)
         own = cells(report.results, name, SCORE)
         values = own[own.nfe == nfe].value
-        others = [stated(report.points(name, metric)[nfe]) for metric in report.metrics[1:]]
+        others = [
+            stated(report.points(name, metric)[nfe]) + _fit(report, name, nfe, metric) for metric in report.metrics[1:]
+        ]
         least = f"{number(values.min())} (of {len(values)})"
         title = report.label(name) + (" (one repetition)" if len(values) == 1 else "")
         lines.append([title, nfe or "unknown", stated(report.points(name)[nfe]), least, *others])
@@ -66,18 +70,45 @@ def best_points(report: Report) -> Markdown:
     return table(header, lines)
 
 
+def _fit(report: Report, name: str, nfe: int, metric: str) -> str:
+    """The mean error of fit of an extrapolation."""
+    if metric != "fd_infinity":
+        return ""
+    found = report.results[(report.results.curve == name) & (report.results.metric == metric)]
+    return f" (fit {number(found[found.nfe == nfe].se.mean())})"
+
+
+def methods_differences(report: Report) -> Markdown:
+    """Each method's paired difference from the first one, by budget."""
+    base, *others = report.methods
+    if not others:
+        return Markdown("")
+    budgets = sorted({budget for name in others for budget in report.curves[name]["nfe"]})
+    lines = [[report.label(name), *_differences(report, name, base, budgets)] for name in others]
+    return table([f"minus {report.label(base)}", *(f"budget {b}" for b in budgets)], lines)
+
+
+def _differences(report: Report, name: str, base: str, budgets: list[int]) -> list[str]:
+    texts = []
+    for budget in budgets:
+        measured = budget in report.curves[name]["nfe"] and budget in report.curves[base]["nfe"]
+        found = difference(report.cells(name, budget), report.cells(base, budget)) if measured else None
+        texts.append(stated_difference(found) if measured else "")
+    return texts
+
+
 def warning(report: Report) -> str:
     """What so few samples mean for the numbers, where they are few; else nothing."""
     name, nfe, best = best_of_all(report)
     plain_value = report.points(name, "fd")[nfe].mean
     bias, dimensions = plain_value - best, report.extractor["dimensions"]
-    few = report.samples < SMALL * dimensions
+    few = f"Small samples: {report.samples} for {dimensions} features. " if report.samples < SMALL * dimensions else ""
     if not few and bias < BIASED * abs(best):
         return ""
     return (
-        f"Small samples: {report.samples} for {dimensions} features. The plain distance is too large by about "
-        f"{number(bias)} at the best point, where {number(plain_value)} is measured and {number(best)} is left without "
-        "that bias; plain values at other counts can't be compared with these."
+        f"{few}The plain distance is too large by about {number(bias)} at the best point, where {number(plain_value)} "
+        f"is measured and {number(best)} is left without that bias; plain values at other counts can't be compared "
+        "with these."
     )
 
 
@@ -105,34 +136,33 @@ def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
     lines = []
     for name in names:
         base = report.curves[name]["base"]
-        texts = []
-        for budget in budgets:
-            measured = budget in report.curves[name]["nfe"] and budget in report.curves[base]["nfe"]
-            found = difference(report.cells(name, budget), report.cells(base, budget)) if measured else None
-            texts.append(stated_difference(found) if measured else "")
+        texts = _differences(report, name, base, budgets)
         lines.append([code(name), report.choice(name), code(base), *texts])
     header = ["curve", "differs in", "base", *(f"budget {b}" for b in budgets)]
     return {"title": title, "file": file, "table": table(header, lines)}
 
 
 def reach(report: Report) -> dict[str, Any]:
-    """For each curve the smallest NFE that comes near the study's best score."""
+    """For each curve the smallest NFE that comes near its own best score, and near the study's."""
     name, nfe, best = best_of_all(report)
-    lines = [
-        [code(curve), *("not reached" if found is None else found for found in reached(report, curve))]
-        for curve in report.curves
-    ]
+    lines = []
+    for curve in report.distinct:
+        own, own_nfe = best_of(report, curve)
+        found = [*reached(report, curve, own), *reached(report, curve, best)]
+        lines.append([code(curve), number(own), own_nfe, *("not reached" if n is None else n for n in found)])
+    within = [f"within {share:.0%} of {whose}" for whose in ("its own best", "the study's") for share in SHARES]
     return {
         "best": f"{number(best)}, by {report.label(name)} at NFE {nfe}",
-        "table": table(["curve", *(f"within {share:.0%}" for share in SHARES)], lines),
+        "table": table(["curve", "its best", "at NFE", *within], lines),
     }
 
 
 def fronts(report: Report) -> list[dict[str, Any]]:
-    """The Pareto fronts of the score against NFE and, where they were measured, against seconds per image."""
-    points = {(name, nfe): point for name in report.curves for nfe, point in report.points(name).items()}
-    costs = {"NFE": {key: float(key[1]) for key in points}}
-    costs["seconds per image"] = {key: report.seconds[key] for key in points if key in report.seconds}
+    """The Pareto fronts of the score against NFE, image sets included, and, where measured, against seconds."""
+    points = {(name, nfe): p for name in [*report.distinct, *report.sets] for nfe, p in report.points(name).items()}
+    costs = {"NFE": {key: float(key[1]) for key in points if key[1]}}
+    seconds = {(row.curve, row.nfe): row.seconds_per_image for row in report.timings.itertuples()}
+    costs["seconds per image"] = {key: seconds[key] for key in points if key in seconds}
     found = []
     for title, cost in costs.items():
         if not cost:
@@ -162,15 +192,29 @@ def spreads(report: Report) -> Markdown:
     for name, row in report.curves.items():
         for budget in sorted(row["nfe"]):
             if found := spread(report.cells(name, budget)):
-                ratio = number(found.training / found.sampling) if found.sampling else ""
-                lines.append([code(name), budget, *map(number, found), ratio])
-    header = ["curve", "budget", f"mean {report.score}", "sd of retraining", "sd of resampling", "ratio"]
+                lines.append([code(name), budget, *map(number, found)])
+    header = ["curve", "budget", f"mean {report.score}", "sd of retraining", "sd of resampling"]
     return table(header, lines) if lines else Markdown("")
+
+
+def timed_on(report: Report) -> str:
+    """How seconds were measured, and of how many curves they are missing."""
+    if report.timings.empty:
+        return "Seconds per image are measured by make timings, which has not been run for the curves as they stand."
+    missing = sorted(set(report.curves) - set(report.timings.curve))
+    how = (
+        f"Seconds per image were measured on one thread of {listed(sorted(set(report.timings.device)))}, in batches of "
+        f"{listed([str(n) for n in sorted(set(report.timings.images))])}, each the median of several."
+    )
+    return how + (f" They are missing for {listed(missing)}." if missing else "")
 
 
 def agreement(report: Report) -> Markdown:
     """The largest relative difference between this study's numbers and either library's, by metric."""
-    rows = [row | {"curve": name} for name in report.curves for row in report.agreement[name]]
+    named = [*report.curves, *report.sets]
+    if missing := [name for name in named if name not in report.agreement]:
+        raise StudyError(f"{missing[0]}: not compared with the libraries yet; run `dvc repro`")
+    rows = [row | {"curve": name} for name in named for row in report.agreement[name]]
     lines = []
     for library, metric in dict.fromkeys((row["library"], row["metric"]) for row in rows):
         own = [row for row in rows if (row["library"], row["metric"]) == (library, metric)]

@@ -1,6 +1,5 @@
 """Results as one tidy table, and the statistics that the report states."""
 
-import csv
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "sampl
 ORIGIN = ["extractor", "reference", "checkpoint"]  # the first digits of their hashes, behind COLUMNS
 CONFIDENCE = 0.95
 SHORT_HASH = 12
+TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]
 
 
@@ -48,11 +48,11 @@ def interval(values: np.ndarray, se: float = math.nan) -> Interval:
 
 
 class Results(NamedTuple):
-    """All cells as one table, each row's machine, and what all of them were measured with."""
+    """All cells as one table, each row's machine, and what each was measured with."""
 
     table: pd.DataFrame
     machines: dict[str, dict[str, Any]]
-    provenance: dict[str, Any]
+    provenance: dict[str, dict[str, Any]]
 
 
 def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> Results:
@@ -61,6 +61,8 @@ def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> 
     folders = {name: (paths.curve(name), row["model"]) for name, row in curves.items()}
     for name, (folder, model) in (folders | {name: (paths.set(name), "") for name in sets}).items():
         content = read_json(folder / "results.json")
+        if not isinstance(content, dict) or not {"machine", "provenance", "cells"} <= content.keys():
+            raise StudyError(f"{folder / 'results.json'}: made by another version of the code; run `dvc repro`")
         machines[name], own = content["machine"], content["provenance"]
         provenance[name] = own
         hashes = {"extractor": own["extractor_hash"][:SHORT_HASH], "reference": own["reference_hash"][:SHORT_HASH]}
@@ -69,12 +71,13 @@ def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> 
             row["checkpoint"] = cell["checkpoint"][:SHORT_HASH]
             rows += [row | metric for metric in cell["metrics"]]
     check_comparable(provenance)
-    return Results(pd.DataFrame(rows, columns=COLUMNS + ORIGIN), machines, next(iter(provenance.values())))
+    return Results(pd.DataFrame(rows, columns=COLUMNS + ORIGIN), machines, provenance)
 
 
 def cells(results: pd.DataFrame, curve: str, metric: str) -> pd.DataFrame:
-    """A curve's cells of one metric."""
-    return results[(results.curve == curve) & (results.metric == metric)]
+    """A curve's cells of one metric. An error of fit is no error of drawing the samples, and is left out."""
+    found = results[(results.curve == curve) & (results.metric == metric)]
+    return found.assign(se=math.nan) if metric == "fd_infinity" else found
 
 
 def at_budget(results: pd.DataFrame, curve: str, metric: str, budget: int) -> pd.DataFrame:
@@ -133,15 +136,20 @@ class Spread(NamedTuple):
 def spread(found: pd.DataFrame) -> Spread | None:
     """What retraining and what resampling add, from cells of every training seed with every sampling seed.
 
-    One-way analysis of variance with random effects; a negative estimate of the variance from training counts as 0.
-    None where there are fewer than two of either.
+    Two-way analysis of variance with random effects, since trainings share their sampling seeds: resampling one network
+    is the sampling seeds' own effect and the rest together. A negative estimate of a variance counts as 0. None where
+    there are fewer than two seeds of either.
     """
     grid = found.value.unstack("sample_seed")
     if min(grid.shape) < 2 or grid.isna().any(axis=None):
         return None
-    within = float(grid.var(axis=1, ddof=1).mean())
-    between = float(grid.mean(axis=1).var(ddof=1)) - within / grid.shape[1]
-    return Spread(float(found.value.mean()), math.sqrt(max(between, 0)), math.sqrt(within))
+    values = grid.to_numpy()
+    by_training, by_sampling = values.mean(1), values.mean(0)
+    rest = values - by_training[:, None] - by_sampling + values.mean()
+    residual = float((rest**2).sum()) / ((values.shape[0] - 1) * (values.shape[1] - 1))
+    training = float(np.var(by_training, ddof=1)) - residual / values.shape[1]
+    sampling = float(np.var(by_sampling, ddof=1)) - residual / values.shape[0]
+    return Spread(float(values.mean()), math.sqrt(max(training, 0)), math.sqrt(max(sampling, 0) + residual))
 
 
 class Floor(NamedTuple):
@@ -169,9 +177,9 @@ def floor_of(metric: str, measured: dict[str, Any], samples: int) -> Floor | Non
 def nfe_to_reach(points: dict[int, float], best: float, floor: float, share: float) -> int | None:
     """The smallest NFE of points (nfe -> distance) whose excess over the floor is at most (1 + share) times the best's.
 
-    None where no point is. Where the best lies under the floor, there is no excess to compare: only the best reaches.
+    None where no point is. Where the best lies under the floor, whatever does not exceed the floor reaches.
     """
-    limit = floor + (1 + share) * (best - floor) if best > floor else best
+    limit = max(floor, floor + (1 + share) * (best - floor))
     return min((nfe for nfe, value in points.items() if value <= limit), default=None)
 
 
@@ -184,12 +192,12 @@ def pareto(points: Iterable[tuple[float, float, str]]) -> list[tuple[float, floa
     return front
 
 
-def read_timings(paths: Paths) -> dict[tuple[str, int], float]:
-    """Seconds per image by (curve, NFE), as `make timings` measured them; empty where it has not."""
+def read_timings(paths: Paths) -> pd.DataFrame:
+    """What `make timings` measured, with at least TIMING_COLUMNS; empty where it has not."""
     if not paths.timings.exists():
-        return {}
+        return pd.DataFrame(columns=TIMING_COLUMNS)
     try:
-        with open(paths.timings, newline="") as file:
-            return {(row["curve"], int(row["nfe"])): float(row["seconds_per_image"]) for row in csv.DictReader(file)}
+        found = pd.read_csv(paths.timings, dtype={"curve": str, "checkpoint": str, "sampler": str})
+        return found.astype({"nfe": int, "seconds_per_image": float})[TIMING_COLUMNS]
     except (KeyError, ValueError, TypeError) as error:
         raise StudyError(f"{paths.timings}: broken ({error}); delete it, or measure again by `make timings`") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.errors import StudyError
 from pipeline.features import label
 from pipeline.files import Paths, read_json
 from pipeline.report.results import (
@@ -21,6 +22,7 @@ from pipeline.report.results import (
     read_timings,
     summarise,
 )
+from pipeline.timing import sampler_hash
 
 SCORE = "fd_corrected"  # what headline figures and comparisons are made with
 METRICS = (
@@ -46,15 +48,48 @@ class Report:
         self.title, self.models, self.curves, self.sets = (rows[k] for k in ("title", "models", "curves", "sets"))
         self.study, self.samples = rows["study"]["name"], rows["samples"]
         self.results, self.machines, self.provenance = read_results(paths, self.curves, self.sets)
+        self.measured = next(iter(self.provenance.values()))
         self.data = read_json(paths.metrics("prepare", "data"))
         self.extractor = read_json(paths.metrics("features", "extractor"))
         self.reference = read_json(paths.metrics("reference", "floor"))
         self.agreement = read_json(paths.metrics("agreement", "libraries"))
+        self.agreement |= {name: read_json(paths.metrics("measure", name))["agreement"] for name in self.sets}
         self.training = {name: read_json(paths.metrics("train", name)) for name in self.models}
-        self.seconds = read_timings(paths)
+        self._check_origins()
         self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
         self.fd, self.score = self.metric("fd"), self.metric(SCORE)
+
+    def _check_origins(self) -> None:
+        """Labels and floors must come from the extractor and the reference that the curves were measured with."""
+        for place, found, key in (
+            ("features/extractor", self.extractor.get("hash"), "extractor_hash"),
+            ("reference/floor", self.reference.get("reference_hash"), "reference_hash"),
+        ):
+            if found != self.measured[key]:
+                raise StudyError(
+                    f"{self.paths.reports}/metrics/{place}.json: its hash is {found}, but the curves were measured "
+                    f"with {self.measured[key]}; run `dvc repro`"
+                )
+
+    @cached_property
+    def timings(self) -> pd.DataFrame:
+        """Seconds per image of the curves as they stand; what was measured of other weights or samplers is left out."""
+        found = read_timings(self.paths)
+        checkpoints = self.results.drop_duplicates("curve").set_index("curve").checkpoint
+        current = {n: (checkpoints[n], sampler_hash(row)) for n, row in self.curves.items()}
+        own = [current.get(row.curve) == (row.checkpoint, row.sampler) for row in found.itertuples()]
+        return found[pd.Series(own, index=found.index, dtype=bool)]
+
+    @cached_property
+    def distinct(self) -> list[str]:
+        """The curves, without those that repeat points of an earlier one for other seeds."""
+        found: dict[str, tuple[Any, set[int]]] = {}
+        for name, row in self.curves.items():
+            own, budgets = (row["model"], sampler_hash(row)), set(row["nfe"])
+            if not any(own == other and budgets <= measured for other, measured in found.values()):
+                found[name] = own, budgets
+        return list(found)
 
     def metric(self, name: str) -> str:
         """A metric as it is called with this extractor: only Inception's own features make a FID."""
