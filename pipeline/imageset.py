@@ -1,6 +1,6 @@
 """Images from anywhere else, such as another project's samples, measured like this study's own."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveInt, StringConstraints
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.data import Data, load, to_hash
 from pipeline.errors import StudyError
-from pipeline.features import Extractor, label
+from pipeline.features import Extractor
 from pipeline.measurement import measure
 from pipeline.randomness import generator
 from pipeline.reference import Reference
@@ -54,23 +54,6 @@ def measure_set(
         if len(part) == samples:
             cells.append(_cell(row, images[part], index, extractor, reference))
     return cells
-
-
-def table(cells: list[Cell], extractor: Extractor, floor: dict[str, Any]) -> str:
-    """Every metric of a set's cells in lines: mean, standard deviation over repetitions or error, and the floor."""
-    count, repetitions = cells[0].samples, len(cells)
-    lines = [
-        f"{repetitions} x {count} images by {extractor.name}, {extractor.hash[:12]}, against all {floor['images']} of "
-        f"the data set; floor: {floor['floor_images']} real images against {floor['floor_images']} others, as measured",
-        f"{'':44}{'mean':>12}{'sd' if repetitions > 1 else 'se':>12}{'floor':>12}",
-    ]
-    for index, metric in enumerate(cells[0].metrics):
-        values = torch.tensor([cell.metrics[index]["value"] for cell in cells], dtype=torch.float64)
-        spread = float(values.std()) if repetitions > 1 else metric["se"]
-        name = label(metric["metric"], extractor.name, extractor.official)
-        real = floor["floor"].get(metric["metric"], {}).get("mean", float("nan"))
-        lines.append(f"{name:44}{float(values.mean()):>12.5g}{spread:>12.2g}{real:>12.5g}")
-    return "\n".join(lines)
 
 
 def _cell(row: ImageSet, images: Tensor, index: int, extractor: Extractor, reference: Reference) -> Cell:

@@ -5,10 +5,11 @@ from pipeline.data import load_summary
 from pipeline.errors import StudyError
 from pipeline.features import load_extractor
 from pipeline.files import read_json, whole_folder, write_json
-from pipeline.imageset import ImageSet, measure_set, table
+from pipeline.imageset import ImageSet, measure_set
 from pipeline.measurement import measured_with
 from pipeline.parallel import side_by_side
 from pipeline.reference import load_reference
+from pipeline.report.lines import lines
 from pipeline.sweep import save_curve
 from stages import Arguments, run_stage
 
@@ -24,7 +25,7 @@ def main(arguments: Arguments) -> None:
     reference = load_reference(paths.reference, extractor.hash)
     shape = (data["channels"], data["height"], data["width"])
     [cells] = side_by_side([lambda: measure_set(row, place, shape, samples, extractor, reference)])
-    print(table(cells, extractor, read_json(paths.metrics("reference", "floor"))))
+    print(lines(cells, extractor, read_json(paths.metrics("reference", "floor"))))
     if name:
         with whole_folder(paths.set(name)) as folder:
             summary = save_curve(cells, measured_with(extractor, reference, samples), folder)

@@ -7,15 +7,15 @@ from safetensors.numpy import load_file
 from pipeline.errors import StudyError
 from pipeline.report.figures import curves_figure, front_figure, samples_figure
 from pipeline.report.findings import SHARES, best_of, best_of_all, reached
+from pipeline.report.lines import few
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import cells, difference, estimate, pareto, spread
 from pipeline.report.study import SCORE, Report, listed, number, plain, stated, stated_difference
 from pipeline.rows import Row
 
 SHOWN_BUDGETS = 7
-SMALL = 10  # samples for each feature, under which a warning is printed
 REAL = "real against real"
-BIASED = 0.1  # and the share of the best score that its bias may be
+BIASED = 0.1  # the share of the best score that its bias may be before it is told
 
 
 def methods_figure(report: Report) -> str:
@@ -102,13 +102,13 @@ def warning(report: Report) -> str:
     name, nfe, best = best_of_all(report)
     plain_value = report.points(name, "fd")[nfe].mean
     bias, dimensions = plain_value - best, report.extractor["dimensions"]
-    few = f"Small samples: {report.samples} for {dimensions} features. " if report.samples < SMALL * dimensions else ""
-    if not few and bias < BIASED * abs(best):
+    small = few(report.samples, dimensions)
+    if not small and bias < BIASED * abs(best):
         return ""
     return (
-        f"{few}The plain distance is too large by about {number(bias)} at the best point, where {number(plain_value)} "
-        f"is measured and {number(best)} is left without that bias; plain values at other counts can't be compared "
-        "with these."
+        f"{small}The plain distance is too large by about {number(bias)} at the best point, where "
+        f"{number(plain_value)} is measured and {number(best)} is left without that bias; plain values at other counts "
+        "can't be compared with these."
     )
 
 

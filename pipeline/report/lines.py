@@ -1,0 +1,39 @@
+"""What a set of images scores, in lines for a terminal."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.features import Extractor, label
+from pipeline.report.results import floor_of
+from pipeline.sweep import Cell
+
+SMALL = 10  # samples for each feature, under which a set is called small
+
+
+def few(samples: int, dimensions: int) -> str:
+    """A warning where there are few samples for so many features, or nothing."""
+    return f"Small samples: {samples} for {dimensions} features. " if samples < SMALL * dimensions else ""
+
+
+def lines(cells: list[Cell], extractor: Extractor, reference: dict[str, Any]) -> str:
+    """Every metric of a set's cells: mean, standard deviation over repetitions or standard error, and the floor.
+
+    reference: its summary, as `make_reference` gives it.
+    """
+    samples, dimensions, repetitions = cells[0].samples, cells[0].features.shape[1], len(cells)
+    values = {m["metric"]: [c.metrics[i]["value"] for c in cells] for i, m in enumerate(cells[0].metrics)}
+    bias = float(np.mean(values["fd"]) - np.mean(values["fd_corrected"]))
+    found = [
+        f"{repetitions} x {samples} images by {extractor.name} ({extractor.hash[:12]}) against all "
+        f"{reference['images']} of the data set ({reference['reference_hash'][:12]})",
+        f"{few(samples, dimensions)}The plain distance is too large by about {bias:.3g} at these counts.",
+        f"{'':44}{'mean':>12}{'sd' if repetitions > 1 else 'se':>12}{'floor':>12}",
+    ]
+    for metric in cells[0].metrics:
+        own, floor = values[metric["metric"]], floor_of(metric["metric"], reference, samples)
+        spread = float(np.std(own, ddof=1)) if repetitions > 1 else metric["se"]
+        real = f"{floor.mean:.5g}" if floor else ""
+        name = label(metric["metric"], extractor.name, extractor.official)
+        found.append(f"{name:44}{np.mean(own):>12.5g}{spread:>12.2g}{real:>12}")
+    return "\n".join(found)
