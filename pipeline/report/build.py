@@ -60,6 +60,7 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=escape
     )
     environment.filters |= {
+        "begin": lambda text: text[:1].upper() + text[1:],
         "number": number,
         "percent": lambda share: f"{share:.1%}",
         "short": lambda h: h[:SHORT_HASH],

@@ -170,7 +170,7 @@ def fronts(report: Report) -> list[dict[str, Any]]:
         front = pareto((cost[key], points[key].mean, f"{key[0]}/{key[1]}") for key in cost)
         names = [name.split("/") for *_, name in front]
         lines = [
-            [number(x) if title != "NFE" else int(x), code(curve), nfe, stated(points[curve, int(nfe)])]
+            [f"{x:.3g}", code(curve), nfe, stated(points[curve, int(nfe)])]
             for (x, _, _), (curve, nfe) in zip(front, names, strict=True)
         ]
         file = f"front_{title.replace(' ', '_')}.png"
