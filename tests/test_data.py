@@ -443,7 +443,7 @@ def test_the_stage_prepares_and_a_bad_source_leaves_its_outputs(
     row.parent.mkdir(parents=True)
     row.write_text(json.dumps({"source": "digits", "limit": 50, "labels": True}))
     monkeypatch.chdir(tmp_path)
-    prepare.main(Arguments("small", "", Path("params.yaml"), False))
+    prepare.main(Arguments("small", "", Path("params.yaml"), False, ""))
     assert capsys.readouterr().out.startswith("digits: 50 images of 1 x 8 x 8, 10 classes, sigma_data 0.")
     summary = load_summary(tmp_path / "build/small/data")
     assert json.loads((tmp_path / "reports/small/metrics/prepare/data.json").read_text()) == summary
