@@ -18,12 +18,15 @@ from pipeline.sweep import AGREEMENT_SAMPLES, SHOWN_IMAGES, Cell
 MOST_REPETITIONS = 3
 
 
+Label = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")]  # as it stands in figures
+
+
 class ImageSet(Row):
     """A folder or .zip of generated images, what they cost where that is known, and a name for the figures."""
 
     source: Annotated[str, Field(min_length=1)]
     nfe: PositiveInt | None = None
-    method: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")] | None = None
+    method: Label | None = None
 
 
 def measure_set(

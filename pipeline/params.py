@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, StringConstraints, ValidationError
 from pipeline.data import Data
 from pipeline.errors import StudyError, nearest
 from pipeline.features import Features
-from pipeline.imageset import ImageSet
+from pipeline.imageset import ImageSet, Label
 from pipeline.model import Model
 from pipeline.rows import Row, Seeds
 from pipeline.sampler import Sampler
@@ -28,7 +28,7 @@ class Curve(Sampler):
     """
 
     model: Name
-    method: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")] | None = None
+    method: Label | None = None
     samples: Annotated[int, Field(ge=40)] = 1024
     batch: PositiveInt = 512
     sample_seeds: Seeds = (0, 1, 2)

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.denoiser import load_denoiser
 from pipeline.files import content_hash
 from pipeline.provenance import machine
+from pipeline.report.results import SHORT_HASH
 from pipeline.sampler import Sampler
 from pipeline.sampling import generate
 
@@ -19,7 +20,7 @@ REPETITIONS = 3
 
 def sampler_hash(curve: dict[str, Any]) -> str:
     """The first digits of a hash over a resolved curve row's sampler, its budgets left out."""
-    return content_hash({k: curve[k] for k in Sampler.model_fields if k != "nfe"})[:12]
+    return content_hash({k: curve[k] for k in Sampler.model_fields if k != "nfe"})[:SHORT_HASH]
 
 
 def time_curve(name: str, curve: dict[str, Any], model: Path) -> Iterator[dict[str, Any]]:
@@ -31,7 +32,11 @@ def time_curve(name: str, curve: dict[str, Any], model: Path) -> Iterator[dict[s
     sampler = Sampler(**{k: curve[k] for k in Sampler.model_fields})
     weights = model / f"seed_{curve['seeds'][0][0]}.safetensors"
     denoiser = load_denoiser(weights)
-    origin = {"device": machine()["device"], "checkpoint": content_hash(weights)[:12], "sampler": sampler_hash(curve)}
+    origin = {
+        "device": machine()["device"],
+        "checkpoint": content_hash(weights)[:SHORT_HASH],
+        "sampler": sampler_hash(curve),
+    }
     steps = sorted({sampler.steps(budget) for budget in sampler.nfe})
     list(generate(denoiser, denoiser.shape, sampler, steps[0], 0, IMAGES, IMAGES))
     for count in steps:

@@ -74,7 +74,6 @@ def render(report: Report) -> str:
         data=report.data,
         extractor=report.extractor,
         reference=report.reference,
-        fd=report.fd,
         score=report.score,
         models=report.models,
         curves=report.curves,

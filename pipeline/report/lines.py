@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.features import Extractor, label
-from pipeline.report.results import floor_of
+from pipeline.report.results import SHORT_HASH, floor_of
 from pipeline.sweep import Cell
 
 SMALL = 10  # samples for each feature, under which a set is called small
@@ -25,8 +25,8 @@ def lines(cells: list[Cell], extractor: Extractor, reference: dict[str, Any]) ->
     values = {m["metric"]: [c.metrics[i]["value"] for c in cells] for i, m in enumerate(cells[0].metrics)}
     bias = float(np.mean(values["fd"]) - np.mean(values["fd_corrected"]))
     found = [
-        f"{repetitions} x {samples} images by {extractor.name} ({extractor.hash[:12]}) against all "
-        f"{reference['images']} of the data set ({reference['reference_hash'][:12]})",
+        f"{repetitions} x {samples} images by {extractor.name} ({extractor.hash[:SHORT_HASH]}) against all "
+        f"{reference['images']} of the data set ({reference['reference_hash'][:SHORT_HASH]})",
         f"{few(samples, dimensions)}The plain distance is too large by about {bias:.3g} at these counts.",
         f"{'':44}{'mean':>12}{'sd' if repetitions > 1 else 'se':>12}{'floor':>12}",
     ]

@@ -56,7 +56,7 @@ def best_points(report: Report) -> Markdown:
     header = ["", "at NFE", report.score, "minimum of repetitions", *map(report.metric, report.metrics[1:])]
     lines = []
     for name in [*report.methods, *report.sets]:
-        nfe = min(report.points(name), key=lambda n: report.points(name)[n].mean)
+        _, nfe = best_of(report, name)
         own = cells(report.results, name, SCORE)
         values = own[own.nfe == nfe].value
         others = [
@@ -167,17 +167,13 @@ def fronts(report: Report) -> list[dict[str, Any]]:
     for title, cost in costs.items():
         if not cost:
             continue
-        front = pareto((cost[key], points[key].mean, f"{key[0]}/{key[1]}") for key in cost)
-        names = [name.split("/") for *_, name in front]
-        lines = [
-            [f"{x:.3g}", code(curve), nfe, stated(points[curve, int(nfe)])]
-            for (x, _, _), (curve, nfe) in zip(front, names, strict=True)
-        ]
+        front = pareto((cost[key], points[key].mean, key) for key in cost)
+        lines = [[f"{x:.3g}", code(curve), nfe, stated(points[curve, nfe])] for x, _, (curve, nfe) in front]
         file = f"front_{title.replace(' ', '_')}.png"
         front_figure(
             report.figures / file,
             [(cost[key], points[key].mean) for key in cost],
-            [(x, y, f"{curve} ({nfe})") for (x, y, _), (curve, nfe) in zip(front, names, strict=True)],
+            [(x, y, f"{curve} ({nfe})") for x, y, (curve, nfe) in front],
             title,
             report.score,
         )

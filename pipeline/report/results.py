@@ -183,9 +183,9 @@ def nfe_to_reach(points: dict[int, float], best: float, floor: float, share: flo
     return min((nfe for nfe, value in points.items() if value <= limit), default=None)
 
 
-def pareto(points: Iterable[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Of (cost, distance, name) those that no other one beats in both, the cheapest first."""
-    front: list[tuple[float, float, str]] = []
+def pareto(points: Iterable[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
+    """Of (cost, distance, what it is) those that no other one beats in both, the cheapest first."""
+    front: list[tuple[float, float, Any]] = []
     for point in sorted(points):
         if not front or point[1] < front[-1][1]:
             front.append(point)

@@ -58,7 +58,8 @@ class Report:
         self._check_origins()
         self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
-        self.fd, self.score = self.metric("fd"), self.metric(SCORE)
+        self.score = self.metric(SCORE)
+        self._points: dict[tuple[str, str], dict[int, Interval]] = {}
 
     def _check_origins(self) -> None:
         """Labels and floors must come from the extractor and the reference that the curves were measured with."""
@@ -121,7 +122,10 @@ class Report:
         return int(self.cells(curve, budget).nfe.iloc[0])
 
     def points(self, curve: str, metric: str = SCORE) -> dict[int, Interval]:
-        return summarise(self.results, curve, metric)
+        """A curve's mean and interval by counted NFE, computed once."""
+        if (curve, metric) not in self._points:
+            self._points[curve, metric] = summarise(self.results, curve, metric)
+        return self._points[curve, metric]
 
     def best(self, curves: list[str], budget: int) -> tuple[str, list[str]]:
         """The curve of the smallest mean at a budget, and those that tie with it."""
