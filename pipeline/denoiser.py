@@ -53,15 +53,30 @@ class Denoiser(nn.Module):
 
 
 class Counted:
-    """A denoiser that counts its evaluations: `nfe` is how often the network was called."""
+    """A denoiser that counts its evaluations: `nfe` is how often the network was called, `sigmas` where.
+
+    Whether its answers are finite is noted on their device, and looked at only when asked for.
+    """
 
     def __init__(self, denoiser: DenoiserFunction) -> None:
         self.denoiser = denoiser
-        self.nfe = 0
+        self.sigmas: list[Tensor] = []
+        self.finite: list[Tensor] = []
+
+    @property
+    def nfe(self) -> int:
+        return len(self.sigmas)
 
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
-        self.nfe += 1
-        return self.denoiser(z, sigma)
+        denoised = self.denoiser(z, sigma)
+        self.sigmas.append(sigma)
+        self.finite.append(denoised.isfinite().all())
+        return denoised
+
+    def not_finite(self) -> int | None:
+        """The index of the first answer that is not finite, None where all are."""
+        finite = torch.stack(self.finite).tolist() if self.finite else []
+        return finite.index(False) if False in finite else None
 
 
 def save_denoiser(denoiser: Denoiser, path: Path) -> None:

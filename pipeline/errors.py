@@ -11,6 +11,10 @@ class StudyError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class NotFinite(StudyError):
+    """A denoiser's answer or a sample is not finite."""
+
+
 def nearest(name: object, valid: Iterable[str]) -> str:
     """What to write instead of `name`: its nearest neighbour among `valid` where there is one, then the choices."""
     choices = sorted(valid)

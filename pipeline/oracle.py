@@ -1,9 +1,14 @@
 """Exact denoisers: what a perfect network would answer, to measure solvers against (EDM, app. B.3)."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
+
+from pipeline.denoiser import DenoiserFunction
 
 
 def _expand(sigma: Tensor, like: Tensor) -> Tensor:
@@ -31,7 +36,10 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Data from Gaussians N(means[k], std^2) with probabilities weights[k]: means (K, d), weights (K,); z (N, d)."""
+    """Data from Gaussians N(means[k], std^2) with probabilities weights[k]: means (K, ...), weights (K,); z (N, ...).
+
+    With std = 0 the data are the means themselves: the optimal denoiser of a finite data set.
+    """
 
     means: Tensor
     weights: Tensor
@@ -39,14 +47,36 @@ class Mixture:
 
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
         """The components' denoisers, weighed by how likely each made z."""
-        variance = _expand(sigma, z) ** 2 + self.std**2
-        offsets = z[:, None] - self.means
-        likelihood = self.weights.log() - offsets.square().sum(2) / (2 * variance)
-        means = (likelihood.softmax(1)[..., None] * self.means).sum(1)
-        return means + self.std**2 / variance * (z - means)
+        variance = sigma.reshape(-1, 1) ** 2 + self.std**2
+        flat, means = z.flatten(1), self.means.flatten(1)
+        squares = torch.cdist(flat, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+        near = (self.weights.log() - squares / (2 * variance)).softmax(1) @ means
+        return (near + self.std**2 / variance * (flat - near)).reshape(z.shape)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw x0, (count, d)."""
+        """Draw x0, (count, ...)."""
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.means.shape[1], dtype=self.means.dtype, generator=generator)
+        noise = torch.randn(count, *self.means.shape[1:], dtype=self.means.dtype, generator=generator)
         return self.means[which] + self.std * noise
+
+
+def empirical(images: Tensor) -> Mixture:
+    """The optimal denoiser of a finite data set, images (K, ...): what a network that learned it by heart answers."""
+    return Mixture(images.double(), torch.full((len(images),), 1 / len(images), dtype=torch.float64), 0.0)
+
+
+def flow(denoiser: DenoiserFunction, z: Tensor, sigma: float, sigma_next: float, tolerance: float = 1e-12) -> Tensor:
+    """Where the probability-flow ODE takes z (N, ...) from sigma to sigma_next > 0: (N, ...), float64.
+
+    By scipy's method of order 8 in ln sigma, where dz / d ln sigma = z - D, within `tolerance` a step.
+    """
+
+    def slope(log: float, flat: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(flat).reshape(z.shape)
+        return (x - denoiser(x, torch.tensor(math.exp(log), dtype=torch.float64))).flatten().numpy()
+
+    ends = math.log(sigma), math.log(sigma_next)
+    found = solve_ivp(
+        slope, ends, z.double().flatten().numpy(), "DOP853", t_eval=ends[1:], rtol=tolerance, atol=tolerance
+    )
+    return torch.from_numpy(found.y[:, -1]).reshape(z.shape)

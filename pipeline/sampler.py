@@ -1,27 +1,57 @@
 """A sampler row: how one curve is sampled from a model."""
 
-from typing import Annotated, Literal, Self
+import math
+from inspect import signature
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+import torch
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor
 
-from pipeline.discretization import DISCRETIZATIONS
+from pipeline.discretization import DISCRETIZATIONS, LEVELS, SPACINGS
 from pipeline.errors import StudyError
+from pipeline.path import SingleStep, Solver
 from pipeline.rows import Row, axis
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
-from pipeline.solver import SOLVERS, STOCHASTIC, Solver
+from pipeline.solver import SOLVERS, VARIANCES
+from pipeline.stochastic import Churned
 
 Budgets = Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(min_length=1)]
+Upper = Annotated[PositiveFloat | None, BeforeValidator(lambda v: None if v == math.inf else v)]  # None: no limit
+Sigmas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+
+def keys_of(solver: str) -> list[str]:
+    """The keys of a row that a solver goes by."""
+    return list(signature(SOLVERS[solver]).parameters)
+
+
+SOLVER_KEYS = frozenset(key for solver in SOLVERS for key in keys_of(solver))
 
 
 class Sampler(Row):
-    """A sampler. `scaling`, `sigma_min` and `sigma_max` None mean: as published with the schedule and the grid."""
+    """A sampler. `scaling`, `sigma_min` and `sigma_max` None mean: as published with the schedule and the grid; `order`
+    None: as the solver is best known."""
 
     solver: Literal[tuple(SOLVERS)] = axis("heun", "solver")  # type: ignore[valid-type]
+    order: Annotated[int, Field(ge=1, le=9)] | None = axis(None, "order")
     alpha: Annotated[float, Field(gt=0, le=1)] = axis(1.0, "alpha")
     eta: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "eta")
+    variance: Literal[VARIANCES] = axis("beta_tilde", "variance")  # type: ignore[valid-type]
+    diffusion: NonNegativeFloat = axis(1.0, "diffusion")
+    corrector_steps: NonNegativeInt = axis(0, "Langevin corrector")
+    corrector_snr: PositiveFloat = axis(0.16, "Langevin corrector")
+    rtol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
+    atol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
+    S_churn: NonNegativeFloat = axis(0.0, "churn")
+    S_min: NonNegativeFloat = axis(0.0, "churn")
+    S_max: Upper = axis(None, "churn")
+    S_noise: PositiveFloat = axis(1.0, "churn")
     discretization: Literal[tuple(DISCRETIZATIONS)] = axis("edm", "discretization")  # type: ignore[valid-type]
     rho: PositiveFloat = axis(7.0, "rho")
+    shift: PositiveFloat = axis(1.0, "shift")
+    spacing: Literal[tuple(SPACINGS)] = axis("linspace", "spacing")  # type: ignore[valid-type]
+    sigmas: Sigmas | None = axis(None, "discretization")
     sigma_min: PositiveFloat | None = axis(None, "noise range")
     sigma_max: PositiveFloat | None = axis(None, "noise range")
     schedule: Literal[tuple(SCHEDULES)] = axis("linear", "schedule")  # type: ignore[valid-type]
@@ -30,23 +60,40 @@ class Sampler(Row):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for key in sorted(SOLVER_KEYS - set(keys_of(self.solver))):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                those = ", ".join(name for name in SOLVERS if key in keys_of(name))
+                raise ValueError(f"{key}: solver {self.solver} has none; {key} goes with {those}")
+        if (self.discretization == "explicit") != (self.sigmas is not None):
+            raise ValueError("sigmas: a list of noise levels goes with discretization explicit, and it with one")
         low, high = self.sigma_range
-        if low >= high:
+        if low >= high and not self.sigmas:
             raise ValueError(f"sigma_min ({low}) must be below sigma_max ({high})")
-        if self.eta and self.solver not in STOCHASTIC:
-            raise ValueError(f"eta: solver {self.solver} adds no noise; eta goes with {', '.join(sorted(STOCHASTIC))}")
-        if self.alpha != 1 and self.solver != "heun":
-            raise ValueError(f"alpha: solver {self.solver} has none; alpha goes with heun")
         if len(set(self.nfe)) < len(self.nfe):
             raise ValueError("nfe: a budget stands twice")
+        if self.S_max is not None and self.S_min > self.S_max:
+            raise ValueError(f"S_min ({self.S_min}) must not be above S_max ({self.S_max})")
+        solver = self.build_solver()
+        if solver.adaptive and max(self.nfe) < solver.evaluations(2):
+            raise ValueError(f"nfe: solver {self.solver} needs {solver.evaluations(2)} evaluations at the least")
+        fewest = min(self.steps(budget) for budget in self.nfe)
+        if self.order and fewest < self.order:
+            raise ValueError(f"order: {self.order} needs as many steps, and the smallest of nfe pays for {fewest}")
         if not self._falls():
-            raise ValueError("rho, sigma_min, sigma_max: the noise levels don't fall from step to step in float64")
+            raise ValueError(
+                "rho, shift, sigmas, sigma_min, sigma_max: the noise levels don't fall from step to step in float64"
+            )
         return self
 
     def _falls(self) -> bool:
         """Whether the finest grid's noise levels, and their times, are finite and fall from step to step."""
+        steps = max(self.steps(budget) for budget in self.nfe)
+        if self.discretization == "optimised":
+            if steps > LEVELS:
+                raise ValueError(f"nfe: {steps} steps, but an optimised grid has {LEVELS} at most")
+            return True
         try:
-            sigmas = self.grid(max(self.steps(budget) for budget in self.nfe))
+            sigmas = self.grid(steps)
             times = self.build_schedule().t(sigmas)
         except StudyError as error:
             raise ValueError(str(error)) from None
@@ -56,33 +103,63 @@ class Sampler(Row):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """(sigma_min, sigma_max)."""
+        """(sigma_min, sigma_max): the grid's, and that for which the vp schedule solves its constants."""
         published = DISCRETIZATIONS[self.discretization]
-        return self.sigma_min or published.sigma_min, self.sigma_max or published.sigma_max
+        low, high = (self.sigmas[-1], self.sigmas[0]) if self.sigmas else (published.sigma_min, published.sigma_max)
+        return self.sigma_min or low, self.sigma_max or high
 
     def filled(self) -> Self:
-        """This row with every None replaced by what it stands for."""
+        """This row with what follows from other choices written out: noise range and scaling."""
         low, high = self.sigma_range
         scaling = self.scaling or SCALING_OF_SCHEDULE[self.schedule]
         return self.model_copy(update={"sigma_min": low, "sigma_max": high, "scaling": scaling})
 
     def build_solver(self) -> Solver:
-        return SOLVERS[self.solver](self.alpha, self.eta)
+        """The row's solver. Raises ValueError where its choices don't go together."""
+        solver = SOLVERS[self.solver](**{key: getattr(self, key) for key in keys_of(self.solver)})
+        if not self.S_churn:
+            return solver
+        if not isinstance(solver, SingleStep) or solver.stochastic:
+            raise ValueError("S_churn: churn goes before the steps of a deterministic solver of single steps")
+        return Churned(solver, self.S_churn, self.S_min, self.S_max, self.S_noise)
 
     def steps(self, budget: int) -> int:
-        """As many steps as cost at most `budget` evaluations. Raises ValueError where not even one does."""
+        """As many steps as cost at most `budget` evaluations; for an adaptive solver always 2, its own and the last.
+
+        Raises ValueError where not even one step does.
+        """
         solver = self.build_solver()
-        steps = max((n for n in range(1, budget + 1) if solver.evaluations(n) <= budget), default=0)
+        if solver.adaptive:
+            return 2
+        choices = [len(self.sigmas)] if self.sigmas else range(1, budget + 1)
+        steps = max((n for n in choices if solver.evaluations(n) <= budget), default=0)
         if not steps:
-            raise ValueError(f"nfe: {budget} evaluations are too few for a step of solver {self.solver}")
+            needed = solver.evaluations(choices[0])
+            raise ValueError(f"nfe: {budget} evaluations are too few for solver {self.solver}, which needs {needed}")
         return steps
 
     def grid(self, steps: int) -> Tensor:
-        """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,)."""
-        return DISCRETIZATIONS[self.discretization](steps, *self.sigma_range, self.rho)
+        """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,); of an adaptive solver its range."""
+        if self.build_solver().adaptive:
+            low, high = self.sigma_range
+            return torch.tensor([high, low, 0.0], dtype=torch.float64)
+        choices: dict[str, Any] = {key: getattr(self, key) for key in ("rho", "shift", "spacing", "sigmas")}
+        choices["schedule"] = self.build_schedule()
+        return DISCRETIZATIONS[self.discretization](steps, *self.sigma_range, **choices)
+
+    def with_grid(self, sigmas: tuple[float, ...]) -> Self:
+        """This row on a grid of its own, falling noise levels above 0, in the same range."""
+        low, high = self.sigma_range
+        own = {"discretization": "explicit", "sigmas": sigmas, "sigma_min": low, "sigma_max": high}
+        return self.model_copy(update=own)
 
     def build_schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](*self.sigma_range)
 
     def build_scaling(self) -> Scaling:
         return SCALINGS[self.scaling or SCALING_OF_SCHEDULE[self.schedule]]
+
+
+def sampler_of(curve: dict[str, Any]) -> Sampler:
+    """The sampler in a resolved curve row."""
+    return Sampler(**{key: curve[key] for key in Sampler.model_fields})

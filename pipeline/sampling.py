@@ -1,21 +1,24 @@
 """The sampling loop: from standard normal noise to images, with its evaluations counted."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pipeline.data import to_uint8
 from pipeline.denoiser import Counted, DenoiserFunction
-from pipeline.errors import StudyError
+from pipeline.errors import NotFinite, StudyError
+from pipeline.path import Path, RandnLike
 from pipeline.randomness import SampleNoise
 from pipeline.sampler import Sampler
-from pipeline.solver import Path, RandnLike
 
 # A matrix product of very few rows takes another path through the linear algebra library and rounds differently.
 MIN_BATCH = 16
+
+
+GROUP = 64  # samples whose steps an adaptive solver chooses together
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,32 @@ def sample(
 
     denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar tensor; noise: standard normal, (N, ...);
     randn_like(x) -> noise of x's shape, which only stochastic samplers call. The state is kept in float64.
-    Raises StudyError where the samples are not finite.
+    Raises NotFinite where an answer of the denoiser or a sample is not finite, naming the step and sigma.
     """
     counted = Counted(denoiser)
     path = Path(counted, sampler.build_schedule(), sampler.build_scaling())
-    solver = sampler.build_solver()
-    sigmas = sampler.grid(steps).to(noise.device)
-    times = path.schedule.t(sigmas)
-    x = noise.double() * (sigmas[0] * path.s(times[0]))
-    for t, t_next in pairwise(times):
-        x = solver.step(path, x, t, t_next, randn_like)
-    if not x.isfinite().all():
-        raise StudyError(f"{sampler.solver}, {steps} steps: the samples are not finite")
-    return Samples(x, counted.nfe)
+    sigmas = sampler.grid(steps).tolist()
+    z = noise.double() * sigmas[0]
+    ends = []  # evaluations made by the end of each step
+    try:
+        for state in sampler.build_solver().run(path, z, sigmas, randn_like):
+            z = state
+            ends.append(counted.nfe)
+    except StudyError:
+        _check(counted, ends, steps)
+        raise
+    _check(counted, ends, steps)
+    if not z.isfinite().all():
+        raise NotFinite(f"step {steps} of {steps}, sigma 0: the samples are not finite")
+    return Samples(z, counted.nfe)
+
+
+def _check(counted: Counted, ends: list[int], steps: int) -> None:
+    """Raise NotFinite where an answer was not; ends: how many evaluations were made by the end of each step."""
+    place = counted.not_finite()
+    if place is not None:
+        step, sigma = bisect_right(ends, place) + 1, float(counted.sigmas[place])
+        raise NotFinite(f"step {step} of {steps}, sigma {sigma:.4g}: the denoiser's answer is not finite")
 
 
 def generate(
@@ -54,10 +70,22 @@ def generate(
 ) -> Iterator[tuple[Tensor, int]]:
     """Sample `count` images of `shape`, in batches of about `batch`: each as uint8 (n, *shape), and its counted NFE.
 
-    Image i depends on (seed, i) alone, and its first noise is the same for every sampler.
+    Image i depends on (seed, i) alone, and its first noise is the same for every sampler. An adaptive solver gets
+    whole groups of GROUP images, whatever `count` and `batch` are, since it chooses one step for all that it is given.
     """
-    for indices in torch.arange(count).tensor_split(-(-count // batch)):
+    if sampler.build_solver().adaptive:
+        batches = [torch.arange(first, first + GROUP) for first in range(0, count, GROUP)]
+    else:
+        batches = list(torch.arange(count).tensor_split(-(-count // batch)))
+    for indices in batches:
         padded = indices.repeat(-(-MIN_BATCH // len(indices)))  # only a batch under MIN_BATCH is repeated
         noise = SampleNoise(seed, padded.tolist())
         samples = sample(denoiser, noise.randn(shape), sampler, steps, noise.randn_like)
-        yield to_uint8(samples.x0[: len(indices)]), samples.nfe
+        yield to_uint8(samples.x0[: int((indices < count).sum())]), samples.nfe
+
+
+def mean_nfe(costs: Iterable[tuple[int, int]]) -> int:
+    """What a sample costs, from (samples, nfe) of each batch: their mean, rounded up where an adaptive solver spends
+    unequally."""
+    counts, nfe = zip(*costs, strict=True)
+    return -(-sum(n * cost for n, cost in zip(counts, nfe, strict=True)) // sum(counts))

@@ -14,6 +14,7 @@ EPS_S = 1e-3  # the smallest time that VP's sampler visits
 EPS_T = 1e-5  # the smallest time that VP is trained at
 VP_STEPS = 1000  # M, the number of training steps whose index the VP and iDDPM networks are told
 IDDPM_C1, IDDPM_C2 = 1e-3, 8e-3
+DDPM_BETAS = (1e-4, 0.02)  # beta_1 and beta_T
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,29 @@ def flow(sigma_min: float, sigma_max: float) -> Schedule:
     return Schedule(lambda t: t / (1 - t), lambda t: (1 - t) ** -2, lambda sigma: sigma / (1 + sigma))
 
 
+def cosine(sigma_min: float, sigma_max: float) -> Schedule:
+    """iDDPM's cosine in continuous time: 1 / (1 + sigma^2) = cos^2(phi) / cos^2(phi_0), phi = pi/2 (t + C2) / (1 + C2)
+    (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17), without that formula's difference of near numbers near t = 0.
+    """
+    speed = math.pi / 2 / (1 + IDDPM_C2)
+    phi_0 = speed * IDDPM_C2
+    sin_0, cos_0 = math.sin(phi_0), math.cos(phi_0)
+
+    def sigma(t: Tensor) -> Tensor:
+        step = speed * t
+        return (torch.sin(step) * torch.sin(step + 2 * phi_0)).sqrt() / torch.cos(step + phi_0)
+
+    def sigma_dot(t: Tensor) -> Tensor:
+        phi = speed * t + phi_0
+        return speed * cos_0**2 * torch.sin(phi) / (torch.cos(phi) ** 3 * sigma(t))
+
+    def t(sigma: Tensor) -> Tensor:
+        root = (sigma**2 + sin_0**2).sqrt()  # sin(phi) sqrt(1 + sigma^2)
+        return torch.atan2(sigma**2 / (root + sin_0), cos_0 + root * sin_0 / cos_0) / speed
+
+    return Schedule(sigma, sigma_dot, t)
+
+
 def iddpm_sigmas() -> Tensor:
     """The iDDPM noise levels u_0 > ... > u_M = 0, shape (M + 1,) (Nichol and Dhariwal 2021; EDM, Table 1)."""
     alpha_bar = (
@@ -94,7 +118,19 @@ def iddpm_sigmas() -> Tensor:
     return torch.tensor(levels[::-1], dtype=torch.float64)
 
 
-SCHEDULES: dict[str, Callable[[float, float], Schedule]] = {"linear": linear, "vp": vp, "ve": ve, "flow": flow}
+def ddpm_sigmas() -> Tensor:
+    """DDPM's noise levels sigma_1 < ... < sigma_T of the linear betas, shape (T,) (Ho et al. 2020, section 4)."""
+    betas = torch.linspace(*DDPM_BETAS, VP_STEPS, dtype=torch.float64)
+    return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()  # sqrt(1 / abar - 1)
+
+
+SCHEDULES: dict[str, Callable[[float, float], Schedule]] = {
+    "linear": linear,
+    "vp": vp,
+    "ve": ve,
+    "flow": flow,
+    "cosine": cosine,
+}
 
 SCALINGS = {
     "none": Scaling(torch.ones_like, torch.zeros_like),
@@ -102,4 +138,10 @@ SCALINGS = {
     "flow": Scaling(lambda sigma: 1 / (1 + sigma), lambda sigma: -1 / (1 + sigma)),
 }
 
-SCALING_OF_SCHEDULE = {"linear": "none", "vp": "vp", "ve": "none", "flow": "flow"}  # what each was published with
+SCALING_OF_SCHEDULE = {  # what each was published with
+    "linear": "none",
+    "vp": "vp",
+    "ve": "none",
+    "flow": "flow",
+    "cosine": "vp",
+}

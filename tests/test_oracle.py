@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.oracle import Gaussian, Mixture
+from pipeline.oracle import Gaussian, Mixture, empirical, flow
 from tests.runge_kutta import flow_by_rk4
 
 MEANS, WEIGHTS, STD = [-1.0, 0.3, 2.0], [0.2, 0.5, 0.3], 0.4
@@ -114,3 +114,64 @@ def test_mixture_samples_have_its_moments() -> None:
     torch.testing.assert_close(x0.mean(0), mean, rtol=0, atol=0.01)
     torch.testing.assert_close(x0.T.cov(), covariance, rtol=0, atol=0.01)
     assert torch.equal(x0, mixture.sample(200_000, torch.Generator().manual_seed(0)))
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("count", [4, 5, 1])
+def test_mixtures_of_images_take_a_sigma_for_each_sample(count: int) -> None:
+    """Also where there are as many samples as an image is wide; each against the components' own Gaussians."""
+    weights, std = torch.tensor([0.5, 0.2, 0.3], dtype=F64), 0.4
+    mixture, z = Mixture(images(3), weights, std), 2 * images(count + 3)[3:]
+    sigma = torch.logspace(-1, 1, count, dtype=F64)
+    together = mixture(z, sigma)
+    assert together.shape == z.shape and mixture.sample(6, torch.Generator()).shape == (6, 1, 4, 4)
+    for i in range(count):
+        variance = sigma[i] ** 2 + std**2
+        logs = weights.log() - (z[i] - mixture.means).square().sum((1, 2, 3)) / (2 * variance)
+        parts = mixture.means + std**2 / variance * (z[i] - mixture.means)
+        expected = sum(p * part for p, part in zip((logs - logs.max()).exp().tolist(), parts, strict=True))
+        expected = expected / (logs - logs.max()).exp().sum()
+        torch.testing.assert_close(together[i], expected, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(mixture(z[i : i + 1], sigma[i])[0], expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 30.0])
+def test_the_optimal_denoiser_of_images_is_their_mean_by_likelihood(sigma: float) -> None:
+    data, z = images(7), sigma * images(12)[7:] + images(5)
+    likelihoods = [[math.exp(-float((a - b).square().sum()) / (2 * sigma**2)) for b in data] for a in z]
+    expected = torch.stack([sum(p * b for p, b in zip(row, data, strict=True)) / sum(row) for row in likelihoods])
+    torch.testing.assert_close(empirical(data)(z, torch.tensor(sigma, dtype=F64)), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_optimal_denoiser_of_images_goes_from_the_nearest_to_their_mean() -> None:
+    """And stays finite on the way, where the likelihoods of all images but one, or of all, are below float64."""
+    data, z = images(7), images(12)[7:]
+    denoiser = empirical(data.float())
+    nearest = data.float().double()[torch.cdist(z.flatten(1), data.flatten(1)).argmin(1)]
+    for sigma in (1e-9, 1e-4, 0.02):
+        torch.testing.assert_close(denoiser(z, torch.tensor(sigma, dtype=F64)), nearest, rtol=0, atol=1e-6)
+    far = denoiser(z, torch.tensor(1e6, dtype=F64))
+    torch.testing.assert_close(far, data.mean(0).expand(5, 1, 4, 4), rtol=0, atol=1e-6)
+    assert denoiser(1e4 * z, torch.tensor(1e-3, dtype=F64)).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 8, 8), (5, 3), (4,)])
+@pytest.mark.parametrize(("begin", "end"), [(80.0, 0.002), (1.5, 0.6), (0.6, 1.5)])
+def test_the_exact_flow_is_that_of_a_gaussian(shape: tuple[int, ...], begin: float, end: float) -> None:
+    """Down, and up again."""
+    gaussian = Gaussian(0.2, 0.5)
+    z = 0.2 + math.hypot(begin, 0.5) * torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(0))
+    expected = gaussian.flow(z, torch.tensor(begin, dtype=F64), torch.tensor(end, dtype=F64))
+    found = flow(gaussian, z, begin, end)
+    assert found.shape == shape and found.dtype == F64
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_exact_flow_of_a_mixture_is_that_of_small_steps() -> None:
+    z = 1.5 * torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    found = flow(mixture_2d(), z, 1.5, 0.3)
+    torch.testing.assert_close(found, flow_by_rk4(mixture_2d(), z, 1.5, 0.3, 500), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(flow(mixture_2d(), found, 0.3, 1.5), z, rtol=1e-8, atol=1e-8)

@@ -1,6 +1,7 @@
-"""Schedules and scalings: DESIGN's formulas in plain numbers, inverses, derivatives, VP's constants, iDDPM's levels."""
+"""Schedules and scalings: formulas in plain numbers, inverses, derivatives, VP's constants, the levels of DDPMs."""
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pipeline.schedule import (
     SCALINGS,
     SCHEDULES,
     VP_PUBLISHED,
+    ddpm_sigmas,
     iddpm_sigmas,
     vp_betas,
 )
@@ -33,12 +35,26 @@ def solved_vp(t: float, low: float, high: float) -> float:
     return math.sqrt(math.exp(beta_d * t * t / 2 + beta_min * t) - 1)
 
 
+def cosine(t: float) -> float:
+    """From abar = cos^2((t + s) / (1 + s) pi / 2) / cos^2(s / (1 + s) pi / 2), Nichol and Dhariwal's eq. 17."""
+    angle = [(v + 0.008) / 1.008 * math.pi / 2 for v in (t, 0)]
+    return math.sqrt((math.cos(angle[1]) / math.cos(angle[0])) ** 2 - 1)
+
+
+def cosine_time(sigma: float) -> float:
+    abar = 1 / (1 + sigma**2)
+    angle = math.acos(math.sqrt(abar) * math.cos(0.008 / 1.008 * math.pi / 2))
+    return angle * 2 / math.pi * 1.008 - 0.008
+
+
 SIGMA = {  # sigma(t) and the time of sigma_max
     "linear": (lambda t, low, high: t, lambda high: high),
     "vp": (solved_vp, lambda high: 1.0),
     "ve": (lambda t, low, high: math.sqrt(t), lambda high: high**2),
     "flow": (lambda t, low, high: t / (1 - t), lambda high: high / (1 + high)),
+    "cosine": (lambda t, low, high: cosine(t), cosine_time),
 }
+ROUND_TRIP = {"linear": 1e-15, "vp": 1e-7, "ve": 1e-15, "flow": 1e-12, "cosine": 1e-12}  # over nine decades of sigma
 S = {
     "none": lambda sigma: 1.0,
     "vp": lambda sigma: 1 / math.sqrt(1 + sigma**2),
@@ -60,7 +76,7 @@ def close(actual: Tensor, expected: object, rtol: float = 1e-10) -> None:
 
 
 def test_every_entry_has_a_formula_here() -> None:
-    assert SIGMA.keys() == SCHEDULES.keys() == SCALING_OF_SCHEDULE.keys()
+    assert SIGMA.keys() == ROUND_TRIP.keys() == SCHEDULES.keys() == SCALING_OF_SCHEDULE.keys()
     assert S.keys() == SCALINGS.keys()
 
 
@@ -82,6 +98,50 @@ def test_round_trips_both_ways(name: str, low: float, high: float) -> None:
     sigma = torch.logspace(math.log10(low / 20), math.log10(high), 200).double()
     close(schedule.sigma(schedule.t(sigma)), sigma)
     assert (schedule.t(sigma).diff() > 0).all()
+
+
+@all_schedules
+def test_round_trip_over_many_decades(name: str) -> None:
+    """VP's beta_min nearly cancels near sigma = 0, the published one with a sign and a solved one with the other."""
+    schedule, sigma = SCHEDULES[name](0.002, 80.0), torch.logspace(-6, 3, 500, dtype=torch.float64)
+    close(schedule.sigma(schedule.t(sigma)), sigma, rtol=ROUND_TRIP[name])
+    assert (schedule.t(sigma).diff() > 0).all() and (schedule.sigma_dot(schedule.t(sigma)) > 0).all()
+    close(VP_PUBLISHED.sigma(VP_PUBLISHED.t(sigma)), sigma, rtol=1e-7)
+
+
+@all_schedules
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1, 2)])
+def test_schedules_keep_shape_and_dtype(name: str, shape: tuple[int, ...]) -> None:
+    schedule, sigma = SCHEDULES[name](0.002, 80.0), torch.full(shape, 0.5, dtype=torch.float64)
+    t = schedule.t(sigma)
+    for value in (t, schedule.sigma(t), schedule.sigma_dot(t)):
+        assert value.shape == shape and value.dtype == torch.float64
+
+
+def exact_cosine(t: float) -> float:
+    """The plain formula with 60 digits, of which its difference of near numbers may lose many."""
+    with localcontext(prec=60):
+        pi = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
+
+        def cos(x: Decimal) -> Decimal:
+            term = total = Decimal(1)
+            for k in range(1, 40):
+                term *= -x * x / (2 * k * (2 * k - 1))
+                total += term
+            return total
+
+        s = Decimal("0.008")
+        now, first = ((v + s) / (1 + s) * pi / 2 for v in (Decimal(t), Decimal(0)))
+        return float(((cos(first) / cos(now)) ** 2 - 1).sqrt())
+
+
+def test_cosine_is_accurate_where_the_plain_formula_is_not() -> None:
+    schedule = SCHEDULES["cosine"](0.002, 80.0)
+    t = torch.logspace(-14, -0.01, 60, dtype=torch.float64)
+    sigma = torch.tensor([exact_cosine(value) for value in t.tolist()], dtype=torch.float64)
+    close(schedule.sigma(t), sigma, rtol=1e-13)
+    close(schedule.t(sigma), t, rtol=1e-13)
+    assert abs(cosine(1e-12) / exact_cosine(1e-12) - 1) > 1e-4
 
 
 @all_schedules
@@ -129,7 +189,7 @@ def test_scaling_and_its_log_slope(name: str) -> None:
 
 
 def test_published_scalings() -> None:
-    assert SCALING_OF_SCHEDULE == {"linear": "none", "vp": "vp", "ve": "none", "flow": "flow"}
+    assert SCALING_OF_SCHEDULE == {"linear": "none", "vp": "vp", "ve": "none", "flow": "flow", "cosine": "vp"}
     t = torch.linspace(0, 0.999, 100).double()
     close(SCALINGS["flow"].s(SCHEDULES["flow"](0.002, 1000.0).sigma(t)), 1 - t)
 
@@ -142,3 +202,12 @@ def test_iddpm_levels_follow_the_recursion() -> None:
     levels = iddpm_sigmas()
     assert levels.shape == (1001,) and levels[-1] == 0 and (levels.diff() < 0).all()
     close(levels, u)
+
+
+def test_ddpm_levels_are_those_of_the_linear_betas() -> None:
+    """sqrt((1 - abar) / abar), abar the product of 1 - beta from 1e-4 to 0.02 (Ho et al. 2020, section 4)."""
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    levels = ddpm_sigmas()
+    assert levels.shape == (1000,) and levels.dtype == torch.float64 and (levels.diff() > 0).all()
+    close(levels, np.sqrt((1 - abar) / abar))
+    assert levels[[0, -1]].tolist() == pytest.approx([math.sqrt(1e-4 / (1 - 1e-4)), 157.407], rel=1e-5)
