@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import StudyError
 
-CACHE = Path(".cache")  # finished cells and training checkpoints, keyed by the content that made them
+CACHE = Path(".cache")  # finished cells, fitted grids and training checkpoints, keyed by the content that made them
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Paths:
 
     def model(self, name: str) -> Path:
         return self.build / "models" / name
+
+    def grids(self, model: str) -> Path:
+        return self.build / "grids" / f"{model}.json"
 
     def curve(self, name: str) -> Path:
         return self.build / "curves" / name

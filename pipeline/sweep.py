@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.denoiser import load_denoiser
-from pipeline.errors import StudyError
+from pipeline.errors import NotFinite, StudyError
 from pipeline.features import Extractor
 from pipeline.files import CACHE, content_hash, write_bytes, write_json
 from pipeline.measurement import measure
+from pipeline.optimised import on_fitted_grid
 from pipeline.parallel import side_by_side
 from pipeline.provenance import code_hash, machine
 from pipeline.reference import Reference
-from pipeline.sampler import Sampler
-from pipeline.sampling import generate
+from pipeline.sampler import sampler_of
+from pipeline.sampling import generate, mean_nfe
 
 SHOWN_IMAGES = 16  # images kept of each cell, for the report
 AGREEMENT_SAMPLES = 10_000  # features kept of one cell a curve, at most, for the comparison with the libraries
@@ -31,6 +33,7 @@ class Cell:
     """The metrics of one set of samples, its counted NFE, the hash of the weights that made it, its first images.
 
     images: (SHOWN_IMAGES, C, H, W), uint8; features: the first AGREEMENT_SAMPLES, or none (0, d), where not asked for.
+    failed: why it could not be sampled, in one line; then there are no metrics and no images.
     """
 
     train_seed: int
@@ -42,6 +45,7 @@ class Cell:
     metrics: list[dict[str, Any]]
     images: Tensor
     features: Tensor
+    failed: str = ""
 
     def record(self) -> dict[str, Any]:
         """All but the tensors, for JSON."""
@@ -67,16 +71,20 @@ def load_cell(path: Path) -> Cell | None:
 def measure_cell(
     curve: dict[str, Any],
     model: Path,
+    grids: list[dict[str, Any]],
     extractor: Extractor,
     reference: Reference,
     seeds: tuple[int, int],
     steps: int,
     keep: int = 0,
 ) -> Cell:
-    """Sample and measure one cell of a resolved curve row, or take it from the cache; `keep` so many features."""
+    """Sample and measure one cell of a resolved curve row, or take it from the cache; `keep` so many features.
+
+    grids: what was fitted to the model. Raises NotFinite where the denoiser's answers are not.
+    """
     train_seed, sample_seed = seeds
-    sampler = Sampler(**{k: curve[k] for k in Sampler.model_fields})
     weights = model / f"seed_{train_seed}.safetensors"
+    sampler = on_fitted_grid(sampler_of(curve), grids, weights.name, steps)
     count, batch = curve["samples"], curve["batch"]
     row = sampler.model_dump(mode="json", exclude={"nfe"}) | {"samples": count, "batch": batch}
     key = content_hash(weights, row, steps, sample_seed, extractor.hash, reference.hash, code_hash(), machine())
@@ -85,11 +93,11 @@ def measure_cell(
     if cell and len(cell.features) >= min(keep, count):
         return replace(cell, features=cell.features[:keep])
     denoiser = load_denoiser(weights)
-    nfe = 0
+    costs: list[tuple[int, int]] = []
 
     def images() -> Iterator[Tensor]:
-        nonlocal nfe
-        for part, nfe in generate(denoiser, denoiser.shape, sampler, steps, sample_seed, count, batch):  # noqa: B007
+        for part, nfe in generate(denoiser, denoiser.shape, sampler, steps, sample_seed, count, batch):
+            costs.append((len(part), nfe))
             yield part
 
     found = measure(images(), count, extractor, reference, SHOWN_IMAGES)
@@ -97,7 +105,7 @@ def measure_cell(
         train_seed,
         sample_seed,
         steps,
-        nfe,
+        mean_nfe(costs),
         count,
         content_hash(weights),
         found.metrics,
@@ -108,9 +116,20 @@ def measure_cell(
     return cell
 
 
+def failed_cell(
+    curve: dict[str, Any], model: Path, reference: Reference, seeds: tuple[int, int], steps: int, why: str
+) -> Cell:
+    """A cell that could not be sampled, with what it would have cost."""
+    nfe = sampler_of(curve).build_solver().evaluations(steps)
+    checkpoint = content_hash(model / f"seed_{seeds[0]}.safetensors")
+    images, features = torch.empty(0, dtype=torch.uint8), torch.empty(0, reference.features.shape[1])
+    return Cell(*seeds, steps, nfe, curve["samples"], checkpoint, [], images, features, why)
+
+
 def measure_curve(
     curve: dict[str, Any],
     model: Path,
+    grids: list[dict[str, Any]],
     extractor: Extractor,
     reference: Reference,
     finished: Callable[[Cell], object] = lambda cell: None,
@@ -120,14 +139,16 @@ def measure_curve(
 
     The one of the most steps and the first seeds keeps its features, for the comparison with the libraries.
     """
-    sampler = Sampler(**{k: curve[k] for k in Sampler.model_fields})
+    sampler = sampler_of(curve)
     steps = sorted({sampler.steps(budget) for budget in sampler.nfe})
     compared = steps[-1], tuple(curve["seeds"][0])
 
     def task(count: int, seeds: tuple[int, int]) -> Cell:
         keep = AGREEMENT_SAMPLES if (count, seeds) == compared else 0
         try:
-            cell = measure_cell(curve, model, extractor, reference, seeds, count, keep)
+            cell = measure_cell(curve, model, grids, extractor, reference, seeds, count, keep)
+        except NotFinite as error:
+            cell = failed_cell(curve, model, reference, seeds, count, str(error))
         except StudyError as error:
             raise StudyError(f"{count} steps, seeds {seeds[0]} and {seeds[1]}: {error}") from None
         finished(cell)
@@ -142,19 +163,18 @@ def measure_curve(
 def save_curve(cells: list[Cell], provenance: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write measured cells: results.json, the images shown, and the features kept. Returns a small summary.
 
-    provenance: `comparable(...)`.
+    provenance: `measured_with(...)`.
     """
-    names = {f"{cell.steps}/{cell.train_seed}/{cell.sample_seed}": cell.images for cell in cells}
-    write_bytes(folder / "images.safetensors", save(names))
-    [compared] = [index for index, cell in enumerate(cells) if len(cell.features)]
-    write_bytes(
-        folder / "features.safetensors",
-        save({"features": cells[compared].features.contiguous()}, {"cell": str(compared)}),
-    )
+    done = [cell for cell in cells if not cell.failed]
+    images = {f"{cell.steps}/{cell.train_seed}/{cell.sample_seed}": cell.images for cell in done}
+    write_bytes(folder / "images.safetensors", save(images))
+    compared = next((index for index, cell in enumerate(cells) if len(cell.features)), 0)
+    features = cells[compared].features.contiguous()
+    write_bytes(folder / "features.safetensors", save({"features": features}, {"cell": str(compared)}))
     records = [cell.record() for cell in cells]
     write_json(folder / "results.json", {"provenance": provenance, "machine": machine(), "cells": records})
     by_nfe: dict[int, list[float]] = {}
-    for cell in cells:
+    for cell in done:
         by_nfe.setdefault(cell.nfe, []).append(value_of(cell, "fd_corrected"))
     return {"fd_corrected_at_nfe": {str(nfe): sum(values) / len(values) for nfe, values in by_nfe.items()}}
 

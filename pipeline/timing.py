@@ -7,11 +7,13 @@ from statistics import median
 from typing import Any
 
 from pipeline.denoiser import load_denoiser
+from pipeline.errors import NotFinite
 from pipeline.files import content_hash
+from pipeline.optimised import on_fitted_grid
 from pipeline.provenance import machine
 from pipeline.report.results import SHORT_HASH
-from pipeline.sampler import Sampler
-from pipeline.sampling import generate
+from pipeline.sampler import Sampler, sampler_of
+from pipeline.sampling import generate, mean_nfe
 
 COLUMNS = ["curve", "steps", "nfe", "seconds_per_image", "images", "repetitions", "device", "checkpoint", "sampler"]
 IMAGES = 256
@@ -23,13 +25,13 @@ def sampler_hash(curve: dict[str, Any]) -> str:
     return content_hash({k: curve[k] for k in Sampler.model_fields if k != "nfe"})[:SHORT_HASH]
 
 
-def time_curve(name: str, curve: dict[str, Any], model: Path) -> Iterator[dict[str, Any]]:
+def time_curve(name: str, curve: dict[str, Any], model: Path, grids: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The median time to sample one batch with each number of steps of a resolved curve row: rows with COLUMNS.
 
     On the calling thread's number of threads; a first batch is not counted. The hashes tell whether a time is still
-    that of the curve as it stands.
+    that of the curve as it stands. grids: what was fitted to the model. What cannot be sampled is left out.
     """
-    sampler = Sampler(**{k: curve[k] for k in Sampler.model_fields})
+    sampler = sampler_of(curve)
     weights = model / f"seed_{curve['seeds'][0][0]}.safetensors"
     denoiser = load_denoiser(weights)
     origin = {
@@ -37,13 +39,17 @@ def time_curve(name: str, curve: dict[str, Any], model: Path) -> Iterator[dict[s
         "checkpoint": content_hash(weights)[:SHORT_HASH],
         "sampler": sampler_hash(curve),
     }
-    steps = sorted({sampler.steps(budget) for budget in sampler.nfe})
-    list(generate(denoiser, denoiser.shape, sampler, steps[0], 0, IMAGES, IMAGES))
-    for count in steps:
-        seconds, nfe = [], 0
-        for repetition in range(REPETITIONS):
-            start = time.perf_counter()
-            [(_, nfe)] = generate(denoiser, denoiser.shape, sampler, count, repetition, IMAGES, IMAGES)
-            seconds.append(time.perf_counter() - start)
-        row = {"curve": name, "steps": count, "nfe": nfe, "seconds_per_image": f"{median(seconds) / IMAGES:.3g}"}
-        yield row | {"images": IMAGES, "repetitions": REPETITIONS} | origin
+    for count in sorted({sampler.steps(budget) for budget in sampler.nfe}):
+        row = on_fitted_grid(sampler, grids, weights.name, count)
+        seconds: list[float] = []
+        try:
+            for repetition in range(-1, REPETITIONS):
+                start = time.perf_counter()
+                made = list(generate(denoiser, denoiser.shape, row, count, max(repetition, 0), IMAGES, IMAGES))
+                seconds.append(time.perf_counter() - start)
+        except NotFinite:
+            continue
+        nfe = mean_nfe((len(images), nfe) for images, nfe in made)
+        found = {"curve": name, "steps": count, "nfe": nfe}
+        found["seconds_per_image"] = f"{median(seconds[1:]) / IMAGES:.3g}"
+        yield found | {"images": IMAGES, "repetitions": REPETITIONS} | origin

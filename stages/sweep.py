@@ -1,5 +1,7 @@
 """Sample and measure one curve row, all its budgets and seeds."""
 
+import sys
+
 from pipeline.features import load_extractor
 from pipeline.files import read_json, whole_folder, write_json
 from pipeline.measurement import measured_with
@@ -15,10 +17,14 @@ def main(arguments: Arguments) -> None:
     extractor = load_extractor(paths.features)
     reference = load_reference(paths.reference, extractor.hash)
     with bar(f"sweep {name}", None, "cell") as progress:
-        cells = measure_curve(curve, paths.model(curve["model"]), extractor, reference, lambda _: progress.update())
+        grids = read_json(paths.grids(curve["model"]))
+        model = paths.model(curve["model"])
+        cells = measure_curve(curve, model, grids, extractor, reference, lambda _: progress.update())
     with whole_folder(paths.curve(name)) as folder:
         summary = save_curve(cells, measured_with(extractor, reference, curve["samples"]), folder)
     write_json(paths.metrics("sweep", name), summary)
+    for cell in (cell for cell in cells if cell.failed):
+        print(f"failed: {name}, seeds {cell.train_seed} and {cell.sample_seed}: {cell.failed}", file=sys.stderr)
     print(f"{name}: " + ", ".join(f"{fd:.3g} at {nfe}" for nfe, fd in summary["fd_corrected_at_nfe"].items()))
 
 

@@ -11,7 +11,10 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     curves = read_json(paths.rows / "report.json")["curves"]
-    timed = (time_curve(name, curve, paths.model(curve["model"])) for name, curve in curves.items())
+    timed = (
+        time_curve(name, curve, paths.model(curve["model"]), read_json(paths.grids(curve["model"])))
+        for name, curve in curves.items()
+    )
     [rows] = side_by_side([lambda: list(chain.from_iterable(timed))])
     write_csv(paths.timings, COLUMNS, rows)
     print(f"{paths.timings}: {len(rows)} points of {len(curves)} curves")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import sweep
@@ -18,9 +19,11 @@ from pipeline.errors import StudyError
 from pipeline.features import Extracted, Extractor, Features, load_extractor, make_extractor, save_extractor
 from pipeline.measurement import measure, measured_with
 from pipeline.model import Model
+from pipeline.optimised import fit_model
 from pipeline.parallel import in_turns, side_by_side
 from pipeline.params import Study, resolve
 from pipeline.reference import Reference, load_reference, make_reference, save_reference
+from pipeline.sampler import sampler_of
 from pipeline.sweep import Cell, load_cell, measure_curve, save_cell, save_curve
 from pipeline.training import save_models, train
 
@@ -29,6 +32,7 @@ SAMPLES = 40
 
 class Trained(NamedTuple):
     model: Path
+    grids: list[dict[str, Any]]
     extractor: Extractor
     reference: Reference
 
@@ -48,7 +52,8 @@ def make(folder: Path) -> Trained:
     save_extractor(make_extractor(Features(epochs=1, width=16), dataset)[0], folder)
     extractor = load_extractor(folder)
     save_reference(make_reference(extractor(dataset.images), extractor.hash)[0], folder)
-    return Trained(folder / "model", extractor, load_reference(folder))
+    grids = fit_model(folder / "model", [(0.002, 80.0)])
+    return Trained(folder / "model", grids, extractor, load_reference(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +203,7 @@ def test_what_is_measured_is_what_would_be_stored_as_images(trained: Trained) ->
             seen.append(images.clone())
             return trained.extractor(images)
 
-    cells = measure_curve(curve(nfe=[3]), trained.model, Watched(), trained.reference, workers=1)
+    cells = measure_curve(curve(nfe=[3]), *trained._replace(extractor=Watched()), workers=1)
     assert len(seen) == len(cells)
     for images, cell in zip(seen, cells, strict=True):
         assert images.dtype == torch.uint8 and images.shape == (SAMPLES, 1, 8, 8)
@@ -212,15 +217,72 @@ def test_the_batch_is_no_part_of_the_images(trained: Trained) -> None:
     assert all(x.images.equal(y.images) for x, y in zip(a, b, strict=True))
 
 
-def test_samples_that_are_not_finite_name_the_cell(trained: Trained, tmp_path: Path) -> None:
+def broken(trained: Trained, folder: Path, *seeds: int) -> Trained:
+    """The models with weights of these seeds that answer NaN."""
     for seed in (0, 1):
         denoiser = load_denoiser(trained.model / f"seed_{seed}.safetensors")
-        next(denoiser.network.head.parameters()).fill_(torch.nan)
-        save_denoiser(denoiser, tmp_path / f"model/seed_{seed}.safetensors")
-    with pytest.raises(StudyError, match=r"^2 steps, seeds 0 and 0: .*not finite") as caught:
-        measure_curve(curve(nfe=[3]), *trained._replace(model=tmp_path / "model"), workers=1)
-    assert len(str(caught.value).splitlines()) == 1
-    assert not Path(".cache/cells").exists()
+        if seed in seeds:
+            next(denoiser.network.head.parameters()).fill_(torch.nan)
+        save_denoiser(denoiser, folder / f"seed_{seed}.safetensors")
+    return trained._replace(model=folder)
+
+
+def test_a_network_that_answers_nan_fails_its_own_cells_alone(trained: Trained, tmp_path: Path) -> None:
+    half = broken(trained, tmp_path / "model", 1)
+    cells = measure_curve(curve(), *half, workers=2)
+    failed = {(c.steps, c.train_seed): c for c in cells if c.failed}
+    assert set(failed) == {(2, 1), (3, 1)} and len(cells) == 4
+    assert failed[2, 1].failed == "step 1 of 2, sigma 80: the denoiser's answer is not finite"
+    assert [(c.nfe, c.metrics, len(c.images), len(c.features)) for c in failed.values()] == [
+        (3, [], 0, 0),
+        (5, [], 0, 0),
+    ]
+    assert len(cell_files()) == 2
+    good = measure_curve(curve(), *trained, workers=2)
+    assert same([c for c in cells if not c.failed], [c for c in good if c.train_seed == 0])
+
+
+@pytest.mark.parametrize("seeds", [(1,), (0, 1)])
+def test_failed_cells_are_saved_beside_the_others(trained: Trained, tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    cells = measure_curve(curve(nfe=[3]), *broken(trained, tmp_path / "model", *seeds), workers=1)
+    summary = save_curve(cells, {}, tmp_path / "a")
+    records = json.loads((tmp_path / "a/results.json").read_text())["cells"]
+    assert [bool(record["failed"]) for record in records] == [seed in seeds for seed in (0, 1)]
+    assert len(summary["fd_corrected_at_nfe"]) == (len(seeds) < 2)
+    features = load_file(tmp_path / "a/features.safetensors")["features"]
+    assert features.shape == (SAMPLES if 0 not in seeds else 0, trained.reference.features.shape[1])
+
+
+def test_an_optimised_curve_is_sampled_on_the_grid_fitted_to_each_network(trained: Trained) -> None:
+    row = curve(nfe=[3], discretization="optimised")
+    fitted = [tuple(found["grids"][1]) for found in trained.grids]
+    cells = measure_curve(row, *trained, workers=1)
+    for cell, sigmas in zip(cells, fitted, strict=True):
+        own = curve(nfe=[3], discretization="explicit", sigmas=sigmas) | {
+            "seeds": [[cell.train_seed, cell.sample_seed]]
+        }
+        [explicit] = measure_curve(own, *trained, workers=1)
+        assert explicit.images.equal(cell.images) and explicit.metrics == cell.metrics
+    with pytest.raises(StudyError, match="no grid was fitted to seed_0"):
+        measure_curve(row, *trained._replace(grids=[]), workers=1)
+
+
+def test_a_network_to_which_no_grid_can_be_fitted_fails_its_own_cells_alone(trained: Trained, tmp_path: Path) -> None:
+    half = broken(trained, tmp_path / "model", 1)
+    half = half._replace(grids=fit_model(half.model, [(0.002, 80.0)]))
+    cells = measure_curve(curve(nfe=[3], discretization="optimised"), *half, workers=1)
+    assert [c.failed for c in cells] == ["", half.grids[1]["failed"]]
+    assert "not finite" in cells[1].failed
+
+
+def test_what_an_adaptive_solver_costs_is_the_mean(trained: Trained) -> None:
+    row = curve(nfe=[30], solver="rk45", schedule="flow", samples=80)
+    [cell, _] = measure_curve(row, *trained, workers=1)
+    denoiser = load_denoiser(trained.model / "seed_0.safetensors")
+    made = list(sweep.generate(denoiser, denoiser.shape, sampler_of(row), 2, 0, 80, 16))
+    assert [len(images) for images, _ in made] == [64, 16]
+    total = sum(len(images) * nfe for images, nfe in made)
+    assert cell.nfe - 1 < total / 80 <= cell.nfe
 
 
 def test_a_cell_survives_its_file(tmp_path: Path) -> None:
