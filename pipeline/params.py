@@ -12,6 +12,7 @@ from pipeline.errors import StudyError, nearest
 from pipeline.features import Features
 from pipeline.imageset import ImageSet, Label
 from pipeline.model import Model
+from pipeline.null_axes import differences, warnings
 from pipeline.rows import Row, Seeds
 from pipeline.sampler import Sampler
 
@@ -117,7 +118,7 @@ def read_study(path: Path) -> Study:
 def _written(
     rows: dict[str, dict[str, Any] | None], name: str, place: str, seen: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """What a row says together with all its bases, the row's own word last."""
+    """What a row says together with all its bases, the row's own word last; a `method` names one row alone."""
     row = dict(rows[name] or {})
     base = row.pop("base", None)
     if base is None:
@@ -126,7 +127,8 @@ def _written(
         raise StudyError(f"{place}.{name}.base: no row {base!r}; {nearest(base, rows)}")
     if base in (*seen, name):
         raise StudyError(f"{place}.{name}.base: the rows {' -> '.join((*seen, name, base))} go round in a circle")
-    return _written(rows, base, place, (*seen, name)) | row
+    inherited = _written(rows, base, place, (*seen, name))
+    return {key: value for key, value in inherited.items() if key != "method"} | row
 
 
 def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict[str, Any]:
@@ -145,21 +147,14 @@ def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict
     return resolved
 
 
-def differences(row: Row, base: Row) -> dict[str, Any]:
-    """The design choices (fields with a title) in which a row differs from its base, as written: name -> value."""
-    return {
-        name: getattr(row, name)
-        for name, field in type(row).model_fields.items()
-        if field.title and getattr(row, name) != getattr(base, name)
-    }
-
-
 def _titles(schema: type[Row], names: dict[str, Any]) -> set[str]:
     return {schema.model_fields[name].title or "" for name in names}
 
 
 def resolve(study: Study) -> dict[str, Any]:
     """Every row written out in full, as JSON values: {"data": .., "curves": names, "models/edm": .., "report": ..}.
+
+    "grids": the noise ranges for which a grid is to be fitted to each model. "report" holds `warnings` of null axes.
 
     A row carries its `base` (the row it names, else the section's first one), the `differences` from it, and its
     `axis`: the title that all differences share, "combinations" where they share none, and "" where there are none.
@@ -182,6 +177,7 @@ def resolve(study: Study) -> dict[str, Any]:
         changed = differences(row, models[base])
         relation[name] = {"base": base, "differences": changed, "titles": _titles(Model, changed)}
         out[f"models/{name}"] = row.model_dump(mode="json")
+    fitted: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     report: dict[str, Any] = {
         "title": study.title,
         "study": study.study.model_dump(mode="json"),
@@ -203,7 +199,10 @@ def resolve(study: Study) -> dict[str, Any]:
             changed, titles = other | changed, titles | _titles(Model, other)
         seeds = seed_pairs(models[curve.model].train_seeds, curve.sample_seeds, curve.repetitions)
         out[f"curves/{name}"] = curve.filled().model_dump(mode="json", exclude={"method"}) | {"seeds": seeds}
+        if curve.discretization == "optimised" and curve.sigma_range not in fitted[curve.model]:
+            fitted[curve.model].append(curve.sigma_range)
         report["curves"][name] = out[f"curves/{name}"] | {"method": curve.method} | _filed(base, changed, titles)
+    out["grids"] = fitted
     report["samples"] = out["samples"] = _common_samples(curves)
     for name, images in study.sets.items():
         if name in curves:
@@ -213,9 +212,23 @@ def resolve(study: Study) -> dict[str, Any]:
             raise StudyError(f"sets.{name}.method: {images.method or name!r} names a curve or another set already")
         out[f"sets/{name}"] = images.model_dump(mode="json")
         report["sets"][name] = out[f"sets/{name}"]
+    report["warnings"] = _null_axes(study, models, curves)
     for name, found in relation.items():
         report["models"][name] = out[f"models/{name}"] | _filed(found["base"], found["differences"], found["titles"])
     return out | {"report": report}
+
+
+def _null_axes(study: Study, models: dict[str, Model], curves: dict[str, Curve]) -> list[str]:
+    """Warnings of choices that change nothing; the first row of each section is held against the defaults."""
+    rows = {name: Sampler(**row.model_dump(include=set(Sampler.model_fields))) for name, row in curves.items()}
+    bases = {name: (study.curves[name] or {}).get("base") or next(iter(curves)) for name in curves}
+    model_bases = {name: (study.models[name] or {}).get("base") or next(iter(models)) for name in models}
+    return warnings(
+        {name: (row, models[base] if (base := model_bases[name]) != name else Model()) for name, row in models.items()},
+        {name: (row, rows[base] if (base := bases[name]) != name else Sampler()) for name, row in rows.items()},
+        {name: row.model for name, row in curves.items()},
+        {name for name, row in curves.items() if row.method},
+    )
 
 
 def _common_samples(curves: dict[str, Curve]) -> int:

@@ -1,5 +1,7 @@
 """Validate the study file and write every row out in full. With --check: validate only."""
 
+import sys
+
 from pipeline.files import Paths, whole_folder, write_json
 from pipeline.params import read_study, resolve
 from stages import Arguments, run_stage
@@ -8,6 +10,8 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     study = read_study(arguments.params)
     rows = resolve(study)
+    for warning in rows["report"]["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     if not arguments.check:
         with whole_folder(Paths(study.study.name).rows) as folder:
             for name, row in rows.items():

@@ -14,8 +14,9 @@ from pipeline.errors import StudyError
 from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.params import Curve, Sampler, read_study, resolve, seed_pairs
+from pipeline.sampler import keys_of
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCHEDULES
-from pipeline.solver import SOLVERS, STOCHASTIC
+from pipeline.solver import SOLVERS
 from tests.imports import ROOT
 
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
@@ -174,12 +175,44 @@ def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: s
     assert rows["report"]["models"]["x"]["axis"] == (Model.model_fields[key].title or "")
 
 
-@pytest.mark.parametrize("key", [key for key in Curve.model_fields if key not in ("model", "method", "samples")])
+@pytest.mark.parametrize(
+    "key", [key for key in Curve.model_fields if key not in ("model", "method", "samples", "sigmas")]
+)
 def test_every_key_of_a_curve_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Curve, key)
     rows = resolved(tmp_path, curves={"edm": row, "x": row | {"base": "edm", key: value}})
     assert rows["curves/x"][key] == value
     assert rows["report"]["curves"]["x"]["axis"] == (Curve.model_fields[key].title or "")
+
+
+def test_a_list_of_noise_levels_is_a_discretization_of_its_own(tmp_path: Path) -> None:
+    rows = resolved(tmp_path, **curve(discretization="explicit", sigmas=[50, 2, 0.1], nfe=[5]))
+    assert rows["curves/x"]["sigmas"] == [50, 2, 0.1]
+    assert (rows["curves/x"]["sigma_min"], rows["curves/x"]["sigma_max"]) == (0.1, 50)
+    assert rows["report"]["curves"]["x"]["axis"] == "discretization"
+
+
+def test_grids_are_to_be_fitted_for_the_models_and_ranges_that_curves_ask_for(tmp_path: Path) -> None:
+    fitted = {"discretization": "optimised"}
+    rows = resolved(
+        tmp_path,
+        **models(other={}, third={}),
+        curves={
+            "a": {"model": "edm", **fitted},
+            "b": {"model": "edm", "solver": "euler", **fitted},
+            "c": {"model": "edm", "sigma_max": 50, **fitted},
+            "d": {"model": "third", **fitted},
+            "e": {"model": "other"},
+        },
+    )
+    assert rows["grids"] == {"edm": [[0.002, 80], [0.002, 50]], "other": [], "third": [[0.002, 80]]}
+
+
+def test_a_method_is_not_inherited(tmp_path: Path) -> None:
+    rows = resolved(
+        tmp_path, curves={"a": {"model": "edm", "method": "A", "rho": 5}, "b": {"base": "a", "model": "edm"}}
+    )
+    assert rows["report"]["curves"]["b"]["method"] is None and rows["curves/b"]["rho"] == 5
 
 
 def test_a_method_is_a_name_for_the_report_alone(tmp_path: Path) -> None:
@@ -271,7 +304,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "rho too small": (curve(rho=0.001), "curves.x", "rho"),
     "rho too large": (curve(rho=1e300), "curves.x", "rho"),
     "sigma_max too large": (curve(sigma_max=1e200, schedule="vp"), "curves.x", "sigma_max"),
-    "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler adds no noise"),
+    "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler has none; eta goes with ddim"),
     "eta above 1": (curve(solver="ddim", eta=1.5), "curves.x.eta", "less than or equal to 1"),
     "alpha with euler": (curve(solver="euler", alpha=0.5), "curves.x", "alpha: solver euler has none"),
     "alpha 0": (curve(alpha=0), "curves.x.alpha", "greater than 0"),
@@ -385,10 +418,13 @@ def test_yaml_merge_keys_are_no_repetition(tmp_path: Path) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_sampler_takes_as_many_steps_as_its_budget_pays(solver: str) -> None:
     sampler = Sampler(solver=solver)
+    cost = sampler.build_solver().evaluations
     for budget in (1, 2, 3, 4, 7, 36):
-        cost = sampler.build_solver().evaluations
+        if sampler.build_solver().adaptive:
+            assert sampler.steps(budget) == 2  # its own, and the last
+            continue
         assert cost(sampler.steps(budget)) <= budget < cost(sampler.steps(budget) + 1)
-    assert (solver in STOCHASTIC) == _accepts(solver=solver, eta=0.5)
+    assert ("eta" in keys_of(solver)) == _accepts(solver=solver, eta=0.5)
 
 
 def _accepts(**keys: Any) -> bool:

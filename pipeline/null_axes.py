@@ -1,0 +1,176 @@
+"""Choices of a row that cannot change its result, found by trying: without the choice, an exact denoiser is sampled to
+the same points, or a network is trained on the same target."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.discretization import DISCRETIZATIONS
+from pipeline.errors import NotFinite
+from pipeline.model import Model
+from pipeline.noise import NOISES
+from pipeline.optimised import fit
+from pipeline.oracle import Mixture
+from pipeline.parametrization import PARAMETRIZATIONS
+from pipeline.randomness import generator
+from pipeline.rows import Row
+from pipeline.sampler import Sampler
+from pipeline.sampling import sample
+from pipeline.weighting import WEIGHTINGS
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+POINTS, TOLERANCE = 4, 1e-8
+LARGEST_BUDGET = 150  # beyond it a budget is not tried
+TRIED_SIGMA_DATA = 0.5
+TEACHER_LEVELS = 16
+
+
+def differences(row: Row, base: Row) -> dict[str, Any]:
+    """The design choices (fields with a title) in which a row differs from its base, as written: name -> value."""
+    return {
+        name: getattr(row, name)
+        for name, field in type(row).model_fields.items()
+        if field.title and getattr(row, name) != getattr(base, name)
+    }
+
+
+def _mixture() -> Mixture:
+    means = torch.tensor([[0.7, -0.2], [-0.4, 0.5]], dtype=torch.float64)
+    return Mixture(means, torch.tensor([0.3, 0.7], dtype=torch.float64), 0.3)
+
+
+def sampled(row: Sampler) -> dict[int, Tensor]:
+    """By budget, what a row makes of a few points of noise with the exact denoiser of a mixture."""
+    oracle, found = _mixture(), {}
+    noise = torch.randn(POINTS, 2, dtype=torch.float64, generator=generator("null axes", 0))
+    fitted: list[tuple[float, ...]] = []
+    if row.discretization == "optimised":
+        fitted = fit(oracle, noise, *row.sigma_range, TEACHER_LEVELS)
+    for budget in sorted(row.nfe):
+        steps = row.steps(budget)
+        if budget > LARGEST_BUDGET or (fitted and steps > len(fitted)):
+            continue
+        draws = generator("null axes", 1)
+        randn_like = lambda z, draws=draws: torch.randn(z.shape, dtype=z.dtype, generator=draws)  # noqa: E731
+        try:
+            on_grid = row.with_grid(fitted[steps - 1]) if fitted else row
+            found[budget] = sample(oracle, noise, on_grid, steps, randn_like).x0
+        except NotFinite:
+            continue
+    return found
+
+
+def trained(row: Model) -> dict[str, Any]:
+    """What a network of this row is trained on: coefficients, noise levels and weights, and all its other choices."""
+    u, sigma = (torch.arange(1, 100, dtype=torch.float64) / 100, torch.logspace(-3, 2, 64, dtype=torch.float64))
+    sigma_data = row.sigma_data or TRIED_SIGMA_DATA
+    coefficients = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data)
+    others = row.model_dump(exclude={"parametrization", "noise", "P_mean", "P_std", "weighting", "train_seeds"})
+    return others | {
+        "coefficients": torch.stack(coefficients),
+        "noise": NOISES[row.noise](u, row.P_mean, row.P_std),
+        "weighting": WEIGHTINGS[row.weighting](sigma, sigma_data, coefficients.c_out),
+    }
+
+
+def same(one: dict[Any, Any], two: dict[Any, Any]) -> bool:
+    """Whether two outcomes agree to rounding in all that both have."""
+    common = one.keys() & two.keys()
+    return bool(common) and all(
+        torch.allclose(one[key], two[key], rtol=TOLERANCE, atol=TOLERANCE)
+        if isinstance(one[key], Tensor)
+        else one[key] == two[key]
+        for key in common
+    )
+
+
+def null_choices(row: AnyRow, base: AnyRow, outcome: Callable[[AnyRow], dict[Any, Any]]) -> Iterator[str]:
+    """The choices in which a row differs from its base though its outcome would be the same without each of them."""
+    own: dict[Any, Any] | None = None
+    for key in differences(row, base):
+        try:
+            without = type(row)(**row.model_dump() | {key: getattr(base, key)})
+        except ValidationError:
+            continue
+        own = outcome(row) if own is None else own
+        if same(own, outcome(without)):
+            yield key
+
+
+def sampler_reason(row: Sampler, key: str) -> str:
+    """Why a choice changes nothing, where that is known."""
+    solver = row.build_solver()
+    if key in ("rho", "shift", "spacing") and key not in DISCRETIZATIONS[row.discretization].keys:
+        return f"discretization {row.discretization} has no {key}"
+    if key in ("discretization", "rho", "shift", "spacing") and solver.adaptive:
+        return f"solver {row.solver} chooses its steps by itself"
+    if key in ("schedule", "scaling") and solver.variable != "t":
+        return f"solver {row.solver} steps in {solver.variable}, whatever the {key}"
+    if key == "schedule":
+        return f"on one grid of noise levels solver {row.solver} takes the same steps in linear and in flow"
+    if key in ("S_min", "S_max", "S_noise") and not row.S_churn:
+        return "there is no churn without S_churn"
+    if key == "order":
+        return f"it is what solver {row.solver} has by itself"
+    if key in ("sigma_min", "sigma_max") and row.sigmas:
+        return "the list of sigmas has its own ends"
+    if key == "sigma_min" and row.discretization == "flow":
+        return "discretization flow goes down to 0 by itself"
+    return "an exact denoiser is sampled to the same points without it"
+
+
+def model_reason(row: Model, key: str) -> str:
+    """Why a choice changes nothing, where that is known."""
+    if key in ("P_mean", "P_std"):
+        return f"noise {row.noise} has no {key}"
+    if key == "weighting":
+        return f"for parametrization {row.parametrization} it is the weighting of the base"
+    return "the network is trained on the same targets without it"
+
+
+def warnings(
+    models: dict[str, tuple[Model, Model]],
+    curves: dict[str, tuple[Sampler, Sampler]],
+    model_of: dict[str, str],
+    spelled_out: set[str],
+) -> list[str]:
+    """One line for every choice that changes nothing, and for every two curves of one model that are one sampler.
+
+    models, curves: name -> (row, what it is compared with); model_of: the curves' models; spelled_out: the curves whose
+    choices are not looked at one by one, since they spell a published method out.
+    """
+    lines = []
+    for name, (model, model_base) in models.items():
+        for key in null_choices(model, model_base, trained):
+            lines.append(_line(f"models.{name}", key, model, model_reason(model, key)))
+    outcomes: dict[str, dict[Any, Any]] = {}
+
+    def outcome(row: Sampler) -> dict[Any, Any]:
+        content = row.filled().model_dump_json()
+        if content not in outcomes:
+            outcomes[content] = sampled(row)
+        return outcomes[content]
+
+    null = set()
+    for name, (curve, base) in curves.items():
+        if name in spelled_out:
+            continue
+        for key in null_choices(curve, base, outcome):
+            null.add(name)
+            lines.append(_line(f"curves.{name}", key, curve, sampler_reason(curve, key)))
+    names = list(curves)
+    for i, name in enumerate(names):
+        row = curves[name][0]
+        for other in names[:i]:
+            earlier = curves[other][0]
+            alike = model_of[name] == model_of[other] and not null & {name, other}
+            if alike and differences(row, earlier) and same(outcome(row), outcome(earlier)):
+                lines.append(f"curves.{name}: the same sampler as curves.{other}, by another name")
+    return lines
+
+
+def _line(place: str, key: str, row: Row, reason: str) -> str:
+    return f"{place}.{key}: {getattr(row, key)} changes nothing: {reason}"

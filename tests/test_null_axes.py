@@ -1,0 +1,127 @@
+"""Choices that cannot change a result are found, named with their reason, and nothing else is."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params import read_study, resolve
+from tests.imports import ROOT
+
+STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
+
+
+def found(tmp_path: Path, curves: dict[str, Any] | None = None, models: dict[str, Any] | None = None) -> list[str]:
+    """The warnings of a study of these rows."""
+    path = tmp_path / "params.yaml"
+    study = {"study": {"name": "t"}, "models": {"edm": {}, **(models or {})}, "sets": {}}
+    study["curves"] = {"edm": {"model": "edm"}} | {
+        name: {"model": "edm", **row} for name, row in (curves or {}).items()
+    }
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return resolve(read_study(path))["report"]["warnings"]
+
+
+NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part of the reason
+    "schedule, Euler": ({"solver": "euler", "schedule": "flow"}, "schedule", "the same steps in linear and in flow"),
+    "rho, vp grid": ({"discretization": "vp", "rho": 3}, "rho", "discretization vp has no rho"),
+    "shift, edm grid": ({"shift": 3}, "shift", "discretization edm has no shift"),
+    "spacing, edm grid": ({"spacing": "trailing"}, "spacing", "discretization edm has no spacing"),
+    "S_noise, no churn": ({"S_noise": 1.01}, "S_noise", "no churn without S_churn"),
+    "schedule, ddim": ({"solver": "ddim", "schedule": "vp"}, "schedule", "solver ddim steps in sigma"),
+    "scaling, 2M": ({"solver": "dpmpp_2m", "scaling": "vp"}, "scaling", "steps in ln sigma, whatever the scaling"),
+    "rho, adaptive": ({"solver": "rk45", "nfe": [19], "rho": 3}, "rho", "chooses its steps by itself"),
+    "order, said anyway": ({"solver": "ipndm", "order": 4}, "order", "what solver ipndm has by itself"),
+    "sigma_min, flow grid": ({"discretization": "flow", "sigma_min": 0.01}, "sigma_min", "down to 0 by itself"),
+    "churn, above all noise": ({"S_churn": 10, "S_min": 90}, "S_churn", "sampled to the same points"),
+    "corrector_snr": (
+        {"solver": "euler_maruyama", "corrector_snr": 0.1},
+        "corrector_snr",
+        "sampled to the same points",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NULL)
+def test_a_choice_that_changes_nothing_is_named_with_its_reason(tmp_path: Path, case: str) -> None:
+    row, key, reason = NULL[case]
+    lines = found(tmp_path, {"x": row})
+    own = [line for line in lines if line.startswith(f"curves.x.{key}: ")]
+    assert len(own) == 1 and "changes nothing: " in own[0] and reason in own[0], lines
+
+
+NOT_NULL: list[dict[str, Any]] = [
+    {"schedule": "flow"},
+    {"solver": "euler", "schedule": "vp"},
+    {"solver": "euler", "schedule": "flow", "scaling": "none"},
+    {"discretization": "flow", "shift": 2},
+    {"discretization": "ddpm", "spacing": "leading"},
+    {"discretization": "time", "schedule": "cosine"},
+    {"solver": "dpmpp_2m", "discretization": "time", "schedule": "vp"},
+    {"solver": "deis", "schedule": "vp"},
+    {"S_churn": 10, "S_noise": 1.01},
+    {"solver": "unipc", "order": 2},
+    {"solver": "ddpm", "variance": "beta"},
+    {"solver": "euler_maruyama", "diffusion": 0.5},
+    {"solver": "euler_maruyama", "corrector_steps": 1, "corrector_snr": 0.1},
+    {"solver": "rk45", "rtol": 0.01, "nfe": [19]},
+    {"discretization": "optimised"},
+    {"sigma_min": 0.01},
+]
+
+
+@pytest.mark.parametrize("row", NOT_NULL, ids=str)
+def test_a_choice_that_changes_something_is_not(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert found(tmp_path, {"x": row}) == []
+
+
+def test_two_names_of_one_sampler_are_told(tmp_path: Path) -> None:
+    [line] = found(tmp_path, {"euler": {"solver": "euler"}, "ddim": {"solver": "ddim"}})
+    assert line == "curves.ddim: the same sampler as curves.euler, by another name"
+
+
+def test_the_same_row_with_other_seeds_or_budgets_is_no_ablation(tmp_path: Path) -> None:
+    assert found(tmp_path, {"more": {"nfe": [7], "sample_seeds": [5]}}) == []
+
+
+def test_a_row_that_spells_a_method_out_is_not_told_so(tmp_path: Path) -> None:
+    row = {"solver": "euler", "schedule": "flow", "discretization": "flow"}
+    assert found(tmp_path, {"x": row | {"method": "rectified flow"}}) == []
+    assert len(found(tmp_path, {"x": row})) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "reason"),
+    [
+        ({"noise": "vp_uniform", "P_mean": 0}, "P_mean", "noise vp_uniform has no P_mean"),
+        ({"weighting": "edm"}, "weighting", "for parametrization edm it is the weighting of the base"),
+    ],
+)
+def test_a_choice_of_training_that_changes_nothing_is_named(
+    tmp_path: Path, row: dict[str, Any], key: str, reason: str
+) -> None:
+    [line] = found(tmp_path, models={"x": row})
+    assert line.startswith(f"models.x.{key}: ") and line.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    "row", [{"weighting": "snr"}, {"parametrization": "vp"}, {"P_mean": 0}, {"images": 5}], ids=str
+)
+def test_a_choice_of_training_that_changes_something_is_not(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert found(tmp_path, models={"x": row}) == []
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_the_studies_here_have_no_null_axis(path: Path) -> None:
+    assert resolve(read_study(path))["report"]["warnings"] == []
+
+
+def test_the_warning_comes_before_anything_runs(tmp_path: Path) -> None:
+    found(tmp_path, {"x": NULL["rho, vp grid"][0]})
+    command = [sys.executable, "-m", "stages.resolve", "--check", "--params", str(tmp_path / "params.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == "warning: curves.x.rho: 3.0 changes nothing: discretization vp has no rho\n"
