@@ -109,13 +109,20 @@ def compare(features: Tensor, own: Values, reference: Reference) -> list[dict[st
 
 
 def compare_curve(folder: Path, reference: Reference) -> list[dict[str, Any]]:
-    """`compare` for the cell of a curve whose features were kept. Raises StudyError where the libraries disagree."""
+    """`compare` for the cell of a curve whose features were kept, nothing where that cell failed.
+
+    Raises StudyError where the libraries disagree.
+    """
     path = folder / "features.safetensors"
     cells = read_json(folder / "results.json")["cells"]
     try:
+        features = load_file(path)["features"]
+        if not len(features):
+            if any(cell.get("failed") for cell in cells):
+                return []
+            raise ValueError("no features, though no cell failed")
         with safetensors.safe_open(path, "pt") as file:
             cell = cells[int(file.metadata()["cell"])]
-        features = load_file(path)["features"]
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         raise StudyError(f"{path}: broken or missing ({error}); `dvc repro` makes it") from None
     whole = len(features) == cell["samples"]

@@ -13,8 +13,10 @@ from torch import Tensor
 from pipeline import agreement
 from pipeline.agreement import TOLERANCE, compare, compare_curve, ours
 from pipeline.errors import StudyError
-from pipeline.files import write_bytes, write_json
+from pipeline.files import Paths, write_bytes, write_json
 from pipeline.reference import reference_of
+from stages import Arguments
+from stages import agreement as stage
 
 PAIRS = {("torch-fidelity", m) for m in ("fd", "kd", "precision", "recall")} | {
     ("torchmetrics", m) for m in ("fd", "kd")
@@ -131,3 +133,33 @@ def test_results_that_are_missing_are_told(tmp_path: Path) -> None:
     (saved(tmp_path) / "results.json").unlink()
     with pytest.raises(StudyError, match=r"results\.json: missing"):
         compare_curve(tmp_path, REFERENCE)
+
+
+def failed_curve(folder: Path, *reasons: str) -> Path:
+    """A curve's folder with cells that failed for these reasons, or for none, and no features."""
+    write_bytes(folder / "features.safetensors", save({"features": torch.zeros(0, 6)}, {"cell": "0"}))
+    cells = [{"samples": 40, "metrics": [], "failed": reason} for reason in reasons]
+    write_json(folder / "results.json", {"provenance": {}, "machine": {}, "cells": cells})
+    return folder
+
+
+@pytest.mark.parametrize("reasons", [("not finite",), ("", "not finite")])
+def test_a_curve_whose_compared_cell_failed_has_nothing_to_compare(tmp_path: Path, reasons: tuple[str, ...]) -> None:
+    assert compare_curve(failed_curve(tmp_path, *reasons), REFERENCE) == []
+
+
+def test_features_that_are_missing_without_a_failure_are_told(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"features\.safetensors: broken or missing \(no features"):
+        compare_curve(failed_curve(tmp_path, ""), REFERENCE)
+
+
+def test_the_largest_difference_over_nothing_is_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = Paths("t")
+    write_json(paths.rows / "curves.json", ["edm"])
+    monkeypatch.setattr(stage, "load_reference", lambda folder: REFERENCE)
+    failed_curve(paths.curve("edm"), "not finite")
+    stage.main(Arguments("t", "", Path("params.yaml"), False, ""))
+    assert "within 0.0e+00" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -232,12 +233,45 @@ EXTRACTOR = {
 }
 
 
+SOLVERS: dict[str, Any] = {
+    "settings": {"mixture": "two Gaussians", "data": "a made-up set", "seeds": 3, "samples": 8192},
+    "orders": [
+        {"row": row, "kind": kind, "order": order, "measured": measured, "evaluations_per_step": 2}
+        | {"stochastic": kind == "sde", "convention": "made up | and said"}
+        for row, kind, order, measured in (
+            ("euler", "ode", 1, 1.02),
+            ("heun", "ode", 2, 1.9),
+            ("rk45", "ode", None, None),
+            ("ddim, eta 1", "sde", 1, 0.97),
+            ("Langevin", "sde", 1, None),
+        )
+    ],
+    "errors": [
+        {"oracle": oracle, "row": row, "steps": nfe, "nfe": nfe, "error": error}
+        for oracle, scale in (("mixture", 1.0), ("data", 2.0))
+        for row, nfe, error in (("euler", 4, 0.5), ("euler", 9, 0.25), ("heun", 7, 0.4), ("heun", 15, 0.1))
+        for error in (error * scale,)
+    ],
+    "distances": [
+        {"row": row, "stochastic": row != "heun", "steps": nfe, "nfe": nfe, "distance": distance, "sd": 0.01}
+        for row, nfe, distance in (
+            ("heun", 7, 0.3),
+            ("heun", 15, 0.2),
+            ("ddim, eta 1", 8, 0.6),
+            ("ddim, eta 1", 64, 0.02),
+        )
+    ],
+    "floor": {"distance": 0.012, "sd": 0.001},
+}
+
+
 def write_cells(folder: Path, seeds: list[list[int]], points: list[tuple[int, int]], changed: dict) -> None:
     """Results of a curve or image set that nobody measured, at (steps, nfe)."""
     random = np.random.default_rng(0)
     cells = [
         {"train_seed": a, "sample_seed": b, "steps": n, "nfe": nfe, "samples": 64, "checkpoint": "c" * 64}
         | {"metrics": [{"metric": m, "value": 1 + random.random() / (n + 1), "se": 0.1} for m in METRICS]}
+        | ({"failed": ""} if nfe > 0 else {})  # image sets cannot fail
         for n, nfe in points
         for a, b in seeds
     ]
@@ -261,7 +295,7 @@ def made_up_study(
         sets=sets or {},
     )
     rows = resolve(study)
-    write_json(folder / paths.row("", "report"), rows["report"])
+    write_json(folder / paths.row("", "report"), {"warnings": []} | rows["report"])
     for name in curves:
         write_cells(folder / paths.curve(name), rows[f"curves/{name}"]["seeds"], [(2, 3), (4, 7)], {})
     for name, row in (sets or {}).items():
@@ -282,6 +316,7 @@ def made_up_study(
     for model in ("edm", "edm_snr"):
         write_json(folder / paths.metrics("train", model), {"machine": MACHINE})
     write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
+    write_json(folder / paths.metrics("oracle", "solvers"), SOLVERS)
     return paths
 
 
@@ -295,7 +330,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(paths)
     first = written(paths.reports)
     axes = {"rho", "solver", "loss_weighting", "combinations"}
-    others = ("methods", "front_NFE", "samples")
+    others = ("methods", "front_NFE", "samples", "oracle_errors", "oracle_distances")
     figures = {f"figures/ablation_{axis}.png" for axis in axes} | {f"figures/{f}.png" for f in others}
     assert figures == {name for name in first if name.startswith("figures/")}
     build(paths)
@@ -442,6 +477,84 @@ def test_report_of_one_curve_and_one_seed(tmp_path: Path, monkeypatch: pytest.Mo
     paths = made_up_study(tmp_path, {"edm": {"model": "edm"}}, [0])
     build(paths)
     text = (paths.reports / "report.md").read_text()
-    assert "nan" not in text
+    assert "nan" not in text and "Failed measurements" not in text and "The best sampler" not in text
     half = number(0.1 * stats.t.ppf(0.975, 19))
     assert f"± {half}" in text
+
+
+def design_tables(paths: Paths) -> tuple[str, str]:
+    """What the report says of models, and of curves, under "The design table"."""
+    text = (paths.reports / "report.md").read_text().replace("\\", "")
+    section = text.split("## The design table")[1].split("## Whether")[0]
+    models, curves = section.split("Curves, as they were sampled")
+    return models, curves
+
+
+def test_design_tables_show_what_differs_and_name_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    build(paths)
+    models, curves = design_tables(paths)
+    assert "| row | base | weighting |" in models and "| `edm_snr` | `edm` | **snr** |" in models
+    assert "All others: parametrization edm; " in models and "sigma_data measured" in models
+    [header] = [line for line in curves.splitlines() if line.startswith("| row")]
+    assert {"model", "solver", "rho", "discretization"} <= set(header.strip("| ").split(" | "))
+    [common] = [line for line in curves.splitlines() if line.startswith("All others: ")]
+    assert "schedule linear" in common and " rho " not in common and "schedule" not in header
+
+
+def test_design_table_of_one_row_has_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, {"edm": {"model": "edm"}}, [0])
+    build(paths)
+    _, curves = design_tables(paths)
+    assert "| row | base |\n" in curves and "All others: model edm; solver heun; " in curves
+
+
+def test_a_choice_that_is_not_set_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0])
+    rows = json.loads((paths.rows / "report.json").read_text())
+    rows["curves"]["rho_3"]["alpha"] = rows["curves"]["rho_3"]["eta"] = None
+    for row in rows["curves"].values():
+        row["eta"] = None
+    write_json(paths.rows / "report.json", rows)
+    build(paths)
+    _, curves = design_tables(paths)
+    assert "eta none" in curves.split("All others: ")[1] and "**none**" in curves.split("All others: ")[0]
+
+
+def test_choices_without_effect_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0])
+    build(paths)
+    assert "cannot change the result" not in (paths.reports / "report.md").read_text()
+    rows = json.loads((paths.rows / "report.json").read_text())
+    told = "curves.x.rho: no effect: grid vp has none"
+    write_json(paths.rows / "report.json", rows | {"warnings": [told, HOSTILE]})
+    build(paths)
+    text = (paths.reports / "report.md").read_text()
+    assert f"\n- {told}\n- {escape(HOSTILE)}\n" in text.split("## Ablations")[1].split("\n### ")[0]
+
+
+@pytest.mark.parametrize(("name", "shown"), [("classifier", True), ("rotation classifier", False)])
+def test_a_score_of_rotations_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shown: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    write_json(paths.metrics("features", "extractor"), EXTRACTOR | {"name": name})
+    build(paths)
+    assert (f"IS ({name})" in (paths.reports / "report.md").read_text()) is shown
+    assert "score" in set(pd.read_csv(paths.reports / "results.csv").metric)
+
+
+def test_a_reference_without_a_floor_of_the_score_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    file = paths.metrics("reference", "floor")
+    reference = json.loads(file.read_text())
+    del reference["floor"]["fd_corrected"]
+    write_json(file, reference)
+    with pytest.raises(StudyError, match=r"reference/floor\.json: fd_corrected has no floor$"):
+        build(paths)

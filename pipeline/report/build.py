@@ -7,7 +7,7 @@ import jinja2
 
 from pipeline.files import Paths, whole_folder, write_json, write_text
 from pipeline.model import Model
-from pipeline.report import parts
+from pipeline.report import exact, parts
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html
 from pipeline.report.results import SHORT_HASH
@@ -82,10 +82,13 @@ def render(report: Report) -> str:
         ablations=[parts.ablation(report, title, names) for title, names in report.ablations.items()],
         fronts=parts.fronts(report),
         reach=parts.reach(report),
+        best_samplers=parts.best_samplers(report),
+        failures=parts.failures(report),
+        exact=exact.section(report),
         spreads=parts.spreads(report),
         shown=parts.samples(report),
-        model_table=parts.design_table(report.models, Model, []),
-        curve_table=parts.design_table(report.curves, Sampler, ["model"]),
+        model_table=parts.design_table(report.models, Model, [], "measured"),
+        curve_table=parts.design_table(report.curves, Sampler, ["model"], "none"),
         repetitions=listed(sorted({str(tuple(pair)) for row in report.curves.values() for pair in row["seeds"]})),
         figure=parts.methods_figure(report),
     )

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -9,6 +10,7 @@ matplotlib.use("Agg")
 import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -17,6 +19,7 @@ from pipeline.files import write_bytes
 from pipeline.report.results import Floor, Interval
 
 MARKERS = "osD^vP*Xhd"
+MANY_MARKERS = (*MARKERS, "<", ">", "p")  # 13 of them: with 10 colours, each pair returns after 130 lines
 DPI = 130
 
 
@@ -37,7 +40,7 @@ def curves_figure(
     curves: dict[str, dict[int, Interval]],
     ylabel: str,
     colours: dict[str, int],
-    floor: Floor | None = None,
+    floor: Floor,
 ) -> None:
     """Distance against counted NFE, both logarithmic: label -> {nfe: interval}; bands are the intervals.
 
@@ -59,18 +62,22 @@ def curves_figure(
             axes.errorbar(nfe, mean, [mean - low, high - mean], color=colour, capsize=3)
         bottom = np.where(mean > 0, np.maximum(low, mean / 20), low)  # a logarithmic axis has no 0
         axes.fill_between(nfe, bottom, high, color=colour, alpha=0.2, linewidth=0)
-    if floor:
-        axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
+    axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
     ticks = sorted({nfe for points in curves.values() for nfe in points if nfe})
-    axes.set_xscale("log", base=2)
+    _nfe_axis(axes, [t for i, t in enumerate(ticks) if i == 0 or t / ticks[i - 1] > 1.12 or i == len(ticks) - 1])
     _distance_axis(axes, [p.mean for points in curves.values() for p in points.values()])
-    axes.set_xticks([t for i, t in enumerate(ticks) if i == 0 or t / ticks[i - 1] > 1.12 or i == len(ticks) - 1])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("number of function evaluations (NFE), counted")
     axes.set_ylabel(ylabel)
     axes.legend(frameon=True, fontsize=9)
     _save(figure, path)
+
+
+def _nfe_axis(axes: Axes, ticks: list[int]) -> None:
+    """A logarithmic axis of counted NFE."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("number of function evaluations (NFE), counted")
 
 
 def _distance_axis(axes: Axes, values: list[float]) -> None:
@@ -112,6 +119,69 @@ def front_figure(
     axes.set_ylabel(ylabel)
     axes.legend(frameon=True, fontsize=9)
     _save(figure, path)
+
+
+class Line(NamedTuple):
+    """One of many lines of a figure: (nfe, value, standard deviation or 0), by NFE, its place among all, its style."""
+
+    points: list[tuple[int, float, float]]
+    place: int
+    dashed: bool = False
+
+
+def many_lines_figure(
+    path: Path, panels: dict[str, dict[str, Line]], ylabel: str, floor: Floor | None = None, note: str = ""
+) -> None:
+    """Panels side by side, title -> {label: line}, both axes logarithmic, with one legend on the right.
+
+    No two of a hundred lines share both colour and marker. floor: a grey line; note: the legend's title.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    palette, handles = sns.color_palette("colorblind", 10), {}
+    size = (2.6 * len(panels) + 5.8, 5.8)
+    figure, row = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for axes, (title, lines) in zip(row[0], panels.items(), strict=True):
+        for label, line in lines.items():
+            handles[label] = _line(axes, label, line, palette[line.place % 10])
+        if floor:
+            handles["exact samples"] = axes.axhline(floor.mean, color="0.5", linewidth=2.5, label="exact samples")
+            axes.axhspan(floor.mean - floor.sd, floor.mean + floor.sd, color="0.5", alpha=0.2, linewidth=0)
+        costs = [nfe for line in lines.values() for nfe, *_ in line.points]
+        _nfe_axis(axes, [2**k for k in range(1, 20) if min(costs, default=2) <= 2**k <= max(costs, default=2)])
+        _distance_axis(axes, [value for line in lines.values() for _, value, _ in line.points])
+        axes.set_title(title, fontsize=11)
+    row[0][0].set_ylabel(ylabel)
+    places = {label: line.place for lines in panels.values() for label, line in lines.items()}
+    order = sorted(handles, key=lambda label: places.get(label, len(places)))
+    row[0][-1].legend(
+        [handles[label] for label in order],
+        [plain(label) for label in order],
+        title=note,
+        title_fontsize=9,
+        fontsize=9,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1),
+        borderaxespad=0,
+        handlelength=3,
+    )
+    _save(figure, path)
+
+
+def _line(axes: Axes, label: str, line: Line, colour: tuple[float, float, float]) -> Artist:
+    nfe, values, deviations = (np.array(part) for part in zip(*line.points, strict=True))
+    [drawn] = axes.plot(
+        nfe,
+        values,
+        color=colour,
+        marker=MANY_MARKERS[line.place % len(MANY_MARKERS)],
+        linestyle="--" if line.dashed else "-",
+        markersize=5.5,
+        linewidth=1.5,
+        label=plain(label),
+    )
+    if deviations.any():
+        axes.errorbar(nfe, values, deviations, color=colour, linestyle="none", linewidth=1, alpha=0.6)
+    return drawn
 
 
 def tile(images: np.ndarray, columns: int = 4) -> np.ndarray:

@@ -4,10 +4,12 @@ import base64
 import html
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+LONG = 60  # letters: longer cells of a table are broken into lines
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --back: #ffffff; --line: #d5d9de; --soft: #f3f5f7; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e6e9; --back: #16181b; --line: #3a3f45; --soft: #22262a; } }
@@ -18,6 +20,7 @@ img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+td.long { white-space: normal; min-width: 16rem; }
 th { background: var(--soft); }
 code { background: var(--soft); padding: .1em .3em; border-radius: 4px; font-size: .9em; }
 @media print { body { max-width: none; } .wide { overflow: visible; } table { font-size: .6rem; } }
@@ -54,6 +57,9 @@ def to_html(markdown: str, title: str, figures: Path) -> str:
     """The page: Markdown without any raw HTML, its pictures, found in `figures`, put inside."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
+    for before, token in pairwise(tokens):
+        if before.type == "td_open" and len(token.content) > LONG:
+            before.attrSet("class", "long")
     for token in tokens:
         for child in token.children or []:
             if child.type == "image":

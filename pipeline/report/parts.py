@@ -8,8 +8,8 @@ from pipeline.errors import StudyError
 from pipeline.report.figures import curves_figure, front_figure, samples_figure
 from pipeline.report.findings import SHARES, best_of, best_of_all, reached
 from pipeline.report.lines import few
-from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import cells, difference, estimate, pareto, spread
+from pipeline.report.page import Markdown, bold, code, escape, table
+from pipeline.report.results import FAILED, cells, difference, of_curve, pareto, spread
 from pipeline.report.study import SCORE, Report, listed, number, plain, stated, stated_difference
 from pipeline.rows import Row
 
@@ -19,26 +19,27 @@ BIASED = 0.1  # the share of the best score that its bias may be before it is to
 
 
 def methods_figure(report: Report) -> str:
-    """Score against NFE by method, image sets beside them."""
-    points = {report.label(name): report.points(name) for name in [*report.methods, *report.sets]}
-    curves_figure(report.figures / "methods.png", points, report.score, report.colours, report.floor())
+    """Score against NFE by method, image sets beside them; no figure where none of them has a point."""
+    shown = report.with_points([*report.methods, *report.sets])
+    if not shown:
+        return ""
+    points = {report.label(name): report.points(name) for name in shown}
+    curves_figure(report.figures / "methods.png", points, report.score, report.colours, report.score_floor)
     return "methods.png"
 
 
 def by_budget(report: Report, metric: str = SCORE) -> Markdown:
     """Mean and interval by method and budget, and the floor; of the score, the best and its ties in bold."""
-    budgets = sorted({budget for name in report.methods for budget in report.curves[name]["nfe"]})
-    leaders: dict[int, set[str]] = {}
-    for budget in budgets if metric == SCORE else []:
-        having = [name for name in report.methods if budget in report.curves[name]["nfe"]]
-        leader, ties = report.best(having, budget)
-        leaders[budget] = {leader, *ties} if len(having) > 1 else set()
+    budgets = report.budgets(report.methods)
+    having = {budget: report.having(report.methods, budget) for budget in budgets}
+    compared = [budget for budget in budgets if metric == SCORE and len(having[budget]) > 1]
+    leaders = {budget: report.best(report.methods, budget) for budget in compared}
     lines = []
     for name in report.methods:
         texts: list[object] = []
         for budget in budgets:
-            measured = budget in report.curves[name]["nfe"]
-            text = stated(estimate(report.cells(name, budget, metric))) if measured else ""
+            has = name in having[budget]
+            text = stated(report.estimate(name, budget, metric)) if has else report.missing(name, budget)
             texts.append(bold(text) if name in leaders.get(budget, ()) else text)
         lines.append([report.label(name), code(name), *texts])
     floor = report.floor(metric)
@@ -54,8 +55,12 @@ def floor_text(report: Report, metric: str) -> str:
 def best_points(report: Report) -> Markdown:
     """Every metric of each method and image set at its best score, with the floor of each."""
     header = ["", "at NFE", report.score, "minimum of repetitions", *map(report.metric, report.metrics[1:])]
-    lines = []
+    lines: list[list[object]] = []
+    failed = {failure.curve for failure in report.failures}
     for name in [*report.methods, *report.sets]:
+        if not report.points(name):
+            lines.append([report.label(name), "", FAILED if name in failed else "", *[""] * len(report.metrics)])
+            continue
         _, nfe = best_of(report, name)
         own = cells(report.results, name, SCORE)
         values = own[own.nfe == nfe].value
@@ -74,7 +79,8 @@ def _fit(report: Report, name: str, nfe: int, metric: str) -> str:
     """The mean error of fit of an extrapolation."""
     if metric != "fd_infinity":
         return ""
-    found = report.results[(report.results.curve == name) & (report.results.metric == metric)]
+    found = of_curve(report.results, name)
+    found = found[found.metric == metric]
     return f" (fit {number(found[found.nfe == nfe].se.mean())})"
 
 
@@ -83,7 +89,7 @@ def methods_differences(report: Report) -> Markdown:
     base, *others = report.methods
     if not others:
         return Markdown("")
-    budgets = sorted({budget for name in others for budget in report.curves[name]["nfe"]})
+    budgets = report.budgets(others)
     lines = [[report.label(name), *_differences(report, name, base, budgets)] for name in others]
     return table([f"minus {report.label(base)}", *(f"budget {b}" for b in budgets)], lines)
 
@@ -91,9 +97,11 @@ def methods_differences(report: Report) -> Markdown:
 def _differences(report: Report, name: str, base: str, budgets: list[int]) -> list[str]:
     texts = []
     for budget in budgets:
-        measured = budget in report.curves[name]["nfe"] and budget in report.curves[base]["nfe"]
-        found = difference(report.cells(name, budget), report.cells(base, budget)) if measured else None
-        texts.append(stated_difference(found) if measured else "")
+        if len(report.having([name, base], budget)) == 2:
+            texts.append(stated_difference(difference(report.cells(name, budget), report.cells(base, budget))))
+        else:
+            base_failed = budget in report.curves[name]["nfe"] and report.missing(base, budget)
+            texts.append(report.missing(name, budget) or (f"base {FAILED}" if base_failed else ""))
     return texts
 
 
@@ -129,24 +137,29 @@ def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
     bases = list(dict.fromkeys(report.curves[name]["base"] for name in names))
     labels = {name: f"{name} (base)" for name in bases} | {n: f"{n}: {report.choice(n)}" for n in names}
     file = "ablation_" + "".join(c if c.isalnum() else "_" for c in title) + ".png"
-    points = {label: report.points(name) for name, label in labels.items()}
-    colours = {label: i for i, label in enumerate(points)}
-    curves_figure(report.figures / file, points, report.score, colours, report.floor())
-    budgets = sorted({budget for name in names for budget in report.curves[name]["nfe"]})
+    points = {labels[name]: report.points(name) for name in report.with_points(list(labels))}
+    colours = {label: i for i, label in enumerate(labels.values())}
+    if points:
+        curves_figure(report.figures / file, points, report.score, colours, report.score_floor)
+    budgets = report.budgets(names)
     lines = []
     for name in names:
         base = report.curves[name]["base"]
         texts = _differences(report, name, base, budgets)
         lines.append([code(name), report.choice(name), code(base), *texts])
     header = ["curve", "differs in", "base", *(f"budget {b}" for b in budgets)]
-    return {"title": title, "file": file, "table": table(header, lines)}
+    return {"title": title, "file": file if points else "", "table": table(header, lines)}
 
 
 def reach(report: Report) -> dict[str, Any]:
     """For each curve the smallest NFE that comes near its own best score, and near the study's."""
     name, nfe, best = best_of_all(report)
-    lines = []
+    lines: list[list[object]] = []
+    failed = {failure.curve for failure in report.failures}
     for curve in report.distinct:
+        if not report.points(curve):
+            lines.append([code(curve), FAILED if curve in failed else "", *[""] * (1 + 2 * len(SHARES))])
+            continue
         own, own_nfe = best_of(report, curve)
         found = [*reached(report, curve, own), *reached(report, curve, best)]
         lines.append([code(curve), number(own), own_nfe, *("not reached" if n is None else n for n in found)])
@@ -182,11 +195,41 @@ def fronts(report: Report) -> list[dict[str, Any]]:
     return found
 
 
+def best_samplers(report: Report) -> Markdown:
+    """By budget the best of each model's samplers and its ties, of models that are sampled in two ways or more."""
+    samplers: dict[str, list[str]] = {}
+    for name in report.distinct:
+        samplers.setdefault(report.curves[name]["model"], []).append(name)
+    samplers = {model: names for model, names in samplers.items() if len(names) > 1}
+    budgets = report.budgets([name for names in samplers.values() for name in names])
+    lines = [[code(model), *(_best_sampler(report, names, b) for b in budgets)] for model, names in samplers.items()]
+    return table(["model", *(f"budget {b}" for b in budgets)], lines) if lines else Markdown("")
+
+
+def _best_sampler(report: Report, names: list[str], budget: int) -> Markdown:
+    if not (best := report.best(names, budget)):
+        return Markdown(next((FAILED for name in names if report.missing(name, budget)), ""))
+    leader, *ties = best
+    text = f"{code(leader)} {escape(stated(report.estimate(leader, budget)))}"
+    if len(report.having(names, budget)) == 1:
+        return Markdown(f"{text}, alone")
+    return Markdown(text + (f"; tie: {', '.join(map(code, ties))}" if ties else ""))
+
+
+def failures(report: Report) -> Markdown:
+    """The cells that failed: those of one curve, NFE and reason in one line."""
+    seeds: dict[tuple[str, int, str], list[tuple[int, int]]] = {}
+    for failure in report.failures:
+        seeds.setdefault((failure.curve, failure.nfe, failure.reason), []).append(failure.seeds)
+    lines = [[code(curve), nfe, ", ".join(map(str, own)), reason] for (curve, nfe, reason), own in seeds.items()]
+    return table(["curve", "NFE", "seeds", "reason"], lines)
+
+
 def spreads(report: Report) -> Markdown:
     """What retraining and what resampling add, of curves that have every training seed with every sampling seed."""
     lines = []
     for name, row in report.curves.items():
-        for budget in sorted(row["nfe"]):
+        for budget in sorted(b for b in row["nfe"] if report.having([name], b)):
             if found := spread(report.cells(name, budget)):
                 lines.append([code(name), budget, *map(number, found)])
     header = ["curve", "budget", f"mean {report.score}", "sd of retraining", "sd of resampling"]
@@ -223,29 +266,36 @@ def agreement(report: Report) -> Markdown:
 
 
 def samples(report: Report) -> int:
-    """Draw the sample grid by method; returns how many samples each tile shows."""
+    """Draw the sample grid by method; returns how many samples each tile shows, 0 where no method has a point."""
     grid = {}
-    for name in report.methods:
+    for name in report.with_points(report.methods):
         curve = report.curves[name]
         images = load_file(report.paths.curve(name) / "images.safetensors")
         train_seed, sample_seed = curve["seeds"][0]
         points = cells(report.results, name, SCORE)[["steps", "nfe"]].drop_duplicates().sort_values("nfe")
         shown = points.head(SHOWN_BUDGETS).itertuples()
         grid[report.label(name)] = {int(p.nfe): images[f"{p.steps}/{train_seed}/{sample_seed}"] for p in shown}
-    samples_figure(report.figures / "samples.png", grid)
-    return min(len(tiles) for row in grid.values() for tiles in row.values())
+    if grid:
+        samples_figure(report.figures / "samples.png", grid)
+    return min((len(tiles) for row in grid.values() for tiles in row.values()), default=0)
 
 
-def design_table(rows: dict[str, Any], schema: type[Row], first: list[str]) -> Markdown:
-    """Every row's design choices in full, the values that differ from its base's in bold."""
-    keys = first + [key for key, field in schema.model_fields.items() if field.title]
-    shown = {name: {key: "measured" if row[key] is None else row[key] for key in keys} for name, row in rows.items()}
+def design_table(rows: dict[str, Any], schema: type[Row], first: list[str], unset: str) -> dict[str, str]:
+    """The design choices in which any row differs from another, the values that differ from a row's base in bold.
+
+    Below it, as a sentence, the choices that are the same everywhere. unset: what a None stands for.
+    """
+    every = first + [key for key, field in schema.model_fields.items() if field.title]
+    shown = {name: {key: unset if row[key] is None else row[key] for key in every} for name, row in rows.items()}
+    first_row = next(iter(shown.values()))
+    keys = [key for key in every if any(row[key] != first_row[key] for row in shown.values())]
     lines = []
     for name, row in rows.items():
-        base = shown[row["base"]]
-        texts = [plain(v) if v == base[key] else bold(plain(v)) for key, v in shown[name].items()]
+        base, own = shown[row["base"]], shown[name]
+        texts = [plain(own[key]) if own[key] == base[key] else bold(plain(own[key])) for key in keys]
         lines.append([code(name), code(row["base"]), *texts])
-    return table(["row", "base", *keys], lines)
+    common = "; ".join(f"{key} {plain(first_row[key])}" for key in every if key not in keys)
+    return {"table": table(["row", "base", *keys], lines), "common": f"All others: {common}." if common else ""}
 
 
 def machines(report: Report) -> list[str]:

@@ -20,6 +20,7 @@ CONFIDENCE = 0.95
 SHORT_HASH = 12
 TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]
+FAILED = "failed"  # the metric of a cell that gave no samples: its value is 1
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,27 @@ def interval(values: np.ndarray, se: float = math.nan) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
+class Failure(NamedTuple):
+    """A cell that gave no samples, and why, in one line."""
+
+    curve: str
+    nfe: int
+    seeds: tuple[int, int]
+    reason: str
+
+
 class Results(NamedTuple):
-    """All cells as one table, each row's machine, and what each was measured with."""
+    """All cells as one table, those that failed, each row's machine, and what each was measured with."""
 
     table: pd.DataFrame
+    failures: list[Failure]
     machines: dict[str, dict[str, Any]]
     provenance: dict[str, dict[str, Any]]
 
 
 def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> Results:
     """The results of the declared curves and image sets. Raises StudyError where they were not measured alike."""
-    rows, machines, provenance = [], {}, {}
+    rows, failures, machines, provenance = [], [], {}, {}
     folders = {name: (paths.curve(name), row["model"]) for name, row in curves.items()}
     for name, (folder, model) in (folders | {name: (paths.set(name), "") for name in sets}).items():
         content = read_json(folder / "results.json")
@@ -69,22 +80,48 @@ def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> 
         for cell in content["cells"]:
             row = {"curve": name, "model": model} | hashes | {k: v for k, v in cell.items() if k != "metrics"}
             row["checkpoint"] = cell["checkpoint"][:SHORT_HASH]
+            if reason := cell.get("failed", ""):
+                failures.append(Failure(name, cell["nfe"], (cell["train_seed"], cell["sample_seed"]), reason))
+                rows.append(row | {"metric": FAILED, "value": 1, "se": math.nan})
             rows += [row | metric for metric in cell["metrics"]]
     check_comparable(provenance)
-    return Results(pd.DataFrame(rows, columns=COLUMNS + ORIGIN), machines, provenance)
+    return Results(pd.DataFrame(rows, columns=COLUMNS + ORIGIN), failures, machines, provenance)
+
+
+def of_curve(results: pd.DataFrame, curve: str) -> pd.DataFrame:
+    """A curve's rows, each at the largest NFE of its point's repetitions, which an adaptive solver's may differ in.
+
+    A point is a number of steps.
+    """
+    own = results[results.curve == curve]
+    return own.assign(nfe=own.groupby("steps").nfe.transform("max"))
 
 
 def cells(results: pd.DataFrame, curve: str, metric: str) -> pd.DataFrame:
-    """A curve's cells of one metric. An error of fit is no error of drawing the samples, and is left out."""
-    found = results[(results.curve == curve) & (results.metric == metric)]
+    """A curve's cells of one metric, without the points of which any repetition failed.
+
+    An error of fit is no error of drawing the samples, and is left out.
+    """
+    own = of_curve(results, curve)
+    found = own[(own.metric == metric) & ~own.steps.isin(own[own.metric == FAILED].steps)]
     return found.assign(se=math.nan) if metric == "fd_infinity" else found
 
 
 def at_budget(results: pd.DataFrame, curve: str, metric: str, budget: int) -> pd.DataFrame:
-    """A curve's value and se at its largest NFE within a budget, by (train seed, sample seed); empty where none."""
-    of_curve = cells(results, curve, metric)
-    of_curve = of_curve[of_curve.nfe <= budget]
-    return of_curve[of_curve.nfe == of_curve.nfe.max()].set_index(SEEDS)[["nfe", "value", "se"]]
+    """A curve's value and se at its largest NFE within a budget, by (train seed, sample seed).
+
+    Empty where there is none, or where that point failed: a smaller one does not take its place.
+    """
+    own, found = of_curve(results, curve), cells(results, curve, metric)
+    largest = own[(own.nfe <= budget) & own.metric.isin([metric, FAILED])].nfe.max()
+    return found[found.nfe == largest].set_index(SEEDS)[["nfe", "value", "se"]]
+
+
+def failed_at(results: pd.DataFrame, curve: str, budget: int) -> bool:
+    """Whether a curve's largest NFE within a budget is that of a point of which a repetition failed."""
+    own = of_curve(results, curve)
+    own = own[own.nfe <= budget]
+    return bool((own[own.nfe == own.nfe.max()].metric == FAILED).any())
 
 
 def repeated(found: pd.DataFrame) -> np.ndarray:

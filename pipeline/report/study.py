@@ -11,11 +11,13 @@ from pipeline.errors import StudyError
 from pipeline.features import label
 from pipeline.files import Paths, read_json
 from pipeline.report.results import (
+    FAILED,
     Floor,
     Interval,
     at_budget,
     difference,
     estimate,
+    failed_at,
     floor_of,
     is_tie,
     read_results,
@@ -39,15 +41,18 @@ METRICS = (
 )
 
 
+ROTATIONS = "rotation classifier"  # its classes are no kinds of images, so a score of their variety means nothing
+
+
 class Report:
-    """The declared rows and their results. Raises StudyError where results were not measured alike."""
+    """The declared rows and their results. Raises StudyError where results were not measured alike, or all failed."""
 
     def __init__(self, paths: Paths, figures: Path) -> None:
         self.paths, self.figures = paths, figures
         rows = read_json(paths.rows / "report.json")
         self.title, self.models, self.curves, self.sets = (rows[k] for k in ("title", "models", "curves", "sets"))
-        self.study, self.samples = rows["study"]["name"], rows["samples"]
-        self.results, self.machines, self.provenance = read_results(paths, self.curves, self.sets)
+        self.study, self.samples, self.warnings = rows["study"]["name"], rows["samples"], rows["warnings"]
+        self.results, self.failures, self.machines, self.provenance = read_results(paths, self.curves, self.sets)
         self.measured = next(iter(self.provenance.values()))
         self.data = read_json(paths.metrics("prepare", "data"))
         self.extractor = read_json(paths.metrics("features", "extractor"))
@@ -55,11 +60,14 @@ class Report:
         self.agreement = read_json(paths.metrics("agreement", "libraries"))
         self.agreement |= {name: read_json(paths.metrics("measure", name))["agreement"] for name in self.sets}
         self.training = {name: read_json(paths.metrics("train", name)) for name in self.models}
+        self.oracle = read_json(paths.metrics("oracle", "solvers"))
         self._check_origins()
         self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
         self.score = self.metric(SCORE)
         self._points: dict[tuple[str, str], dict[int, Interval]] = {}
+        self._cells: dict[tuple[str, int, str], pd.DataFrame] = {}
+        self._check_points()
 
     def _check_origins(self) -> None:
         """Labels and floors must come from the extractor and the reference that the curves were measured with."""
@@ -73,12 +81,17 @@ class Report:
                     f"with {self.measured[key]}; run `dvc repro`"
                 )
 
+    def _check_points(self) -> None:
+        if not any(self.points(name) for name in self.curves):
+            found = [f"; {f.curve} at NFE {f.nfe}: {f.reason}" for f in self.failures[:1]]
+            raise StudyError(f"{self.paths.build}/curves: no curve has a point that can be reported{''.join(found)}")
+
     @cached_property
     def timings(self) -> pd.DataFrame:
         """Seconds per image of the curves as they stand; what was measured of other weights or samplers is left out."""
         found = read_timings(self.paths)
         checkpoints = self.results.drop_duplicates("curve").set_index("curve").checkpoint
-        current = {n: (checkpoints[n], sampler_hash(row)) for n, row in self.curves.items()}
+        current = {n: (checkpoints.get(n), sampler_hash(row)) for n, row in self.curves.items()}
         own = [current.get(row.curve) == (row.checkpoint, row.sampler) for row in found.itertuples()]
         return found[pd.Series(own, index=found.index, dtype=bool)]
 
@@ -87,7 +100,7 @@ class Report:
         """The curves, without those that repeat points of an earlier one for other seeds."""
         found: dict[str, tuple[Any, set[int]]] = {}
         for name, row in self.curves.items():
-            own, budgets = (row["model"], sampler_hash(row)), set(row["nfe"])
+            own, budgets = (row["model"], sampler_hash(row)), {b for b in row["nfe"] if self.having([name], b)}
             if not any(own == other and budgets <= measured for other, measured in found.values()):
                 found[name] = own, budgets
         return list(found)
@@ -98,27 +111,58 @@ class Report:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics that were measured, in the order in which they are shown."""
-        return [metric for metric in METRICS if (self.results.metric == metric).any()]
+        """The metrics that were measured and mean something, in the order in which they are shown."""
+        meant = [metric for metric in METRICS if metric != "score" or self.extractor["name"] != ROTATIONS]
+        return [metric for metric in meant if (self.results.metric == metric).any()]
 
-    def floor(self, metric: str = SCORE) -> Floor | None:
+    def floor(self, metric: str) -> Floor | None:
         return floor_of(metric, self.reference, self.samples)
+
+    @cached_property
+    def score_floor(self) -> Floor:
+        """The floor of the score, without which there is no report."""
+        found = self.floor(SCORE)
+        if not found:
+            raise StudyError(f"{self.paths.reports}/metrics/reference/floor.json: {SCORE} has no floor")
+        return found
 
     def label(self, name: str) -> str:
         return (self.curves | self.sets)[name]["method"] or name
 
     def budgets(self, curves: list[str]) -> list[int]:
-        """The budgets that all of these curves have."""
+        """The budgets that any of these curves asks for."""
+        return sorted({budget for name in curves for budget in self.curves[name]["nfe"]})
+
+    def common_budgets(self, curves: list[str]) -> list[int]:
+        """The budgets that all of these curves ask for, whether or not they have a result there."""
         return sorted(set.intersection(*(set(self.curves[name]["nfe"]) for name in curves)))
 
-    def cells(self, curve: str, budget: int, metric: str = SCORE) -> pd.DataFrame:
-        return at_budget(self.results, curve, metric, budget)
+    def having(self, curves: list[str], budget: int) -> list[str]:
+        """Those of the curves that have a result at a budget: it is theirs, and a point within it did not fail."""
+        return [n for n in curves if budget in self.curves[n]["nfe"] and not self.cells(n, budget).empty]
 
-    def mean(self, curve: str, budget: int) -> float:
-        return estimate(self.cells(curve, budget)).mean
+    def missing(self, curve: str, budget: int) -> str:
+        """What stands where a curve has no result at a budget: "failed", or nothing where there is no point."""
+        failed = budget in self.curves[curve]["nfe"] and failed_at(self.results, curve, budget)
+        return FAILED if failed else ""
+
+    def with_points(self, names: list[str]) -> list[str]:
+        """Those of the curves and image sets that have any point."""
+        return [name for name in names if self.points(name)]
+
+    def cells(self, curve: str, budget: int, metric: str = SCORE) -> pd.DataFrame:
+        """A curve's cells by seed within a budget, looked up once; empty where it has no result there."""
+        key = curve, budget, metric
+        if key not in self._cells:
+            self._cells[key] = at_budget(self.results, curve, metric, budget)
+        return self._cells[key]
+
+    def estimate(self, curve: str, budget: int, metric: str = SCORE) -> Interval:
+        """Of a curve that has a result at a budget."""
+        return estimate(self.cells(curve, budget, metric))
 
     def nfe(self, curve: str, budget: int) -> int:
-        """What a curve really spends of a budget."""
+        """What a curve that has a result at a budget really spends of it."""
         return int(self.cells(curve, budget).nfe.iloc[0])
 
     def points(self, curve: str, metric: str = SCORE) -> dict[int, Interval]:
@@ -127,11 +171,14 @@ class Report:
             self._points[curve, metric] = summarise(self.results, curve, metric)
         return self._points[curve, metric]
 
-    def best(self, curves: list[str], budget: int) -> tuple[str, list[str]]:
-        """The curve of the smallest mean at a budget, and those that tie with it."""
-        leader = min(curves, key=lambda name: self.mean(name, budget))
+    def best(self, curves: list[str], budget: int) -> list[str]:
+        """The curve of the smallest mean at a budget, then those that tie with it; empty where none has a result."""
+        having = self.having(curves, budget)
+        if not having:
+            return []
+        leader = min(having, key=lambda name: self.estimate(name, budget).mean)
         lead = self.cells(leader, budget)
-        return leader, [n for n in curves if n != leader and is_tie(difference(self.cells(n, budget), lead))]
+        return [leader, *(n for n in having if n != leader and is_tie(difference(self.cells(n, budget), lead)))]
 
     @cached_property
     def ablations(self) -> dict[str, list[str]]:
@@ -157,6 +204,8 @@ def number(value: float) -> str:
 
 def plain(value: Any) -> str:
     """A value of a row."""
+    if value is None:
+        return "none"
     if isinstance(value, list):
         return ", ".join(plain(v) for v in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,160 @@
+"""The report's section on solvers and exact denoisers: sentences, tables and figures."""
+
+from typing import Any
+
+from pipeline.report.figures import Line, many_lines_figure
+from pipeline.report.page import Markdown, bold, code, table
+from pipeline.report.results import Floor
+from pipeline.report.study import Report, listed, number, plain
+
+BUDGETS = (8, 16, 32, 64)
+TITLES = {"mixture": "the mixture", "data": "the data"}
+ADAPTIVE = "adaptive"  # a solver that chooses its own steps has no order in them
+ORDER_OF = {"ode": "trajectories", "sde": "sampled variance"}
+
+Points = dict[str, dict[int, tuple[float, float]]]  # row -> {nfe: (value, sd)}
+
+
+def section(report: Report) -> dict[str, Any]:
+    """All that the template shows of the solvers' measured orders, errors and distances; draws the figures."""
+    found = report.oracle
+    errors = {oracle: _by_row(found["errors"], "error", oracle) for oracle in TITLES}
+    distances = _by_row(found["distances"], "distance")
+    floor = Floor(found["floor"]["distance"], found["floor"]["sd"])
+    floor_text = f"{number(floor.mean)} (sd {number(floor.sd)})"
+    return {
+        "settings": found["settings"],
+        "findings": [
+            *_deviations(found["orders"]),
+            *(text for oracle, points in errors.items() for text in _least_errors(points, TITLES[oracle])),
+            *_nearest(distances, floor_text),
+        ],
+        "orders": _orders(found["orders"]),
+        "errors": _errors(errors["mixture"]),
+        "errors_figure": _errors_figure(report, errors),
+        "distances_figure": _distances_figure(report, distances, floor),
+        "floor": floor_text,
+    }
+
+
+def _by_row(records: list[dict[str, Any]], value: str, oracle: str | None = None) -> Points:
+    """row -> {nfe: (value, sd)}, by NFE; the sd is 0 where there is none."""
+    own = [record for record in records if record.get("oracle") == oracle]
+    found: Points = {record["row"]: {} for record in own}
+    for record in sorted(own, key=lambda record: record["nfe"]):
+        found[record["row"]][record["nfe"]] = record[value], record.get("sd", 0.0)
+    return found
+
+
+def _places(report: Report) -> dict[str, int]:
+    """Each row's place among all, so that it looks alike in every figure."""
+    records = [record for part in ("orders", "errors", "distances") for record in report.oracle[part]]
+    return {row: place for place, row in enumerate(dict.fromkeys(record["row"] for record in records))}
+
+
+def _lines(report: Report, points: Points, solid: set[str]) -> dict[str, Line]:
+    lines = {}
+    for row, place in _places(report).items():
+        if row in points:
+            own = [(nfe, value, sd) for nfe, (value, sd) in points[row].items()]
+            lines[row] = Line(own, place, row not in solid)
+    return lines
+
+
+def _errors_figure(report: Report, errors: dict[str, Points]) -> str:
+    # An error of 0 has no place on a logarithmic axis.
+    drawn = {
+        o: {r: {n: p for n, p in own.items() if p[0] > 0} for r, own in rows.items()} for o, rows in errors.items()
+    }
+    panels = {
+        TITLES[oracle]: _lines(report, {row: own for row, own in rows.items() if own}, set(rows))
+        for oracle, rows in drawn.items()
+    }
+    panels = {title: lines for title, lines in panels.items() if lines}
+    if not panels:
+        return ""
+    many_lines_figure(report.figures / "oracle_errors.png", panels, "rms error of x0 against the exact flow")
+    return "oracle_errors.png"
+
+
+def _distances_figure(report: Report, distances: Points, floor: Floor) -> str:
+    if not distances:
+        return ""
+    stochastic = {record["row"] for record in report.oracle["distances"] if record["stochastic"]}
+    panels = {TITLES["mixture"]: _lines(report, distances, stochastic)}
+    path = report.figures / "oracle_distances.png"
+    many_lines_figure(path, panels, "distance of sampled mixture", floor, "solid: stochastic, dashed: not")
+    return path.name
+
+
+def _orders(orders: list[dict[str, Any]]) -> Markdown:
+    lines = []
+    for record in orders:
+        adaptive = record["order"] is None
+        theory = ADAPTIVE if adaptive else plain(record["order"])
+        unmeasured = ADAPTIVE if adaptive else "not measured"
+        measured = unmeasured if record["measured"] is None else f"{record['measured']:.2f}"
+        kind, cost = ORDER_OF[record["kind"]], plain(record["evaluations_per_step"])
+        lines.append([_named(record["row"]), kind, theory, measured, cost, record["convention"]])
+    return table(["row", "order of", "in theory", "measured", "evaluations a step", "convention"], lines)
+
+
+def _named(row: str) -> str:
+    """A row's name in code type where it is nothing but a name."""
+    return code(row) if row.isidentifier() else row
+
+
+def _within(points: Points, budget: int) -> dict[str, tuple[float, float, int]]:
+    """Each row's value, sd and NFE at its largest NFE within a budget; rows that have none are left out."""
+    found = {}
+    for row, own in points.items():
+        if nfe := max((nfe for nfe in own if nfe <= budget), default=0):
+            found[row] = *own[nfe], nfe
+    return found
+
+
+def _errors(points: Points) -> Markdown:
+    columns = {budget: _within(points, budget) for budget in BUDGETS}
+    lines = []
+    for row in points:
+        texts: list[object] = []
+        for within in columns.values():
+            if row not in within:
+                texts.append("")
+                continue
+            error, _, nfe = within[row]
+            text = f"{number(error)} ({nfe})"
+            texts.append(bold(text) if error == min(other for other, *_ in within.values()) else text)
+        lines.append([_named(row), *texts])
+    return table(["row", *(f"budget {b}" for b in BUDGETS)], lines)
+
+
+def _deviations(orders: list[dict[str, Any]]) -> list[str]:
+    known = [record for record in orders if None not in (record["order"], record["measured"])]
+    if not known:
+        return []
+    worst = max(known, key=lambda record: abs(record["measured"] - record["order"]))
+    return [
+        f"Of {len(known)} measured orders {worst['row']} is furthest from theory: {worst['measured']:.2f} where "
+        f"{plain(worst['order'])} is expected."
+    ]
+
+
+def _leaders(points: Points) -> str:
+    """The row of the least value at each budget: "heun at 8 (0.4 at NFE 7) and 16 (0.1 at NFE 15); rk4 at 32 (..)"."""
+    leaders: dict[str, list[str]] = {}
+    for budget in BUDGETS:
+        if within := _within(points, budget):
+            row, (value, _, nfe) = min(within.items(), key=lambda item: item[1][0])
+            leaders.setdefault(row, []).append(f"{budget} ({number(value)} at NFE {nfe})")
+    return "; ".join(f"{row} at {listed(budgets)}" for row, budgets in leaders.items())
+
+
+def _least_errors(points: Points, where: str) -> list[str]:
+    leaders = _leaders(points)
+    return [f"The least error on {where}, by budget of evaluations: {leaders}."] if leaders else []
+
+
+def _nearest(distances: Points, floor: str) -> list[str]:
+    leaders = _leaders(distances)
+    return [f"The least mean distance, by budget: {leaders}. Exact samples are at {floor}."] if leaders else []
