@@ -20,9 +20,9 @@ class Model(Row):
     weighting: Literal[tuple(WEIGHTINGS)] = axis("unit", "loss weighting")  # type: ignore[valid-type]
     sigma_data: PositiveFloat | None = axis(None, "sigma_data")
     channels: Annotated[int, Field(multiple_of=8, ge=8)] = axis(16, "network")
-    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = axis((1, 2), "network")
-    blocks: PositiveInt = axis(2, "network")
-    images: PositiveInt = axis(180_000, "training length")
+    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = axis((1, 2, 4), "network")
+    blocks: PositiveInt = axis(1, "network")
+    images: PositiveInt = axis(140_000, "training length")
     batch: PositiveInt = axis(128, "batch size")
     learning_rate: PositiveFloat = axis(8e-3, "learning rate")
     warmup_images: PositiveInt = axis(10_000, "learning rate")

@@ -58,6 +58,8 @@ def test_the_graph_names_the_files_that_the_code_writes() -> None:
         "features": [paths.features, paths.metrics("features", "extractor")],
         "reference": [paths.reference, paths.metrics("reference", "floor")],
         "train": [paths.model("${key}"), paths.metrics("train", "${key}"), paths.training_curve("${key}")],
+        "grids": [paths.grids("").parent],
+        "oracle": [paths.metrics("oracle", "solvers")],
         "sweep": [paths.curve("${key}"), paths.metrics("sweep", "${key}")],
         "measure": [paths.set("${key}"), paths.metrics("measure", "${key}")],
         "agreement": [paths.metrics("agreement", "libraries")],
@@ -67,9 +69,8 @@ def test_the_graph_names_the_files_that_the_code_writes() -> None:
         assert declared == [str(path) for path in expected], stage
     assert str(paths.row("sets", "${key}")) in names(STAGES["measure"]["deps"])
     assert str(paths.row("models", "${key}")) in names(STAGES["train"]["deps"])
-    assert {str(paths.row("curves", "${key}")), str(paths.model("${item.model}"))} <= set(
-        names(STAGES["sweep"]["deps"])
-    )
+    model = {str(paths.model("${item.model}")), str(paths.grids("${item.model}"))}
+    assert {str(paths.row("curves", "${key}")), *model} <= set(names(STAGES["sweep"]["deps"]))
 
 
 def test_a_failing_stage_loses_nothing() -> None:
@@ -166,8 +167,8 @@ class Workspace:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study, run once. The tests below go on from each other's state."""
     workspace = Workspace(tmp_path_factory.mktemp("workspace"))
-    rows = {"train@edm", "train@flow", "sweep@edm", "sweep@rho_3", "sweep@flow"}
-    assert workspace.repro() == {"resolve", "prepare", "features", "reference", *rows} | LAST
+    rows = {"train@edm", "train@flow", "grids", "sweep@edm", "sweep@rho_3", "sweep@flow"}
+    assert workspace.repro() == {"resolve", "prepare", "features", "reference", "oracle", *rows} | LAST
     assert len(workspace.cells()) == 3 * 2
     return workspace
 
@@ -191,7 +192,18 @@ def test_a_new_curve_and_a_new_budget_run_by_themselves(workspace: Workspace) ->
 
 def test_a_changed_model_reruns_itself_and_what_is_built_on_it(workspace: Workspace) -> None:
     workspace.study["models"]["flow"]["weighting"] = "snr"
-    assert workspace.repro() == {"resolve", "train@flow", "sweep@flow"} | LAST
+    assert workspace.repro() == {"resolve", "train@flow", "grids", "sweep@flow"} | LAST
+
+
+def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(workspace: Workspace) -> None:
+    workspace.study["curves"]["fitted"] = {"model": "flow", "discretization": "optimised"}
+    assert workspace.repro() == {"resolve", "grids", "sweep@flow", "sweep@fitted"} | LAST
+    grids = {
+        name: json.loads((workspace.root / f"build/tiny/grids/{name}.json").read_text()) for name in ("edm", "flow")
+    }
+    assert grids["edm"] == [] and [found["weights"] for found in grids["flow"]] == ["seed_0.safetensors"]
+    del workspace.study["curves"]["fitted"]
+    assert workspace.repro() == {"resolve", "grids", "sweep@flow"} | LAST
 
 
 def test_an_image_set_is_measured_by_itself(workspace: Workspace) -> None:

@@ -1,0 +1,316 @@
+"""What the loop around the network costs: a Markdown table of times over the bare network's, beside diffusers' loops,
+of looks at the samples' values, and of tensors kept.
+
+python -m benchmarks.sampling [--quick]: each time once instead of five times.
+"""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.denoiser import Denoiser, DenoiserFunction
+from pipeline.model import Model
+from pipeline.sampler import Sampler
+from pipeline.sampling import sample
+from pipeline.solver import SOLVERS
+
+Row = tuple[str, str, str]  # what was measured, what was found, the goal
+Loop = Callable[[DenoiserFunction], object]
+
+SHAPE = (1, 8, 8)  # the default study's images
+SIGMA_DATA = 0.5
+BATCH = 512
+FEW = 16  # samples, where nothing is timed
+EVALUATIONS = 18  # the budget: as many steps as cost at most so many
+THREADS = 2
+
+SAMPLERS = {name: Sampler(solver=name) for name in SOLVERS} | {
+    "heun with churn": Sampler(solver="heun", S_churn=40.0),
+    "ddim, eta 1": Sampler(solver="ddim", eta=1.0),
+}
+BETAS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def network() -> Denoiser:
+    """The default study's denoiser with random weights, none of them 0."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(Model().spec(SIGMA_DATA, SHAPE)).eval().requires_grad_(False)
+    for parameter in denoiser.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return denoiser
+
+
+def noise(count: int) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def ours(row: Sampler, denoiser: DenoiserFunction, count: int = BATCH) -> int:
+    return sample(denoiser, noise(count), row, row.steps(EVALUATIONS), torch.randn_like).nfe
+
+
+# Times.
+
+
+class Watched:
+    """A network that keeps what it was asked, and the seconds that it took."""
+
+    def __init__(self, denoiser: DenoiserFunction) -> None:
+        self.denoiser = denoiser
+        self.asked: list[tuple[Tensor, Tensor]] = []
+        self.seconds = 0.0
+
+    def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
+        self.asked.append((z, sigma))
+        start = time.perf_counter()
+        denoised = self.denoiser(z, sigma)
+        self.seconds += time.perf_counter() - start
+        return denoised
+
+
+class Overhead(NamedTuple):
+    """A loop's time over its network's, as a share of the latter: the network called by itself with the same inputs
+    before or after; and the network as it was called within the loop, which other work on the machine disturbs less."""
+
+    apart: float
+    within: float
+    nfe: int
+    bare_seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.apart:+.1%} ({self.within:.2%})"
+
+
+@torch.no_grad()
+def overheads(*loops: tuple[Loop, DenoiserFunction], repetitions: int) -> list[Overhead]:
+    """Of each loop around its network: medians over rounds, in which the loops and the bare networks take turns."""
+    asked = []
+    for loop, denoiser in loops:  # the first run warms up
+        loop(first := Watched(denoiser))
+        asked.append(first.asked)
+    found: list[list[Overhead]] = [[] for _ in loops]
+    for turn in range(repetitions):
+        for i, (loop, denoiser) in enumerate(loops):
+            seconds = {}
+            for bare in (False, True) if turn % 2 else (True, False):
+                watched = Watched(denoiser)
+                start = time.perf_counter()
+                if bare:
+                    for z, sigma in asked[i]:
+                        denoiser(z, sigma)
+                else:
+                    loop(watched)
+                    inside = watched.seconds
+                seconds[bare] = time.perf_counter() - start
+            share, within = seconds[False] / seconds[True] - 1, seconds[False] / inside - 1
+            found[i].append(Overhead(share, within, len(asked[i]), seconds[True]))
+    return [Overhead(*(median(column) for column in zip(*rounds, strict=True))) for rounds in found]
+
+
+class Peer(NamedTuple):
+    """A scheduler of diffusers, and what it keeps and asks for: x = z or x = z / sqrt(1 + sigma^2); D, eps or F."""
+
+    scheduler: Callable[[], Any]
+    solver: str
+    steps: int
+    variance_preserving: bool
+    answer: str
+
+
+def peers() -> dict[str, Peer]:
+    import diffusers as d  # here, since the rest needs none of it
+
+    whole, half = EVALUATIONS, (EVALUATIONS + 1) // 2
+    x0: dict[str, Any] = {"prediction_type": "sample"} | BETAS
+    karras: dict[str, Any] = {"use_karras_sigmas": True}
+    return {
+        "EulerDiscrete": Peer(partial(d.EulerDiscreteScheduler, **x0, **karras), "euler", whole, False, "D"),
+        "HeunDiscrete": Peer(partial(d.HeunDiscreteScheduler, **BETAS, **karras), "heun", half, False, "eps"),
+        "EDMDPMSolverMultistep": Peer(d.EDMDPMSolverMultistepScheduler, "dpmpp_2m", whole, False, "F"),
+        "DPMSolverMultistep": Peer(
+            partial(d.DPMSolverMultistepScheduler, **x0, **karras), "dpmpp_2m", whole, True, "D"
+        ),
+        "UniPCMultistep": Peer(
+            partial(d.UniPCMultistepScheduler, solver_order=3, **x0, **karras), "unipc", whole, True, "D"
+        ),
+        "DDIM": Peer(partial(d.DDIMScheduler, clip_sample=False, **x0), "ddim", whole, True, "D"),
+    }
+
+
+def answering(denoiser: DenoiserFunction, peer: Peer) -> DenoiserFunction:
+    """The network as a peer's scheduler asks for it, of x in float32; the change of coordinates is the network's."""
+
+    def answer(x: Tensor, sigma: Tensor) -> Tensor:
+        level = float(sigma)
+        z = x * (1 + level**2) ** 0.5 if peer.variance_preserving else x
+        denoised = denoiser(z, sigma)
+        if peer.answer == "eps":
+            return (z - denoised) / level
+        if peer.answer == "F":
+            total = level**2 + SIGMA_DATA**2
+            return (denoised - SIGMA_DATA**2 / total * z) / (level * SIGMA_DATA / total**0.5)
+        return denoised
+
+    return answer
+
+
+def theirs(peer: Peer, denoiser: DenoiserFunction) -> None:
+    """A pipeline's usual loop, in float32."""
+    scheduler = peer.scheduler()
+    scheduler.set_timesteps(peer.steps)
+    if hasattr(scheduler, "sigmas"):
+        sigmas = scheduler.sigmas.double()
+    else:
+        abar = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+        sigmas = ((1 - abar) / abar).sqrt()
+    x = noise(BATCH) * scheduler.init_noise_sigma
+    for t, sigma in zip(scheduler.timesteps, sigmas, strict=False):
+        scheduler.scale_model_input(x, t)  # our network scales its input itself
+        x = scheduler.step(denoiser(x, sigma), t, x).prev_sample
+
+
+def beside_the_network(name: str, denoiser: Denoiser, repetitions: int) -> Row:
+    [found] = overheads((partial(ours, SAMPLERS[name]), denoiser), repetitions=repetitions)
+    return f"`{name}`, {found.nfe} evaluations", f"{found} of {found.bare_seconds:.2f} s", "<= 5%"
+
+
+def beside_peer(name: str, peer: Peer, denoiser: Denoiser, repetitions: int) -> Row:
+    own, other = overheads(
+        (partial(ours, SAMPLERS[peer.solver]), denoiser),
+        (partial(theirs, peer), answering(denoiser, peer)),
+        repetitions=repetitions,
+    )
+    assert own.nfe == other.nfe
+    return f"`{peer.solver}` and {name}", f"{own} and {other}", "no more than diffusers'"
+
+
+# Looks at values, and tensors kept.
+
+
+LOOKS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.nonzero)
+
+
+class Looks(TorchDispatchMode):
+    """Counts, by evaluations made so far, how often the host asks for a value of what was computed from `start`.
+
+    On a GPU each would wait for it. Whatever is computed is kept, since only so does an id name one tensor.
+    """
+
+    def __init__(self, denoiser: DenoiserFunction, start: Tensor) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.derived = {id(start): start}
+        self.nfe = 0
+        self.at: list[int] = []
+
+    def evaluate(self, z: Tensor, sigma: Tensor) -> Tensor:
+        self.nfe += 1
+        return self.denoiser(z, sigma)
+
+    def comes_from_start(self, tree: Any) -> bool:
+        if isinstance(tree, (list, tuple)):
+            return any(map(self.comes_from_start, tree))
+        return id(tree) in self.derived
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if self.comes_from_start([*args, *(kwargs or {}).values()]):
+            for tensor in found if isinstance(found, (list, tuple)) else [found]:
+                if isinstance(tensor, Tensor):
+                    self.derived[id(tensor)] = tensor
+            if func.overloadpacket in LOOKS:
+                self.at.append(self.nfe)
+        return found
+
+
+class Lists(TorchFunctionMode):
+    """Counts `tolist`, `numpy` and `cpu`, which a CPU's tensor answers without any operation, among the looks."""
+
+    def __init__(self, looks: Looks) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.cpu) and self.looks.comes_from_start(args):
+            self.looks.at.append(self.looks.nfe)
+        return func(*args, **(kwargs or {}))
+
+
+def looks(row: Sampler, denoiser: Denoiser) -> tuple[int, int]:
+    """How often a sampler's loop looks at values before its last evaluation, and after it."""
+    z = noise(FEW)
+    with Looks(denoiser, z) as seen, Lists(seen):
+        sample(seen.evaluate, z, row, row.steps(EVALUATIONS), torch.randn_like)
+    before = sum(at < seen.nfe for at in seen.at)
+    return before, len(seen.at) - before
+
+
+def kept(row: Sampler, denoiser: Denoiser) -> int:
+    """The most tensors of z's size that a loop holds while the network is called, beside the z that is asked about."""
+    start, most = noise(FEW).double(), 0
+
+    def held() -> dict[int, int]:
+        tensors = [o for o in gc.get_objects() if type(o) is Tensor and o.shape == start.shape]
+        return {t.untyped_storage().data_ptr(): id(t) for t in tensors}
+
+    gc.collect()
+    others = set(held())
+
+    def evaluate(z: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal most
+        most = max(most, len(set(held()) - others - {z.untyped_storage().data_ptr()}))
+        return denoiser(z, sigma)
+
+    sample(evaluate, start, row, row.steps(EVALUATIONS), torch.randn_like)
+    return most
+
+
+def all_looks(denoiser: Denoiser) -> Iterator[Row]:
+    names: dict[tuple[int, int], list[str]] = {}
+    for name, row in SAMPLERS.items():
+        names.setdefault(looks(row, denoiser), []).append(name)
+    for (before, after), those in names.items():
+        goal = "what its steps need" if before else "0, and 1 at the end"
+        yield f"Looks at values: {', '.join(f'`{n}`' for n in those)}", f"{before}, and {after} at the end", goal
+
+
+def all_kept(denoiser: Denoiser) -> Iterator[Row]:
+    for name, row in SAMPLERS.items():
+        points = getattr(row.build_solver(), "points", None)
+        if points:
+            what = f"Tensors kept beside z: `{name}`, {points} points"
+            yield what, str(kept(row, denoiser)), f"{points - 1}, and {points} if it corrects"
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    denoiser, repetitions = network(), 1 if quick else 5
+    for name in SAMPLERS:
+        yield beside_the_network(name, denoiser, repetitions)
+    for name, peer in peers().items():
+        yield beside_peer(name, peer, denoiser, repetitions)
+    yield from all_looks(denoiser)
+    yield from all_kept(denoiser)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="each time once")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    print(f"{THREADS} threads, batches of {BATCH}: what a loop adds to the network's time\n")
+    print("| What | Found | Goal |\n| --- | --- | --- |", flush=True)
+    for row in rows(arguments.quick):
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
