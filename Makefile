@@ -1,9 +1,9 @@
-# make install | repro | test | lint | format | bench | timings | pins. PYTHON names the interpreter that .venv is built with.
+# make install | repro | study NAME=solvers | test | lint | format | bench | timings | pins. PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install repro test lint format bench timings pins
+.PHONY: install repro study test lint format bench timings pins
 
 install: .venv/installed
 
@@ -19,6 +19,11 @@ repro: install
 	@$(BIN)/python -m stages.resolve --check
 	@$(BIN)/dvc repro
 
+study: install  # another study: make study NAME=solvers
+	@test -f "studies/$(NAME)/dvc.yaml" || { echo "error: make study NAME=..., one of: $$(ls studies)" >&2; exit 1; }
+	@$(BIN)/python -m stages.resolve --check --params "studies/$(NAME)/params.yaml"
+	@$(BIN)/dvc repro "studies/$(NAME)/dvc.yaml"
+
 test: install
 	$(BIN)/python -m pytest
 
@@ -33,6 +38,7 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.measurement
+	$(BIN)/python -m benchmarks.sampling
 
 timings: install  # seconds per image of every curve of the root study, into its report
 	$(BIN)/python -m stages.timings --name digits

@@ -1,7 +1,8 @@
 """What the loop around the network costs: a Markdown table of times over the bare network's, beside diffusers' loops,
 of looks at the samples' values, and of tensors kept.
 
-python -m benchmarks.sampling [--quick]: each time once instead of five times.
+python -m benchmarks.sampling [--quick] [--threads 2]: each time once instead of three times. On a machine that does
+other work as well, two threads wait for each other and times differ by ten; one thread's don't.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.denoiser import Denoiser, DenoiserFunction
 from pipeline.model import Model
+from pipeline.multistep import Multistep
 from pipeline.sampler import Sampler
 from pipeline.sampling import sample
 from pipeline.solver import SOLVERS
@@ -31,7 +33,6 @@ SIGMA_DATA = 0.5
 BATCH = 512
 FEW = 16  # samples, where nothing is timed
 EVALUATIONS = 18  # the budget: as many steps as cost at most so many
-THREADS = 2
 
 SAMPLERS = {name: Sampler(solver=name) for name in SOLVERS} | {
     "heun with churn": Sampler(solver="heun", S_churn=40.0),
@@ -61,58 +62,49 @@ def ours(row: Sampler, denoiser: DenoiserFunction, count: int = BATCH) -> int:
 # Times.
 
 
-class Watched:
-    """A network that keeps what it was asked, and the seconds that it took."""
+class Twice:
+    """A network that answers every question twice, once for the loop and once by itself, each first in turn."""
 
     def __init__(self, denoiser: DenoiserFunction) -> None:
         self.denoiser = denoiser
-        self.asked: list[tuple[Tensor, Tensor]] = []
-        self.seconds = 0.0
+        self.nfe = 0
+        self.seconds = [0.0, 0.0]  # for the loop, by itself
 
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
-        self.asked.append((z, sigma))
-        start = time.perf_counter()
-        denoised = self.denoiser(z, sigma)
-        self.seconds += time.perf_counter() - start
+        self.nfe += 1
+        for which in (0, 1) if self.nfe % 2 else (1, 0):
+            start = time.perf_counter()
+            denoised = self.denoiser(z, sigma)
+            self.seconds[which] += time.perf_counter() - start
         return denoised
 
 
 class Overhead(NamedTuple):
-    """A loop's time over its network's, as a share of the latter: the network called by itself with the same inputs
-    before or after; and the network as it was called within the loop, which other work on the machine disturbs less."""
+    """A loop's time over the bare network's as a share of it, and over that of its own calls of the network, which
+    other work on the machine disturbs less; and what of it is the loop's own."""
 
-    apart: float
-    within: float
+    over_bare: float
+    over_calls: float
     nfe: int
     bare_seconds: float
+    own_seconds: float
 
     def __str__(self) -> str:
-        return f"{self.apart:+.1%} ({self.within:.2%})"
+        return f"{self.over_bare:+.1%} ({self.over_calls:.2%}, {self.own_seconds / self.nfe * 1e3:.2f} ms a call)"
 
 
 @torch.no_grad()
 def overheads(*loops: tuple[Loop, DenoiserFunction], repetitions: int) -> list[Overhead]:
-    """Of each loop around its network: medians over rounds, in which the loops and the bare networks take turns."""
-    asked = []
-    for loop, denoiser in loops:  # the first run warms up
-        loop(first := Watched(denoiser))
-        asked.append(first.asked)
+    """Of each loop around its network: medians over rounds, in which the loops take turns; a first is not counted."""
     found: list[list[Overhead]] = [[] for _ in loops]
-    for turn in range(repetitions):
-        for i, (loop, denoiser) in enumerate(loops):
-            seconds = {}
-            for bare in (False, True) if turn % 2 else (True, False):
-                watched = Watched(denoiser)
-                start = time.perf_counter()
-                if bare:
-                    for z, sigma in asked[i]:
-                        denoiser(z, sigma)
-                else:
-                    loop(watched)
-                    inside = watched.seconds
-                seconds[bare] = time.perf_counter() - start
-            share, within = seconds[False] / seconds[True] - 1, seconds[False] / inside - 1
-            found[i].append(Overhead(share, within, len(asked[i]), seconds[True]))
+    for turn in range(-1, repetitions):
+        for (loop, denoiser), rounds in zip(loops, found, strict=True):
+            twice, start = Twice(denoiser), time.perf_counter()
+            loop(twice)
+            calls, bare = twice.seconds
+            whole = time.perf_counter() - start - bare
+            if turn >= 0:
+                rounds.append(Overhead(whole / bare - 1, whole / calls - 1, twice.nfe, bare, whole - calls))
     return [Overhead(*(median(column) for column in zip(*rounds, strict=True))) for rounds in found]
 
 
@@ -180,7 +172,11 @@ def theirs(peer: Peer, denoiser: DenoiserFunction) -> None:
 
 def beside_the_network(name: str, denoiser: Denoiser, repetitions: int) -> Row:
     [found] = overheads((partial(ours, SAMPLERS[name]), denoiser), repetitions=repetitions)
-    return f"`{name}`, {found.nfe} evaluations", f"{found} of {found.bare_seconds:.2f} s", "<= 5%"
+    return (
+        f"`{name}`, {found.nfe:.0f} evaluations",
+        f"{found}, {found.bare_seconds / found.nfe * 1e3:.1f} ms the network",
+        "<= 5%",
+    )
 
 
 def beside_peer(name: str, peer: Peer, denoiser: Denoiser, repetitions: int) -> Row:
@@ -202,13 +198,13 @@ LOOKS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.ate
 class Looks(TorchDispatchMode):
     """Counts, by evaluations made so far, how often the host asks for a value of what was computed from `start`.
 
-    On a GPU each would wait for it. Whatever is computed is kept, since only so does an id name one tensor.
+    On a GPU each would wait for it. Whatever is computed is kept, since only so does an address name one storage.
     """
 
     def __init__(self, denoiser: DenoiserFunction, start: Tensor) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.derived = {id(start): start}
+        self.derived = {start.untyped_storage().data_ptr(): start}
         self.nfe = 0
         self.at: list[int] = []
 
@@ -219,14 +215,14 @@ class Looks(TorchDispatchMode):
     def comes_from_start(self, tree: Any) -> bool:
         if isinstance(tree, (list, tuple)):
             return any(map(self.comes_from_start, tree))
-        return id(tree) in self.derived
+        return isinstance(tree, Tensor) and tree.untyped_storage().data_ptr() in self.derived
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if self.comes_from_start([*args, *(kwargs or {}).values()]):
             for tensor in found if isinstance(found, (list, tuple)) else [found]:
                 if isinstance(tensor, Tensor):
-                    self.derived[id(tensor)] = tensor
+                    self.derived[tensor.untyped_storage().data_ptr()] = tensor
             if func.overloadpacket in LOOKS:
                 self.at.append(self.nfe)
         return found
@@ -285,14 +281,15 @@ def all_looks(denoiser: Denoiser) -> Iterator[Row]:
 
 def all_kept(denoiser: Denoiser) -> Iterator[Row]:
     for name, row in SAMPLERS.items():
-        points = getattr(row.build_solver(), "points", None)
-        if points:
-            what = f"Tensors kept beside z: `{name}`, {points} points"
-            yield what, str(kept(row, denoiser)), f"{points - 1}, and {points} if it corrects"
+        solver = row.build_solver()
+        if isinstance(solver, Multistep):
+            corrects = type(solver).correct is not Multistep.correct  # from the z before, by all points and the new one
+            goal = solver.points + 1 if corrects else solver.points - 1
+            yield f"Tensors kept beside z: `{name}`, {solver.points} points", str(kept(row, denoiser)), str(goal)
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    denoiser, repetitions = network(), 1 if quick else 5
+    denoiser, repetitions = network(), 1 if quick else 3
     for name in SAMPLERS:
         yield beside_the_network(name, denoiser, repetitions)
     for name, peer in peers().items():
@@ -304,9 +301,10 @@ def rows(quick: bool) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="each time once")
+    parser.add_argument("--threads", type=int, default=2, help="2 unless said otherwise")
     arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    print(f"{THREADS} threads, batches of {BATCH}: what a loop adds to the network's time\n")
+    torch.set_num_threads(arguments.threads)
+    print(f"{arguments.threads} threads, batches of {BATCH}: what a loop adds to the network's time\n")
     print("| What | Found | Goal |\n| --- | --- | --- |", flush=True)
     for row in rows(arguments.quick):
         print(f"| {' | '.join(row)} |", flush=True)

@@ -61,7 +61,7 @@ class Counted:
     def __init__(self, denoiser: DenoiserFunction) -> None:
         self.denoiser = denoiser
         self.sigmas: list[Tensor] = []
-        self.finite: list[Tensor] = []
+        self.sums: list[Tensor] = []
 
     @property
     def nfe(self) -> int:
@@ -70,12 +70,13 @@ class Counted:
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
         denoised = self.denoiser(z, sigma)
         self.sigmas.append(sigma)
-        self.finite.append(denoised.isfinite().all())
+        self.sums.append(denoised.sum(dtype=torch.float64))  # not finite where an answer is not, and cheap
         return denoised
 
-    def not_finite(self) -> int | None:
-        """The index of the first answer that is not finite, None where all are."""
-        finite = torch.stack(self.finite).tolist() if self.finite else []
+    def not_finite(self, *others: Tensor) -> int | None:
+        """The index of the first answer that is not finite, of `others` behind them; None where all are."""
+        sums = [*self.sums, *(other.sum(dtype=torch.float64) for other in others)]
+        finite = torch.stack(sums).isfinite().tolist() if sums else []
         return finite.index(False) if False in finite else None
 
 

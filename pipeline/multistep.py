@@ -4,7 +4,6 @@ Each keeps one tensor an evaluation, as many as its formula needs, and begins wi
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +27,7 @@ class Evaluation(NamedTuple):
 class Multistep:
     """A solver whose step combines its last evaluations, `points` at most; into sigma = 0 most take one of Euler's.
 
-    lower_at_end: no more points than steps are left, as DPM-Solver and UniPC prescribe.
+    lower_at_end: no more points than steps are left, as DPM-Solver and UniPC prescribe. corrects: see `correct`.
     """
 
     points: int
@@ -37,6 +36,7 @@ class Multistep:
     stochastic = False
     adaptive = False
     lower_at_end = False
+    corrects = False
 
     @property
     def order(self) -> int:
@@ -66,16 +66,17 @@ class Multistep:
         known: Iterable[Evaluation] = (),
     ) -> Iterator[Tensor]:
         """See Solver.run; `known`: evaluations above sigmas[0], newest first, to begin with all points at once."""
-        past = deque(islice(known, self.points), self.points)
+        past = list(islice(known, self.points))
         before: Tensor | None = None
         for left, (sigma, sigma_next) in zip(range(len(sigmas) - 1, 0, -1), pairwise(sigmas), strict=True):
-            new = Evaluation(sigma, self.evaluate(path, z, sigma))
+            if not self.corrects:
+                del past[self.points - 1 :]  # before the network runs, so that no more is kept than is used
+            past.insert(0, Evaluation(sigma, self.evaluate(path, z, sigma)))
             if before is not None:
-                z = self.correct(z, before, [new, *past])
-            past.appendleft(new)
-            while len(past) > left and self.lower_at_end:
-                past.pop()
-            before, z = z, self.advance(path, z, sigma_next, list(past), randn_like)
+                z = self.correct(z, before, past)
+            del past[min(self.points, left) if self.lower_at_end else self.points :]
+            before = z if self.corrects else None
+            z = self.advance(path, z, sigma_next, past, randn_like)
             yield z
 
 
@@ -198,6 +199,7 @@ class UniPC(Multistep):
     points: int
     variable = "ln sigma"
     lower_at_end = True
+    corrects = True
 
     @property
     def order(self) -> int:

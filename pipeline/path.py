@@ -56,8 +56,8 @@ class Path:
 
     def slope(self, z: Tensor, sigma: float, t: float) -> Tensor:
         """dx/dt = (s'/s + sigma'/sigma) x - (sigma' s / sigma) D(x / s; sigma) at x = s z (EDM, eq. 81)."""
-        rate = self.sigma_dot(t) * self.s(sigma)
-        return torch.add(z * (rate * (self.log_slope(sigma) + 1 / sigma)), self.denoise(z, sigma), alpha=-rate / sigma)
+        denoised, rate = self.denoise(z, sigma), self.sigma_dot(t) * self.s(sigma)
+        return torch.add(z * (rate * (self.log_slope(sigma) + 1 / sigma)), denoised, alpha=-rate / sigma)
 
 
 class Solver(Protocol):

@@ -24,7 +24,10 @@ class SampleNoise:
 
     def randn(self, shape: Sequence[int]) -> Tensor:
         """One draw of `shape` from each stream: float32, (N, *shape)."""
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators])
+        drawn = torch.empty(len(self.generators), *shape)
+        for row, own in zip(drawn.unbind(), self.generators, strict=True):
+            row.normal_(generator=own)
+        return drawn
 
     def randn_like(self, x: Tensor) -> Tensor:
         return self.randn(x.shape[1:]).to(x)

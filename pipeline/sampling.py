@@ -49,17 +49,20 @@ def sample(
             z = state
             ends.append(counted.nfe)
     except StudyError:
-        _check(counted, ends, steps)
+        _check(counted, z, ends, steps)
         raise
-    _check(counted, ends, steps)
-    if not z.isfinite().all():
-        raise NotFinite(f"step {steps} of {steps}, sigma 0: the samples are not finite")
+    _check(counted, z, ends, steps)
     return Samples(z, counted.nfe)
 
 
-def _check(counted: Counted, ends: list[int], steps: int) -> None:
-    """Raise NotFinite where an answer was not; ends: how many evaluations were made by the end of each step."""
-    place = counted.not_finite()
+def _check(counted: Counted, z: Tensor, ends: list[int], steps: int) -> None:
+    """Raise NotFinite where an answer, or else z, is not; ends: evaluations made by the end of each step.
+
+    It looks at all of them at once, since every look waits for the device.
+    """
+    place = counted.not_finite(z)
+    if place == counted.nfe:
+        raise NotFinite(f"step {len(ends)} of {steps}: the samples are not finite")
     if place is not None:
         step, sigma = bisect_right(ends, place) + 1, float(counted.sigmas[place])
         raise NotFinite(f"step {step} of {steps}, sigma {sigma:.4g}: the denoiser's answer is not finite")

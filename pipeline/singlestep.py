@@ -135,10 +135,11 @@ class RK45:
 
         first, last = sigmas[0], sigmas[-2]
         if last < first:
-            times = torch.tensor([path.t(first), path.t(last)], dtype=torch.float64, device=z.device)
+            end = path.t(last)
+            times = torch.tensor([path.t(first), end], dtype=torch.float64, device=z.device)
 
             def slope(t: Tensor, x: Tensor) -> Tensor:
-                time = max(float(t), float(times[1]))  # the search for a first step may look beyond the end
+                time = max(float(t), end)  # the search for a first step may look beyond the end
                 sigma = path.sigma(time)
                 return path.slope(x / path.s(sigma), sigma, time)
 

@@ -234,7 +234,7 @@ EXTRACTOR = {
 
 
 SOLVERS: dict[str, Any] = {
-    "settings": {"mixture": "two Gaussians", "data": "a made-up set", "seeds": 3, "samples": 8192},
+    "settings": {"mixture": "two hills", "data": "a made-up set", "distance": "a mean", "seeds": 3, "samples": 8192},
     "orders": [
         {"row": row, "kind": kind, "order": order, "measured": measured, "evaluations_per_step": 2}
         | {"stochastic": kind == "sde", "convention": "made up | and said"}

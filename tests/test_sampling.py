@@ -262,9 +262,9 @@ def test_an_answer_that_is_not_finite_is_an_error_that_says_where(row: str, eval
 
 def test_samples_that_are_not_finite_though_all_answers_are_finite_are_an_error() -> None:
     def denoiser(z: Tensor, sigma: Tensor) -> Tensor:
-        return torch.full_like(z, 1.5e308 if sigma < 0.1 else -1.5e308)
+        return torch.full_like(z, 1e307 if sigma < 0.1 else -1e307)
 
-    with pytest.raises(StudyError, match=r"step 4 of 4, sigma 0: .*not finite") as caught:
+    with pytest.raises(StudyError, match=r"step 4 of 4: the samples are not finite") as caught:
         sample(denoiser, noise_of(3, 2), Sampler(solver="deis", nfe=(9,)), 4)
     assert len(str(caught.value).splitlines()) == 1
 
