@@ -22,7 +22,7 @@ from pipeline.denoiser import Denoiser, DenoiserFunction
 from pipeline.model import Model
 from pipeline.multistep import Multistep
 from pipeline.sampler import Sampler
-from pipeline.sampling import sample
+from pipeline.sampling import draw_like, sample
 from pipeline.solver import SOLVERS
 
 Row = tuple[str, str, str]  # what was measured, what was found, the goal
@@ -56,7 +56,7 @@ def noise(count: int) -> Tensor:
 
 
 def ours(row: Sampler, denoiser: DenoiserFunction, count: int = BATCH) -> int:
-    return sample(denoiser, noise(count), row, row.steps(EVALUATIONS), torch.randn_like).nfe
+    return sample(denoiser, noise(count), row, row.steps(EVALUATIONS), draw_like).nfe
 
 
 # Times.
@@ -245,7 +245,7 @@ def looks(row: Sampler, denoiser: Denoiser) -> tuple[int, int]:
     """How often a sampler's loop looks at values before its last evaluation, and after it."""
     z = noise(FEW)
     with Looks(denoiser, z) as seen, Lists(seen):
-        sample(seen.evaluate, z, row, row.steps(EVALUATIONS), torch.randn_like)
+        sample(seen.evaluate, z, row, row.steps(EVALUATIONS), draw_like)
     before = sum(at < seen.nfe for at in seen.at)
     return before, len(seen.at) - before
 
@@ -266,7 +266,7 @@ def kept(row: Sampler, denoiser: Denoiser) -> int:
         most = max(most, len(set(held()) - others - {z.untyped_storage().data_ptr()}))
         return denoiser(z, sigma)
 
-    sample(evaluate, start, row, row.steps(EVALUATIONS), torch.randn_like)
+    sample(evaluate, start, row, row.steps(EVALUATIONS), draw_like)
     return most
 
 

@@ -12,7 +12,7 @@ import torch
 from pipeline.errors import StudyError
 from pipeline.files import content_hash
 
-LIBRARIES = ("numpy", "torch-fidelity", "torchmetrics")
+LIBRARIES = ("numpy", "torch-fidelity", "torchdiffeq", "torchmetrics")
 
 
 @cache

@@ -32,15 +32,20 @@ class RungeKutta(SingleStep):
 
     def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
         t, t_next = path.t(sigma), path.t(sigma_next)
-        h, x = t_next - t, path.s(sigma) * z
+        h, x = t_next - t, _times(z, path.s(sigma))
         slopes = [path.slope(z, sigma, t)]
         if sigma_next == 0:
             return x + h * slopes[0]  # s = 1 there
         for row in self.a[1:]:
             t_stage = t + sum(row) * h
             sigma_stage = path.sigma(t_stage)
-            slopes.append(path.slope(_combined(x, h, row, slopes) / path.s(sigma_stage), sigma_stage, t_stage))
-        return _combined(x, h, self.b, slopes) / path.s(sigma_next)
+            z_stage = _times(_combined(x, h, row, slopes), 1 / path.s(sigma_stage))
+            slopes.append(path.slope(z_stage, sigma_stage, t_stage))
+        return _times(_combined(x, h, self.b, slopes), 1 / path.s(sigma_next))
+
+
+def _times(z: Tensor, factor: float) -> Tensor:
+    return z if factor == 1 else z * factor
 
 
 def _combined(x: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
