@@ -7,7 +7,7 @@ from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import Floor
 from pipeline.report.study import Report, listed, number, plain
 
-BUDGETS = (8, 16, 32, 64)
+BUDGETS = (7, 19, 35, 63, 127)
 TITLES = {"mixture": "the mixture", "data": "the data"}
 ADAPTIVE = "adaptive"  # a solver that chooses its own steps has no order in them
 ORDER_OF = {"ode": "trajectories", "sde": "sampled variance"}
