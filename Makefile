@@ -40,9 +40,9 @@ bench: install
 	$(BIN)/python -m benchmarks.measurement
 	$(BIN)/python -m benchmarks.sampling
 
-timings: install  # seconds per image of every curve of the root study, into its report
-	$(BIN)/python -m stages.timings --name digits
-	$(BIN)/dvc repro --force --single-item report
+timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
+	$(BIN)/python -m stages.timings --name "$(or $(NAME),digits)"
+	$(BIN)/dvc repro --force --single-item "$(if $(NAME),studies/$(NAME)/dvc.yaml:)report"
 
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
