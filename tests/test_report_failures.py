@@ -219,6 +219,7 @@ def test_the_best_sampler_of_each_model(tmp_path: Path, monkeypatch: pytest.Monk
     header, _, *lines = text.split("## The best sampler of each model")[1].split("\n\n")[2].splitlines()
     assert header == "| model | budget 4 | budget 8 |"
     assert lines == ["| `edm` | `rho_3` 2.00 ± 2.48; tie: `rho_5` | `rho_5` 3.00 ± 0 |"]
+    assert "Of the ways to sample edm that of the lowest score, by budget: rho_3 at 4 (in a tie); rho_5 at 8." in text
 
 
 def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

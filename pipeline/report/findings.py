@@ -8,7 +8,14 @@ SHARES = (0.05, 0.2, 1.0)  # how near to the best, in excess over the floor
 
 def findings(report: Report) -> list[str]:
     """What the study found: the best method at each budget, what each choice does, what reaching the best costs."""
-    return [*_failures(report), *_methods(report), *_reach(report), *_choices(report), *_spread(report)]
+    return [
+        *_failures(report),
+        *_methods(report),
+        *_samplers(report),
+        *_reach(report),
+        *_choices(report),
+        *_spread(report),
+    ]
 
 
 def _failures(report: Report) -> list[str]:
@@ -35,6 +42,20 @@ def _methods(report: Report) -> list[str]:
         lowest = f"{report.label(leader)} has the lowest {report.score}, {value}{tied}"
         without = _without(report, {n: report.label(n) for n in report.methods if n not in having}, budget)
         sentences.append(f"At a budget of {budget} evaluations {'; '.join([lowest, *without])}.")
+    return sentences
+
+
+def _samplers(report: Report) -> list[str]:
+    """The best sampler of each model by budget, without its ties, which stand in a table."""
+    sentences = []
+    for model, names in report.samplers.items():
+        leaders: dict[str, list[str]] = {}
+        for budget in report.budgets(names):
+            if len(report.having(names, budget)) > 1:
+                leader, *ties = report.best(names, budget)
+                leaders.setdefault(leader, []).append(f"{budget} (in a tie)" if ties else str(budget))
+        text = "; ".join(f"{name} at {listed(budgets)}" for name, budgets in leaders.items())
+        sentences += [f"Of the ways to sample {model} that of the lowest score, by budget: {text}."] if text else []
     return sentences
 
 

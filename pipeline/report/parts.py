@@ -197,12 +197,10 @@ def fronts(report: Report) -> list[dict[str, Any]]:
 
 def best_samplers(report: Report) -> Markdown:
     """By budget the best of each model's samplers and its ties, of models that are sampled in two ways or more."""
-    samplers: dict[str, list[str]] = {}
-    for name in report.distinct:
-        samplers.setdefault(report.curves[name]["model"], []).append(name)
-    samplers = {model: names for model, names in samplers.items() if len(names) > 1}
-    budgets = report.budgets([name for names in samplers.values() for name in names])
-    lines = [[code(model), *(_best_sampler(report, names, b) for b in budgets)] for model, names in samplers.items()]
+    budgets = report.budgets([name for names in report.samplers.values() for name in names])
+    lines = [
+        [code(model), *(_best_sampler(report, names, b) for b in budgets)] for model, names in report.samplers.items()
+    ]
     return table(["model", *(f"budget {b}" for b in budgets)], lines) if lines else Markdown("")
 
 

@@ -105,6 +105,14 @@ class Report:
                 found[name] = own, budgets
         return list(found)
 
+    @cached_property
+    def samplers(self) -> dict[str, list[str]]:
+        """The distinct curves of each model that is sampled in two ways or more."""
+        found: dict[str, list[str]] = {}
+        for name in self.distinct:
+            found.setdefault(self.curves[name]["model"], []).append(name)
+        return {model: names for model, names in found.items() if len(names) > 1}
+
     def metric(self, name: str) -> str:
         """A metric as it is called with this extractor: only Inception's own features make a FID."""
         return label(name, self.extractor["name"], self.extractor["official"])
