@@ -27,6 +27,7 @@ from pipeline.solver import SOLVERS
 BEGIN, END = 1.5, 0.6
 STEPS = (16, 32, 64, 128, 256, 512)  # of which the finest REGRESSED count whose error is not yet rounding's
 REGRESSED = 3
+BEYOND = 5  # levels behind END, so that no solver lowers its order before it
 ROUNDING = 1e-11
 TRAJECTORIES, ENDS = 64, 128  # for the orders, for the errors
 SAME = 1e-7  # an error below which an end is the exact one: on the data, the same image
@@ -42,7 +43,7 @@ def entries() -> dict[str, Sampler]:
     """Every solver as it is by default, and what else of them the report compares: by the name that it calls them."""
     more: dict[str, dict[str, Any]] = {
         "unipc, order 2": {"solver": "unipc", "order": 2},
-        "heun, S_churn 10": {"solver": "heun", "S_churn": 10},
+        "heun, S_churn 2": {"solver": "heun", "S_churn": 2},
         "ddim, eta 1": {"solver": "ddim", "eta": 1},
         "ddpm, beta": {"solver": "ddpm", "variance": "beta"},
         "rk45, schedule flow": {"solver": "rk45", "schedule": "flow"},
@@ -85,7 +86,7 @@ def trajectory_error(solver: Solver, path: Path, oracle: Mixture, steps: int) ->
     A multistep one gets the evaluations that came before from the exact flow, so that its full order is seen.
     """
     z, expected = _start(oracle)
-    sigmas = _levels(path, steps, beyond=solver.stages + 4)
+    sigmas = _levels(path, steps, BEYOND)
     if isinstance(solver, Multistep):
         known, behind, sigma = [], z, BEGIN
         for earlier in islice(_before(path, steps), solver.points - 1):

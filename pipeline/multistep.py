@@ -45,6 +45,11 @@ class Multistep:
     def evaluations(self, steps: int) -> int:
         return steps
 
+    @property
+    def steps_needed(self) -> int:
+        """The fewest steps of which one combines all points."""
+        return 2 * self.points - 1 if self.lower_at_end else self.points + 1
+
     def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
         """What is kept of an evaluation."""
         return path.denoise(z, sigma)
@@ -80,7 +85,7 @@ class Multistep:
             yield z
 
 
-def _h(sigma: float, sigma_next: float) -> float:
+def log_step(sigma: float, sigma_next: float) -> float:
     """A step of lambda = -ln sigma, positive downwards."""
     return math.log(sigma / sigma_next)
 
@@ -104,12 +109,12 @@ class DPMSolverPP(Multistep):
         ratio = sigma_next / sigma
         if len(past) == 1:
             return torch.lerp(denoised, z, ratio)
-        h = _h(sigma, sigma_next)
-        r0 = _h(past[1].sigma, sigma) / h
+        h = log_step(sigma, sigma_next)
+        r0 = log_step(past[1].sigma, sigma) / h
         d1 = (denoised - past[1].value) / r0
         if len(past) == 2:
             return torch.lerp(denoised + d1 / 2, z, ratio)
-        r1 = _h(past[2].sigma, past[1].sigma) / h
+        r1 = log_step(past[2].sigma, past[1].sigma) / h
         d2 = (d1 - (past[1].value - past[2].value) / r1) / (r0 + r1)
         d1 = d1 + r0 * d2
         phi_2 = 1 - (1 - ratio) / h
@@ -134,18 +139,22 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
 
 
 def adams_weights(
-    times: Sequence[float], t: float, t_next: float, rate: Callable[[np.ndarray], np.ndarray]
+    times: Sequence[float],
+    t: float,
+    t_next: float,
+    rate: Callable[[np.ndarray], np.ndarray],
+    variable: Callable[[np.ndarray], np.ndarray] = lambda tau: tau,
 ) -> list[float]:
-    """The integrals from t to t_next of rate(tau) l_j(tau), with l_j Lagrange's polynomials on `times`.
+    """The integrals from t to t_next of rate(tau) l_j(variable(tau)), with l_j Lagrange's polynomials on `times`.
 
     With rate = 1 these are the weights of Adams and Bashforth's method with steps of any lengths; a rate makes them
     those of an exponential one (Hochbruck and Ostermann 2010, doi 10.1017/S0962492910000048, section 2.5).
     """
     nodes, weights = _quadrature()
     tau = t + (t_next - t) * nodes
-    rates = rate(tau) * weights * (t_next - t)
+    rates, place = rate(tau) * weights * (t_next - t), variable(tau)
     return [
-        float(np.sum(rates * np.prod([(tau - other) / (own - other) for other in times if other != own], axis=0)))
+        float(np.sum(rates * np.prod([(place - other) / (own - other) for other in times if other != own], axis=0)))
         for own in times
     ]
 
@@ -216,9 +225,9 @@ class UniPC(Multistep):
 
     def _step(self, z: Tensor, base: Evaluation, sigma_next: float, others: Sequence[Evaluation]) -> Tensor:
         """From z at base.sigma to sigma_next, with the evaluations of `others` beside base's."""
-        h = _h(base.sigma, sigma_next)
+        h = log_step(base.sigma, sigma_next)
         q = 1 - sigma_next / base.sigma
-        r = [_h(base.sigma, other.sigma) / h for other in others]
+        r = [log_step(base.sigma, other.sigma) / h for other in others]
         target = torch.lerp(base.value, z, 1 - q)
         for a, r_m, other in zip(_unipc_weights(r, h), r, others, strict=True):
             target = torch.add(target, other.value - base.value, alpha=q * a / r_m)
@@ -260,8 +269,9 @@ class DEIS(Multistep):
         if sigma_next == 0 or len(past) == 1:
             return torch.add(z, past[0].value, alpha=sigma_next - sigma)
         times = [path.t(p.sigma) for p in past]
-        rate = path.schedule.sigma_dot
-        weights = adams_weights(times, times[0], path.t(sigma_next), lambda tau: rate(torch.from_numpy(tau)).numpy())
+        time = lambda log: path.schedule.t(torch.from_numpy(np.exp(log))).numpy()  # noqa: E731
+        # over ln sigma, d sigma = sigma d ln sigma: over t, d sigma / dt may be near-singular at the end
+        weights = adams_weights(times, math.log(sigma), math.log(sigma_next), np.exp, time)
         return _sum(z, weights, past)
 
 
@@ -281,7 +291,8 @@ ADAMS_BASHFORTH = (
 @dataclass(frozen=True)
 class IPNDM(Multistep):
     """iPNDM (Zhang and Chen 2023, arXiv 2204.13902, eq. 41; Liu et al. 2022, arXiv 2202.09778): DDIM's step with eps
-    from Adams and Bashforth's weights for equal steps. Of its order where steps of sigma are equal, else of order 2."""
+    from Adams and Bashforth's weights for equal steps. Of its order where steps of sigma are equal, of order 2 where
+    they change smoothly."""
 
     points: int
     variable = "sigma"
@@ -307,6 +318,10 @@ class LMS(Multistep):
 
     points: int
     variable = "t"
+
+    @property
+    def steps_needed(self) -> int:
+        return self.points
 
     def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
         return path.slope(z, sigma, path.t(sigma))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.discretization import DISCRETIZATIONS, LEVELS, SPACINGS
 from pipeline.errors import StudyError
+from pipeline.multistep import Multistep
 from pipeline.path import SingleStep, Solver
 from pipeline.rows import Row, axis
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
@@ -64,8 +65,10 @@ class Sampler(Row):
             if getattr(self, key) != type(self).model_fields[key].default:
                 those = ", ".join(name for name in SOLVERS if key in keys_of(name))
                 raise ValueError(f"{key}: solver {self.solver} has none; {key} goes with {those}")
-        if (self.discretization == "explicit") != (self.sigmas is not None):
-            raise ValueError("sigmas: a list of noise levels goes with discretization explicit, and it with one")
+        if self.sigmas and self.discretization != "explicit":
+            raise ValueError(f"sigmas: discretization {self.discretization} makes its own; a list goes with explicit")
+        if not self.sigmas and self.discretization == "explicit":
+            raise ValueError("sigmas: discretization explicit needs a list of noise levels, such as [80, 5, 1, 0.1]")
         low, high = self.sigma_range
         if low >= high and not self.sigmas:
             raise ValueError(f"sigma_min ({low}) must be below sigma_max ({high})")
@@ -76,9 +79,11 @@ class Sampler(Row):
         solver = self.build_solver()
         if solver.adaptive and max(self.nfe) < solver.evaluations(2):
             raise ValueError(f"nfe: solver {self.solver} needs {solver.evaluations(2)} evaluations at the least")
-        fewest = min(self.steps(budget) for budget in self.nfe)
-        if self.order and fewest < self.order:
-            raise ValueError(f"order: {self.order} needs as many steps, and the smallest of nfe pays for {fewest}")
+        most = max(self.steps(budget) for budget in self.nfe)
+        if self.order and isinstance(solver, Multistep) and most < solver.steps_needed:
+            raise ValueError(
+                f"order: {self.order} takes {solver.steps_needed} steps, and nfe pays for {most} at the most"
+            )
         if not self._falls():
             raise ValueError(
                 "rho, shift, sigmas, sigma_min, sigma_max: the noise levels don't fall from step to step in float64"
@@ -120,7 +125,10 @@ class Sampler(Row):
         if not self.S_churn:
             return solver
         if not isinstance(solver, SingleStep) or solver.stochastic:
-            raise ValueError("S_churn: churn goes before the steps of a deterministic solver of single steps")
+            raise ValueError(
+                f"S_churn: solver {self.solver} takes none; churn goes before the steps of a deterministic solver that "
+                "takes fixed steps one at a time, such as euler or heun"
+            )
         return Churned(solver, self.S_churn, self.S_min, self.S_max, self.S_noise)
 
     def steps(self, budget: int) -> int:
@@ -135,7 +143,8 @@ class Sampler(Row):
         steps = max((n for n in choices if solver.evaluations(n) <= budget), default=0)
         if not steps:
             needed = solver.evaluations(choices[0])
-            raise ValueError(f"nfe: {budget} evaluations are too few for solver {self.solver}, which needs {needed}")
+            what = f"its {len(self.sigmas)} sigmas" if self.sigmas else "a step"
+            raise ValueError(f"nfe: {budget} evaluations are too few: solver {self.solver} needs {needed} for {what}")
         return steps
 
     def grid(self, steps: int) -> Tensor:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.multistep import Evaluation, Multistep
+from pipeline.multistep import Evaluation, Multistep, log_step
 from pipeline.path import Path, RandnLike, SingleStep, Solver
 
 
@@ -159,7 +159,7 @@ class DPMSolverPPSDE2M(Multistep):
         sigma, denoised = past[0]
         ratio = sigma_next / sigma
         if len(past) > 1:
-            r0 = math.log(past[1].sigma / sigma) / math.log(sigma / sigma_next)
+            r0 = log_step(past[1].sigma, sigma) / log_step(sigma, sigma_next)
             denoised = torch.add(denoised, denoised - past[1].value, alpha=1 / (2 * r0))
         return _noised(torch.lerp(denoised, z, ratio**2), sigma_next * math.sqrt(1 - ratio**2), noise)
 

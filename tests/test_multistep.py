@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import Tensor
 
 from pipeline.multistep import ADAMS_BASHFORTH, MULTISTEP, Evaluation, Multistep, adams_weights
@@ -268,3 +269,40 @@ def test_an_order_that_a_solver_has_not_is_refused() -> None:
             with pytest.raises(ValueError, match=f"order: solver {name} has orders"):
                 SOLVERS[name](order)
     assert all(SOLVERS[name](None).points == POINTS[name][0] for name in ("exp_adams", "deis", "ipndm", "lms", "unipc"))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [3, 4, 6, 18])
+def test_the_weights_of_deis_are_its_integrals_on_whole_grids_too(
+    schedule: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to sigma = 0.002 in long steps, where d sigma / dt changes by orders of magnitude within one."""
+    weights: list[list[float]] = []
+    monkeypatch.setattr("pipeline.multistep._sum", lambda z, own, past: weights.append(list(own)) or z)
+    row = Sampler(solver="deis", schedule=schedule, nfe=(99,))
+    sigmas = row.grid(steps).tolist()
+    sample(GAUSSIAN, noise_of(3, 2), row, steps)
+    time = row.build_schedule().t
+    for k, found in enumerate(weights, start=1):
+        past = sigmas[k::-1][:4]
+        times = [float(time(torch.tensor(s, dtype=F64))) for s in past]
+        for j, weight in enumerate(found):
+
+            def lagrange(log: float, j: int = j, times: list[float] = times) -> float:
+                t = float(time(torch.tensor(math.exp(log), dtype=F64)))
+                own = [(t - other) / (times[j] - other) for i, other in enumerate(times) if i != j]
+                return math.exp(log) * math.prod(own)
+
+            expected, _ = quad(lagrange, math.log(sigmas[k]), math.log(sigmas[k + 1]), epsabs=1e-12, epsrel=1e-11)
+            assert weight == pytest.approx(expected, rel=1e-8, abs=1e-9 * sigmas[k])
+
+
+@all_multistep
+def test_the_steps_needed_are_the_fewest_that_combine_all_points(name: str) -> None:
+    solver = solver_of(name)
+    lengths = {}
+    for steps in range(1, 10):
+        left = [min(i + 1, solver.points, steps - i if solver.lower_at_end else solver.points) for i in range(steps)]
+        into_0 = 0 if name == "lms" else 1  # others take one of Euler's steps there
+        lengths[steps] = max(left[: steps - into_0], default=0)
+    assert solver.steps_needed == min(steps for steps, most in lengths.items() if most == solver.points)

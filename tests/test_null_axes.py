@@ -34,7 +34,7 @@ NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part o
     "schedule, ddim": ({"solver": "ddim", "schedule": "vp"}, "schedule", "solver ddim steps in sigma"),
     "scaling, 2M": ({"solver": "dpmpp_2m", "scaling": "vp"}, "scaling", "steps in ln sigma, whatever the scaling"),
     "rho, adaptive": ({"solver": "rk45", "nfe": [19], "rho": 3}, "rho", "chooses its steps by itself"),
-    "order, said anyway": ({"solver": "ipndm", "order": 4}, "order", "what solver ipndm has by itself"),
+    "order, said anyway": ({"solver": "ipndm", "order": 4, "nfe": [7]}, "order", "what solver ipndm has by itself"),
     "sigma_min, flow grid": ({"discretization": "flow", "sigma_min": 0.01}, "sigma_min", "down to 0 by itself"),
     "churn, above all noise": ({"S_churn": 10, "S_min": 90}, "S_churn", "sampled to the same points"),
     "corrector_snr": (

@@ -1,5 +1,6 @@
 """The report's section on solvers and exact denoisers: sentences, tables and figures."""
 
+import math
 from typing import Any
 
 from pipeline.report.figures import Line, many_lines_figure
@@ -27,7 +28,7 @@ def section(report: Report) -> dict[str, Any]:
         "findings": [
             *_deviations(found["orders"]),
             *(text for oracle, points in errors.items() for text in _least_errors(points, TITLES[oracle])),
-            *_nearest(distances, floor_text),
+            *_nearest(distances, floor_text, found["settings"]["seeds"]),
         ],
         "orders": _orders(found["orders"]),
         "errors": _errors(errors["mixture"]),
@@ -140,21 +141,28 @@ def _deviations(orders: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _leaders(points: Points) -> str:
-    """The row of the least value at each budget: "heun at 8 (0.4 at NFE 7) and 16 (0.1 at NFE 15); rk4 at 32 (..)"."""
+def _leaders(points: Points, seeds: int) -> str:
+    """The rows of the least value at each budget: "heun at 8 (0.4 at NFE 7) and 16 (0.1 at NFE 15); rk4 at 32 (..)".
+
+    Several where their values are equal, or differ by less than two standard errors over the seeds.
+    """
     leaders: dict[str, list[str]] = {}
     for budget in BUDGETS:
-        if within := _within(points, budget):
-            row, (value, _, nfe) = min(within.items(), key=lambda item: item[1][0])
-            leaders.setdefault(row, []).append(f"{budget} ({number(value)} at NFE {nfe})")
-    return "; ".join(f"{row} at {listed(budgets)}" for row, budgets in leaders.items())
+        within = {row: [(*own[nfe], nfe) for nfe in own if nfe <= budget] for row, own in points.items()}
+        best = {row: min(found) for row, found in within.items() if found}
+        if best:
+            value, sd, nfe = min(best.values())
+            alike = [r for r, (v, s, _) in best.items() if v - value <= 2 * math.hypot(s, sd) / math.sqrt(seeds)]
+            leaders.setdefault(listed(alike), []).append(f"{budget} ({number(value)} at NFE {nfe})")
+    return "; ".join(f"{rows} at {listed(budgets)}" for rows, budgets in leaders.items())
 
 
 def _least_errors(points: Points, where: str) -> list[str]:
-    leaders = _leaders(points)
+    leaders = _leaders(points, 1)
     return [f"The least error on {where}, by budget of evaluations: {leaders}."] if leaders else []
 
 
-def _nearest(distances: Points, floor: str) -> list[str]:
-    leaders = _leaders(distances)
-    return [f"The least mean distance, by budget: {leaders}. Exact samples are at {floor}."] if leaders else []
+def _nearest(distances: Points, floor: str, seeds: int) -> list[str]:
+    leaders = _leaders(distances, seeds)
+    text = f"The least mean distance, by budget, and what is within two errors of it: {leaders}."
+    return [f"{text} Exact samples are at {floor}."] if leaders else []

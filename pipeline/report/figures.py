@@ -1,6 +1,7 @@
 """The report's figures, as PNG files whose bytes depend on the results alone."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,15 +64,14 @@ def curves_figure(
         bottom = np.where(mean > 0, np.maximum(low, mean / 20), low)  # a logarithmic axis has no 0
         axes.fill_between(nfe, bottom, high, color=colour, alpha=0.2, linewidth=0)
     axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
-    ticks = sorted({nfe for points in curves.values() for nfe in points if nfe})
-    _nfe_axis(axes, [t for i, t in enumerate(ticks) if i == 0 or t / ticks[i - 1] > 1.12 or i == len(ticks) - 1])
+    _nfe_axis(axes, _spaced(sorted({nfe for points in curves.values() for nfe in points if nfe}), 1.12))
     _distance_axis(axes, [p.mean for points in curves.values() for p in points.values()])
     axes.set_ylabel(ylabel)
     axes.legend(frameon=True, fontsize=9)
     _save(figure, path)
 
 
-def _nfe_axis(axes: Axes, ticks: list[int]) -> None:
+def _nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
     """A logarithmic axis of counted NFE."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks)
@@ -90,6 +90,15 @@ def _distance_axis(axes: Axes, values: list[float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
     axes.tick_params(axis="y", which="minor", labelsize=8)
+
+
+def _spaced(ticks: Sequence[float], ratio: float) -> list[float]:
+    """Those of ascending ticks that are so much larger than the one kept before; always the last."""
+    kept: list[float] = []
+    for tick in reversed(ticks):
+        if not kept or kept[-1] / tick > ratio:
+            kept.append(tick)
+    return kept[::-1]
 
 
 def front_figure(
@@ -111,7 +120,7 @@ def front_figure(
         shift = (6, 10) if place % 2 else (6, -16)
         axes.annotate(plain(name), (x[place], y[place]), xytext=shift, textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xticks(x)
+    axes.set_xticks(_spaced(list(x), 1.25))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     _distance_axis(axes, list(distances))

@@ -46,12 +46,12 @@ def _methods(report: Report) -> list[str]:
 
 
 def _samplers(report: Report) -> list[str]:
-    """The best sampler of each model by budget, without its ties, which stand in a table."""
+    """The best sampler of each model at the budgets that most of them have; its ties stand in a table."""
     sentences = []
     for model, names in report.samplers.items():
         leaders: dict[str, list[str]] = {}
         for budget in report.budgets(names):
-            if len(report.having(names, budget)) > 1:
+            if len(report.having(names, budget)) > max(1, len(names) / 2):
                 leader, *ties = report.best(names, budget)
                 leaders.setdefault(leader, []).append(f"{budget} (in a tie)" if ties else str(budget))
         text = "; ".join(f"{name} at {listed(budgets)}" for name, budgets in leaders.items())
@@ -90,7 +90,7 @@ def _reach(report: Report) -> list[str]:
     order = sorted((nfe, report.label(name)) for name, nfe in found.items() if nfe is not None)
     text = listed([f"{label} at NFE {nfe}" for nfe, label in order])
     name, nfe, best = best_of_all(report)
-    near = f"Within {SHARES[1]:.0%} of its own best score's excess over the floor comes {text}."
+    near = f"A method's score, less the floor, comes within {SHARES[1]:.0%} of that of its own best with {text}."
     return [
         *([near] if methods else []),
         f"The study's best mean score is {number(best)}, by {report.label(name)} at NFE {nfe}.",
