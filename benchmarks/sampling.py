@@ -283,8 +283,7 @@ def all_kept(denoiser: Denoiser) -> Iterator[Row]:
     for name, row in SAMPLERS.items():
         solver = row.build_solver()
         if isinstance(solver, Multistep):
-            corrects = type(solver).correct is not Multistep.correct  # from the z before, by all points and the new one
-            goal = solver.points + 1 if corrects else solver.points - 1
+            goal = solver.points + 1 if solver.corrects else solver.points - 1  # a corrector also needs the z before
             yield f"Tensors kept beside z: `{name}`, {solver.points} points", str(kept(row, denoiser)), str(goal)
 
 

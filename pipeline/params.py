@@ -131,6 +131,11 @@ def _written(
     return {key: value for key, value in inherited.items() if key != "method"} | row
 
 
+def _base(rows: dict[str, dict[str, Any] | None], name: str) -> str:
+    """The row that a row differs from: the one it names, else the section's first."""
+    return (rows[name] or {}).get("base") or next(iter(rows))
+
+
 def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict[str, Any]:
     """Every row of a section as a validated object."""
     rows: dict[str, dict[str, Any] | None] = getattr(study, section)
@@ -165,7 +170,6 @@ def resolve(study: Study) -> dict[str, Any]:
         if section not in ("models", "curves"):
             raise StudyError(f"defaults.{section}: unknown key; {nearest(section, ('models', 'curves'))}")
     models, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
-    first_model, first_curve = next(iter(models)), next(iter(curves))
     out: dict[str, Any] = {
         "data": study.data.model_dump(mode="json"),
         "features": study.features.model_dump(mode="json"),
@@ -173,7 +177,7 @@ def resolve(study: Study) -> dict[str, Any]:
     }
     relation: dict[str, dict[str, Any]] = {}
     for name, row in models.items():
-        base = (study.models[name] or {}).get("base") or first_model
+        base = _base(study.models, name)
         changed = differences(row, models[base])
         relation[name] = {"base": base, "differences": changed, "titles": _titles(Model, changed)}
         out[f"models/{name}"] = row.model_dump(mode="json")
@@ -192,7 +196,7 @@ def resolve(study: Study) -> dict[str, Any]:
             raise StudyError(f"curves.{name}.model: missing; every curve names its model itself, for dvc.yaml")
         if curve.model not in models:
             raise StudyError(f"curves.{name}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
-        base = (study.curves[name] or {}).get("base") or first_curve
+        base = _base(study.curves, name)
         changed, titles = differences(curve, curves[base]), _titles(Curve, differences(curve, curves[base]))
         if curve.model != curves[base].model:
             other = differences(models[curve.model], models[curves[base].model])
@@ -221,11 +225,9 @@ def resolve(study: Study) -> dict[str, Any]:
 def _null_axes(study: Study, models: dict[str, Model], curves: dict[str, Curve]) -> list[str]:
     """Warnings of choices that change nothing; the first row of each section is held against the defaults."""
     rows = {name: Sampler(**row.model_dump(include=set(Sampler.model_fields))) for name, row in curves.items()}
-    bases = {name: (study.curves[name] or {}).get("base") or next(iter(curves)) for name in curves}
-    model_bases = {name: (study.models[name] or {}).get("base") or next(iter(models)) for name in models}
     return warnings(
-        {name: (row, models[base] if (base := model_bases[name]) != name else Model()) for name, row in models.items()},
-        {name: (row, rows[base] if (base := bases[name]) != name else Sampler()) for name, row in rows.items()},
+        {n: (row, models[base] if (base := _base(study.models, n)) != n else Model()) for n, row in models.items()},
+        {n: (row, rows[base] if (base := _base(study.curves, n)) != n else Sampler()) for n, row in rows.items()},
         {name: row.model for name, row in curves.items()},
         {name for name, row in curves.items() if row.method},
     )
