@@ -123,6 +123,11 @@ def load_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def shape_of(summary: dict[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images, from its summary."""
+    return summary["channels"], summary["height"], summary["width"]
+
+
 def load_prepared(folder: Path) -> Dataset:
     """What `save` wrote into `folder`. Raises StudyError where a file is missing, broken or not the one saved."""
     path = folder / "images.safetensors"

@@ -26,7 +26,8 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(z; sigma) = c_skip z + c_out F(c_in z, c_noise).
 
-    `spec` holds what rebuilds it: parametrization, sigma_data, shape (C, H, W), channels, multipliers, blocks.
+    `spec` holds what rebuilds it: parametrization, sigma_data, shape (C, H, W), channels, multipliers, blocks,
+    labels (how many numbers about an image's augmentation the network may be told).
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -41,7 +42,9 @@ class Denoiser(nn.Module):
                 f"multipliers: {halvings + 1} levels halve the image {halvings} times, "
                 f"which a size of {self.shape[1]} x {self.shape[2]} does not allow; use fewer levels"
             )
-        self.network = UNet(self.shape[0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"])
+        self.network = UNet(
+            self.shape[0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"], spec.get("labels", 0)
+        )
         self.network.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor, sigma: Tensor) -> Tensor:

@@ -69,6 +69,14 @@ class Paths:
     def timings(self) -> Path:
         return self.reports / "timings.csv"
 
+    @property
+    def losses(self) -> Path:
+        return self.reports / "losses.csv"
+
+    @property
+    def proposed(self) -> Path:
+        return self.reports / "proposed.yaml"
+
     def metrics(self, stage: str, name: str) -> Path:
         return self.reports / "metrics" / stage / f"{name}.json"
 

@@ -1,23 +1,47 @@
 """A model row: how one network is trained."""
 
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
-from pipeline.noise import NOISES
+from pipeline.augmentation import LABELS
+from pipeline.draws import DRAWS
+from pipeline.noise import NOISES, Distribution, distribution
+from pipeline.pairs import PAIRS
 from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.rows import Row, Seeds, axis
 from pipeline.weighting import WEIGHTINGS
 
+WEIGHTING_KEYS = sorted(set().union(*(weighting.optional for weighting in WEIGHTINGS.values())))  # of a model row
+TAIL = 1e-3  # the share of noise levels that may lie above all that the parametrization knows
+TRIED = 4096  # evenly spaced draws at which the weights are looked at before anything is trained
+TRIED_SIGMA_DATA = 0.5
+LEAST_EFFECTIVE = 1e-3  # the smallest effective share of draws
+
 
 class Model(Row):
-    """One training. `sigma_data` None means: as measured on the data set."""
+    """One training. `sigma_data` None means: as measured on the data set; `gamma`, `k` and `bias` None: as published
+    with the weighting. `teacher` is the flow that `pairs: reflow` takes its pairs from, which is the row's base."""
 
     parametrization: Literal[tuple(PARAMETRIZATIONS)] = axis("edm", "parametrization")  # type: ignore[valid-type]
     noise: Literal[tuple(NOISES)] = axis("lognormal", "noise distribution")  # type: ignore[valid-type]
     P_mean: float = axis(-1.2, "noise distribution")
     P_std: PositiveFloat = axis(1.2, "noise distribution")
+    shift: PositiveFloat = axis(1.0, "noise distribution")
+    logit_mean: float = axis(0.0, "noise distribution")
+    logit_std: PositiveFloat = axis(1.0, "noise distribution")
+    mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = axis(1.29, "noise distribution")
+    draws: Literal[tuple(DRAWS)] = axis("independent", "noise draws")  # type: ignore[valid-type]
     weighting: Literal[tuple(WEIGHTINGS)] = axis("unit", "loss weighting")  # type: ignore[valid-type]
+    gamma: PositiveFloat | None = axis(None, "loss weighting")
+    k: PositiveFloat | None = axis(None, "loss weighting")
+    bias: float | None = axis(None, "loss weighting")
+    pairs: Literal[PAIRS] = axis("independent", "pairs")  # type: ignore[valid-type]
+    reflow_pairs: PositiveInt = axis(8192, "pairs")
+    augment: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "augmentation")
     sigma_data: PositiveFloat | None = axis(None, "sigma_data")
     channels: Annotated[int, Field(multiple_of=8, ge=8)] = axis(16, "network")
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = axis((1, 2, 4), "network")
@@ -28,6 +52,61 @@ class Model(Row):
     warmup_images: PositiveInt = axis(10_000, "learning rate")
     ema_halflife_images: PositiveInt = axis(10_000, "EMA length")
     train_seeds: Seeds = (0, 1, 2)
+    teacher: "Model | None" = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        weighting = WEIGHTINGS[self.weighting]
+        for key in WEIGHTING_KEYS:
+            if getattr(self, key) is not None and key not in weighting.keys:
+                those = ", ".join(name for name, other in WEIGHTINGS.items() if key in other.keys)
+                raise ValueError(f"{key}: weighting {self.weighting} has none; {key} goes with {those}")
+        if self.draws == "stratified" and self.batch == 1:
+            raise ValueError("draws: stratified has nothing to spread in a batch of 1; use independent")
+        if self.pairs == "reflow":
+            if not PARAMETRIZATIONS[self.parametrization].flow:
+                flows = ", ".join(name for name, other in PARAMETRIZATIONS.items() if other.flow)
+                raise ValueError(f"pairs: reflow goes with a flow ({flows}), not with {self.parametrization}")
+            if self.augment:
+                raise ValueError("augment: reflow's images belong to their noise; use 0")
+        self._check_range()
+        self._check_weights()
+        return self
+
+    def _check_range(self) -> None:
+        """Refuse noise above the highest level of the path that the network is told its place on."""
+        largest = PARAMETRIZATIONS[self.parametrization].largest
+        reached = float(self.distribution.sigma(torch.tensor(1 - TAIL, dtype=torch.float64)))
+        if reached > largest * (1 + 1e-9):
+            raise ValueError(
+                f"noise: {self.noise} goes up to sigma {reached:.4g} in all but {TAIL:.1%} of its draws, but "
+                f"parametrization {self.parametrization} has no noise level above {largest:.4g}; use another of the two"
+            )
+
+    def _check_weights(self) -> None:
+        """Refuse a loss in which a few draws outweigh all others: weightings can grow faster than targets shrink."""
+        u = (torch.arange(TRIED, dtype=torch.float64) + 0.5) / TRIED
+        sigma = self.distribution.sigma(u)
+        c_out = PARAMETRIZATIONS[self.parametrization](sigma, TRIED_SIGMA_DATA).c_out
+        weight = self.weight(u, sigma, TRIED_SIGMA_DATA, c_out) * c_out**2
+        effective = float(weight.sum() ** 2 / weight.square().sum()) / TRIED
+        if not effective > LEAST_EFFECTIVE:
+            raise ValueError(
+                f"weighting: {self.weighting} can't be had with parametrization {self.parametrization} and noise "
+                f"{self.noise}: of {TRIED} draws, those near sigma {float(sigma[weight.argmax()]):.2g} outweigh all "
+                "others; use another weighting, or noise that stays away from there"
+            )
+
+    @cached_property
+    def distribution(self) -> Distribution:
+        """The training noise."""
+        return distribution(self.noise, self.model_dump(exclude={"teacher"}))
+
+    def weight(self, u: Tensor, sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
+        """lambda(sigma), at sigma = distribution.sigma(u): u, sigma and c_out in one shape to that shape."""
+        weighting, choices = WEIGHTINGS[self.weighting], {key: getattr(self, key) for key in WEIGHTING_KEYS}
+        rate = self.distribution.snr_rate(u) if "snr_rate" in weighting.keys else None
+        return weighting(sigma, sigma_data=sigma_data, c_out=c_out, snr_rate=rate, **choices)
 
     @property
     def steps(self) -> int:
@@ -43,4 +122,5 @@ class Model(Row):
             "channels": self.channels,
             "multipliers": list(self.multipliers),
             "blocks": self.blocks,
+            "labels": LABELS if self.augment else 0,
         }

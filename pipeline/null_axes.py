@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pipeline.discretization import DISCRETIZATIONS
 from pipeline.errors import NotFinite
-from pipeline.model import Model
-from pipeline.noise import NOISES
+from pipeline.model import WEIGHTING_KEYS, Model
+from pipeline.noise import NOISES, keys_of
 from pipeline.optimised import fit
 from pipeline.oracle import Mixture
 from pipeline.parametrization import PARAMETRIZATIONS
@@ -26,6 +26,7 @@ POINTS, TOLERANCE = 4, 1e-8
 LARGEST_BUDGET = 150  # beyond it a budget is not tried
 TRIED_SIGMA_DATA = 0.5
 TEACHER_LEVELS = 16
+KEYS_OF_NOISE = {"noise"}.union(*(keys_of(name) for name in NOISES))
 
 
 def differences(row: Row, base: Row) -> dict[str, Any]:
@@ -65,14 +66,18 @@ def sampled(row: Sampler) -> dict[int, Tensor]:
 
 def trained(row: Model) -> dict[str, Any]:
     """What a network of this row is trained on: coefficients, noise levels and weights, and all its other choices."""
-    u, sigma = (torch.arange(1, 100, dtype=torch.float64) / 100, torch.logspace(-3, 2, 64, dtype=torch.float64))
+    u = torch.arange(1, 200, dtype=torch.float64) / 200
+    sigma = row.distribution.sigma(u)
     sigma_data = row.sigma_data or TRIED_SIGMA_DATA
     coefficients = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data)
-    others = row.model_dump(exclude={"parametrization", "noise", "P_mean", "P_std", "weighting", "train_seeds"})
+    others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, "train_seeds"})
+    if row.pairs != "reflow":
+        del others["reflow_pairs"]
     return others | {
+        "learned": WEIGHTINGS[row.weighting].learned,
         "coefficients": torch.stack(coefficients),
-        "noise": NOISES[row.noise](u, row.P_mean, row.P_std),
-        "weighting": WEIGHTINGS[row.weighting](sigma, sigma_data, coefficients.c_out),
+        "sigma": sigma,
+        "weighting": row.weight(u, sigma, sigma_data, coefficients.c_out),
     }
 
 
@@ -124,8 +129,10 @@ def sampler_reason(row: Sampler, key: str) -> str:
 
 def model_reason(row: Model, key: str) -> str:
     """Why a choice changes nothing, where that is known."""
-    if key in ("P_mean", "P_std"):
+    if key in KEYS_OF_NOISE - {"noise", *keys_of(row.noise)}:
         return f"noise {row.noise} has no {key}"
+    if key == "reflow_pairs":
+        return f"pairs {row.pairs} has none"
     if key == "weighting":
         return f"for parametrization {row.parametrization} it is the weighting of the base"
     return "the network is trained on the same targets without it"

@@ -13,6 +13,7 @@ from pipeline.features import Features
 from pipeline.imageset import ImageSet, Label
 from pipeline.model import Model
 from pipeline.null_axes import differences, warnings
+from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.rows import Row, Seeds
 from pipeline.sampler import Sampler
 
@@ -152,6 +153,26 @@ def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict
     return resolved
 
 
+def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
+    """A model row with its teacher, where it takes pairs from one: the base that it names."""
+    row = models[name]
+    if row.teacher:
+        raise StudyError(f"models.{name}.teacher: not for rows to say; pairs: reflow takes the base as its teacher")
+    if row.pairs != "reflow":
+        return row
+    base = (study.models[name] or {}).get("base")
+    if base is None:
+        raise StudyError(f"models.{name}.pairs: reflow takes its pairs from a flow; name that row as the base")
+    if not PARAMETRIZATIONS[models[base].parametrization].flow:
+        raise StudyError(
+            f"models.{name}.pairs: reflow takes its pairs from a flow, but the base {base} has parametrization "
+            f"{models[base].parametrization}"
+        )
+    if missing := set(row.train_seeds) - set(models[base].train_seeds):
+        raise StudyError(f"models.{name}.train_seeds: the base {base} has no seed {min(missing)} to take pairs from")
+    return row.model_copy(update={"teacher": _taught(study, models, base)})
+
+
 def _titles(schema: type[Row], names: dict[str, Any]) -> set[str]:
     return {schema.model_fields[name].title or "" for name in names}
 
@@ -159,10 +180,12 @@ def _titles(schema: type[Row], names: dict[str, Any]) -> set[str]:
 def resolve(study: Study) -> dict[str, Any]:
     """Every row written out in full, as JSON values: {"data": .., "curves": names, "models/edm": .., "report": ..}.
 
-    "grids": the noise ranges for which a grid is to be fitted to each model. "report" holds `warnings` of null axes.
+    "propose": the first model, for which noise is proposed. "grids": the noise ranges for which a grid is to be fitted
+    to each model. "report" holds `warnings` of null axes.
 
     A row carries its `base` (the row it names, else the section's first one), the `differences` from it, and its
     `axis`: the title that all differences share, "combinations" where they share none, and "" where there are none.
+    `explicit` tells whether a curve names its base.
     A curve on another model than its base's differs in what that model differs in from its own base.
     Raises StudyError, one line saying where and what.
     """
@@ -170,11 +193,15 @@ def resolve(study: Study) -> dict[str, Any]:
         if section not in ("models", "curves"):
             raise StudyError(f"defaults.{section}: unknown key; {nearest(section, ('models', 'curves'))}")
     models, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
+    models = {name: _taught(study, models, name) for name in models}
     out: dict[str, Any] = {
         "data": study.data.model_dump(mode="json"),
         "features": study.features.model_dump(mode="json"),
+        "models": list(models),
         "curves": list(curves),
     }
+    first = next(iter(models))
+    out["propose"] = {"model": first, "row": models[first].model_dump(mode="json")}
     relation: dict[str, dict[str, Any]] = {}
     for name, row in models.items():
         base = _base(study.models, name)
@@ -206,6 +233,7 @@ def resolve(study: Study) -> dict[str, Any]:
         if curve.discretization == "optimised" and curve.sigma_range not in fitted[curve.model]:
             fitted[curve.model].append(curve.sigma_range)
         report["curves"][name] = out[f"curves/{name}"] | {"method": curve.method} | _filed(base, changed, titles)
+        report["curves"][name]["explicit"] = (study.curves[name] or {}).get("base") is not None
     out["grids"] = fitted
     report["samples"] = out["samples"] = _common_samples(curves)
     for name, images in study.sets.items():

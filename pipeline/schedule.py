@@ -6,6 +6,7 @@ A sampler moves x = s * z along t, where z = x0 + sigma(t) * n. Time and sigma a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 EPS_S = 1e-3  # the smallest time that VP's sampler visits
 EPS_T = 1e-5  # the smallest time that VP is trained at
 VP_STEPS = 1000  # M, the number of training steps whose index the VP and iDDPM networks are told
-IDDPM_C1, IDDPM_C2 = 1e-3, 8e-3
+IDDPM_C1, IDDPM_C2 = 1e-3, 8e-3  # no beta is above 1 - C1; the cosine's offset
 DDPM_BETAS = (1e-4, 0.02)  # beta_1 and beta_T
 
 
@@ -106,22 +107,36 @@ def cosine(sigma_min: float, sigma_max: float) -> Schedule:
     return Schedule(sigma, sigma_dot, t)
 
 
-def iddpm_sigmas() -> Tensor:
-    """The iDDPM noise levels u_0 > ... > u_M = 0, shape (M + 1,) (Nichol and Dhariwal 2021; EDM, Table 1)."""
-    alpha_bar = (
-        torch.sin(math.pi / 2 * torch.arange(VP_STEPS + 1, dtype=torch.float64) / VP_STEPS / (IDDPM_C2 + 1)) ** 2
-    )
-    levels = [0.0]
-    for j in range(VP_STEPS, 0, -1):
-        ratio = max(float(alpha_bar[j - 1] / alpha_bar[j]), IDDPM_C1)
-        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
-    return torch.tensor(levels[::-1], dtype=torch.float64)
+def linear_betas() -> Tensor:
+    """DDPM's beta_1 < ... < beta_T, evenly spaced, shape (T,) (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    return torch.linspace(*DDPM_BETAS, VP_STEPS, dtype=torch.float64)
 
 
+def cosine_betas() -> Tensor:
+    """The cosine beta_1 .. beta_T, none above 1 - C1, (T,) (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17).
+
+    beta_t = 1 - abar_t / abar_(t-1), as sin(d) sin(2 phi - d) / cos^2(phi - d), d a step of the angle phi = phi_t.
+    """
+    step = math.pi / 2 / (1 + IDDPM_C2) / VP_STEPS
+    phi = step * (VP_STEPS * IDDPM_C2 + torch.arange(1, VP_STEPS + 1, dtype=torch.float64))
+    return (math.sin(step) * torch.sin(2 * phi - step) / torch.cos(phi - step) ** 2).clamp(max=1 - IDDPM_C1)
+
+
+def sigmas_of(betas: Tensor) -> Tensor:
+    """The noise levels sqrt(1 / abar_t - 1), ascending, of betas, both (T,): abar_t = prod (1 - beta)."""
+    return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()
+
+
+@cache
 def ddpm_sigmas() -> Tensor:
-    """DDPM's noise levels sigma_1 < ... < sigma_T of the linear betas, shape (T,) (Ho et al. 2020, section 4)."""
-    betas = torch.linspace(*DDPM_BETAS, VP_STEPS, dtype=torch.float64)
-    return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()  # sqrt(1 / abar - 1)
+    """DDPM's noise levels sigma_1 < ... < sigma_T of the linear betas, shape (T,)."""
+    return sigmas_of(linear_betas())
+
+
+@cache
+def iddpm_sigmas() -> Tensor:
+    """The iDDPM noise levels u_0 > ... > u_M = 0 of the cosine betas, shape (M + 1,) (EDM, Table 1)."""
+    return torch.cat([sigmas_of(cosine_betas()).flip(0), torch.zeros(1, dtype=torch.float64)])
 
 
 SCHEDULES: dict[str, Callable[[float, float], Schedule]] = {

@@ -1,36 +1,140 @@
 """Loss weightings lambda(sigma) on D: the loss is E lambda(sigma) || D(x0 + sigma n; sigma) - x0 ||^2.
 
-Each function takes sigma (float64, any shape), sigma_data and c_out (sigma's shape), and returns lambda in that shape.
+Each is a function of sigma (float64, any shape) that returns lambda in that shape. What else it goes by are arguments:
+sigma_data; c_out and snr_rate (-d SNR / du of the noise distribution), in sigma's shape; keys of a model row.
 """
 
-from torch import Tensor
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
 
-MIN_SNR_GAMMA = 5.0
+import torch
+from torch import Tensor, nn
 
 
-def unit(sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
+def unit(sigma: Tensor, c_out: Tensor) -> Tensor:
     """1 / c_out^2: one on the network's own target, which is what each method of the table was published with."""
     return c_out**-2
 
 
-def edm(sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
+def edm(sigma: Tensor, sigma_data: float) -> Tensor:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, arXiv 2206.00364, Table 1)."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
-def snr(sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
+def snr(sigma: Tensor) -> Tensor:
     """1 / sigma^2: one on eps (Ho et al. 2020, arXiv 2006.11239)."""
     return sigma**-2
 
 
-def min_snr(sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
-    """min(1 / sigma^2, 5) (Hang et al. 2023, arXiv 2303.09556)."""
-    return (sigma**-2).clamp(max=MIN_SNR_GAMMA)
+def truncated_snr(sigma: Tensor) -> Tensor:
+    """max(1 / sigma^2, 1) (Salimans and Ho 2022, arXiv 2202.00512, sec. 4)."""
+    return (sigma**-2).clamp(min=1.0)
 
 
-def soft_min_snr(sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
+def min_snr(sigma: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(1 / sigma^2, gamma) (Hang et al. 2023, arXiv 2303.09556)."""
+    return (sigma**-2).clamp(max=gamma)
+
+
+def soft_min_snr(sigma: Tensor, sigma_data: float) -> Tensor:
     """1 / (sigma^2 + sigma_data^2) (Crowson et al. 2024, arXiv 2401.11605)."""
     return 1 / (sigma**2 + sigma_data**2)
 
 
-WEIGHTINGS = {"unit": unit, "edm": edm, "snr": snr, "min_snr": min_snr, "soft_min_snr": soft_min_snr}
+def p2(sigma: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """1 / (k + SNR)^gamma on eps (Choi et al. 2022, arXiv 2204.00227, eq. 8)."""
+    return sigma**-2 / (k + sigma**-2) ** gamma
+
+
+def sigmoid(sigma: Tensor, bias: float = 2.0) -> Tensor:
+    """sigmoid(bias - ln SNR) on eps, which is 1 / (sigma^2 + e^-bias) (Kingma and Gao 2023, arXiv 2303.00848)."""
+    return 1 / (sigma**2 + math.exp(-bias))
+
+
+def uniform_x0(sigma: Tensor) -> Tensor:
+    """1."""
+    return torch.ones_like(sigma)
+
+
+def uniform_v(sigma: Tensor) -> Tensor:
+    """(1 + sigma^2) / sigma^2: one on v (Salimans and Ho 2022, SNR + 1)."""
+    return (1 + sigma**2) / sigma**2
+
+
+def uniform_velocity(sigma: Tensor) -> Tensor:
+    """((1 + sigma) / sigma)^2: one on the straight path's velocity."""
+    return ((1 + sigma) / sigma) ** 2
+
+
+def uniform_score(sigma: Tensor) -> Tensor:
+    """1 / sigma^4: one on the score."""
+    return sigma**-4
+
+
+def vlb(sigma: Tensor, snr_rate: Tensor) -> Tensor:
+    """The variational bound, -dSNR/du / 2, whatever the noise distribution (Kingma et al. 2021, arXiv 2107.00630, eq.
+    17); with T levels T (SNR_(t-1) - SNR_t) / 2 (eq. 14), in nats an image times the number of its dimensions."""
+    return snr_rate / 2
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """lambda(sigma). Where `learned`, a head u(sigma) is trained beside the network: lambda / e^u ||D - x0||^2 + u."""
+
+    function: Callable[..., Tensor]
+    learned: bool = False
+
+    @property
+    def keys(self) -> list[str]:
+        """What it goes by, beside sigma."""
+        return list(signature(self.function).parameters)[1:]
+
+    @property
+    def optional(self) -> set[str]:
+        """The keys of a row among them, which have published defaults."""
+        return {key for key, p in signature(self.function).parameters.items() if p.default is not p.empty}
+
+    def __call__(self, sigma: Tensor, **choices: object) -> Tensor:
+        """lambda, of those of the choices that it goes by; None stands for the published default."""
+        given = {key: choices[key] for key in self.keys if choices.get(key) is not None}
+        return self.function(sigma, **given)
+
+
+class Uncertainty(nn.Module):
+    """u(sigma) for a learned weighting: linear in Fourier features of ln sigma (Karras et al. 2024, arXiv
+    2312.02696, eq. 21 to 23). sigma (N,) to (N,), float32; 0 at the start."""
+
+    FEATURES = 128
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        shares = (torch.arange(self.FEATURES // 2, dtype=torch.float64) + 0.5) / (self.FEATURES // 2)
+        frequencies = 2 * math.pi * torch.special.ndtri(shares) / 4  # normal, on ln(sigma) / 4
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.weight, self.bias = nn.Parameter(torch.zeros(self.FEATURES)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        angles = sigma.log().float()[:, None] * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=1) @ self.weight + self.bias
+
+
+WEIGHTINGS = {
+    "unit": Weighting(unit),
+    "edm": Weighting(edm),
+    "snr": Weighting(snr),
+    "truncated_snr": Weighting(truncated_snr),
+    "min_snr": Weighting(min_snr),
+    "soft_min_snr": Weighting(soft_min_snr),
+    "p2": Weighting(p2),
+    "sigmoid": Weighting(sigmoid),
+    "uniform_x0": Weighting(uniform_x0),
+    "uniform_eps": Weighting(snr),
+    "uniform_v": Weighting(uniform_v),
+    "uniform_velocity": Weighting(uniform_velocity),
+    "uniform_score": Weighting(uniform_score),
+    "vlb": Weighting(vlb),
+    "uncertainty": Weighting(unit, learned=True),
+}

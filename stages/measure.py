@@ -1,7 +1,7 @@
 """Measure images from anywhere else: a row of `sets`, or by hand --images, a folder or zip."""
 
 from pipeline.agreement import compare_curve
-from pipeline.data import load_summary
+from pipeline.data import load_summary, shape_of
 from pipeline.errors import StudyError
 from pipeline.features import load_extractor
 from pipeline.files import read_json, whole_folder, write_json
@@ -23,7 +23,7 @@ def main(arguments: Arguments) -> None:
     place = "--images" if arguments.images else f"sets.{name}.source"
     data, extractor = load_summary(paths.data), load_extractor(paths.features)
     reference = load_reference(paths.reference, extractor.hash)
-    shape = (data["channels"], data["height"], data["width"])
+    shape = shape_of(data)
     [cells] = side_by_side([lambda: measure_set(row, place, shape, samples, extractor, reference)])
     print(lines(cells, extractor, read_json(paths.metrics("reference", "floor"))))
     if name:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.parametrization import PARAMETRIZATIONS
+from pipeline.prediction import convert
 from pipeline.weighting import WEIGHTINGS
 
 Row = tuple[float, float, float, float]
@@ -48,7 +49,34 @@ def flow(sigma: float, sd: float) -> Row:
     return 1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma), sigma / (1 + sigma)
 
 
-COEFFICIENTS: dict[str, Callable[[float, float], Row]] = {"edm": edm, "vp": vp, "ve": ve, "iddpm": iddpm, "flow": flow}
+LINEAR = np.sqrt(1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)) - 1)
+
+
+def ddpm(sigma: float, sd: float) -> Row:
+    return 1, -sigma, 1 / math.sqrt(1 + sigma**2), float(np.abs(LINEAR - sigma).argmin())
+
+
+def x0_on(path: Callable[[float, float], Row]) -> Callable[[float, float], Row]:
+    return lambda sigma, sd: (0, 1, *path(sigma, sd)[2:])
+
+
+def vp_v(sigma: float, sd: float) -> Row:
+    phi = math.atan(sigma)  # x0 = cos(phi) x - sin(phi) v, x = cos(phi) z
+    return math.cos(phi) ** 2, -math.sin(phi), *vp(sigma, sd)[2:]
+
+
+COEFFICIENTS: dict[str, Callable[[float, float], Row]] = {
+    "edm": edm,
+    "vp": vp,
+    "ve": ve,
+    "iddpm": iddpm,
+    "ddpm": ddpm,
+    "flow": flow,
+    "vp_x0": x0_on(vp),
+    "vp_v": vp_v,
+    "flow_eps": lambda sigma, sd: (1, -sigma, *flow(sigma, sd)[2:]),
+    "flow_x0": x0_on(flow),
+}
 
 all_parametrizations = pytest.mark.parametrize("name", PARAMETRIZATIONS)
 both_sd = pytest.mark.parametrize("sd", [0.5, 0.7364])
@@ -89,14 +117,14 @@ def test_iddpm_is_told_the_nearest_level() -> None:
 @both_sd
 def test_unit_weighting_is_one_on_the_network_target(name: str, sd: float) -> None:
     c_out = PARAMETRIZATIONS[name](sigmas(), sd).c_out
-    product = WEIGHTINGS["unit"](sigmas(), sd, c_out) * c_out**2
+    product = WEIGHTINGS["unit"](sigmas(), c_out=c_out) * c_out**2
     torch.testing.assert_close(product, torch.ones_like(product), rtol=1e-12, atol=0)
 
 
 @both_sd
 def test_edm_weighting_is_one_on_the_target_of_edm(sd: float) -> None:
     c_out = PARAMETRIZATIONS["edm"](sigmas(), sd).c_out
-    product = WEIGHTINGS["edm"](sigmas(), sd, c_out) * c_out**2
+    product = WEIGHTINGS["edm"](sigmas(), sigma_data=sd) * c_out**2
     torch.testing.assert_close(product, torch.ones_like(product), rtol=1e-12, atol=0)
 
 
@@ -116,7 +144,12 @@ def test_edm_input_and_target_have_unit_variance(sd: float) -> None:
         ("vp", lambda x0, n: n),
         ("iddpm", lambda x0, n: n),
         ("ve", lambda x0, n: -n),
+        ("ddpm", lambda x0, n: n),
         ("flow", lambda x0, n: n - x0),
+        ("flow_eps", lambda x0, n: n),
+        ("flow_x0", lambda x0, n: x0),
+        ("vp_x0", lambda x0, n: x0),
+        ("vp_v", lambda x0, n: convert(n, (x0 + sigmas() * n) / (1 + sigmas() ** 2).sqrt(), sigmas(), "eps", "v")),
     ],
 )
 def test_what_the_network_predicts(name: str, target: Callable) -> None:

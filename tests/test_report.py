@@ -22,6 +22,7 @@ from pipeline.report.build import build
 from pipeline.report.page import escape, table, to_html
 from pipeline.report.results import (
     COLUMNS,
+    LOSS_COLUMNS,
     ORIGIN,
     Interval,
     at_budget,
@@ -281,8 +282,44 @@ def write_cells(folder: Path, seeds: list[list[int]], points: list[tuple[int, in
     write_bytes(folder / "images.safetensors", save(images))
 
 
+MODELS: dict[str, dict] = {"edm": {}, "edm_snr": {"weighting": "snr"}}
+PROPOSAL = {
+    "model": "edm",
+    "images": 20_000,
+    "P_mean": -0.95,
+    "P_std": 1.1,
+    "published": {"P_mean": -1.2, "P_std": 1.2},
+}
+
+
+def write_losses(folder: Path, paths: Paths, models: dict[str, Any]) -> None:
+    """Losses and gradients by noise level of resolved model rows that nobody trained, and what goes with them."""
+    rows = [
+        {"model": name, "train_seed": seed, "state": state, "sigma": sigma, "error": error, "loss": error * (i + 1)}
+        | {"gradient": (i + 1) * (seed + 1) * sigma**0.1}
+        for i, (name, row) in enumerate(models.items())
+        for seed in row["train_seeds"]
+        for state, share in (("initial", 1.0), ("trained", 0.3 + 0.02 * i + 0.01 * seed))
+        for sigma in np.geomspace(0.002, 80, 8).tolist()
+        for error in (share * 0.25 * sigma**2 / (sigma**2 + 0.25),)
+    ]
+    write_csv(folder / paths.losses, LOSS_COLUMNS, rows)
+    seeds = {name: len(row["train_seeds"]) for name, row in models.items()}
+    own = {
+        name: {"straightness": {"mean": 0.02, "sd": 0.003 if count > 1 else None, "steps": 32}, "bound": None}
+        for name, count in seeds.items()
+    }
+    write_json(folder / paths.metrics("losses", "models"), {"images": 256, "models": own})
+    row = "edm_proposed: {base: edm, P_mean: -0.95, P_std: 1.1}"
+    write_json(folder / paths.metrics("propose", "noise"), PROPOSAL | {"row": row})
+
+
 def made_up_study(
-    folder: Path, curves: dict[str, dict], seeds: list[int], sets: dict[str, dict] | None = None
+    folder: Path,
+    curves: dict[str, dict],
+    seeds: list[int],
+    sets: dict[str, dict] | None = None,
+    models: dict[str, dict] | None = None,
 ) -> Paths:
     """Results as the stages write them, of a study that nobody ran."""
     paths = Paths("made_up")
@@ -290,7 +327,7 @@ def made_up_study(
         title=HOSTILE,
         study={"name": "made_up"},
         defaults={"curves": {"nfe": [4, 8], "sample_seeds": seeds, "samples": 64}, "models": {"train_seeds": seeds}},
-        models={"edm": {}, "edm_snr": {"weighting": "snr"}},
+        models=models or MODELS,
         curves=curves,
         sets=sets or {},
     )
@@ -313,8 +350,9 @@ def made_up_study(
     }
     floor |= {"quarter_images": 25, "quarter_fd_corrected": {"mean": 1.1, "sd": 0.1}}
     write_json(folder / paths.metrics("reference", "floor"), floor)
-    for model in ("edm", "edm_snr"):
+    for model in rows["report"]["models"]:
         write_json(folder / paths.metrics("train", model), {"machine": MACHINE})
+    write_losses(folder, paths, rows["report"]["models"])
     write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
     write_json(folder / paths.metrics("oracle", "solvers"), SOLVERS)
     return paths
@@ -331,6 +369,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = written(paths.reports)
     axes = {"rho", "solver", "loss_weighting", "combinations"}
     others = ("methods", "front_NFE", "samples", "oracle_errors", "oracle_distances")
+    others += ("loss_by_noise_level", "gradient_by_noise_level", "noise_distributions")
     figures = {f"figures/ablation_{axis}.png" for axis in axes} | {f"figures/{f}.png" for f in others}
     assert figures == {name for name in first if name.startswith("figures/")}
     build(paths)

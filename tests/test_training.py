@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline import training
@@ -21,6 +22,7 @@ from pipeline.denoiser import Denoiser, load_denoiser, per_sample
 from pipeline.errors import StudyError
 from pipeline.model import Model
 from pipeline.noise import NOISES
+from pipeline.pairs import reflow_pairs
 from pipeline.parallel import in_turns
 from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.training import Trained, batch_indices, ema_decay, learning_rate, loss, save_models, train_seeds
@@ -60,7 +62,7 @@ def same(a: Trained, b: Trained) -> bool:
 class Network(nn.Module):
     """Any function of its two inputs, in their precision."""
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         return (3 * x.float()).sin() + per_sample(c_noise, x).cos()
 
 
@@ -68,16 +70,16 @@ class Network(nn.Module):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_the_loss_is_the_weighted_error_of_the_denoiser(parametrization: str, weighting: str, count: int) -> None:
-    row = Model(parametrization=parametrization, weighting=weighting)
     denoiser = Denoiser(SPEC | {"parametrization": parametrization})
     denoiser.network = Network()
     random_numbers = torch.Generator().manual_seed(1)
     x0, n = torch.randn(2, count, *SHAPE, dtype=torch.float64, generator=random_numbers)
     sigma = torch.logspace(-3, 2, count, dtype=torch.float64)
     denoised = denoiser(x0 + sigma[:, None, None, None] * n, sigma)
-    weight = WEIGHTINGS[weighting](sigma, 0.5, denoiser.coefficients(sigma, 0.5).c_out)
+    c_out = denoiser.coefficients(sigma, 0.5).c_out
+    weight = WEIGHTINGS[weighting](sigma, sigma_data=0.5, c_out=c_out, snr_rate=sigma.sqrt())
     expected = weight * (denoised - x0).square().mean((1, 2, 3))
-    torch.testing.assert_close(loss(denoiser, row, x0, n, sigma), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss(denoiser, weight, x0, n, sigma, None), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (10, 10), (10, 25), (7, 1)])
@@ -155,9 +157,59 @@ def test_training_lowers_the_loss() -> None:
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_every_parametrization_trains_on_every_noise(parametrization: str) -> None:
     for noise in NOISES:
-        row = Model(**SMALL, parametrization=parametrization, noise=noise, images=3 * 8)
+        try:
+            row = Model(**SMALL, parametrization=parametrization, noise=noise, images=3 * 8)
+        except ValidationError as error:
+            assert PARAMETRIZATIONS[parametrization].largest < 1000 and "goes up to sigma" in str(error)
+            continue
         losses = [point["loss"] for point in train(row, row.spec(0.5, SHAPE), IMAGES, 0).curve]
         assert len(losses) == 3 and all(math.isfinite(value) and value > 0 for value in losses)
+
+
+@pytest.mark.parametrize(
+    "choices", [{"weighting": "uncertainty"}, {"draws": "adaptive"}, {"pairs": "optimal_transport"}, {"augment": 0.5}]
+)
+def test_a_run_with_a_state_of_its_own_goes_on_to_the_same_bytes(tmp_path: Path, choices: dict[str, Any]) -> None:
+    row = Model(**SMALL, **choices, images=60 * 8)
+    spec = row.spec(0.5, SHAPE)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Killed):
+        train(row, spec, IMAGES, 0, checkpoint, deadly(47))
+    assert checkpoint.exists()
+    whole = train(row, spec, IMAGES, 0)
+    assert same(train(row, spec, IMAGES, 0, checkpoint), whole)
+    plain = Model(**SMALL, images=60 * 8)
+    assert not same(train(plain, plain.spec(0.5, SHAPE), IMAGES, 0), whole)
+
+
+def test_the_head_of_a_learned_weighting_is_no_part_of_the_model() -> None:
+    row = Model(**SMALL, weighting="uncertainty", images=8 * 8)
+    assert train(row, SPEC, IMAGES, 0).denoiser.state_dict().keys() == Denoiser(SPEC).state_dict().keys()
+
+
+def test_augmented_training_tells_the_network_and_sampling_does_not() -> None:
+    row = Model(**SMALL, augment=0.5, images=40 * 8)
+    spec = row.spec(0.5, SHAPE)
+    denoiser = train(row, spec, IMAGES, 0).denoiser
+    label = denoiser.network.label.weight
+    assert label.shape == (8, 9) and not torch.equal(label, training.new_denoiser(spec, 0).network.label.weight)
+    z, sigma = torch.zeros(3, *SHAPE), torch.tensor(0.3, dtype=torch.float64)
+    none = denoiser.network(z, torch.full((3,), 0.3), torch.zeros(3, 9))
+    assert torch.equal(denoiser.network(z, torch.full((3,), 0.3)), none)
+    assert denoiser(z, sigma).isfinite().all()
+
+
+def test_reflow_trains_on_what_its_teacher_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seeds take their own teacher's pairs, whose training is the teacher row's own, to the byte."""
+    monkeypatch.chdir(tmp_path)
+    flow = Model(**SMALL, parametrization="flow", noise="flow_uniform", images=10 * 8, train_seeds=(0, 1))
+    row = flow.model_copy(update={"pairs": "reflow", "reflow_pairs": 40, "teacher": flow})
+    found = train_seeds(row, DATA, IMAGES, lambda images: None)
+    for seed, run in zip(row.train_seeds, found, strict=True):
+        teacher = train(flow, flow.spec(0.5, SHAPE), IMAGES, seed).denoiser
+        pairs = reflow_pairs(teacher, 40, seed)
+        assert pairs[0].shape == pairs[1].shape == (40, *SHAPE)
+        assert same(train(row, row.spec(0.5, SHAPE), IMAGES, seed, None, lambda images: None, pairs), run)
 
 
 class Killed(Exception):

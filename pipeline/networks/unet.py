@@ -60,9 +60,14 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1)."""
+    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1).
 
-    def __init__(self, image_channels: int, channels: int, multipliers: tuple[int, ...], blocks: int) -> None:
+    Where `labels` > 0, it may be told so many numbers more about each image, (N, labels); not told is all 0.
+    """
+
+    def __init__(
+        self, image_channels: int, channels: int, multipliers: tuple[int, ...], blocks: int, labels: int = 0
+    ) -> None:
         super().__init__()
         self.channels = channels
         widths = [channels * multiplier for multiplier in multipliers]
@@ -74,9 +79,13 @@ class UNet(nn.Module):
         self.upsample = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
         self.up = nn.ModuleList(Level(2 * a, a, width, blocks) for a in widths[:-1])
         self.norm, self.head = norm(widths[0]), zero(nn.Conv2d(widths[0], image_channels, 3, padding=1))
+        self.label = nn.Linear(labels, channels, bias=False) if labels else None
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        embedding = self.embed(positional_embedding(c_noise, self.channels))
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        embedding = positional_embedding(c_noise, self.channels)
+        if self.label is not None and labels is not None:
+            embedding = embedding + self.label(labels)
+        embedding = self.embed(embedding)
         x = self.stem(x)
         skips = []
         for level, downsample in zip(self.down, self.downsample, strict=False):

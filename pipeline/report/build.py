@@ -7,7 +7,8 @@ import jinja2
 
 from pipeline.files import Paths, whole_folder, write_json, write_text
 from pipeline.model import Model
-from pipeline.report import exact, parts
+from pipeline.report import exact, factorial, learning, parts
+from pipeline.report import paths as cumulative
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html
 from pipeline.report.results import SHORT_HASH
@@ -80,11 +81,14 @@ def render(report: Report) -> str:
         measurements=len(measured),
         findings=findings(report),
         ablations=[parts.ablation(report, title, names) for title, names in report.ablations.items()],
+        paths=cumulative.sections(report),
+        factorials=factorial.sections(report),
         fronts=parts.fronts(report),
         reach=parts.reach(report),
         best_samplers=parts.best_samplers(report),
         failures=parts.failures(report),
         exact=exact.section(report),
+        learning=learning.section(report),
         spreads=parts.spreads(report),
         shown=parts.samples(report),
         model_table=parts.design_table(report.models, Model, [], "measured"),

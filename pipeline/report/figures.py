@@ -1,6 +1,7 @@
 """The report's figures, as PNG files whose bytes depend on the results alone."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -131,9 +132,9 @@ def front_figure(
 
 
 class Line(NamedTuple):
-    """One of many lines of a figure: (nfe, value, standard deviation or 0), by NFE, its place among all, its style."""
+    """One of many lines of a figure: (x, value, standard deviation or 0) by x, its place among all, its style."""
 
-    points: list[tuple[int, float, float]]
+    points: Sequence[tuple[float, float, float]]
     place: int
     dashed: bool = False
 
@@ -191,6 +192,157 @@ def _line(axes: Axes, label: str, line: Line, colour: tuple[float, float, float]
     if deviations.any():
         axes.errorbar(nfe, values, deviations, color=colour, linestyle="none", linewidth=1, alpha=0.6)
     return drawn
+
+
+def noise_levels_figure(path: Path, panels: dict[str, dict[str, list[Line]]], ylabel: str, note: str) -> None:
+    """Quantities against sigma, all axes logarithmic and the same: panels two a row, title -> {label: its lines}.
+
+    A label's lines share a colour; bands are standard deviations. Beside each panel stands its legend, titled note. The
+    axis ends not far outside the solid lines.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    size = (6.2 * columns + (columns == 1) * 2.2, 3.3 * rows + (rows == 1) * 1.2)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    limits = _limits([line for lines in panels.values() for own in lines.values() for line in own])
+    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for label, own in lines.items():
+            for i, line in enumerate(own):
+                _level_line(axes, line, None if i else label)
+        _sigma_axis(axes)
+        _distance_axis(axes, list(limits))
+        axes.set_ylim(limits)
+        axes.set_title(plain(title), fontsize=11)
+        _legend_beside(axes, note)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for first in grid[:, 0]:
+        first.set_ylabel(ylabel)
+    _save(figure, path)
+
+
+def _limits(lines: list[Line]) -> tuple[float, float]:
+    """The ends of an axis that holds all solid lines, and dashed ones up to three times further out."""
+    every = [value for line in lines for _, value, _ in line.points]
+    solid = [value for line in lines if not line.dashed for _, value, _ in line.points] or every
+    return max(min(every), min(solid) / 3) / 1.2, min(max(every), max(solid) * 3) * 1.2
+
+
+def _level_line(axes: Axes, line: Line, label: str | None) -> None:
+    sigma, values, deviations = (np.array(part) for part in zip(*line.points, strict=True))
+    colour = sns.color_palette("colorblind", 10)[line.place % 10]
+    axes.plot(
+        sigma,
+        values,
+        color=colour,
+        marker="" if line.dashed else MARKERS[line.place % len(MARKERS)],
+        linestyle="--" if line.dashed else "-",
+        alpha=0.7 if line.dashed else 1,
+        zorder=1.9 if line.dashed else 2,
+        markersize=4,
+        linewidth=1.2 if line.dashed else 1.6,
+        label=label and plain(label),
+    )
+    bottom = np.maximum(values - deviations, values / 20)  # a logarithmic axis has no 0
+    axes.fill_between(sigma, bottom, values + deviations, color=colour, alpha=0.2, linewidth=0)
+
+
+def _sigma_axis(axes: Axes) -> None:
+    """A logarithmic axis of noise levels."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("sigma")
+
+
+def _legend_beside(axes: Axes, note: str = "") -> None:
+    axes.legend(
+        title=note,
+        title_fontsize=9,
+        alignment="left",
+        fontsize=9,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        borderaxespad=0,
+    )
+
+
+def densities_figure(path: Path, lines: dict[str, Line]) -> None:
+    """Densities over ln sigma against sigma: label -> line, those of discrete distributions dashed."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, axes = plt.subplots(figsize=(9.5, 4.4), layout="constrained")
+    palette = sns.color_palette("colorblind", 10)
+    for label, line in lines.items():
+        sigma, density, _ = zip(*line.points, strict=True)
+        style = "--" if line.dashed else "-" if line.place < len(palette) else "-."
+        [drawn] = axes.plot(sigma, density, style, color=palette[line.place % 10], linewidth=1.8, label=plain(label))
+        drawn.set_zorder(2.1 if line.dashed else 2)  # a discrete one may lie on what it was made from
+    _sigma_axis(axes)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("density over ln sigma")
+    _legend_beside(axes, "dashed: discrete" if any(line.dashed for line in lines.values()) else "")
+    _save(figure, path)
+
+
+def path_figure(path: Path, steps: list[str], lines: dict[str, dict[int, Interval]], ylabel: str, floor: Floor) -> None:
+    """Distance along the steps of a path: label -> {place among the steps: interval}, a gap where there is none."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    palette = sns.color_palette("colorblind", 10)
+    figure, axes = plt.subplots(figsize=(max(8.0, 1.1 * len(steps)), 4.8), layout="constrained")
+    for place, (label, points) in enumerate(lines.items()):
+        x = np.arange(len(steps)) + 0.08 * (place - (len(lines) - 1) / 2)
+        own = [points.get(i, Interval(math.nan, math.nan, math.nan, 0)) for i in range(len(steps))]
+        mean, low, high = (np.array([getattr(p, end) for p in own]) for end in ("mean", "low", "high"))
+        bottom = np.where(mean > 0, np.maximum(low, mean / 20), low)  # a logarithmic axis has no 0
+        style = {"color": palette[place % 10], "marker": MARKERS[place % len(MARKERS)], "label": plain(label)}
+        axes.errorbar(x, mean, [mean - bottom, high - mean], markersize=6, linewidth=1.8, capsize=3, **style)
+    axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
+    axes.set_xticks(range(len(steps)), [plain(step) for step in steps], rotation=20, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.4, len(steps) - 0.6)
+    _distance_axis(axes, [point.mean for points in lines.values() for point in points.values()])
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=True, fontsize=9)
+    _save(figure, path)
+
+
+class HeatMap(NamedTuple):
+    """Values (rows, columns), NaN where there is none, and what stands in each cell."""
+
+    values: np.ndarray
+    texts: list[list[str]]
+
+
+def heat_figure(
+    path: Path,
+    panels: dict[str, HeatMap],
+    levels: tuple[list[str], list[str]],
+    titles: tuple[str, str],
+    label: str,
+) -> None:
+    """Heat maps side by side, title -> map; levels and titles: of rows, then columns. The darker, the higher.
+
+    Colours are in proportion to logarithms, each panel's its own; linear where a value is not above 0.
+    """
+    sns.set_theme(style="white", context="notebook")
+    rows, columns = ([plain(level).replace(", ", ",\n") for level in own] for own in levels)
+    size = (len(panels) * (1.15 * len(columns) + 0.4) + 2.2, 0.8 * len(rows) + 2.4)
+    figure, line = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for axes, (title, panel) in zip(line[0], panels.items(), strict=True):
+        shades = np.log(panel.values) if np.nanmin(panel.values) > 0 else panel.values
+        low, high = np.nanmin(shades), np.nanmax(shades)
+        axes.set_facecolor("0.85")
+        axes.imshow(shades, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
+        for (i, j), shade in np.ndenumerate(shades):
+            colour = "white" if shade > (low + high) / 2 else "black"
+            axes.text(j, i, plain(panel.texts[i][j]), color=colour, ha="center", va="center", fontsize=10)
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
+        axes.set_yticks(range(len(rows)), rows, fontsize=9)
+        axes.set_xlabel(titles[1], fontsize=11)
+        axes.set_title(title, fontsize=11)
+    line[0][0].set_ylabel(titles[0], fontsize=11)
+    figure.suptitle(label, fontsize=12)
+    _save(figure, path)
 
 
 def tile(images: np.ndarray, columns: int = 4) -> np.ndarray:

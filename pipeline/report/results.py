@@ -1,7 +1,7 @@
 """Results as one tidy table, and the statistics that the report states."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "sampl
 ORIGIN = ["extractor", "reference", "checkpoint"]  # the first digits of their hashes, behind COLUMNS
 CONFIDENCE = 0.95
 SHORT_HASH = 12
+LOSS_COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
 TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]
 FAILED = "failed"  # the metric of a cell that gave no samples: its value is 1
@@ -238,3 +239,22 @@ def read_timings(paths: Paths) -> pd.DataFrame:
         return found.astype({"nfe": int, "seconds_per_image": float})[TIMING_COLUMNS]
     except (KeyError, ValueError, TypeError) as error:
         raise StudyError(f"{paths.timings}: broken ({error}); delete it, or measure again by `make timings`") from None
+
+
+def read_losses(paths: Paths, models: Collection[str]) -> pd.DataFrame:
+    """Of every declared model, by training seed, state and noise level: its losses and gradients, with LOSS_COLUMNS.
+
+    What could not be measured is NaN. Raises StudyError where the table is missing or broken, or a model is not in it.
+    """
+    names, numbers = ["model", "state"], ["sigma", "error", "loss", "gradient"]
+    unknown = {column: ["", "nan"] for column in numbers}  # a model may be called what pandas takes for a NaN
+    try:
+        found = pd.read_csv(paths.losses, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=unknown)
+        found = found.astype({"train_seed": int} | dict.fromkeys(numbers, float))[LOSS_COLUMNS]
+    except FileNotFoundError:
+        raise StudyError(f"{paths.losses}: missing; `dvc repro` makes it") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise StudyError(f"{paths.losses}: broken ({error}); run `dvc repro`") from None
+    if missing := [name for name in models if not (found.model == name).any()]:
+        raise StudyError(f"{paths.losses}: nothing of model {missing[0]}; run `dvc repro`")
+    return found[found.model.isin(list(models))]

@@ -20,6 +20,7 @@ from pipeline.report.results import (
     failed_at,
     floor_of,
     is_tie,
+    read_losses,
     read_results,
     read_timings,
     summarise,
@@ -61,6 +62,9 @@ class Report:
         self.agreement |= {name: read_json(paths.metrics("measure", name))["agreement"] for name in self.sets}
         self.training = {name: read_json(paths.metrics("train", name)) for name in self.models}
         self.oracle = read_json(paths.metrics("oracle", "solvers"))
+        self.losses = read_losses(paths, self.models)
+        self.learning = read_json(paths.metrics("losses", "models"))
+        self.proposal = read_json(paths.metrics("propose", "noise"))
         self._check_origins()
         self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}

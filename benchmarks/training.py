@@ -1,0 +1,70 @@
+"""What a choice of a model row costs a training step: a Markdown table of times over the baseline row's.
+
+python -m benchmarks.training [--quick]: a fifth of the steps. A step of the baseline and one of the row take turns, on
+one thread, by its own processor time, which other work on the machine moves less than the clock.
+"""
+
+import argparse
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from pipeline.draws import DRAWS
+from pipeline.model import Model
+from pipeline.noise import NOISES
+from pipeline.pairs import reflow_pairs
+from pipeline.parametrization import PARAMETRIZATIONS
+from pipeline.training import Run, new_denoiser
+from pipeline.weighting import WEIGHTINGS
+
+SHAPE, SIGMA_DATA = (1, 8, 8), 0.5  # the default study's images
+WARM_UP = 10
+GOAL = 1.02
+EXCEPTED = ("draws: adaptive", "weighting: uncertainty", "pairs: optimal_transport")
+FLOW = {"parametrization": "flow", "noise": "flow_uniform"}
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "the baseline itself": {},
+    **{f"parametrization: {name}": {"parametrization": name} for name in PARAMETRIZATIONS if name != "edm"},
+    **{f"weighting: {name}": {"weighting": name} for name in WEIGHTINGS if name != "unit"},
+    **{f"noise: {name}": {"noise": name} for name in NOISES if name != "lognormal"},
+    **{f"draws: {name}": {"draws": name} for name in DRAWS if name != "independent"},
+    "pairs: optimal_transport": FLOW | {"pairs": "optimal_transport"},
+    "pairs: reflow": FLOW | {"pairs": "reflow"},
+    "augment: 0.12": {"augment": 0.12},
+}
+
+
+def compare(choices: dict[str, Any], steps: int) -> tuple[float, float]:
+    """Milliseconds of a baseline step, and the row's over it: medians over `steps` pairs of steps."""
+    images = torch.randint(0, 256, (1797, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = [Model(), Model(**choices)]
+    runs = [Run(row.spec(SIGMA_DATA, SHAPE), row, 0) for row in rows]
+    pairs = None
+    if rows[1].pairs == "reflow":
+        pairs = reflow_pairs(new_denoiser(rows[1].spec(SIGMA_DATA, SHAPE), 1), 512, 0)
+    times: list[list[float]] = [[], []]
+    for step in range(WARM_UP + steps):
+        for i in (0, 1) if step % 2 else (1, 0):
+            start = time.thread_time()
+            runs[i].advance(rows[i], images, pairs if i else None, 0)
+            times[i].append(time.thread_time() - start)
+    base, row = (median(found[WARM_UP:]) for found in times)
+    return base * 1e3, row / base
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    steps = 40 if parser.parse_args().quick else 200
+    torch.set_num_threads(1)
+    print("| row | baseline step (ms) | its step over the baseline's | goal |\n| --- | --- | --- | --- |")
+    for name, choices in CHOICES.items():
+        base, ratio = compare(choices, steps)
+        print(f"| {name} | {base:.1f} | {ratio:.3f} | {'stated' if name in EXCEPTED else f'<= {GOAL}'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""How a batch's quantiles u of the noise distribution are drawn: each alone, evenly spread, or where the loss is.
+
+A way of drawing has `draw(count, generator) -> (u, weight)`, float64 (count,) each, with u in (0, 1), so that the mean
+of weight * f(u) is E f(U) for uniform U; `learn(u, losses)`, both (N,); and its whole `state` as one tensor.
+"""
+
+import torch
+from torch import Tensor
+
+SMALLEST = 2.0**-53  # u is never 0
+
+
+class Independent:
+    """Each draw by itself."""
+
+    def __init__(self) -> None:
+        self.state = torch.zeros(0, dtype=torch.float64)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        u = torch.rand(count, dtype=torch.float64, generator=generator).clamp(min=SMALLEST)
+        return u, torch.ones_like(u)
+
+    def learn(self, u: Tensor, losses: Tensor) -> None:
+        pass
+
+
+class Stratified(Independent):
+    """One draw in each of `count` equal stretches of (0, 1) (low discrepancy, as in Kingma et al. 2021, arXiv
+    2107.00630, appendix I.1)."""
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        u, weight = super().draw(count, generator)
+        return (torch.arange(count) + u) / count, weight
+
+
+class Adaptive(Independent):
+    """More draws where the loss is large, and less weight on each, which leaves the objective as it was.
+
+    A stretch of (0, 1) is drawn in proportion to the root of its mean squared loss, as measured so far (Nichol and
+    Dhariwal 2021, arXiv 2102.09672, eq. 18; Kingma and Gao 2023, arXiv 2303.00848, sec. 3.2, on why the objective
+    stays). A tenth of the draws is uniform; all are, until every stretch has been seen often enough.
+    """
+
+    STRETCHES, UNIFORM, RATE, ENOUGH = 32, 0.1, 0.02, 10
+
+    def __init__(self) -> None:
+        self.state = torch.zeros(2, self.STRETCHES, dtype=torch.float64)  # mean squared losses, and draws seen
+
+    def shares(self) -> Tensor:
+        """The probability of each stretch, (STRETCHES,)."""
+        squares, seen = self.state
+        uniform = torch.full_like(squares, 1 / self.STRETCHES)
+        roots = squares.sqrt()
+        adapted = (1 - self.UNIFORM) * roots / roots.sum().clamp(min=1e-300) + self.UNIFORM * uniform
+        return torch.where((seen >= self.ENOUGH).all(), adapted, uniform)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        position, _ = super().draw(count, generator)
+        shares = self.shares()
+        ends = shares.cumsum(0)
+        stretch = torch.searchsorted(ends, position).clamp(max=self.STRETCHES - 1)
+        within = (1 - (ends[stretch] - position) / shares[stretch]).clamp(0, 1)
+        u = ((stretch + within) / self.STRETCHES).clamp(SMALLEST, 1 - SMALLEST)
+        return u, 1 / (shares[stretch] * self.STRETCHES)
+
+    def learn(self, u: Tensor, losses: Tensor) -> None:
+        """Move the mean squared loss of each stretch that was seen towards what was seen, by RATE a draw."""
+        stretch = (u * self.STRETCHES).long().clamp(max=self.STRETCHES - 1)
+        count = torch.bincount(stretch, minlength=self.STRETCHES).to(self.state)
+        sums = torch.zeros_like(count).index_add_(0, stretch, losses.detach().to(self.state).square())
+        squares, seen = self.state
+        keep = torch.where(seen < self.ENOUGH, seen / (seen + count).clamp(min=1), (1 - self.RATE) ** count)
+        squares.copy_(torch.where(count > 0, keep * squares + (1 - keep) * sums / count.clamp(min=1), squares))
+        seen += count
+
+
+DRAWS: dict[str, type[Independent]] = {
+    "independent": Independent,
+    "stratified": Stratified,
+    "adaptive": Adaptive,
+}

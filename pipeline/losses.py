@@ -1,0 +1,122 @@
+"""Loss and gradient against the noise level, before and after training (EDM's figure 5a), and straightness."""
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.bound import variational_bound
+from pipeline.data import to_range
+from pipeline.denoiser import Denoiser, load_denoiser
+from pipeline.model import Model
+from pipeline.noise import Levels
+from pipeline.pairs import flow_to
+from pipeline.parallel import side_by_side
+from pipeline.randomness import generator
+from pipeline.training import loss, new_denoiser
+
+COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
+SIGMA_LOW, SIGMA_HIGH, SIGMAS = 0.005, 80.0, 20
+IMAGES = 256
+STRAIGHTNESS_STEPS = 32
+BOUND_DRAWS = 4096
+INSIDE = 1e-6  # u is kept this far from 0 and 1, beyond which a noise distribution has no levels
+
+
+def noise_levels() -> Tensor:
+    """The noise levels that losses are measured at, evenly spaced in ln sigma."""
+    return torch.logspace(math.log10(SIGMA_LOW), math.log10(SIGMA_HIGH), SIGMAS, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """At one noise level: E (D - x0)^2 a pixel, the row's weight times it, and the norm of the latter's gradient."""
+
+    sigma: float
+    error: float
+    loss: float
+    gradient: float
+
+
+def evenly_spread(images: Tensor, count: int) -> Tensor:
+    """`count` of the images (N, ...), or all where there are fewer."""
+    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
+
+
+def error_at(denoiser: Denoiser, x0: Tensor, sigma: Tensor) -> Tensor:
+    """The mean of (D - x0)^2 over x0 (N, C, H, W) and its pixels, with the same noise for every denoiser and sigma."""
+    n = torch.randn(x0.shape, generator=generator("losses", 0))
+    return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), None).mean()
+
+
+def by_sigma(denoiser: Denoiser, row: Model, images: Tensor) -> Iterator[Measured]:
+    """Measure a denoiser of the row on images (N, C, H, W), uint8."""
+    x0 = to_range(images)
+    parameters = list(denoiser.parameters())
+    for sigma in noise_levels():
+        u = row.distribution.u(sigma).clamp(INSIDE, 1 - INSIDE)
+        c_out = denoiser.coefficients(sigma, denoiser.sigma_data).c_out
+        weight = float(row.weight(u, sigma, denoiser.sigma_data, c_out))
+        error = error_at(denoiser, x0, sigma)
+        gradients = torch.autograd.grad(error, parameters, allow_unused=True)
+        norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+        value = float(error.detach())
+        yield Measured(float(sigma), value, weight * value, weight * float(norm))
+
+
+def straightness(denoiser: Denoiser) -> float:
+    """The mean over IMAGES paths from noise, time and dimensions of (n - x0 - v)^2; see `flow_to`."""
+    n = torch.randn(IMAGES, *denoiser.shape, generator=generator("straightness", 0))
+    return float(flow_to(denoiser, n, STRAIGHTNESS_STEPS)[1].mean())
+
+
+def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> dict[str, float] | None:
+    """The variational bound in bits per dimension, where the row is trained on a table of noise levels."""
+    if not isinstance(row.distribution, Levels):
+        return None
+    levels = row.distribution.levels
+    found = variational_bound(denoiser, images, levels, 0, BOUND_DRAWS)
+    return {
+        "L_0": found.L_0.value,
+        "L_t": found.L_t.value,
+        "L_T": found.L_T.value,
+        "total": found.total.value,
+        "se": found.total.se,
+        "levels": len(levels),
+    }
+
+
+def measure_model(
+    name: str, row: Model, folder: Path, images: Tensor, workers: int | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Lines of losses.csv for all seeds of a model, before and after training, and a summary: straightness and bound.
+
+    folder: where `save_models` wrote the weights; images (N, C, H, W), uint8, of which IMAGES are used.
+    """
+    x0 = evenly_spread(images, IMAGES)
+
+    def task(seed: int) -> tuple[list[dict[str, Any]], float, dict[str, float] | None]:
+        trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True)
+        states = {"initial": new_denoiser(trained.spec, seed), "trained": trained}
+        lines = [
+            {"model": name, "train_seed": seed, "state": state}
+            | {key: f"{value:.6g}" for key, value in vars(point).items()}
+            for state, denoiser in states.items()
+            for point in by_sigma(denoiser, row, x0)
+        ]
+        return lines, straightness(trained), bound_terms(trained, row, x0) if seed == row.train_seeds[0] else None
+
+    found = side_by_side([partial(task, seed) for seed in row.train_seeds], workers)
+    straight = [value for _, value, _ in found]
+    spread = statistics.stdev(straight) if len(straight) > 1 else None
+    summary = {
+        "straightness": {"mean": statistics.mean(straight), "sd": spread, "steps": STRAIGHTNESS_STEPS},
+        "bound": found[0][2],
+    }
+    return [line for lines, *_ in found for line in lines], summary

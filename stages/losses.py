@@ -1,0 +1,24 @@
+"""Measure loss and gradient against the noise level, and straightness, of all models, before and after training."""
+
+from pipeline.data import load_prepared
+from pipeline.files import read_json, write_csv, write_json
+from pipeline.losses import COLUMNS, IMAGES, measure_model
+from pipeline.model import Model
+from stages import Arguments, run_stage
+
+
+def main(arguments: Arguments) -> None:
+    paths = arguments.paths
+    images = load_prepared(paths.data).images
+    lines, models = [], {}
+    for name in read_json(paths.rows / "models.json"):
+        row = Model(**read_json(paths.row("models", name)))
+        own, models[name] = measure_model(name, row, paths.model(name), images)
+        lines += own
+    write_csv(paths.losses, COLUMNS, lines)
+    write_json(paths.metrics("losses", "models"), {"images": min(IMAGES, len(images)), "models": models})
+    print(f"{len(models)} models at {len(lines)} noise levels and states")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

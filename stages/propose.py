@@ -1,0 +1,22 @@
+"""Propose P_mean and P_std for the data, from brief trainings of the study's first model."""
+
+from pipeline.data import load_prepared, load_summary, shape_of
+from pipeline.files import read_json, write_json, write_text
+from pipeline.model import Model
+from pipeline.propose import file_text, propose, summary
+from stages import Arguments, run_stage
+
+
+def main(arguments: Arguments) -> None:
+    paths = arguments.paths
+    first = read_json(paths.rows / "propose.json")
+    name, row = first["model"], Model(**first["row"])
+    data = load_summary(paths.data)
+    found = propose(row, row.spec(data["sigma_data"], shape_of(data)), load_prepared(paths.data).images)
+    write_text(paths.proposed, file_text(name, row, found))
+    write_json(paths.metrics("propose", "noise"), summary(name, row, found))
+    print(f"{name}: P_mean {found.P_mean}, P_std {found.P_std}")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)
