@@ -39,6 +39,7 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.measurement
 	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.training
 
 timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
 	$(BIN)/python -m stages.timings --name "$(or $(NAME),digits)"

@@ -23,8 +23,8 @@ from pipeline.training import loss, new_denoiser
 
 COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
 SIGMA_LOW, SIGMA_HIGH, SIGMAS = 0.005, 80.0, 20
-IMAGES = 256
-STRAIGHTNESS_STEPS = 32
+IMAGES = 128  # as many as a batch has by default, whose gradient is what training goes by
+STRAIGHTNESS_STEPS = 16
 BOUND_DRAWS = 4096
 INSIDE = 1e-6  # u is kept this far from 0 and 1, beyond which a noise distribution has no levels
 
@@ -101,9 +101,14 @@ def measure_model(
     """
     x0 = evenly_spread(images, IMAGES)
 
-    def task(seed: int) -> tuple[list[dict[str, Any]], float, dict[str, float] | None]:
+    denoisers: dict[int, dict[str, Denoiser]] = {}
+    for seed in row.train_seeds:  # made before there are threads, which would share PyTorch's one random generator
         trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True)
-        states = {"initial": new_denoiser(trained.spec, seed), "trained": trained}
+        denoisers[seed] = {"initial": new_denoiser(trained.spec, seed), "trained": trained}
+
+    def task(seed: int) -> tuple[list[dict[str, Any]], float, dict[str, float] | None]:
+        states = denoisers[seed]
+        trained = states["trained"]
         lines = [
             {"model": name, "train_seed": seed, "state": state}
             | {key: f"{value:.6g}" for key, value in vars(point).items()}

@@ -1,6 +1,6 @@
 """A model row: how one network is trained."""
 
-from functools import cached_property
+import math
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -16,10 +16,12 @@ from pipeline.rows import Row, Seeds, axis
 from pipeline.weighting import WEIGHTINGS
 
 WEIGHTING_KEYS = sorted(set().union(*(weighting.optional for weighting in WEIGHTINGS.values())))  # of a model row
-TAIL = 1e-3  # the share of noise levels that may lie above all that the parametrization knows
-TRIED = 4096  # evenly spaced draws at which the weights are looked at before anything is trained
+ABOVE, BELOW = 1e-3, 0.05  # the shares of noise levels that may lie outside those of the parametrization's path
+SLACK = 1.1  # the factor by which they may do so anyway
+EMA_RAMP_UP = 0.05  # the average never looks back further than this share of the run (EDM's code release, app. F.2)
+TRIED = 65_536  # evenly spaced draws at which the weights are looked at before anything is trained
 TRIED_SIGMA_DATA = 0.5
-LEAST_EFFECTIVE = 1e-3  # the smallest effective share of draws
+LEAST_EFFECTIVE = 4e-3  # the smallest effective share of draws: half a draw in a batch of 128
 
 
 class Model(Row):
@@ -38,7 +40,7 @@ class Model(Row):
     weighting: Literal[tuple(WEIGHTINGS)] = axis("unit", "loss weighting")  # type: ignore[valid-type]
     gamma: PositiveFloat | None = axis(None, "loss weighting")
     k: PositiveFloat | None = axis(None, "loss weighting")
-    bias: float | None = axis(None, "loss weighting")
+    bias: Annotated[float, Field(ge=-50, le=50)] | None = axis(None, "loss weighting")
     pairs: Literal[PAIRS] = axis("independent", "pairs")  # type: ignore[valid-type]
     reflow_pairs: PositiveInt = axis(8192, "pairs")
     augment: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "augmentation")
@@ -69,18 +71,27 @@ class Model(Row):
                 raise ValueError(f"pairs: reflow goes with a flow ({flows}), not with {self.parametrization}")
             if self.augment:
                 raise ValueError("augment: reflow's images belong to their noise; use 0")
+        if self.pairs == "optimal_transport" and self.batch == 1:
+            raise ValueError("pairs: optimal_transport has nothing to match in a batch of 1; use independent")
         self._check_range()
         self._check_weights()
         return self
 
     def _check_range(self) -> None:
-        """Refuse noise above the highest level of the path that the network is told its place on."""
-        largest = PARAMETRIZATIONS[self.parametrization].largest
-        reached = float(self.distribution.sigma(torch.tensor(1 - TAIL, dtype=torch.float64)))
-        if reached > largest * (1 + 1e-9):
+        """Refuse noise that is none, or beyond the levels of the path that the network is told its place on."""
+        own = PARAMETRIZATIONS[self.parametrization]
+        low, high = self.distribution.sigma(torch.tensor([BELOW, 1 - ABOVE], dtype=torch.float64)).tolist()
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"noise: {self.noise} has noise levels from {low:.4g} to {high:.4g}; keep them in between")
+        if high > SLACK * own.largest:
             raise ValueError(
-                f"noise: {self.noise} goes up to sigma {reached:.4g} in all but {TAIL:.1%} of its draws, but "
-                f"parametrization {self.parametrization} has no noise level above {largest:.4g}; use another of the two"
+                f"noise: {self.noise} goes up to sigma {high:.4g} in all but {ABOVE:.1%} of its draws, but "
+                f"parametrization {self.parametrization} has none above {own.largest:.4g}; use another of the two"
+            )
+        if low < own.smallest / SLACK:
+            raise ValueError(
+                f"noise: {self.noise} is below sigma {low:.4g} in {BELOW:.0%} of its draws, but parametrization "
+                f"{self.parametrization} has none from 0 to {own.smallest:.4g}; use another of the two"
             )
 
     def _check_weights(self) -> None:
@@ -97,10 +108,15 @@ class Model(Row):
                 "others; use another weighting, or noise that stays away from there"
             )
 
-    @cached_property
+    @property
+    def longest_average_images(self) -> float:
+        """The half-life of the weights' average at the end of the training, where it is longest."""
+        return min(self.ema_halflife_images, EMA_RAMP_UP * self.images)
+
+    @property
     def distribution(self) -> Distribution:
         """The training noise."""
-        return distribution(self.noise, self.model_dump(exclude={"teacher"}))
+        return distribution(self.noise, vars(self))
 
     def weight(self, u: Tensor, sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
         """lambda(sigma), at sigma = distribution.sigma(u): u, sigma and c_out in one shape to that shape."""

@@ -8,6 +8,7 @@ one is a table of noise levels, each as likely.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from inspect import signature
 from typing import Any
 
@@ -126,14 +127,20 @@ class Levels(Distribution):
         return values.to(u.device)[(u * len(values)).long().clamp(max=len(values) - 1)]
 
 
-def keys_of(name: str) -> list[str]:
+@cache
+def keys_of(name: str) -> tuple[str, ...]:
     """The keys of a row that a noise distribution goes by."""
-    return [key for key in signature(NOISES[name]).parameters if key != "u"]
+    return tuple(key for key in signature(NOISES[name]).parameters if key != "u")
 
 
 def distribution(name: str, choices: Mapping[str, Any]) -> Distribution:
     """The noise distribution `name`, with those of the choices that it goes by."""
-    function, keys = NOISES[name], {key: choices[key] for key in keys_of(name)}
+    return _filled(name, tuple(choices[key] for key in keys_of(name)))
+
+
+@lru_cache(maxsize=64)
+def _filled(name: str, values: tuple[float, ...]) -> Distribution:
+    function, keys = NOISES[name], dict(zip(keys_of(name), values, strict=True))
     if "u" in signature(function).parameters:
         return Distribution(lambda u: function(u, **keys))
     levels = function()

@@ -71,6 +71,7 @@ def trained(row: Model) -> dict[str, Any]:
     sigma_data = row.sigma_data or TRIED_SIGMA_DATA
     coefficients = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data)
     others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, "train_seeds"})
+    others["ema_halflife_images"] = row.longest_average_images
     if row.pairs != "reflow":
         del others["reflow_pairs"]
     return others | {
@@ -131,6 +132,9 @@ def model_reason(row: Model, key: str) -> str:
     """Why a choice changes nothing, where that is known."""
     if key in KEYS_OF_NOISE - {"noise", *keys_of(row.noise)}:
         return f"noise {row.noise} has no {key}"
+    if key == "ema_halflife_images":
+        longest = f"{row.longest_average_images:.0f}"
+        return f"over a training of {row.images} images the average has a half-life of {longest} at most"
     if key == "reflow_pairs":
         return f"pairs {row.pairs} has none"
     if key == "weighting":

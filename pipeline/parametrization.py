@@ -106,11 +106,13 @@ def ddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
 class Parametrization:
     """Call it with sigma (float64, any shape) and sigma_data for the four coefficients, each in sigma's shape.
 
-    `largest` is the highest noise level that the path has; `flow` says whether it is the straight path.
+    `smallest` and `largest` are the noise levels that the path begins and ends with; `flow` says whether it is the
+    straight path.
     """
 
     target: Half
     path: Half
+    smallest: float = 0.0
     largest: float = math.inf
 
     def __call__(self, sigma: Tensor, sigma_data: float) -> Coefficients:
@@ -121,17 +123,19 @@ class Parametrization:
         return self.path is flow_path
 
 
-VP_LARGEST = float(VP_PUBLISHED.sigma(torch.tensor(1.0, dtype=torch.float64)))
+VP_RANGE = (0.0, float(VP_PUBLISHED.sigma(torch.tensor(1.0, dtype=torch.float64))))
+IDDPM_RANGE = (float(iddpm_sigmas()[-2]), float(iddpm_sigmas()[0]))
+DDPM_RANGE = (float(ddpm_sigmas()[0]), float(ddpm_sigmas()[-1]))
 
 PARAMETRIZATIONS = {  # vp is plain eps-prediction on the VP path, flow plain v-prediction on the straight one
     "edm": Parametrization(unit_variance, edm_path),
-    "vp": Parametrization(eps, vp_path, VP_LARGEST),
+    "vp": Parametrization(eps, vp_path, *VP_RANGE),
     "ve": Parametrization(score, ve_path),
-    "iddpm": Parametrization(eps, iddpm_path, float(iddpm_sigmas()[0])),
-    "ddpm": Parametrization(eps, ddpm_path, float(ddpm_sigmas()[-1])),
+    "iddpm": Parametrization(eps, iddpm_path, *IDDPM_RANGE),
+    "ddpm": Parametrization(eps, ddpm_path, *DDPM_RANGE),
     "flow": Parametrization(velocity, flow_path),
-    "vp_x0": Parametrization(x0, vp_path, VP_LARGEST),
-    "vp_v": Parametrization(v, vp_path, VP_LARGEST),
+    "vp_x0": Parametrization(x0, vp_path, *VP_RANGE),
+    "vp_v": Parametrization(v, vp_path, *VP_RANGE),
     "flow_eps": Parametrization(eps, flow_path),
     "flow_x0": Parametrization(x0, flow_path),
 }

@@ -82,7 +82,8 @@ def _explain(error: ValidationError, place: str, schema: type[Row] | type[Data])
                 inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
                 schema = next((a for a in inner if issubclass(a, Row | Data)), schema)
             is_row = issubclass(schema, Model | Sampler)
-            message = f"unknown key; {nearest(location[-1], [*schema.model_fields, *(['base'] if is_row else [])])}"
+            keys = [key for key in schema.model_fields if key != "teacher"] + (["base"] if is_row else [])
+            message = f"unknown key; {nearest(location[-1], keys)}"
         case "literal_error":
             choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
             message = f"unknown value {value!r}; {nearest(value, choices)}"
@@ -160,7 +161,10 @@ def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
         raise StudyError(f"models.{name}.teacher: not for rows to say; pairs: reflow takes the base as its teacher")
     if row.pairs != "reflow":
         return row
-    base = (study.models[name] or {}).get("base")
+    written = study.models[name] or {}
+    base = written.get("base")
+    if base is not None and "pairs" not in written:  # an heir of a second flow has its teacher, too
+        return row.model_copy(update={"teacher": _taught(study, models, base).teacher})
     if base is None:
         raise StudyError(f"models.{name}.pairs: reflow takes its pairs from a flow; name that row as the base")
     if not PARAMETRIZATIONS[models[base].parametrization].flow:
@@ -206,6 +210,8 @@ def resolve(study: Study) -> dict[str, Any]:
     for name, row in models.items():
         base = _base(study.models, name)
         changed = differences(row, models[base])
+        if row.teacher != models[base].teacher:
+            changed["pairs"] = row.pairs
         relation[name] = {"base": base, "differences": changed, "titles": _titles(Model, changed)}
         out[f"models/{name}"] = row.model_dump(mode="json")
     fitted: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
@@ -252,9 +258,10 @@ def resolve(study: Study) -> dict[str, Any]:
 
 def _null_axes(study: Study, models: dict[str, Model], curves: dict[str, Curve]) -> list[str]:
     """Warnings of choices that change nothing; the first row of each section is held against the defaults."""
+    plain = Model(**study.defaults.get("models", {}))
     rows = {name: Sampler(**row.model_dump(include=set(Sampler.model_fields))) for name, row in curves.items()}
     return warnings(
-        {n: (row, models[base] if (base := _base(study.models, n)) != n else Model()) for n, row in models.items()},
+        {n: (row, models[base] if (base := _base(study.models, n)) != n else plain) for n, row in models.items()},
         {n: (row, rows[base] if (base := _base(study.curves, n)) != n else Sampler()) for n, row in rows.items()},
         {name: row.model for name, row in curves.items()},
         {name for name, row in curves.items() if row.method},

@@ -5,7 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.denoiser import Denoiser, per_sample, save_denoiser
 from pipeline.draws import DRAWS
 from pipeline.errors import StudyError
 from pipeline.files import CACHE, content_hash, write_bytes
-from pipeline.model import Model
+from pipeline.model import EMA_RAMP_UP, Model
 from pipeline.pairs import matched, reflow_pairs
 from pipeline.parallel import in_turns
 from pipeline.provenance import code_hash, machine
@@ -29,7 +29,6 @@ from pipeline.weighting import WEIGHTINGS, Uncertainty
 
 LOG_POINTS = 50  # the training curve has this many points
 CHECKPOINTS = 10  # and a run this many checkpoints
-EMA_RAMP_UP = 0.05  # the average never looks back further than this share of the run (EDM's code release, app. F.2)
 
 _INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generator that all threads share
 
@@ -190,9 +189,9 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     progress: Callable[[int], object] = lambda images: None,
-    pairs: Pairs | None = None,
+    make_pairs: Callable[[], Pairs] | None = None,
 ) -> Generator[None, None, Trained]:
-    """Train one seed of a row on images (N, C, H, W), uint8, or on `pairs` of another flow. The result depends on these
+    """Train one seed of a row on images (N, C, H, W), uint8, or on another flow's pairs. The result depends on these
     arguments alone.
 
     A generator that stops for breath after each checkpoint and returns the result at its end (`parallel.in_turns`).
@@ -204,6 +203,7 @@ def train(
         run.load(checkpoint)
         progress(run.step * row.batch)
     every = max(row.steps // CHECKPOINTS, 1)
+    pairs = make_pairs() if make_pairs and run.step < row.steps else None
     while run.step < row.steps:
         run.advance(row, images, pairs, seed)
         progress(row.batch)
@@ -222,6 +222,12 @@ def train(
     return Trained(run.average.eval(), curve)
 
 
+def _setting(row: Model) -> dict[str, Any]:
+    """A row, and its teachers' rows, without their seeds."""
+    own = row.model_dump(mode="json", exclude={"train_seeds", "teacher"})
+    return own | {"teacher": _setting(row.teacher) if row.teacher else None}
+
+
 def train_seeds(
     row: Model, data: dict[str, Any], images: Tensor, progress: Callable[[int], object], workers: int | None = None
 ) -> list[Trained]:
@@ -231,17 +237,16 @@ def train_seeds(
     is trained first, which costs nothing where that was done before.
     """
     spec = row.spec(data["sigma_data"], shape_of(data))
-    setting = row.model_dump(mode="json", exclude={"train_seeds"})
     teachers: list[Trained | None] = [None] * len(row.train_seeds)
     if row.teacher:
         teacher = row.teacher.model_copy(update={"train_seeds": row.train_seeds})
         teachers = [*train_seeds(teacher, data, images, lambda images: None, workers)]
 
     def task(seed: int, teacher: Trained | None) -> Generator[None, None, Trained]:
-        key = content_hash(setting, spec, seed, data["content_hash"], code_hash(), machine())
-        pairs = reflow_pairs(teacher.denoiser, row.reflow_pairs, seed) if teacher else None
+        key = content_hash(_setting(row), spec, seed, data["content_hash"], code_hash(), machine())
+        make_pairs = partial(reflow_pairs, teacher.denoiser, row.reflow_pairs, seed) if teacher else None
         checkpoint = CACHE / "training" / f"{key}.safetensors"
-        return (yield from train(row, spec, images, seed, checkpoint, progress, pairs))
+        return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs))
 
     tasks = [task(seed, teacher) for seed, teacher in zip(row.train_seeds, teachers, strict=True)]
     return in_turns(tasks, workers)

@@ -49,7 +49,8 @@ def p2(sigma: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
 
 
 def sigmoid(sigma: Tensor, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - ln SNR) on eps, which is 1 / (sigma^2 + e^-bias) (Kingma and Gao 2023, arXiv 2303.00848)."""
+    """sigmoid(bias - ln SNR) as a factor on eps, which is 1 / (sigma^2 + e^-bias) (after Kingma and Gao 2023, arXiv
+    2303.00848, who weigh the bound by it, whatever the noise distribution)."""
     return 1 / (sigma**2 + math.exp(-bias))
 
 
@@ -75,7 +76,7 @@ def uniform_score(sigma: Tensor) -> Tensor:
 
 def vlb(sigma: Tensor, snr_rate: Tensor) -> Tensor:
     """The variational bound, -dSNR/du / 2, whatever the noise distribution (Kingma et al. 2021, arXiv 2107.00630, eq.
-    17); with T levels T (SNR_(t-1) - SNR_t) / 2 (eq. 14), in nats an image times the number of its dimensions."""
+    17); with T levels T (SNR_(t-1) - SNR_t) / 2 (eq. 14): the loss is the bound in nats per dimension."""
     return snr_rate / 2
 
 

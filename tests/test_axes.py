@@ -1,6 +1,7 @@
 """Every entry of every training axis learns a two-dimensional mixture: how far from its exact denoiser, by sigma."""
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -85,9 +86,9 @@ FARTHEST = 0.3  # of the network's target, whose variance is about 1
 CENTRE = (0.05, 0.95)  # the shares of a row's weighted noise distribution between which it is asked
 
 
-def trained(row: Model, pairs: tuple[Tensor, Tensor] | None = None) -> Denoiser:
+def trained(row: Model, make_pairs: Callable[[], tuple[Tensor, Tensor]] | None = None) -> Denoiser:
     spec = row.spec(sigma_data(), (2, 1, 1))
-    [found] = in_turns([train(row, spec, points(), 0, pairs=pairs)], 1)
+    [found] = in_turns([train(row, spec, points(), 0, make_pairs=make_pairs)], 1)
     return found.denoiser
 
 
@@ -130,7 +131,7 @@ def test_pairs_make_the_mixture_on_straighter_paths() -> None:
     flow = Model(**SETTINGS | {"parametrization": "flow", "noise": "flow_uniform"})
     rows = {name: flow.model_copy(update={"pairs": name}) for name in PAIRS}
     teacher, matched = side_by_side([partial(trained, rows[name]) for name in ("independent", "optimal_transport")])
-    again = trained(rows["reflow"], reflow_pairs(teacher, 4096, 0))
+    again = trained(rows["reflow"], partial(reflow_pairs, teacher, 4096, 0))
     n = torch.randn(4096, 2, 1, 1, generator=torch.Generator().manual_seed(6))
     straight = {}
     for name, denoiser in {"independent": teacher, "optimal_transport": matched, "reflow": again}.items():

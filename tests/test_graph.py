@@ -58,6 +58,8 @@ def test_the_graph_names_the_files_that_the_code_writes() -> None:
         "features": [paths.features, paths.metrics("features", "extractor")],
         "reference": [paths.reference, paths.metrics("reference", "floor")],
         "train": [paths.model("${key}"), paths.metrics("train", "${key}"), paths.training_curve("${key}")],
+        "losses": [paths.losses, paths.metrics("losses", "models")],
+        "propose": [paths.proposed, paths.metrics("propose", "noise")],
         "grids": [paths.grids("").parent],
         "oracle": [paths.metrics("oracle", "solvers")],
         "sweep": [paths.curve("${key}"), paths.metrics("sweep", "${key}")],
@@ -167,8 +169,8 @@ class Workspace:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study, run once. The tests below go on from each other's state."""
     workspace = Workspace(tmp_path_factory.mktemp("workspace"))
-    rows = {"train@edm", "train@flow", "grids", "sweep@edm", "sweep@rho_3", "sweep@flow"}
-    assert workspace.repro() == {"resolve", "prepare", "features", "reference", "oracle", *rows} | LAST
+    rows = {"train@edm", "train@flow", "losses", "grids", "sweep@edm", "sweep@rho_3", "sweep@flow"}
+    assert workspace.repro() == {"resolve", "prepare", "features", "reference", "oracle", "propose", *rows} | LAST
     assert len(workspace.cells()) == 3 * 2
     return workspace
 
@@ -192,7 +194,25 @@ def test_a_new_curve_and_a_new_budget_run_by_themselves(workspace: Workspace) ->
 
 def test_a_changed_model_reruns_itself_and_what_is_built_on_it(workspace: Workspace) -> None:
     workspace.study["models"]["flow"]["weighting"] = "snr"
-    assert workspace.repro() == {"resolve", "train@flow", "grids", "sweep@flow"} | LAST
+    assert workspace.repro() == {"resolve", "train@flow", "losses", "grids", "sweep@flow"} | LAST
+
+
+def test_a_second_flow_is_one_row_and_takes_its_teacher_from_where_it_was_trained(workspace: Workspace) -> None:
+    before = set((workspace.root / ".cache/training").iterdir())
+    workspace.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
+    workspace.study["curves"]["again"] = {"model": "again"}
+    assert workspace.repro() == {"resolve", "train@again", "losses", "grids", "sweep@again"} | LAST
+    assert len(set((workspace.root / ".cache/training").iterdir()) - before) == 1
+    del workspace.study["models"]["again"], workspace.study["curves"]["again"]
+    workspace.repro()
+
+
+def test_a_proposal_is_a_row_that_can_be_adopted(workspace: Workspace) -> None:
+    proposed = yaml.safe_load((workspace.root / "reports/tiny/proposed.yaml").read_text())["models"]
+    workspace.study["models"] |= proposed
+    assert workspace.repro() == {"resolve", "train@edm_proposed", "losses", "grids"} | LAST
+    del workspace.study["models"]["edm_proposed"]
+    workspace.repro()
 
 
 def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(workspace: Workspace) -> None:

@@ -432,3 +432,123 @@ def _accepts(**keys: Any) -> bool:
         return bool(Sampler(**keys))
     except ValidationError:
         return False
+
+
+FLOW = {"parametrization": "flow", "noise": "flow_uniform"}
+REFLOW = {"base": "flow", "pairs": "reflow"}
+
+BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model rows, the place, the cause
+    "shift 0": ({"x": {"shift": 0}}, "models.x.shift: ", "greater than 0"),
+    "negative shift": ({"x": {"noise": "flow_uniform", "shift": -2}}, "models.x.shift: ", "greater than 0"),
+    "k with unit": ({"x": {"k": 1}}, "models.x: ", "k: weighting unit has none; k goes with p2"),
+    "k with min_snr": ({"x": {"weighting": "min_snr", "k": 1}}, "models.x: ", "k: weighting min_snr has none"),
+    "gamma with snr": (
+        {"x": {"weighting": "snr", "gamma": 2}}, "models.x: ", "weighting snr has none; gamma goes with min_snr, p2"
+    ),
+    "inherited gamma": (
+        {"m": {"weighting": "min_snr", "gamma": 2}, "x": {"base": "m", "weighting": "snr"}},
+        "models.x: ",
+        "gamma: weighting snr has none",
+    ),
+    "bias with p2": ({"x": {"weighting": "p2", "bias": 0}}, "models.x: ", "p2 has none; bias goes with sigmoid"),
+    "gamma 0": ({"x": {"weighting": "p2", "gamma": 0}}, "models.x.gamma: ", "greater than 0"),
+    "score weights on x0": (
+        {"x": {"weighting": "uniform_score", "parametrization": "vp_x0"}},
+        "models.x: ",
+        "uniform_score can't be had with parametrization vp_x0 and noise lognormal",
+    ),
+    "flow noise with vp": (
+        {"x": {"noise": "flow_uniform", "parametrization": "vp"}}, "models.x: ", "vp has no noise level above 152"
+    ),
+    "flow noise with ddpm": (
+        {"x": {"noise": "flow_uniform", "parametrization": "ddpm"}}, "models.x: ", "ddpm has no noise level above 157"
+    ),
+    "stratified alone": (
+        {"x": {"draws": "stratified", "batch": 1}}, "models.x: ", "draws: stratified has nothing to spread"
+    ),
+    "unknown draws": ({"x": {"draws": "stratifed"}}, "models.x.draws: ", "did you mean 'stratified'?"),
+    "unknown pairs": ({"x": {"pairs": "reflo"}}, "models.x.pairs: ", "did you mean 'reflow'?"),
+    "reflow without base": ({"flow": FLOW, "x": {**FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "as the base"),
+    "reflow on a base that is no flow": (
+        {"x": {"base": "edm", **FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "the base edm has parametrization edm"
+    ),
+    "reflow that is no flow": (
+        {"flow": FLOW, "x": {**REFLOW, "parametrization": "edm"}}, "models.x: ", "reflow goes with a flow (flow"
+    ),
+    "reflow with a seed of its own": (
+        {"flow": FLOW, "x": {**REFLOW, "train_seeds": [0, 7, 5]}}, "models.x.train_seeds: ", "base flow has no seed 5"
+    ),
+    "reflow of a reflow with a seed of its own": (
+        {"flow": FLOW, "y": {**REFLOW, "train_seeds": [0]}, "x": {"base": "y", "train_seeds": [1]}},
+        "models.x.train_seeds: ",
+        "base y has no seed 1",
+    ),
+    "augmented reflow": ({"flow": FLOW, "x": {**REFLOW, "augment": 0.1}}, "models.x: ", "augment: reflow's images"),
+    "reflow of an augmented flow": ({"flow": {**FLOW, "augment": 0.1}, "x": REFLOW}, "models.x: ", "use 0"),
+    "no pairs": ({"flow": FLOW, "x": {**REFLOW, "reflow_pairs": 0}}, "models.x.reflow_pairs: ", "greater than 0"),
+    "teacher": ({"flow": FLOW, "x": {**REFLOW, "teacher": FLOW}}, "models.x.teacher: ", "not for rows to say"),
+    "teacher without reflow": ({"x": {"teacher": {}}}, "models.x.teacher: ", "takes the base as its teacher"),
+    "teacher of a base": ({"m": {"teacher": {}}, "x": {"base": "m"}}, "models.m.teacher: ", "not for rows to say"),
+    "teacher by name": ({"flow": FLOW, "x": {**REFLOW, "teacher": "flow"}}, "models.x.teacher: ", "dictionary"),
+    "mode_scale too low": ({"x": {"mode_scale": -1.01}}, "models.x.mode_scale: ", "greater than or equal to -1"),
+    "mode_scale too high": ({"x": {"noise": "mode", "mode_scale": 1.8}}, "models.x.mode_scale: ", "equal to 1.75"),
+    "augment always": ({"x": {"augment": 1}}, "models.x.augment: ", "less than 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_a_mistake_about_training_is_one_line_that_says_where_and_what(tmp_path: Path, case: str) -> None:
+    rows, place, cause = BAD_TRAINING[case]
+    message = error(tmp_path, yaml.safe_dump(MINIMAL | models(**rows), sort_keys=False))
+    assert message.startswith(place) and cause in message
+
+
+def test_a_default_teacher_is_one_line_too(tmp_path: Path) -> None:
+    message = error(tmp_path, yaml.safe_dump(MINIMAL | {"defaults": {"models": {"teacher": {}}}}, sort_keys=False))
+    assert message.startswith("models.edm.teacher: ")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"noise": "ve_loguniform", "parametrization": "vp"},
+        {"noise": "flow_uniform", "parametrization": "iddpm"},
+        {"weighting": "uniform_score", "P_std": 0.6},
+        {"noise": "mode", "mode_scale": 1.75},
+        {"noise": "mode", "mode_scale": -1},
+        {"draws": "stratified", "batch": 2},
+        {"teacher": None},
+    ],
+    ids=str,
+)
+def test_what_is_at_the_edge_is_no_mistake(tmp_path: Path, row: dict[str, Any]) -> None:
+    written = resolved(tmp_path, **models(x=row))["models/x"]
+    assert {key: written[key] for key in row} == row
+
+
+def test_a_reflow_row_carries_the_row_of_its_teacher(tmp_path: Path) -> None:
+    rows = resolved(
+        tmp_path,
+        **models(
+            again={"base": "once", "reflow_pairs": 64},  # whose base stands below it
+            flow=FLOW | {"images": 5000, "train_seeds": [0, 1, 2, 3]},
+            once={**REFLOW, "images": 3000, "train_seeds": [1, 3]},
+        ),
+    )
+    flow, once, again = (rows[f"models/{name}"] for name in ("flow", "once", "again"))
+    assert flow["teacher"] is rows["models/edm"]["teacher"] is None
+    assert once["teacher"] == flow and again["teacher"] == once
+    assert again["teacher"]["teacher"] == flow
+    keys = ("pairs", "reflow_pairs", "images", "train_seeds")
+    assert [once[key] for key in keys] == ["reflow", 8192, 3000, [1, 3]]
+    assert [again[key] for key in keys] == ["reflow", 64, 3000, [1, 3]]
+    assert Model(**again).model_dump(mode="json") == again
+    report = rows["report"]["models"]
+    assert report["once"]["differences"] == {"pairs": "reflow", "images": 3000}
+    assert report["again"]["differences"] == {"reflow_pairs": 64} and report["again"]["axis"] == "pairs"
+
+
+def test_a_reflow_row_may_be_the_first(tmp_path: Path) -> None:
+    rows = resolved(tmp_path, models={"x": REFLOW, "flow": FLOW}, curves={"x": {"model": "x"}})
+    assert rows["models/x"]["teacher"] == rows["models/flow"]
+    assert rows["propose"] == {"model": "x", "row": rows["models/x"]}

@@ -209,7 +209,9 @@ def test_reflow_trains_on_what_its_teacher_makes(tmp_path: Path, monkeypatch: py
         teacher = train(flow, flow.spec(0.5, SHAPE), IMAGES, seed).denoiser
         pairs = reflow_pairs(teacher, 40, seed)
         assert pairs[0].shape == pairs[1].shape == (40, *SHAPE)
-        assert same(train(row, row.spec(0.5, SHAPE), IMAGES, seed, None, lambda images: None, pairs), run)
+        assert same(
+            train(row, row.spec(0.5, SHAPE), IMAGES, seed, None, lambda images: None, lambda pairs=pairs: pairs), run
+        )
 
 
 class Killed(Exception):
