@@ -18,6 +18,7 @@ from pipeline.model import Model
 from pipeline.noise import Levels
 from pipeline.pairs import flow_to
 from pipeline.parallel import side_by_side
+from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.randomness import generator
 from pipeline.training import loss, new_denoiser
 
@@ -72,8 +73,15 @@ def by_sigma(denoiser: Denoiser, row: Model, images: Tensor) -> Iterator[Measure
 
 def straightness(denoiser: Denoiser) -> float:
     """The mean over IMAGES paths from noise, time and dimensions of (n - x0 - v)^2; see `flow_to`."""
+    largest = torch.tensor(PARAMETRIZATIONS[denoiser.spec["parametrization"]].largest, dtype=torch.float64)
+
+    def inside(z: Tensor, sigma: Tensor) -> Tensor:
+        """D, which above the highest level of its path is asked about the same noise there: the image is lost in it."""
+        level = sigma.minimum(largest)
+        return denoiser(z * (level / sigma).to(z), level)
+
     n = torch.randn(IMAGES, *denoiser.shape, generator=generator("straightness", 0))
-    return float(flow_to(denoiser, n, STRAIGHTNESS_STEPS)[1].mean())
+    return float(flow_to(inside, n, STRAIGHTNESS_STEPS)[1].mean())
 
 
 def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> dict[str, float] | None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.denoiser import Denoiser
+from pipeline.denoiser import Denoiser, DenoiserFunction
 from pipeline.prediction import convert
 from pipeline.randomness import generator
 
@@ -28,7 +28,7 @@ def matched(x0: Tensor, n: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def flow_to(denoiser: Denoiser, n: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Where the straight path's ODE takes noise n (N, ...), by the midpoint method: x0, and how straight it gets there.
 
     The straightness is the mean over time and dimensions of (n - x0 - v)^2, (N,): 0 where every line is straight (Liu

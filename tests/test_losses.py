@@ -172,10 +172,10 @@ def test_the_loss_is_the_error_times_its_weight(weighting: str) -> None:
         assert point.loss == pytest.approx(LAMBDA[weighting](point.sigma) * point.error, rel=1e-6)
 
 
-@pytest.mark.parametrize("noise", NOISES)
-def test_weights_are_finite_at_every_level_also_outside_of_the_noise(noise: str) -> None:
+@pytest.mark.parametrize("noise", [*({"noise": name} for name in NOISES), {"P_std": 0.2}], ids=str)
+def test_weights_are_finite_at_every_level_also_outside_of_the_noise(noise: dict[str, Any]) -> None:
     for weighting in WEIGHTINGS:
-        row = Model().model_copy(update={"noise": noise, "weighting": weighting})
+        row = Model().model_copy(update=noise | {"weighting": weighting})
         points = list(by_sigma(exact(offset=0.1), row, pictures(2)))
         assert all(math.isfinite(v) and v > 0 for point in points for v in vars(point).values()), weighting
 

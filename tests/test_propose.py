@@ -128,7 +128,7 @@ def test_proposals_repeat_whatever_the_number_of_workers(brief: None) -> None:
         {"noise": "vp_uniform"},
         {"P_mean": 2.0, "P_std": 0.3},
         {"weighting": "min_snr", "gamma": 3},
-        {"draws": "adaptive", "weighting": "p2", "k": 2},
+        {"draws": "stratified", "weighting": "p2", "k": 2},
         {"pairs": "optimal_transport"},
         {"images": 8, "train_seeds": (5,)},
     ],
