@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.bound import variational_bound
 from pipeline.data import to_range
 from pipeline.denoiser import Denoiser, load_denoiser
+from pipeline.errors import NotFinite
 from pipeline.model import Model
 from pipeline.noise import Levels
 from pipeline.pairs import flow_to
@@ -85,11 +86,14 @@ def straightness(denoiser: Denoiser) -> float:
 
 
 def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> dict[str, float] | None:
-    """The variational bound in bits per dimension, where the row is trained on a table of noise levels."""
+    """The variational bound in bits per dimension, where the row is trained on a table of noise levels and answers."""
     if not isinstance(row.distribution, Levels):
         return None
     levels = row.distribution.levels
-    found = variational_bound(denoiser, images, levels, 0, BOUND_DRAWS)
+    try:
+        found = variational_bound(denoiser, images, levels, 0, BOUND_DRAWS)
+    except NotFinite:
+        return None
     return {
         "L_0": found.L_0.value,
         "L_t": found.L_t.value,
@@ -127,9 +131,13 @@ def measure_model(
 
     found = side_by_side([partial(task, seed) for seed in row.train_seeds], workers)
     straight = [value for _, value, _ in found]
-    spread = statistics.stdev(straight) if len(straight) > 1 else None
+    finite = all(math.isfinite(value) for value in straight)
     summary = {
-        "straightness": {"mean": statistics.mean(straight), "sd": spread, "steps": STRAIGHTNESS_STEPS},
+        "straightness": {
+            "mean": statistics.mean(straight) if finite else None,
+            "sd": statistics.stdev(straight) if finite and len(straight) > 1 else None,
+            "steps": STRAIGHTNESS_STEPS,
+        },
         "bound": found[0][2],
     }
     return [line for lines, *_ in found for line in lines], summary

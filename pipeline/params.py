@@ -163,18 +163,29 @@ def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
         return row
     written = study.models[name] or {}
     base = written.get("base")
-    if base is not None and "pairs" not in written:  # an heir of a second flow has its teacher, too
-        return row.model_copy(update={"teacher": _taught(study, models, base).teacher})
     if base is None:
         raise StudyError(f"models.{name}.pairs: reflow takes its pairs from a flow; name that row as the base")
+    if "pairs" not in written:  # an heir of a second flow has its teacher, too
+        teacher = _taught(study, models, base).teacher
+        return _learning(row, teacher, f"models.{name}", f"teacher of base {base}")
     if not PARAMETRIZATIONS[models[base].parametrization].flow:
         raise StudyError(
             f"models.{name}.pairs: reflow takes its pairs from a flow, but the base {base} has parametrization "
             f"{models[base].parametrization}"
         )
-    if missing := set(row.train_seeds) - set(models[base].train_seeds):
-        raise StudyError(f"models.{name}.train_seeds: the base {base} has no seed {min(missing)} to take pairs from")
-    return row.model_copy(update={"teacher": _taught(study, models, base)})
+    return _learning(row, _taught(study, models, base), f"models.{name}", f"base {base}")
+
+
+def _learning(row: Model, teacher: Model | None, place: str, which: str) -> Model:
+    """A row with its teacher, which has all of its seeds."""
+    if missing := set(row.train_seeds) - set(teacher.train_seeds if teacher else ()):
+        raise StudyError(f"{place}.train_seeds: the {which} has no seed {min(missing)} to take pairs from")
+    return row.model_copy(update={"teacher": teacher})
+
+
+def _differences(row: Model, base: Model) -> dict[str, Any]:
+    """The design choices in which a model row differs from its base; another teacher makes other pairs."""
+    return differences(row, base) | ({"pairs": row.pairs} if row.teacher != base.teacher else {})
 
 
 def _titles(schema: type[Row], names: dict[str, Any]) -> set[str]:
@@ -209,9 +220,7 @@ def resolve(study: Study) -> dict[str, Any]:
     relation: dict[str, dict[str, Any]] = {}
     for name, row in models.items():
         base = _base(study.models, name)
-        changed = differences(row, models[base])
-        if row.teacher != models[base].teacher:
-            changed["pairs"] = row.pairs
+        changed = _differences(row, models[base])
         relation[name] = {"base": base, "differences": changed, "titles": _titles(Model, changed)}
         out[f"models/{name}"] = row.model_dump(mode="json")
     fitted: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
@@ -232,7 +241,7 @@ def resolve(study: Study) -> dict[str, Any]:
         base = _base(study.curves, name)
         changed, titles = differences(curve, curves[base]), _titles(Curve, differences(curve, curves[base]))
         if curve.model != curves[base].model:
-            other = differences(models[curve.model], models[curves[base].model])
+            other = _differences(models[curve.model], models[curves[base].model])
             changed, titles = other | changed, titles | _titles(Model, other)
         seeds = seed_pairs(models[curve.model].train_seeds, curve.sample_seeds, curve.repetitions)
         out[f"curves/{name}"] = curve.filled().model_dump(mode="json", exclude={"method"}) | {"seeds": seeds}

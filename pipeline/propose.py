@@ -1,14 +1,14 @@
 """P_mean and P_std for a data set, proposed from where a brief training learns."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from pipeline.data import to_range
 from pipeline.denoiser import Denoiser
-from pipeline.errors import StudyError
 from pipeline.losses import error_at, evenly_spread, noise_levels
 from pipeline.model import Model
 from pipeline.parallel import in_turns
@@ -34,21 +34,21 @@ class Normal:
     P_std: float
 
 
-def fit(sigmas: Tensor, short: Tensor, long: Tensor, sigma_data: float) -> Normal:
+def fit(sigmas: Tensor, short: Tensor, long: Tensor, sigma_data: float) -> Normal | None:
     """The normal distribution over ln sigma that has the moments of what training longer gained at each sigma (S,).
 
     short, long: the mean squared error of D after a shorter and a longer training, (S,), at evenly spaced ln sigma.
     What counts is the error of the sample in the end: in dz / d ln sigma = z - D an error of D counts alike at every ln
     sigma, and what moves z at sigma moves the sample by sigma_data / sqrt(sigma^2 + sigma_data^2) of it (for Gaussian
-    data, whose trajectories have z proportional to the inverse of that). Raises StudyError where nothing was gained.
+    data, whose trajectories have z proportional to the inverse of that). None where nothing was gained.
     """
     gained = (short - long).clamp(min=0) * sigma_data**2 / (sigmas**2 + sigma_data**2)
     if not float(gained.sum()) > 0:
-        raise StudyError("propose: the longer of the brief trainings is no better at any noise level; train longer")
+        return None
     shares = gained / gained.sum()
     mean = float((shares * sigmas.log()).sum())
     std = float((shares * (sigmas.log() - mean) ** 2).sum().sqrt())
-    return Normal(*(round(round(value / STEP) * STEP, 2) for value in (mean, std)))
+    return Normal(round(round(mean / STEP) * STEP, 2), round(max(round(std / STEP), 1) * STEP, 2))
 
 
 def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
@@ -58,10 +58,10 @@ def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
         return torch.stack([error_at(denoiser, x0, sigma) for sigma in noise_levels()]).double()
 
 
-def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | None = None) -> Normal:
+def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | None = None) -> Normal | None:
     """Train a row's network briefly on all noise levels, and fit P_mean and P_std to where it learns.
 
-    spec: what builds the row's denoiser; images (N, C, H, W), uint8.
+    None where it learns nothing. spec: what builds the row's denoiser; images (N, C, H, W), uint8.
     """
     wide = Model(**row.model_dump(exclude={*PLAIN}) | WIDE)
     rows = [wide.model_copy(update={"images": count}) for count in BRIEF_IMAGES]
@@ -69,25 +69,31 @@ def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | Non
     return fit(noise_levels(), errors(short.denoiser, images), errors(long.denoiser, images), spec["sigma_data"])
 
 
-def summary(name: str, row: Model, found: Normal) -> dict[str, Any]:
+def summary(name: str, row: Model, found: Normal | None) -> dict[str, Any]:
     """What the report says of a proposal for the row `name`; its `row` can be pasted into params.yaml."""
     published = Model()
+    keys = [field.name for field in fields(Normal)]
     return {
         "model": name,
         "images": list(BRIEF_IMAGES),
-        **asdict(found),
-        "published": {key: getattr(published, key) for key in asdict(found)},
-        "row": row_text(name, row, found),
+        **{key: found and getattr(found, key) for key in keys},
+        "published": {key: getattr(published, key) for key in keys},
+        "row": found and row_text(name, row, found),
     }
 
 
 def row_text(name: str, row: Model, found: Normal) -> str:
     """The proposal as a line of params.yaml."""
-    noise = "" if row.noise == "lognormal" else "noise: lognormal, "
-    return f"{name[:50]}_proposed: {{base: {name}, {noise}P_mean: {found.P_mean}, P_std: {found.P_std}}}"
+    noise = {} if row.noise == "lognormal" else {"noise": "lognormal"}
+    written = {"base": name} | noise | asdict(found)
+    return (
+        f"{name[:50]}_proposed: {yaml.safe_dump(written, default_flow_style=True, sort_keys=False, width=1000).strip()}"
+    )
 
 
-def file_text(name: str, row: Model, found: Normal) -> str:
+def file_text(name: str, row: Model, found: Normal | None) -> str:
     """The proposal as a file: a row of params.yaml, ready to be adopted."""
+    if not found:
+        return f"# Brief trainings of {name} on this data learned nothing, so nothing is proposed.\nmodels: {{}}\n"
     comment = "# Where a brief training on this data learns. To adopt it, copy the row."
     return f"{comment}\nmodels:\n  {row_text(name, row, found)}\n"

@@ -15,7 +15,7 @@ def main(arguments: Arguments) -> None:
     found = propose(row, row.spec(data["sigma_data"], shape_of(data)), load_prepared(paths.data).images)
     write_text(paths.proposed, file_text(name, row, found))
     write_json(paths.metrics("propose", "noise"), summary(name, row, found))
-    print(f"{name}: P_mean {found.P_mean}, P_std {found.P_std}")
+    print(f"{name}: {found or 'nothing learned, nothing proposed'}")
 
 
 if __name__ == "__main__":

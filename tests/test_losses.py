@@ -20,10 +20,11 @@ from pipeline.losses import COLUMNS, by_sigma, error_at, evenly_spread, measure_
 from pipeline.model import Model
 from pipeline.noise import NOISES, Levels
 from pipeline.oracle import Gaussian
-from pipeline.pairs import flow_to
+from pipeline.pairs import REFLOW_START
 from pipeline.parallel import in_turns
 from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.randomness import generator
+from pipeline.schedule import VP_PUBLISHED
 from pipeline.training import new_denoiser, save_models, train
 from pipeline.weighting import WEIGHTINGS
 
@@ -33,6 +34,8 @@ SMALL = {"channels": 8, "multipliers": (1,), "blocks": 1, "batch": 8, "warmup_im
 SIGMA_OF_C_NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "edm": lambda c_noise: (4 * c_noise).exp(),
     "ve": lambda c_noise: 2 * c_noise.exp(),
+    "vp": lambda c_noise: VP_PUBLISHED.sigma(c_noise / 999),
+    "vp_v": lambda c_noise: VP_PUBLISHED.sigma(c_noise / 999),
     "flow": lambda c_noise: c_noise / (1 - c_noise),
     "flow_eps": lambda c_noise: c_noise / (1 - c_noise),
     "flow_x0": lambda c_noise: c_noise / (1 - c_noise),
@@ -180,9 +183,16 @@ def test_weights_are_finite_at_every_level_also_outside_of_the_noise(noise: dict
         assert all(math.isfinite(v) and v > 0 for point in points for v in vars(point).values()), weighting
 
 
-def test_the_straightness_of_a_gaussian() -> None:
-    """std (2 - pi / 2); see test_pairs."""
-    assert straightness(exact("flow")) == pytest.approx(STD * (2 - math.pi / 2), rel=0.05)
+@pytest.mark.parametrize("parametrization", SIGMA_OF_C_NOISE)
+def test_the_straightness_of_a_gaussian(parametrization: str) -> None:
+    """std (2 - pi / 2), see test_pairs; and no network is asked about noise above its path."""
+    denoiser, asked = exact(parametrization), []
+    denoiser.register_forward_pre_hook(lambda _, inputs: asked.append(float(inputs[1])))
+    n = torch.randn(losses.IMAGES, *SHAPE, generator=generator("straightness", 0))
+    expected = STD * (2 - math.pi / 2) * float(n.square().mean())
+    assert straightness(denoiser) == pytest.approx(expected, rel=0.02)
+    assert len(asked) == 2 * losses.STRAIGHTNESS_STEPS
+    assert max(asked) == pytest.approx(min(REFLOW_START, PARAMETRIZATIONS[parametrization].largest))
 
 
 IMAGES = pictures(30)
@@ -225,8 +235,7 @@ def test_a_model_is_measured_before_and_after_training(tmp_path: Path, brief: No
             for line, point in zip(own, by_sigma(denoiser, row, evenly_spread(IMAGES, 12)), strict=True):
                 numbers = [float(line[key]) for key in ("sigma", "error", "loss", "gradient")]
                 assert numbers == pytest.approx([point.sigma, point.error, point.loss, point.gradient], rel=1e-5)
-        n = torch.randn(losses.IMAGES, *SHAPE, generator=generator("straightness", 0))
-        straight.append(float(flow_to(trained, n, losses.STRAIGHTNESS_STEPS)[1].mean()))
+        straight.append(straightness(trained))
     assert summary["straightness"] == {
         "mean": pytest.approx(statistics.mean(straight), rel=1e-6),
         "sd": pytest.approx(statistics.stdev(straight), rel=1e-4),
@@ -261,12 +270,10 @@ def test_measures_depend_on_the_row_and_the_weights_alone(tmp_path: Path, brief:
     torch.manual_seed(1)
     lines, summary = measured(row, tmp_path)
     torch.manual_seed(2)
-    before = torch.get_rng_state()
     assert measure_model("name", row, tmp_path, IMAGES, 1) == (lines, summary)
     first = row.model_copy(update={"train_seeds": row.train_seeds[:1]})
     own = [line for line in lines if line["train_seed"] == row.train_seeds[0]]
     assert measure_model("name", first, tmp_path, IMAGES, 1)[0] == own
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_measures_do_not_depend_on_the_number_of_workers(

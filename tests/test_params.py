@@ -17,6 +17,7 @@ from pipeline.params import Curve, Sampler, read_study, resolve, seed_pairs
 from pipeline.sampler import keys_of
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCHEDULES
 from pipeline.solver import SOLVERS
+from pipeline.weighting import WEIGHTINGS
 from tests.imports import ROOT
 
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
@@ -156,7 +157,8 @@ def variation(schema: type[Model] | type[Curve], key: str) -> tuple[dict[str, An
     """A row in which `key` has its default, and another value that it may take there."""
     plain = {"model": "edm"} if schema is Curve else {}
     choices = literals(schema.model_fields[key].annotation)
-    for context in [{}] + [{"solver": name} for name in SOLVERS if schema is Curve and key != "solver"]:
+    part, names = ("solver", SOLVERS) if schema is Curve else ("weighting", WEIGHTINGS)
+    for context in [{}] + [{part: name} for name in names if key != part]:
         for value in (*choices, 0.5, 1, 48, [1, 3], "text"):
             try:
                 before, after = schema(**plain, **context), schema(**plain, **context, **{key: value})
@@ -167,7 +169,7 @@ def variation(schema: type[Model] | type[Curve], key: str) -> tuple[dict[str, An
     raise AssertionError(f"no other value of {key} is valid")
 
 
-@pytest.mark.parametrize("key", Model.model_fields)
+@pytest.mark.parametrize("key", [key for key in Model.model_fields if key != "teacher"])
 def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Model, key)
     rows = resolved(tmp_path, models={"edm": row, "x": {"base": "edm", key: value}})
@@ -458,14 +460,19 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
         "uniform_score can't be had with parametrization vp_x0 and noise lognormal",
     ),
     "flow noise with vp": (
-        {"x": {"noise": "flow_uniform", "parametrization": "vp"}}, "models.x: ", "vp has no noise level above 152"
+        {"x": {"noise": "flow_uniform", "parametrization": "vp"}}, "models.x: ", "parametrization vp has none above 152"
     ),
     "flow noise with ddpm": (
-        {"x": {"noise": "flow_uniform", "parametrization": "ddpm"}}, "models.x: ", "ddpm has no noise level above 157"
+        {"x": {"noise": "flow_uniform", "parametrization": "ddpm"}}, "models.x: ", "ddpm has none above 157"
     ),
     "stratified alone": (
         {"x": {"draws": "stratified", "batch": 1}}, "models.x: ", "draws: stratified has nothing to spread"
     ),
+    "matched alone": (
+        {"x": {"pairs": "optimal_transport", "batch": 1}}, "models.x: ", "pairs: optimal_transport has nothing to match"
+    ),
+    "bias far off": ({"x": {"weighting": "sigmoid", "bias": -1e4}}, "models.x.bias: ", "equal to -50"),
+    "noise without end": ({"x": {"P_mean": 1e5}}, "models.x: ", "noise: lognormal has noise levels from inf to inf"),
     "unknown draws": ({"x": {"draws": "stratifed"}}, "models.x.draws: ", "did you mean 'stratified'?"),
     "unknown pairs": ({"x": {"pairs": "reflo"}}, "models.x.pairs: ", "did you mean 'reflow'?"),
     "reflow without base": ({"flow": FLOW, "x": {**FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "as the base"),
@@ -479,7 +486,7 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
         {"flow": FLOW, "x": {**REFLOW, "train_seeds": [0, 7, 5]}}, "models.x.train_seeds: ", "base flow has no seed 5"
     ),
     "reflow of a reflow with a seed of its own": (
-        {"flow": FLOW, "y": {**REFLOW, "train_seeds": [0]}, "x": {"base": "y", "train_seeds": [1]}},
+        {"flow": FLOW, "y": {**REFLOW, "train_seeds": [0]}, "x": {"base": "y", "pairs": "reflow", "train_seeds": [1]}},
         "models.x.train_seeds: ",
         "base y has no seed 1",
     ),
@@ -530,9 +537,9 @@ def test_a_reflow_row_carries_the_row_of_its_teacher(tmp_path: Path) -> None:
     rows = resolved(
         tmp_path,
         **models(
-            again={"base": "once", "reflow_pairs": 64},  # whose base stands below it
+            again={"base": "once", "pairs": "reflow", "images": 2000},  # whose base stands below it
             flow=FLOW | {"images": 5000, "train_seeds": [0, 1, 2, 3]},
-            once={**REFLOW, "images": 3000, "train_seeds": [1, 3]},
+            once={**REFLOW, "reflow_pairs": 64, "train_seeds": [1, 3]},
         ),
     )
     flow, once, again = (rows[f"models/{name}"] for name in ("flow", "once", "again"))
@@ -540,12 +547,33 @@ def test_a_reflow_row_carries_the_row_of_its_teacher(tmp_path: Path) -> None:
     assert once["teacher"] == flow and again["teacher"] == once
     assert again["teacher"]["teacher"] == flow
     keys = ("pairs", "reflow_pairs", "images", "train_seeds")
-    assert [once[key] for key in keys] == ["reflow", 8192, 3000, [1, 3]]
-    assert [again[key] for key in keys] == ["reflow", 64, 3000, [1, 3]]
+    assert [once[key] for key in keys] == ["reflow", 64, 5000, [1, 3]]
+    assert [again[key] for key in keys] == ["reflow", 64, 2000, [1, 3]]
     assert Model(**again).model_dump(mode="json") == again
     report = rows["report"]["models"]
-    assert report["once"]["differences"] == {"pairs": "reflow", "images": 3000}
-    assert report["again"]["differences"] == {"reflow_pairs": 64} and report["again"]["axis"] == "pairs"
+    assert report["once"]["differences"] == {"pairs": "reflow", "reflow_pairs": 64}
+    assert report["once"]["axis"] == "pairs"
+    assert report["again"]["differences"] == {"pairs": "reflow", "images": 2000}
+
+
+def test_an_heir_of_a_reflow_row_has_its_teacher_and_differs_in_its_own_word_alone(tmp_path: Path) -> None:
+    rows = resolved(
+        tmp_path,
+        **models(flow=FLOW, once=REFLOW, x={"base": "once", "weighting": "snr"}, y={"base": "x", "reflow_pairs": 64}),
+    )
+    for name, base, differences, axis in (
+        ("x", "once", {"weighting": "snr"}, "loss weighting"),
+        ("y", "x", {"reflow_pairs": 64}, "pairs"),
+    ):
+        assert rows[f"models/{name}"]["teacher"] == rows["models/flow"]
+        report = rows["report"]["models"][name]
+        assert (report["base"], report["differences"], report["axis"]) == (base, differences, axis)
+
+
+def test_a_row_that_is_independent_again_has_no_teacher(tmp_path: Path) -> None:
+    rows = resolved(tmp_path, **models(flow=FLOW, once=REFLOW, x={"base": "once", "pairs": "independent"}))
+    assert rows["models/x"] == rows["models/flow"]
+    assert rows["report"]["models"]["x"]["differences"] == {"pairs": "independent"}
 
 
 def test_a_reflow_row_may_be_the_first(tmp_path: Path) -> None:

@@ -283,6 +283,13 @@ def test_a_proposal_that_is_not_tried_alike_is_not_compared(tmp_path: Path, monk
     assert "nearly this" not in text and "\n`far | x`\n" in text
 
 
+def test_where_nothing_is_proposed_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, EDM, [0])
+    write_json(paths.metrics("propose", "noise"), PROPOSAL | {"P_mean": None, "P_std": None, "row": None})
+    assert "Brief trainings of edm (20000 images) learned nothing to go by." in built(paths)
+
+
 def test_losses_that_are_missing_or_broken_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, EDM, [0])

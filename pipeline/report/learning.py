@@ -238,6 +238,8 @@ def _bounds(report: Report) -> Markdown:
 def _proposal(report: Report) -> list[Markdown | str]:
     """The proposed noise distribution, its row, and how the row does, where the study has it."""
     found = report.proposal
+    if found["row"] is None:
+        return [f"Brief trainings of {found['model']} ({plain(found['images'])} images) learned nothing to go by."]
     values, published = (", ".join(f"{k} {plain(own[k])}" for k in PROPOSED) for own in (found, found["published"]))
     return [
         f"A lognormal noise distribution with {values} is proposed from the noise levels at which brief trainings of "
