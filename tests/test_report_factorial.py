@@ -239,7 +239,8 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert cell[:3] == ["P_mean 0", "weighting min_snr", "`m23`"] and "±" in cell[3]
     assert cell[4].startswith("0.9") and cell[4].endswith("to 1.01)")  # not bold
     [said] = [line for line in markdown(paths).splitlines() if line.startswith("- Of 4 x 3 models over")]
-    assert "sampled as m00, at a budget of 8 noise distribution has the larger main effect (" in said
+    assert "sampled as m00 and taken together, which tells apart what single rows may tie in, at a budget of 8 " in said
+    assert " at a budget of 8 noise distribution has the larger main effect (" in said
     assert "p < 0.001; loss weighting " in said and said.endswith("cannot be told from chance.")
     assert (paths.reports / "figures/factorial_1.png").stat().st_size > 10_000
     before = (paths.reports / "report.html").read_bytes()

@@ -91,8 +91,8 @@ def render(report: Report) -> str:
         learning=learning.section(report),
         spreads=parts.spreads(report),
         shown=parts.samples(report),
-        model_table=parts.design_table(report.models, Model, [], "measured"),
-        curve_table=parts.design_table(report.curves, Sampler, ["model"], "none"),
+        model_table=parts.design_table(report.models, Model, [], {"sigma_data": "measured", "": "as published"}),
+        curve_table=parts.design_table(report.curves, Sampler, ["model"], {"": "none"}),
         repetitions=listed(sorted({str(tuple(pair)) for row in report.curves.values() for pair in row["seeds"]})),
         figure=parts.methods_figure(report),
     )

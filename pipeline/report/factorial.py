@@ -336,7 +336,8 @@ def finding(report: Report, grid: Grid) -> str:
         if isinstance(own, Analysis):
             parts.append(f"at a budget of {budget} {_compared(grid, own)}")
     size = f"{len(grid.rows)} x {len(grid.columns)} models over {listed(list(grid.titles))}"
-    return f"Of {size}, sampled as {grid.names[0]}, {'; '.join(parts)}." if parts else ""
+    together = "taken together, which tells apart what single rows may tie in"
+    return f"Of {size}, sampled as {grid.names[0]} and {together}, {'; '.join(parts)}." if parts else ""
 
 
 def _compared(grid: Grid, own: Analysis) -> str:

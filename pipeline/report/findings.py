@@ -1,6 +1,6 @@
 """Sentences computed from the numbers."""
 
-from pipeline.report import factorial
+from pipeline.report import factorial, paths
 from pipeline.report.results import Interval, difference, is_tie, nfe_to_reach, spread
 from pipeline.report.study import Report, listed, number, stated, stated_difference
 
@@ -15,6 +15,7 @@ def findings(report: Report) -> list[str]:
         *_samplers(report),
         *_reach(report),
         *_choices(report),
+        *(text for path in paths.paths(report) if (text := paths.finding(report, path))),
         *(text for grid in factorial.grids(report) if (text := factorial.finding(report, grid))),
         *_spread(report),
     ]

@@ -91,16 +91,14 @@ def _panels(report: Report) -> dict[str, list[str]]:
 
 
 def _split(report: Report, names: list[str]) -> list[list[str]]:
-    """Models with their bases, in parts that one panel has room for."""
-    parts: list[list[str]] = [[]]
-    for name in names:
-        own = [report.models[name]["base"], name]
-        grown = list(dict.fromkeys([*parts[-1], *own]))
-        if len(grown) > PANEL_LINES:
-            parts.append(list(dict.fromkeys(own)))
-        else:
-            parts[-1] = grown
-    return parts
+    """Models with their bases, in as few equally long parts as one panel each has room for."""
+    for count in range(1, len(names) + 1):
+        size = -(-len(names) // count)
+        chunks = [names[start : start + size] for start in range(0, len(names), size)]
+        parts = [list(dict.fromkeys(x for n in chunk for x in (report.models[n]["base"], n))) for chunk in chunks]
+        if size == 1 or max(map(len, parts)) <= PANEL_LINES:
+            return parts
+    return []
 
 
 def _figure(report: Report, name: str, panels: dict[str, list[str]], quantity: Quantity, ylabel: str) -> str:

@@ -278,13 +278,17 @@ def samples(report: Report) -> int:
     return min((len(tiles) for row in grid.values() for tiles in row.values()), default=0)
 
 
-def design_table(rows: dict[str, Any], schema: type[Row], first: list[str], unset: str) -> dict[str, str]:
+def design_table(rows: dict[str, Any], schema: type[Row], first: list[str], unset: dict[str, str]) -> dict[str, str]:
     """The design choices in which any row differs from another, the values that differ from a row's base in bold.
 
-    Below it, as a sentence, the choices that are the same everywhere. unset: what a None stands for.
+    Below it, as a sentence, the choices that are the same everywhere. unset: what a None stands for, by key
+    ("" for all other keys).
     """
     every = first + [key for key, field in schema.model_fields.items() if field.title]
-    shown = {name: {key: unset if row[key] is None else row[key] for key in every} for name, row in rows.items()}
+    shown = {
+        name: {key: unset.get(key, unset[""]) if row[key] is None else row[key] for key in every}
+        for name, row in rows.items()
+    }
     first_row = next(iter(shown.values()))
     keys = [key for key in every if any(row[key] != first_row[key] for row in shown.values())]
     lines = []

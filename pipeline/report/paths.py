@@ -1,12 +1,13 @@
 """Cumulative paths: curves that each take one more step from the one before, as EDM's configurations A to F do."""
 
+from itertools import pairwise
 from typing import Any
 
 from pipeline.report.factorial import low_and_high
 from pipeline.report.figures import path_figure
 from pipeline.report.page import Markdown, code, table
-from pipeline.report.results import FAILED, difference
-from pipeline.report.study import Report, stated, stated_difference
+from pipeline.report.results import FAILED, difference, is_tie
+from pipeline.report.study import Report, listed, stated, stated_difference
 
 LEAST_CURVES = 4  # fewer are an ablation and its base
 
@@ -31,6 +32,21 @@ def paths(report: Report) -> list[list[str]]:
 def sections(report: Report) -> list[dict[str, Any]]:
     """All that the template shows of each path; draws the figures."""
     return [_section(report, path) for path in paths(report)]
+
+
+def finding(report: Report, path: list[str]) -> str:
+    """Which steps of a path are told apart from the one before at its largest budget; empty where none is compared."""
+    budget = max((b for b in report.common_budgets(path) if len(report.having(path, b)) == len(path)), default=0)
+    if not budget:
+        return ""
+    steps = {
+        name: difference(report.cells(name, budget), report.cells(before, budget)) for before, name in pairwise(path)
+    }
+    apart = [f"{report.label(name)} {stated_difference(d)}" for name, d in steps.items() if not is_tie(d)]
+    same = [report.label(name) for name, d in steps.items() if is_tie(d)]
+    parts = [listed(apart)] if apart else []
+    parts += [f"{listed(same)} {'ties' if len(same) == 1 else 'tie'} with the step before"] if same else []
+    return f"Along {path[0]} to {path[-1]}, step by step at a budget of {budget}: {'; '.join(parts)}."
 
 
 def _section(report: Report, path: list[str]) -> dict[str, Any]:

@@ -202,8 +202,8 @@ class Report:
         return found
 
     def choice(self, name: str) -> str:
-        """What a row changes, as it stands in params.yaml: "rho 3"."""
-        return ", ".join(f"{key} {plain(value)}" for key, value in self.curves[name]["differences"].items()) or name
+        """What a row changes, as it stands in params.yaml: "rho 3", "P_mean -1 + P_std 1"."""
+        return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name]["differences"].items()) or name
 
 
 def number(value: float) -> str:
