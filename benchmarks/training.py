@@ -28,7 +28,8 @@ FLOW = {"parametrization": "flow", "noise": "flow_uniform"}
 CHOICES: dict[str, dict[str, Any]] = {
     "the baseline itself": {},
     **{f"parametrization: {name}": {"parametrization": name} for name in PARAMETRIZATIONS if name != "edm"},
-    **{f"weighting: {name}": {"weighting": name} for name in WEIGHTINGS if name != "unit"},
+    **{f"weighting: {name}": {"weighting": name} for name in WEIGHTINGS if name not in ("unit", "vlb")},
+    "weighting: vlb": {"weighting": "vlb", "noise": "ve_loguniform"},  # which EDM's noise does not go with
     **{f"noise: {name}": {"noise": name} for name in NOISES if name != "lognormal"},
     **{f"draws: {name}": {"draws": name} for name in DRAWS if name != "independent"},
     "pairs: optimal_transport": FLOW | {"pairs": "optimal_transport"},
