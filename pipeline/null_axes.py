@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.discretization import DISCRETIZATIONS
 from pipeline.errors import NotFinite
-from pipeline.model import WEIGHTING_KEYS, Model
+from pipeline.model import TRIED_SIGMA_DATA, WEIGHTING_KEYS, Model
 from pipeline.noise import NOISES, keys_of
 from pipeline.optimised import fit
 from pipeline.oracle import Mixture
@@ -24,7 +24,6 @@ from pipeline.weighting import WEIGHTINGS
 AnyRow = TypeVar("AnyRow", bound=Row)
 POINTS, TOLERANCE = 4, 1e-8
 LARGEST_BUDGET = 150  # beyond it a budget is not tried
-TRIED_SIGMA_DATA = 0.5
 TEACHER_LEVELS = 16
 KEYS_OF_NOISE = {"noise"}.union(*(keys_of(name) for name in NOISES))
 

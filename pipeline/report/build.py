@@ -12,7 +12,7 @@ from pipeline.report import paths as cumulative
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html
 from pipeline.report.results import SHORT_HASH
-from pipeline.report.study import SCORE, Report, listed, number
+from pipeline.report.study import SCORE, Report, listed, number, percent
 from pipeline.sampler import Sampler
 
 
@@ -63,7 +63,7 @@ def render(report: Report) -> str:
     environment.filters |= {
         "begin": lambda text: text[:1].upper() + text[1:],
         "number": number,
-        "percent": lambda share: f"{share:.1%}",
+        "percent": percent,
         "short": lambda h: h[:SHORT_HASH],
     }
     measured = report.results[(report.results.metric == SCORE) & report.results.curve.isin(list(report.curves))]

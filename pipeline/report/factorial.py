@@ -15,7 +15,7 @@ from pipeline.model import Model
 from pipeline.report.figures import HeatMap, heat_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import CONFIDENCE
-from pipeline.report.study import Report, listed, number, plain, stated
+from pipeline.report.study import Report, listed, number, percent, plain
 from pipeline.timing import sampler_hash
 
 LEAST_LEVELS = 3  # of each choice
@@ -273,8 +273,7 @@ def _cells(report: Report, grid: Grid, budgets: list[int], effects: dict[int, An
         for j, column in enumerate(grid.columns):
             name, texts = grid.curves[i][j], []
             for budget in budgets:
-                has = bool(report.having([name], budget))
-                texts.append(stated(report.estimate(name, budget)) if has else report.missing(name, budget))
+                texts.append(report.stated_at(name, budget))
                 own = effects.get(budget)
                 texts += [ratio(own.cells.effects[i, j], own.cells.half)] if own else []
             lines.append([row, column, code(name), *texts])
@@ -313,10 +312,6 @@ def ratio(effect: float, half: float) -> str:
     low, high = math.exp(effect - half), math.exp(effect + half)
     text = f"{number(math.exp(effect))} ({number(low)} to {number(high)})"
     return bold(text) if abs(effect) > half else text
-
-
-def percent(share: float) -> str:
-    return f"{share:.1%}"
 
 
 def p_value(source: Source) -> str:

@@ -62,14 +62,18 @@ def curves_figure(
         axes.plot(nfe, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=plain(label))
         if len(points) == 1:
             axes.errorbar(nfe, mean, [mean - low, high - mean], color=colour, capsize=3)
-        bottom = np.where(mean > 0, np.maximum(low, mean / 20), low)  # a logarithmic axis has no 0
-        axes.fill_between(nfe, bottom, high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(nfe, _drawn_low(mean, low), high, color=colour, alpha=0.2, linewidth=0)
     axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
     _nfe_axis(axes, _spaced(sorted({nfe for points in curves.values() for nfe in points if nfe}), 1.12))
     _distance_axis(axes, [p.mean for points in curves.values() for p in points.values()])
     axes.set_ylabel(ylabel)
     axes.legend(frameon=True, fontsize=9)
     _save(figure, path)
+
+
+def _drawn_low(mean: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """The lower ends of bands and bars as they are drawn, since a logarithmic axis has no 0."""
+    return np.where(mean > 0, np.maximum(low, mean / 20), low)
 
 
 def _nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
@@ -244,8 +248,9 @@ def _level_line(axes: Axes, line: Line, label: str | None) -> None:
         linewidth=1.2 if line.dashed else 1.6,
         label=label and plain(label),
     )
-    bottom = np.maximum(values - deviations, values / 20)  # a logarithmic axis has no 0
-    axes.fill_between(sigma, bottom, values + deviations, color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(
+        sigma, _drawn_low(values, values - deviations), values + deviations, color=colour, alpha=0.2, linewidth=0
+    )
 
 
 def _sigma_axis(axes: Axes) -> None:
@@ -294,7 +299,7 @@ def path_figure(path: Path, steps: list[str], lines: dict[str, dict[int, Interva
         x = np.arange(len(steps)) + 0.08 * (place - (len(lines) - 1) / 2)
         own = [points.get(i, Interval(math.nan, math.nan, math.nan, 0)) for i in range(len(steps))]
         mean, low, high = (np.array([getattr(p, end) for p in own]) for end in ("mean", "low", "high"))
-        bottom = np.where(mean > 0, np.maximum(low, mean / 20), low)  # a logarithmic axis has no 0
+        bottom = _drawn_low(mean, low)
         style = {"color": palette[place % 10], "marker": MARKERS[place % len(MARKERS)], "label": plain(label)}
         axes.errorbar(x, mean, [mean - bottom, high - mean], markersize=6, linewidth=1.8, capsize=3, **style)
     axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")

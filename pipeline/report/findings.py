@@ -1,8 +1,8 @@
 """Sentences computed from the numbers."""
 
 from pipeline.report import factorial, paths
-from pipeline.report.results import Interval, difference, is_tie, nfe_to_reach, spread
-from pipeline.report.study import Report, listed, number, stated, stated_difference
+from pipeline.report.results import difference, nfe_to_reach, spread
+from pipeline.report.study import Report, apart_or_tied, listed, number, stated
 
 SHARES = (0.05, 0.2, 1.0)  # how near to the best, in excess over the floor
 
@@ -107,15 +107,12 @@ def _choices(report: Report) -> list[str]:
             names = [name for name in axis if report.curves[name]["base"] == base]
             budget = _compared_at(report, base, names)
             having = report.having(names, budget) if budget else []
-            found: dict[str, Interval | None] = {
-                name: difference(report.cells(name, budget), report.cells(base, budget)) for name in having
-            }
+            found = [
+                (report.choice(name), difference(report.cells(name, budget), report.cells(base, budget)))
+                for name in having
+            ]
             lost = {name: report.choice(name) for name in names if name not in having}
-            apart = [f"{report.choice(name)} {stated_difference(d)}" for name, d in found.items() if not is_tie(d)]
-            same = [report.choice(name) for name, d in found.items() if is_tie(d)]
-            parts = [listed(apart)] if apart else []
-            parts += [f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}"] if same else []
-            if parts:
+            if parts := apart_or_tied(found):
                 parts += _without(report, lost, budget)
                 start = f"{title[0].upper()}{title[1:]}, against {base} at a budget of {budget}: "
                 sentences.append(start + "; ".join(parts) + ".")

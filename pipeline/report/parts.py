@@ -38,8 +38,7 @@ def by_budget(report: Report, metric: str = SCORE) -> Markdown:
     for name in report.methods:
         texts: list[object] = []
         for budget in budgets:
-            has = name in having[budget]
-            text = stated(report.estimate(name, budget, metric)) if has else report.missing(name, budget)
+            text = report.stated_at(name, budget, metric)
             texts.append(bold(text) if name in leaders.get(budget, ()) else text)
         lines.append([report.label(name), code(name), *texts])
     floor = report.floor(metric)

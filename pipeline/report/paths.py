@@ -6,8 +6,8 @@ from typing import Any
 from pipeline.report.factorial import low_and_high
 from pipeline.report.figures import path_figure
 from pipeline.report.page import Markdown, code, table
-from pipeline.report.results import FAILED, difference, is_tie
-from pipeline.report.study import Report, listed, stated, stated_difference
+from pipeline.report.results import FAILED, difference
+from pipeline.report.study import Report, apart_or_tied, stated_difference
 
 LEAST_CURVES = 4  # fewer are an ablation and its base
 
@@ -39,13 +39,11 @@ def finding(report: Report, path: list[str]) -> str:
     budget = max((b for b in report.common_budgets(path) if len(report.having(path, b)) == len(path)), default=0)
     if not budget:
         return ""
-    steps = {
-        name: difference(report.cells(name, budget), report.cells(before, budget)) for before, name in pairwise(path)
-    }
-    apart = [f"{report.label(name)} {stated_difference(d)}" for name, d in steps.items() if not is_tie(d)]
-    same = [report.label(name) for name, d in steps.items() if is_tie(d)]
-    parts = [listed(apart)] if apart else []
-    parts += [f"{listed(same)} {'ties' if len(same) == 1 else 'tie'} with the step before"] if same else []
+    steps = [
+        (report.label(name), difference(report.cells(name, budget), report.cells(before, budget)))
+        for before, name in pairwise(path)
+    ]
+    parts = apart_or_tied(steps, " with the step before")
     return f"Along {path[0]} to {path[-1]}, step by step at a budget of {budget}: {'; '.join(parts)}."
 
 
@@ -80,9 +78,7 @@ def _table(report: Report, path: list[str], budgets: list[int]) -> Markdown:
     compared = low_and_high(budgets)
     lines = []
     for place, name in enumerate(path):
-        scores = [
-            stated(report.estimate(name, b)) if report.having([name], b) else report.missing(name, b) for b in budgets
-        ]
+        scores = [report.stated_at(name, budget) for budget in budgets]
         changes = [_change(report, name, path[place - 1], b) if place else "" for b in compared]
         lines.append([code(name), report.choice(name) if place else "", *scores, *changes])
     header = [*(f"budget {b}" for b in budgets), *(f"minus the step before, budget {b}" for b in compared)]

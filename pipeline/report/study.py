@@ -1,6 +1,7 @@
 """What every part of the report reads: the declared rows and their results, and how a number is written."""
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,11 @@ class Report:
         """Of a curve that has a result at a budget."""
         return estimate(self.cells(curve, budget, metric))
 
+    def stated_at(self, curve: str, budget: int, metric: str = SCORE) -> str:
+        """A curve's mean at a budget with its 95% half width, or what stands where it has no result."""
+        has = self.having([curve], budget)
+        return stated(self.estimate(curve, budget, metric)) if has else self.missing(curve, budget)
+
     def nfe(self, curve: str, budget: int) -> int:
         """What a curve that has a result at a budget really spends of it."""
         return int(self.cells(curve, budget).nfe.iloc[0])
@@ -238,6 +244,19 @@ def stated_difference(found: Interval | None) -> str:
         return "equal"
     text = f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})".replace("-", "−")
     return text + (", tie" if is_tie(found) else "") + (", one repetition" if found.count < 2 else "")
+
+
+def apart_or_tied(found: Iterable[tuple[str, Interval | None]], with_what: str = "") -> list[str]:
+    """What differences, each behind what it is called, say: those that are told apart, then the names of the ties."""
+    pairs = list(found)
+    apart = [f"{called} {stated_difference(d)}" for called, d in pairs if not is_tie(d)]
+    same = [called for called, d in pairs if is_tie(d)]
+    parts = [listed(apart)] if apart else []
+    return parts + ([f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}{with_what}"] if same else [])
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
 
 
 def listed(names: list[str]) -> str:
