@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from pipeline.errors import StudyError
 from pipeline.files import write_bytes
-from pipeline.networks.unet import UNet
+from pipeline.networks.network import build
 from pipeline.parametrization import PARAMETRIZATIONS
 
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
+
+FOREIGN = (StudyError, safetensors.SafetensorError, LookupError, ArithmeticError, TypeError, ValueError, RuntimeError)
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -26,8 +29,10 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(z; sigma) = c_skip z + c_out F(c_in z, c_noise).
 
-    `spec` holds what rebuilds it: parametrization, sigma_data, shape (C, H, W), channels, multipliers, blocks,
-    labels (how many numbers about an image's augmentation the network may be told).
+    `spec` holds what rebuilds it: parametrization, sigma_data, shape, (C, H, W) or (2,) for points, network and what
+    that goes by (`KEYS`), memory_format, augmentation (how many numbers the network may be told of an image's
+    augmentation), classes (how many images each class has; [] for a network that knows no labels).
+    Raises StudyError where the network can't have that shape.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -36,45 +41,59 @@ class Denoiser(nn.Module):
         self.coefficients = PARAMETRIZATIONS[spec["parametrization"]]
         self.sigma_data: float = spec["sigma_data"]
         self.shape: tuple[int, ...] = tuple(spec["shape"])
-        halvings = len(spec["multipliers"]) - 1
-        if any(side % 2**halvings for side in self.shape[1:]):
-            raise StudyError(
-                f"multipliers: {halvings + 1} levels halve the image {halvings} times, "
-                f"which a size of {self.shape[1]} x {self.shape[2]} does not allow; use fewer levels"
-            )
-        self.network = UNet(
-            self.shape[0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"], spec.get("labels", 0)
-        )
-        self.network.to(memory_format=torch.channels_last)
+        self.classes: list[int] = spec["classes"]
+        self.network = build(spec)
+        if len(self.shape) == 3:
+            self.network.to(memory_format=MEMORY_FORMATS[spec["memory_format"]])
 
-    def forward(self, z: Tensor, sigma: Tensor) -> Tensor:
-        """z (N, C, H, W) at noise level sigma, a scalar or (N,), to the mean of x0 given z, in z's shape and dtype."""
+    def forward(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean of x0 given z (N, *shape) at noise level sigma, a scalar or (N,), in z's shape and dtype.
+
+        labels (N,), int64, -1 for none: of each image, what a network with classes is told of it.
+        """
         sigma = sigma.to(z.device, torch.float64).expand(len(z))
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma, self.sigma_data)
-        f = self.network((per_sample(c_in, z) * z).float(), c_noise.float())
+        f = self.network((per_sample(c_in, z) * z).float(), c_noise.float(), labels)
         return torch.addcmul(per_sample(c_skip, z) * z, per_sample(c_out, z), f.to(z))
 
 
-class Counted:
-    """A denoiser that counts its evaluations: `nfe` is how often the network was called, `sigmas` where.
+@runtime_checkable
+class Composite(Protocol):
+    """A denoiser that asks several networks."""
 
-    Whether its answers are finite is noted on their device, and looked at only when asked for.
+    def over(self, wrap: Callable[[DenoiserFunction], DenoiserFunction]) -> DenoiserFunction:
+        """The same of wrapped networks."""
+
+    def __call__(self, z: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+class Counted:
+    """A denoiser that counts its evaluations: `nfe` is how often a network was called, `sigmas` where.
+
+    Of a composite one, the calls of all its networks count. Whether answers are finite is noted on their device, and
+    looked at only when asked for.
     """
 
     def __init__(self, denoiser: DenoiserFunction) -> None:
-        self.denoiser = denoiser
         self.sigmas: list[Tensor] = []
         self.sums: list[Tensor] = []
+        self.denoiser = denoiser.over(self._counting) if isinstance(denoiser, Composite) else self._counting(denoiser)
 
     @property
     def nfe(self) -> int:
         return len(self.sigmas)
 
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
-        denoised = self.denoiser(z, sigma)
-        self.sigmas.append(sigma)
-        self.sums.append(denoised.sum(dtype=torch.float64))  # not finite where an answer is not, and cheap
-        return denoised
+        return self.denoiser(z, sigma)
+
+    def _counting(self, network: DenoiserFunction) -> DenoiserFunction:
+        def counting(z: Tensor, sigma: Tensor) -> Tensor:
+            answer = network(z, sigma)
+            self.sigmas.append(sigma)
+            self.sums.append(answer.sum(dtype=torch.float64))  # not finite where an answer is not, and cheap
+            return answer
+
+        return counting
 
     def not_finite(self, *others: Tensor) -> int | None:
         """The index of the first answer that is not finite, of `others` behind them; None where all are."""
@@ -94,10 +113,11 @@ def load_denoiser(path: Path) -> Denoiser:
     try:
         with safetensors.safe_open(path, "pt") as file:
             spec = json.loads((file.metadata() or {})["spec"])
-        denoiser = Denoiser(spec)
-        denoiser.load_state_dict(load_file(path))
+        with torch.device("meta"):  # no weights are drawn, which would be from the generator that all threads share
+            denoiser = Denoiser(spec)
+        denoiser.to_empty(device="cpu").load_state_dict(load_file(path))
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` trains it") from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except FOREIGN as error:
         raise StudyError(f"{path}: not a model of this study ({error})") from None
     return denoiser.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The network as a denoiser: its formula, dtypes and shapes, its file, and the U-Net's start and limits."""
+"""The network as a denoiser: its formula, dtypes, shapes and labels, and its file."""
 
 import json
 from collections.abc import Callable
@@ -10,18 +10,31 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.denoiser import Counted, Denoiser, load_denoiser, per_sample, save_denoiser
+from pipeline.denoiser import MEMORY_FORMATS, Counted, Denoiser, load_denoiser, per_sample, save_denoiser
 from pipeline.errors import StudyError
-from pipeline.networks.unet import UNet
 from pipeline.parametrization import PARAMETRIZATIONS
 
 SPEC: dict[str, Any] = {
     "parametrization": "edm",
     "sigma_data": 0.6,
     "shape": [1, 8, 8],
+    "network": "unet",
     "channels": 16,
     "multipliers": [1, 2],
     "blocks": 1,
+    "attention": [],
+    "patch": 2,
+    "dropout": 0.0,
+    "embedding": "positional",
+    "memory_format": "channels_last",
+    "augmentation": 0,
+    "classes": [],
+}
+NETWORKS_OF: dict[str, dict[str, Any]] = {  # one of each, with all that it may have
+    "unet": {"embedding": "fourier", "classes": [5, 7]},
+    "ddpmpp": {"network": "ddpmpp", "shape": [3, 8, 16], "attention": [4], "memory_format": "contiguous"},
+    "dit": {"network": "dit", "shape": [3, 8, 16], "classes": [5, 7], "augmentation": 9, "embedding": "fourier"},
+    "mlp": {"network": "mlp", "shape": [2], "classes": [5, 7]},
 }
 
 all_parametrizations = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
@@ -52,6 +65,21 @@ def test_forward_is_its_formula(parametrization: str, count: int) -> None:
             c_skip, c_out, c_in, c_noise = (float(c) for c in PARAMETRIZATIONS[parametrization](levels, 0.6))
             f = denoiser.network((c_in * z[i : i + 1]).float(), torch.tensor([c_noise]))
             torch.testing.assert_close(actual[i], c_skip * z[i] + c_out * f[0].double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["unet", "dit", "mlp"])
+def test_labels_are_told_image_by_image(network: str) -> None:
+    """-1 is no label, and labels change nothing of a network that has none."""
+    changes = NETWORKS_OF[network]
+    denoiser, sigma = denoiser_of(**changes), torch.tensor(0.5, dtype=torch.float64)
+    z, labels = images(4, denoiser.shape), torch.tensor([0, -1, 1, 0])
+    assert denoiser.classes == [5, 7]
+    untold, told = denoiser(z, sigma), denoiser(z, sigma, labels)
+    assert torch.equal(denoiser(z, sigma, torch.full((4,), -1)), untold)
+    assert torch.equal(told[1], untold[1])
+    assert not any(torch.equal(told[i], untold[i]) for i in (0, 2, 3))
+    without = denoiser_of(**changes | {"classes": []})
+    assert torch.equal(without(z, sigma, labels), without(z, sigma))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -104,23 +132,6 @@ def test_counted_finds_the_first_answer_that_is_not_finite(value: float, calls: 
     assert counted.not_finite() == calls[0] and counted.nfe == 4
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(8, 8), (16, 16), (8, 16)])
-@pytest.mark.parametrize("multipliers", [(1,), (1, 2), (2, 1, 1)])
-def test_unet_starts_at_zero_and_then_uses_all_it_is_given(
-    channels: int, size: tuple[int, int], multipliers: tuple[int, ...]
-) -> None:
-    x, c_noise = images(2, (channels, *size)).float(), torch.tensor([0.1, 0.7])
-    network = UNet(channels, 8, multipliers, 1)
-    assert torch.equal(network(x, c_noise), torch.zeros_like(x))
-    for parameter in network.parameters():
-        parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))
-    out = network(x, c_noise)
-    assert out.shape == x.shape and not torch.equal(out, network(x, c_noise + 1))
-    out.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
-
-
 @pytest.mark.parametrize(("shape", "levels"), [([1, 8, 8], 5), ([1, 28, 28], 4), ([3, 8, 6], 3), ([1, 9, 8], 2)])
 def test_levels_that_do_not_divide_the_size_are_refused(shape: list[int], levels: int) -> None:
     with pytest.raises(StudyError, match="use fewer levels") as caught:
@@ -133,7 +144,10 @@ def test_levels_that_do_not_divide_the_size_are_refused(shape: list[int], levels
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"parametrization": "flow", "shape": [3, 8, 16], "multipliers": [1, 1, 2]}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"parametrization": "flow", "shape": [3, 8, 16], "multipliers": [1, 1, 2]}, *NETWORKS_OF.values()],
+)
 def test_save_and_load_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     denoiser = denoiser_of(**changes)
     save_denoiser(denoiser, tmp_path / "a.safetensors")
@@ -141,10 +155,27 @@ def test_save_and_load_round_trip(tmp_path: Path, changes: dict[str, Any]) -> No
     assert again.spec == denoiser.spec and not again.training
     for name, value in denoiser.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
-    z, sigma = images(4, tuple(denoiser.shape)), torch.logspace(-1, 1, 4).double()
+    strides = [parameter.stride() for parameter in denoiser.parameters()]
+    assert [parameter.stride() for parameter in again.parameters()] == strides, "another memory format"
+    z, sigma = images(4, denoiser.shape), torch.logspace(-1, 1, 4).double()
     assert torch.equal(again(z, sigma), denoiser(z, sigma))
     save_denoiser(again, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_the_memory_format_is_the_specs() -> None:
+    for name, memory_format in MEMORY_FORMATS.items():
+        found = denoiser_of(memory_format=name, shape=[3, 8, 8]).network.state_dict()["stem.weight"]
+        assert found.is_contiguous(memory_format=memory_format), name
+        assert sum(found.is_contiguous(memory_format=other) for other in MEMORY_FORMATS.values()) == 1
+
+
+@pytest.mark.parametrize("network", NETWORKS_OF)
+def test_loading_draws_nothing_from_the_generator_that_threads_share(tmp_path: Path, network: str) -> None:
+    save_denoiser(denoiser_of(**NETWORKS_OF[network]), tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    load_denoiser(tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def other_tensors(path: Path) -> None:
@@ -177,11 +208,17 @@ def spec_of(value: Any) -> Callable[[Path], None]:
         (spec_of([]), "not a model"),
         (spec_of(SPEC | {"parametrization": "other"}), "not a model"),
         (spec_of(SPEC | {"shape": None}), "not a model"),
+        (spec_of(SPEC | {"shape": [1, 9, 9]}), "use fewer levels"),
+        (spec_of(SPEC | {"network": "other"}), "not a model"),
+        (spec_of(SPEC | {"network": "dit", "patch": 0}), "not a model"),
+        (spec_of({key: value for key, value in SPEC.items() if key != "classes"}), "not a model"),
         (other_tensors, "not a model"),
         (other_shapes, "not a model"),
     ],
 )
-def test_files_that_are_no_models_are_refused_in_one_line(tmp_path: Path, harm: Callable, cause: str) -> None:
+def test_files_that_are_no_models_are_refused_in_one_line(
+    tmp_path: Path, harm: Callable[[Path], object], cause: str
+) -> None:
     path = tmp_path / "model.safetensors"
     save_denoiser(denoiser_of(), path)
     harm(path)

@@ -1,57 +1,47 @@
 """A small U-Net in the manner of DDPM++ (Song et al. 2021, arXiv 2011.13456): group norm and adaptive scale."""
 
-import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.networks.embedding import Conditioning, Told
+from pipeline.networks.layers import dropout as dropout_layer
+from pipeline.networks.layers import zero
+
 GROUP_CHANNELS = 8  # channels per group of a group norm
-
-
-def positional_embedding(c_noise: Tensor, width: int) -> Tensor:
-    """Cosines and sines of c_noise (N,) at geometric frequencies from 1 to 1e-4: (N, width) (Vaswani et al. 2017)."""
-    frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=c_noise.device) / (width // 2))
-    angles = c_noise[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // GROUP_CHANNELS, channels)
 
 
-def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with all its weights set to 0, so that what follows it starts as the identity."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
 class Block(nn.Module):
     """Two convolutions around a residual; the embedding scales and shifts the second one's normalised input."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.affine = nn.Linear(embedding, 2 * outputs)
         self.norm2, self.conv2 = norm(outputs), zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.dropout = dropout_layer(dropout)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), scale + 1)))
-        return self.skip(x) + h
+        h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
+        return self.skip(x) + self.conv2(self.dropout(h))
 
 
 class Level(nn.Module):
     """Blocks at one resolution."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, blocks: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, blocks: int, dropout: float) -> None:
         super().__init__()
         widths = [inputs] + blocks * [outputs]
-        self.blocks = nn.ModuleList(Block(a, b, embedding) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(Block(a, b, embedding, dropout) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         for block in self.blocks:
@@ -62,30 +52,36 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1).
 
-    Where `labels` > 0, it may be told so many numbers more about each image, (N, labels); not told is all 0.
+    labels and augmentation: see `Told`.
     """
 
     def __init__(
-        self, image_channels: int, channels: int, multipliers: tuple[int, ...], blocks: int, labels: int = 0
+        self,
+        image_channels: int,
+        channels: int,
+        multipliers: tuple[int, ...],
+        blocks: int,
+        embedding: str = "positional",
+        dropout: float = 0.0,
+        classes: int = 0,
+        augmentation: int = 0,
     ) -> None:
         super().__init__()
-        self.channels = channels
         widths = [channels * multiplier for multiplier in multipliers]
         width = 4 * channels
-        self.embed = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.embed = Conditioning(embedding, channels, width)
         self.stem = nn.Conv2d(image_channels, channels, 3, padding=1)
-        self.down = nn.ModuleList(Level(a, b, width, blocks) for a, b in pairwise([channels, *widths]))
+        self.down = nn.ModuleList(Level(a, b, width, blocks, dropout) for a, b in pairwise([channels, *widths]))
         self.downsample = nn.ModuleList(nn.Conv2d(a, a, 3, stride=2, padding=1) for a in widths[:-1])
         self.upsample = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(Level(2 * a, a, width, blocks) for a in widths[:-1])
+        self.up = nn.ModuleList(Level(2 * a, a, width, blocks, dropout) for a in widths[:-1])
         self.norm, self.head = norm(widths[0]), zero(nn.Conv2d(widths[0], image_channels, 3, padding=1))
-        self.label = nn.Linear(labels, channels, bias=False) if labels else None
+        self.told = Told(classes, augmentation, channels)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        embedding = positional_embedding(c_noise, self.channels)
-        if self.label is not None and labels is not None:
-            embedding = embedding + self.label(labels)
-        embedding = self.embed(embedding)
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
+        embedding = self.embed(c_noise, self.told(labels, augmentation))
         x = self.stem(x)
         skips = []
         for level, downsample in zip(self.down, self.downsample, strict=False):

@@ -1,0 +1,94 @@
+"""How a network is told the noise level, a label, and how an image was augmented: as one embedding."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FOURIER_SCALE = 16.0  # the standard deviation of random frequencies (Song et al. 2021, arXiv 2011.13456)
+VECTOR = 32  # numbers that PyTorch's CPU kernels compute at once
+
+
+def embedding_width(channels: int) -> int:
+    """The width of an embedding for so many channels, at least as many.
+
+    A tensor's last numbers, fewer than VECTOR, are rounded otherwise than the rest: so that no image's are among them,
+    whatever the size of its batch, the width is a multiple of VECTOR.
+    """
+    return -(-channels // VECTOR) * VECTOR
+
+
+def positional_embedding(c_noise: Tensor, width: int) -> Tensor:
+    """Cosines and sines of c_noise (N,) at geometric frequencies from 1 to 1e-4: (N, width) (Vaswani et al. 2017)."""
+    frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=c_noise.device) / (width // 2))
+    angles = c_noise[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Positional(nn.Module):
+    """c_noise (N,) at fixed frequencies: (N, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        return positional_embedding(c_noise, self.width)
+
+
+class Fourier(nn.Module):
+    """Cosines and sines of 2 pi f c_noise, c_noise (N,), at random frequencies f: (N, width) (Tancik et al. 2020,
+    arXiv 2006.10739; Song et al. 2021). The frequencies are drawn with the initial weights, and never trained."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", FOURIER_SCALE * torch.randn(width // 2))
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angles = 2 * math.pi * c_noise[:, None] * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+EMBEDDINGS: dict[str, type[Positional] | type[Fourier]] = {"positional": Positional, "fourier": Fourier}
+
+
+class Conditioning(nn.Module):
+    """The embedding (N, width) of c_noise (N,) and of what `Told` made of the rest, (N, inputs) or None."""
+
+    def __init__(self, embedding: str, inputs: int, width: int) -> None:
+        super().__init__()
+        self.noise = EMBEDDINGS[embedding](inputs)
+        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, c_noise: Tensor, told: Tensor | None) -> Tensor:
+        embedding = self.noise(c_noise)
+        return self.layers(embedding if told is None else embedding + told)
+
+
+class Told(nn.Module):
+    """What a network is told of an image beside its noise level, (N, width); None and 0 mean: nothing.
+
+    classes: how many labels there are, 0 for a network that knows none; augmentation: how many numbers (N, A) say how
+    an image was augmented. Networks make this layer last: the order in which layers are made decides how they start.
+    """
+
+    def __init__(self, classes: int, augmentation: int, width: int) -> None:
+        super().__init__()
+        self.label = nn.Linear(classes, width, bias=False) if classes else None
+        self.augmentation = nn.Linear(augmentation, width, bias=False) if augmentation else None
+
+    def forward(self, labels: Tensor | None, augmentation: Tensor | None) -> Tensor | None:
+        """labels (N,), int64, -1 for none; augmentation (N, A). What the network has no layer for is not looked at."""
+        told = None
+        if self.label is not None and labels is not None:
+            classes = self.label.in_features
+            chosen = F.one_hot(labels.clamp(min=0), classes) * (labels >= 0)[:, None]
+            # of unit mean square over the classes, so that a label weighs as much among many as among few
+            told = self.label(math.sqrt(classes) * chosen.to(self.label.weight.dtype))
+        if self.augmentation is not None and augmentation is not None:
+            how = self.augmentation(augmentation)
+            told = how if told is None else told + how
+        return told

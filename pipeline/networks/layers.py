@@ -1,0 +1,90 @@
+"""Layers that the networks share, and how their weights start."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`: into how many groups or heads channels can be split."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The layer with all its weights set to 0, so that what follows it starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def initialize(network: nn.Module, last: Iterable[nn.Module]) -> None:
+    """Weights as Glorot and Bengio (2010) draw them, biases of 0; the `last` layer of each branch is 0."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for layer in last:
+        zero(layer)
+
+
+class Dropout(nn.Module):
+    """Dropout whose masks come from `generator`, which is set from outside: threads share PyTorch's global one."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if self.generator is None:
+            raise RuntimeError("dropout in training needs a generator: call set_generator")
+        drawn = torch.rand(x.shape, generator=self.generator, device=self.generator.device)
+        return x * ((drawn >= self.p) / (1 - self.p)).to(x)
+
+
+def dropout(p: float) -> nn.Module:
+    """Dropout with probability p; where p is 0, the identity."""
+    return Dropout(p) if p else nn.Identity()
+
+
+def set_generator(network: nn.Module, generator: torch.Generator) -> None:
+    """Let all the network's dropout draw its masks from this generator, layer by layer."""
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift (Peebles and Xie 2023, arXiv 2212.09748); shift and scale (N, C), x (N, C) or (N, T, C)."""
+    if x.ndim == 3:
+        shift, scale = shift[:, None], scale[:, None]
+    return torch.addcmul(shift, x, scale + 1)
+
+
+class FeedForward(nn.Module):
+    """Two layers on the last axis, four times as wide in between."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.widen, self.narrow = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(F.gelu(self.widen(x), approximate="tanh"))
+
+
+class Head(nn.Module):
+    """The last layer of an adaLN-Zero network, which starts at 0: (N, ..., channels) to (N, ..., outputs)."""
+
+    def __init__(self, channels: int, outputs: int, embedding: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(embedding, 2 * channels)
+        self.linear = nn.Linear(channels, outputs)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.linear(modulate(self.norm(x), *self.modulation(embedding).chunk(2, dim=1)))
