@@ -26,6 +26,7 @@ from pipeline.randomness import generator
 from pipeline.sampler import Sampler
 from pipeline.schedule import SCALINGS, SCHEDULES
 from pipeline.singlestep import heun
+from pipeline.weights import main_files
 
 TEACHER_RHO = 7.0
 TRAJECTORIES = 256
@@ -104,8 +105,8 @@ def _fit_weights(weights: pathlib.Path, sigma_min: float, sigma_max: float) -> d
 
 
 def fit_model(folder: pathlib.Path, ranges: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Grids of every training in a model's folder, for each noise range (sigma_min, sigma_max): JSON values."""
-    jobs = [(weights, low, high) for weights in sorted(folder.glob("seed_*.safetensors")) for low, high in ranges]
+    """Grids of every training's main average in a model's folder, for each noise range (sigma_min, sigma_max): JSON."""
+    jobs = [(weights, low, high) for weights in main_files(folder) for low, high in ranges]
     return side_by_side([partial(_fit_weights, *job) for job in jobs])
 
 
