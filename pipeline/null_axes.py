@@ -8,12 +8,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from pipeline.denoiser import DenoiserFunction
 from pipeline.discretization import DISCRETIZATIONS
 from pipeline.errors import NotFinite
+from pipeline.guidance import guided
 from pipeline.model import TRIED_SIGMA_DATA, WEIGHTING_KEYS, Model
 from pipeline.noise import NOISES, keys_of
 from pipeline.optimised import fit
-from pipeline.oracle import Mixture
+from pipeline.oracle import LabelledMixture
 from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.randomness import generator
 from pipeline.rows import Row
@@ -22,9 +24,10 @@ from pipeline.sampling import sample
 from pipeline.weighting import WEIGHTINGS
 
 AnyRow = TypeVar("AnyRow", bound=Row)
-POINTS, TOLERANCE = 4, 1e-8
+POINTS, STD, TOLERANCE = 4, 0.3, 1e-8
 LARGEST_BUDGET = 150  # beyond it a budget is not tried
 TEACHER_LEVELS = 16
+BESIDE = ("train_seeds", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")  # of a training
 KEYS_OF_NOISE = {"noise"}.union(*(keys_of(name) for name in NOISES))
 
 
@@ -37,18 +40,29 @@ def differences(row: Row, base: Row) -> dict[str, Any]:
     }
 
 
-def _mixture() -> Mixture:
+def _mixture(std: float) -> LabelledMixture:
     means = torch.tensor([[0.7, -0.2], [-0.4, 0.5]], dtype=torch.float64)
-    return Mixture(means, torch.tensor([0.3, 0.7], dtype=torch.float64), 0.3)
+    return LabelledMixture(means, torch.tensor([0.3, 0.7], dtype=torch.float64), std)
 
 
-def sampled(row: Sampler) -> dict[int, Tensor]:
-    """By budget, what a row makes of a few points of noise with the exact denoiser of a mixture."""
-    oracle, found = _mixture(), {}
+def _denoiser(row: Sampler) -> DenoiserFunction:
+    """The mixture's denoiser, guided to its classes by turns where the row guides; a wider one is its snapshot."""
+    exact, guidance = _mixture(STD), row.build_guidance()
+    labels = torch.arange(POINTS) % len(exact.means)
+    return exact if guidance.idle else guided(guidance, exact, labels, _mixture(2 * STD), exact)
+
+
+def sampled(row: Sampler) -> dict[Any, Any]:
+    """By budget, what a row makes of a few points of noise with the exact denoiser of a mixture.
+
+    And the guide, where there is one: exact ones agree with each other, as trained ones do not.
+    """
+    oracle = _denoiser(row)
     noise = torch.randn(POINTS, 2, dtype=torch.float64, generator=generator("null axes", 0))
+    found: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
     fitted: list[tuple[float, ...]] = []
     if row.discretization == "optimised":
-        fitted = fit(oracle, noise, *row.sigma_range, TEACHER_LEVELS)
+        fitted = fit(_mixture(STD), noise, *row.sigma_range, TEACHER_LEVELS)
     for budget in sorted(row.nfe):
         steps = row.steps(budget)
         if budget > LARGEST_BUDGET or (fitted and steps > len(fitted)):
@@ -69,10 +83,15 @@ def trained(row: Model) -> dict[str, Any]:
     sigma = row.distribution.sigma(u)
     sigma_data = row.sigma_data or TRIED_SIGMA_DATA
     coefficients = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data)
-    others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, "train_seeds"})
+    others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, *BESIDE})
     others["ema_halflife_images"] = row.longest_average_images
+    others["micro_batch"] = min(row.micro_batch or row.batch, row.batch)
     if row.pairs != "reflow":
         del others["reflow_pairs"]
+    if row.labels == "none":
+        del others["label_dropout"]
+    if row.learning_rate_decay != "inverse_sqrt":
+        del others["learning_rate_reference_images"]
     return others | {
         "learned": WEIGHTINGS[row.weighting].learned,
         "coefficients": torch.stack(coefficients),
@@ -83,8 +102,8 @@ def trained(row: Model) -> dict[str, Any]:
 
 def same(one: dict[Any, Any], two: dict[Any, Any]) -> bool:
     """Whether two outcomes agree to rounding in all that both have."""
-    common = one.keys() & two.keys()
-    return bool(common) and all(
+    common = one.keys() & two.keys()  # of samplers the guide always, which alone says nothing
+    return bool(common - {"guide"}) and all(
         torch.allclose(one[key], two[key], rtol=TOLERANCE, atol=TOLERANCE)
         if isinstance(one[key], Tensor)
         else one[key] == two[key]
@@ -116,6 +135,8 @@ def sampler_reason(row: Sampler, key: str) -> str:
         return f"solver {row.solver} steps in {solver.variable}, whatever the {key}"
     if key == "schedule":
         return f"on one grid of noise levels solver {row.solver} takes the same steps in linear and in flow"
+    if key in ("guide", "guidance_min", "guidance_max") and row.build_guidance().idle:
+        return f"there is no guidance where guidance is {row.guidance:g}"
     if key in ("S_min", "S_max", "S_noise") and not row.S_churn:
         return "there is no churn without S_churn"
     if key == "order":
@@ -134,6 +155,12 @@ def model_reason(row: Model, key: str) -> str:
     if key == "ema_halflife_images":
         longest = f"{row.longest_average_images:.0f}"
         return f"over a training of {row.images} images the average has a half-life of {longest} at most"
+    if key == "label_dropout":
+        return "there are no labels to drop"
+    if key == "learning_rate_reference_images":
+        return f"learning_rate_decay {row.learning_rate_decay} has none"
+    if key == "micro_batch":
+        return f"a batch has {row.batch} images"
     if key == "reflow_pairs":
         return f"pairs {row.pairs} has none"
     if key == "weighting":

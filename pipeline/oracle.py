@@ -60,6 +60,30 @@ class Mixture:
         return self.means[which] + self.std * noise
 
 
+@dataclass(frozen=True)
+class LabelledMixture(Mixture):
+    """A mixture whose components are classes: component k is class k. labels (N,), int64; -1: of any class."""
+
+    def __call__(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The whole mixture's denoiser, or those of the classes that the labels name."""
+        anything = super().__call__(z, sigma)
+        if labels is None:
+            return anything
+        mean, level = self.means[labels], _expand(sigma, z)
+        own = mean + self.std**2 / (level**2 + self.std**2) * (z - mean)
+        return torch.where(_expand(labels, z) < 0, anything, own)
+
+    def log_posterior(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """ln p(k | z; sigma) of every class, by Bayes' rule: (N, K)."""
+        squares = (z.flatten(1)[:, None] - self.means.flatten(1)).square().sum(2)
+        return (self.weights.log() - squares / (2 * (sigma.reshape(-1, 1) ** 2 + self.std**2))).log_softmax(1)
+
+    def log_gradient(self, z: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """grad_z ln p(labels | z; sigma) = (means[labels] - sum_k p(k | z) means[k]) / (sigma^2 + std^2)."""
+        near = (self.log_posterior(z, sigma).exp() @ self.means.flatten(1)).reshape(z.shape)
+        return (self.means[labels] - near) / (_expand(sigma, z) ** 2 + self.std**2)
+
+
 def empirical(images: Tensor) -> Mixture:
     """The optimal denoiser of a finite data set, images (K, ...): what a network that learned it by heart answers."""
     return Mixture(images.double(), torch.full((len(images),), 1 / len(images), dtype=torch.float64), 0.0)

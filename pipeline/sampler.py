@@ -1,6 +1,9 @@
 """A sampler row: how one curve is sampled from a model."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from inspect import signature
 from typing import Annotated, Any, Literal, Self
 
@@ -8,10 +11,12 @@ import torch
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor
 
+from pipeline.denoiser import Counted
 from pipeline.discretization import DISCRETIZATIONS, LEVELS, SPACINGS
 from pipeline.errors import StudyError
+from pipeline.guidance import GUIDES, Guidance
 from pipeline.multistep import Multistep
-from pipeline.path import SingleStep, Solver
+from pipeline.path import Path, SingleStep, Solver
 from pipeline.rows import Row, axis
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
 from pipeline.solver import SOLVERS, VARIANCES
@@ -32,7 +37,7 @@ SOLVER_KEYS = frozenset(key for solver in SOLVERS for key in keys_of(solver))
 
 class Sampler(Row):
     """A sampler. `scaling`, `sigma_min` and `sigma_max` None mean: as published with the schedule and the grid; `order`
-    None: as the solver is best known."""
+    None: as the solver is best known. `guidance` is its weight, and acts where guidance_min < sigma <= guidance_max."""
 
     solver: Literal[tuple(SOLVERS)] = axis("heun", "solver")  # type: ignore[valid-type]
     order: Annotated[int, Field(ge=1, le=9)] | None = axis(None, "order")
@@ -57,6 +62,10 @@ class Sampler(Row):
     sigma_max: PositiveFloat | None = axis(None, "noise range")
     schedule: Literal[tuple(SCHEDULES)] = axis("linear", "schedule")  # type: ignore[valid-type]
     scaling: Literal[tuple(SCALINGS)] | None = axis(None, "scaling")  # type: ignore[valid-type]
+    guidance: NonNegativeFloat = axis(1.0, "guidance")
+    guide: Literal[tuple(GUIDES)] = axis("unconditional", "guidance")  # type: ignore[valid-type]
+    guidance_min: NonNegativeFloat = axis(0.0, "guidance")
+    guidance_max: Upper = axis(None, "guidance")
     nfe: Budgets = (4, 7, 11, 19, 35)
 
     @model_validator(mode="after")
@@ -76,23 +85,40 @@ class Sampler(Row):
             raise ValueError("nfe: a budget stands twice")
         if self.S_max is not None and self.S_min > self.S_max:
             raise ValueError(f"S_min ({self.S_min}) must not be above S_max ({self.S_max})")
+        self._check_guidance()
         solver = self.build_solver()
-        if solver.adaptive and max(self.nfe) < solver.evaluations(2):
-            raise ValueError(f"nfe: solver {self.solver} needs {solver.evaluations(2)} evaluations at the least")
+        if solver.adaptive and max(self.nfe) < self.evaluations(2):
+            raise ValueError(f"nfe: solver {self.solver} needs {self.evaluations(2)} evaluations at the least")
         most = max(self.steps(budget) for budget in self.nfe)
         if self.order and isinstance(solver, Multistep) and most < solver.steps_needed:
             raise ValueError(
                 f"order: {self.order} takes {solver.steps_needed} steps, and nfe pays for {most} at the most"
             )
-        if not self._falls():
+        if not self._falls(most):
             raise ValueError(
                 "rho, shift, sigmas, sigma_min, sigma_max: the noise levels don't fall from step to step in float64"
             )
         return self
 
-    def _falls(self) -> bool:
-        """Whether the finest grid's noise levels, and their times, are finite and fall from step to step."""
-        steps = max(self.steps(budget) for budget in self.nfe)
+    def _check_guidance(self) -> None:
+        guidance = self.build_guidance()
+        if self.guidance_max is not None and self.guidance_min >= self.guidance_max:
+            raise ValueError(f"guidance_min ({self.guidance_min}) must be below guidance_max ({self.guidance_max})")
+        if not guidance.limited:
+            return
+        if guidance.idle:
+            raise ValueError(
+                f"guidance_min, guidance_max: there is no guidance to limit: guidance {self.guidance:g} of guide "
+                f"{self.guide} has no effect; give it another weight"
+            )
+        if self.discretization == "optimised":
+            raise ValueError(
+                "guidance_min, guidance_max: what guidance between them costs is not known before an optimised grid is "
+                "fitted; use another discretization, or guidance at all noise levels"
+            )
+
+    def _falls(self, steps: int) -> bool:
+        """Whether a grid's noise levels, and their times, are finite and fall from step to step."""
         if self.discretization == "optimised":
             if steps > LEVELS:
                 raise ValueError(f"nfe: {steps} steps, but an optimised grid has {LEVELS} at most")
@@ -131,21 +157,34 @@ class Sampler(Row):
             )
         return Churned(solver, self.S_churn, self.S_min, self.S_max, self.S_noise)
 
+    def build_guidance(self) -> Guidance:
+        return Guidance(self.guidance, self.guide, self.guidance_min, self.guidance_max)
+
+    def evaluations(self, steps: int) -> int:
+        """What `steps` steps cost, guidance included; of an adaptive solver the least that they may."""
+        return self._cost()(steps)
+
+    def _cost(self) -> Callable[[int], int]:
+        solver, guidance = self.build_solver(), self.build_guidance()
+        if guidance.evaluations > 1 and guidance.limited:
+            return solver.evaluations if solver.adaptive else partial(_counted, self)
+        return lambda steps: guidance.evaluations * solver.evaluations(steps)
+
     def steps(self, budget: int) -> int:
         """As many steps as cost at most `budget` evaluations; for an adaptive solver always 2, its own and the last.
 
         Raises ValueError where not even one step does.
         """
-        solver = self.build_solver()
-        if solver.adaptive:
+        if self.build_solver().adaptive:
             return 2
-        choices = [len(self.sigmas)] if self.sigmas else range(1, budget + 1)
-        steps = max((n for n in choices if solver.evaluations(n) <= budget), default=0)
-        if not steps:
-            needed = solver.evaluations(choices[0])
+        choices: Sequence[int] = [len(self.sigmas)] if self.sigmas else range(1, budget + 1)
+        cost = self._cost()
+        affordable = bisect_right(choices, budget, key=cost)  # another step costs more than a finer grid may save
+        if not affordable:
+            needed = f"{cost(choices[0])}{' with guidance' if self.build_guidance().evaluations > 1 else ''}"
             what = f"its {len(self.sigmas)} sigmas" if self.sigmas else "a step"
             raise ValueError(f"nfe: {budget} evaluations are too few: solver {self.solver} needs {needed} for {what}")
-        return steps
+        return choices[affordable - 1]
 
     def grid(self, steps: int) -> Tensor:
         """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,); of an adaptive solver its range."""
@@ -167,6 +206,29 @@ class Sampler(Row):
 
     def build_scaling(self) -> Scaling:
         return SCALINGS[self.scaling or SCALING_OF_SCHEDULE[self.schedule]]
+
+
+@lru_cache(maxsize=4096)
+def _counted(sampler: Sampler, steps: int) -> int:
+    """What `steps` steps cost where only some are guided, which goes by the noise levels that the solver asks for:
+    counted, as the solver takes them with networks that answer 0. A grid that cannot be counts as if guided throughout.
+    """
+    solver, guidance = sampler.build_solver(), sampler.build_guidance()
+    try:
+        sound = sampler._falls(steps)
+    except ValueError:
+        sound = False
+    if not sound:
+        return guidance.evaluations * solver.evaluations(steps)
+    counted = Counted(guidance(_nothing, _nothing))
+    path = Path(counted, sampler.build_schedule(), sampler.build_scaling())
+    for _ in solver.run(path, torch.zeros(1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
+        pass
+    return counted.nfe
+
+
+def _nothing(z: Tensor, sigma: Tensor) -> Tensor:
+    return torch.zeros_like(z)
 
 
 def sampler_of(curve: dict[str, Any]) -> Sampler:

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.data import to_uint8
+from pipeline.data import to_data
 from pipeline.denoiser import Counted, DenoiserFunction
 from pipeline.errors import NotFinite, StudyError
+from pipeline.guidance import BySample
 from pipeline.path import Path, RandnLike
 from pipeline.randomness import SampleNoise
 from pipeline.sampler import Sampler
 
-# A matrix product of very few rows takes another path through the linear algebra library and rounds differently.
-MIN_BATCH = 16
-
-
+# A matrix product of very few rows takes another path through the linear algebra library and rounds differently. So do
+# the last numbers of a tensor, fewer than 32, where PyTorch computes as many at once: channels come in multiples of 8.
+MIN_BATCH, BATCH_STEP = 16, 4
 GROUP = 64  # samples whose steps an adaptive solver chooses together
 
 
 @dataclass(frozen=True)
 class Samples:
-    """x0 (N, ...), in float64, and how many evaluations of the denoiser each of them cost."""
+    """x0 (N, ...), in float64, and how many calls of networks each of them cost."""
 
     x0: Tensor
     nfe: int
@@ -40,7 +40,8 @@ def sample(
 ) -> Samples:
     """Solve the sampler's ODE or SDE from sigma_max to 0 in `steps` steps.
 
-    denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar tensor; noise: standard normal, (N, ...);
+    denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar tensor; it is guided already where the sampler
+    has guidance (`pipeline.guidance`), and calls of all its networks count. noise: standard normal, (N, ...);
     randn_like(x) -> noise of x's shape, which only stochastic samplers call. The state is kept in float64.
     Raises NotFinite where an answer of the denoiser or a sample is not finite, naming the step and sigma.
     """
@@ -74,22 +75,32 @@ def _check(counted: Counted, z: Tensor, ends: list[int], steps: int) -> None:
 
 
 def generate(
-    denoiser: DenoiserFunction, shape: tuple[int, ...], sampler: Sampler, steps: int, seed: int, count: int, batch: int
+    denoiser: DenoiserFunction | BySample,
+    shape: tuple[int, ...],
+    sampler: Sampler,
+    steps: int,
+    seed: int,
+    count: int,
+    batch: int,
 ) -> Iterator[tuple[Tensor, int]]:
-    """Sample `count` images of `shape`, in batches of about `batch`: each as uint8 (n, *shape), and its counted NFE.
+    """Sample `count` images of `shape`, in batches of about `batch`: each as uint8 (n, *shape), points as float32, and
+    its counted NFE.
 
-    Image i depends on (seed, i) alone, and its first noise is the same for every sampler. An adaptive solver gets
-    whole groups of GROUP images, whatever `count` and `batch` are, since it chooses one step for all that it is given.
+    Image i and its class depend on (seed, i) alone, and its first noise is the same for every sampler. An adaptive
+    solver gets whole groups of GROUP images, whatever `count` and `batch` are, since it chooses one step for all that
+    it is given.
     """
     if sampler.build_solver().adaptive:
         batches = [torch.arange(first, first + GROUP) for first in range(0, count, GROUP)]
     else:
         batches = list(torch.arange(count).tensor_split(-(-count // batch)))
     for indices in batches:
-        padded = indices.repeat(-(-MIN_BATCH // len(indices)))  # only a batch under MIN_BATCH is repeated
+        size = max(MIN_BATCH, -(-len(indices) // BATCH_STEP) * BATCH_STEP)
+        padded = indices[torch.arange(size) % len(indices)]
+        own = denoiser.for_samples(seed, padded.tolist()) if isinstance(denoiser, BySample) else denoiser
         noise = SampleNoise(seed, padded.tolist())
-        samples = sample(denoiser, noise.randn(shape), sampler, steps, noise.randn_like)
-        yield to_uint8(samples.x0[: int((indices < count).sum())]), samples.nfe
+        samples = sample(own, noise.randn(shape), sampler, steps, noise.randn_like)
+        yield to_data(samples.x0[: int((indices < count).sum())]), samples.nfe
 
 
 def mean_nfe(costs: Iterable[tuple[int, int]]) -> int:

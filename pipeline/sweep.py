@@ -12,19 +12,21 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipeline.denoiser import load_denoiser
+from pipeline.classifier import NoisyClassifier, load_classifier, missing
+from pipeline.denoiser import DenoiserFunction
 from pipeline.errors import NotFinite, StudyError
-from pipeline.features import Extractor
+from pipeline.features import Extractor, headline
 from pipeline.files import CACHE, content_hash, write_bytes, write_json
-from pipeline.measurement import measure
+from pipeline.guidance import ByClass, BySample, guided
+from pipeline.measurement import SHOWN_IMAGES, SHOWN_POINTS, measure
 from pipeline.optimised import on_fitted_grid
 from pipeline.parallel import side_by_side
 from pipeline.provenance import code_hash, machine
 from pipeline.reference import Reference
 from pipeline.sampler import sampler_of
 from pipeline.sampling import generate, mean_nfe
+from pipeline.weights import Weights, classifier_file, content_key, main_file, weights_for
 
-SHOWN_IMAGES = 16  # images kept of each cell, for the report
 AGREEMENT_SAMPLES = 10_000  # features kept of one cell a curve, at most, for the comparison with the libraries
 
 
@@ -32,7 +34,8 @@ AGREEMENT_SAMPLES = 10_000  # features kept of one cell a curve, at most, for th
 class Cell:
     """The metrics of one set of samples, its counted NFE, the hash of the weights that made it, its first images.
 
-    images: (SHOWN_IMAGES, C, H, W), uint8; features: the first AGREEMENT_SAMPLES, or none (0, d), where not asked for.
+    images: (SHOWN_IMAGES, C, H, W), uint8, or (SHOWN_POINTS, 2), float32; features: the first AGREEMENT_SAMPLES, or
+    none (0, d), where not asked for.
     failed: why it could not be sampled, in one line; then there are no metrics and no images.
     """
 
@@ -68,6 +71,38 @@ def load_cell(path: Path) -> Cell | None:
         return None
 
 
+def checkpoint(curve: dict[str, Any], model: Path, train_seed: int) -> str:
+    """A hash of all weights that a resolved curve row is sampled with. Raises StudyError where some are missing."""
+    classifier = _classifier(curve, model, train_seed)
+    if classifier and not classifier.exists():
+        raise missing(classifier)
+    return content_key(model, train_seed, curve)
+
+
+def source(curve: dict[str, Any], model: Path, train_seed: int) -> tuple[DenoiserFunction | BySample, tuple[int, ...]]:
+    """What a resolved curve row samples from, guided and given classes as it says, and the shape of a sample.
+
+    model: the folder of its weights. Raises StudyError where what guides it is missing.
+    """
+    file = _classifier(curve, model, train_seed)
+    classifier = load_classifier(file) if file else None
+    weights = weights_for(model, train_seed, curve)
+    return _bound(curve, weights, classifier), weights.denoiser.shape
+
+
+def _classifier(curve: dict[str, Any], model: Path, train_seed: int) -> Path | None:
+    """The file of the classifier that guides a curve, where one does."""
+    guided_by_it = curve["guide"] == "classifier" and not sampler_of(curve).build_guidance().idle
+    return classifier_file(model, train_seed) if guided_by_it else None
+
+
+def _bound(curve: dict[str, Any], weights: Weights, classifier: NoisyClassifier | None) -> DenoiserFunction | BySample:
+    guidance = sampler_of(curve).build_guidance()
+    of_labels = partial(guided, guidance, weights.denoiser, snapshot=weights.guide, classifier=classifier)
+    classes = classifier.classes if classifier else weights.denoiser.spec["classes"]
+    return ByClass(tuple(classes), of_labels) if classes and curve["labels"] == "data" else of_labels(None)
+
+
 def measure_cell(
     curve: dict[str, Any],
     model: Path,
@@ -83,31 +118,32 @@ def measure_cell(
     grids: what was fitted to the model. Raises NotFinite where the denoiser's answers are not.
     """
     train_seed, sample_seed = seeds
-    weights = model / f"seed_{train_seed}.safetensors"
-    sampler = on_fitted_grid(sampler_of(curve), grids, weights.name, steps)
+    sampler = on_fitted_grid(sampler_of(curve), grids, main_file(model, train_seed).name, steps)
     count, batch = curve["samples"], curve["batch"]
-    row = sampler.model_dump(mode="json", exclude={"nfe"}) | {"samples": count, "batch": batch}
+    row = sampler.model_dump(mode="json", exclude={"nfe"}) | {key: curve[key] for key in ("samples", "batch", "labels")}
+    weights = checkpoint(curve, model, train_seed)
     key = content_hash(weights, row, steps, sample_seed, extractor.hash, reference.hash, code_hash(), machine())
     kept = CACHE / "cells" / f"{key}.safetensors"
     cell = load_cell(kept)
     if cell and len(cell.features) >= min(keep, count):
         return replace(cell, features=cell.features[:keep])
-    denoiser = load_denoiser(weights)
+    denoiser, shape = source(curve, model, train_seed)
     costs: list[tuple[int, int]] = []
 
     def images() -> Iterator[Tensor]:
-        for part, nfe in generate(denoiser, denoiser.shape, sampler, steps, sample_seed, count, batch):
+        for part, nfe in generate(denoiser, shape, sampler, steps, sample_seed, count, batch):
             costs.append((len(part), nfe))
             yield part
 
-    found = measure(images(), count, extractor, reference, SHOWN_IMAGES)
+    shown = SHOWN_POINTS if len(shape) == 1 else SHOWN_IMAGES
+    found = measure(images(), count, extractor, reference, shown)
     cell = Cell(
         train_seed,
         sample_seed,
         steps,
         mean_nfe(costs),
         count,
-        content_hash(weights),
+        weights,
         found.metrics,
         found.images,
         found.features[:keep].cpu(),
@@ -120,10 +156,9 @@ def failed_cell(
     curve: dict[str, Any], model: Path, reference: Reference, seeds: tuple[int, int], steps: int, why: str
 ) -> Cell:
     """A cell that could not be sampled, with what it would have cost."""
-    nfe = sampler_of(curve).build_solver().evaluations(steps)
-    checkpoint = content_hash(model / f"seed_{seeds[0]}.safetensors")
+    nfe = sampler_of(curve).evaluations(steps)
     images, features = torch.empty(0, dtype=torch.uint8), torch.empty(0, reference.features.shape[1])
-    return Cell(*seeds, steps, nfe, curve["samples"], checkpoint, [], images, features, why)
+    return Cell(*seeds, steps, nfe, curve["samples"], checkpoint(curve, model, seeds[0]), [], images, features, why)
 
 
 def measure_curve(
@@ -173,10 +208,10 @@ def save_curve(cells: list[Cell], provenance: dict[str, Any], folder: Path) -> d
     write_bytes(folder / "features.safetensors", save({"features": features}, {"cell": str(compared)}))
     records = [cell.record() for cell in cells]
     write_json(folder / "results.json", {"provenance": provenance, "machine": machine(), "cells": records})
-    by_nfe: dict[int, list[float]] = {}
+    score, by_nfe = headline(provenance["extractor"]), dict[int, list[float]]()
     for cell in done:
-        by_nfe.setdefault(cell.nfe, []).append(value_of(cell, "fd_corrected"))
-    return {"fd_corrected_at_nfe": {str(nfe): sum(values) / len(values) for nfe, values in by_nfe.items()}}
+        by_nfe.setdefault(cell.nfe, []).append(value_of(cell, score))
+    return {f"{score}_at_nfe": {str(nfe): sum(values) / len(values) for nfe, values in by_nfe.items()}}
 
 
 def value_of(cell: Cell, metric: str) -> float:

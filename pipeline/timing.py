@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.denoiser import load_denoiser
 from pipeline.errors import NotFinite
 from pipeline.files import content_hash
 from pipeline.optimised import on_fitted_grid
@@ -14,15 +13,18 @@ from pipeline.provenance import machine
 from pipeline.report.results import SHORT_HASH
 from pipeline.sampler import Sampler, sampler_of
 from pipeline.sampling import generate, mean_nfe
+from pipeline.sweep import checkpoint, source
+from pipeline.weights import main_file
 
 COLUMNS = ["curve", "steps", "nfe", "seconds_per_image", "images", "repetitions", "device", "checkpoint", "sampler"]
+CHOSEN = ("labels", "guide_images", "ema_halflife_images", "ema_sigma_rel")  # of a curve, beside its sampler
 IMAGES = 256
 REPETITIONS = 3
 
 
 def sampler_hash(curve: dict[str, Any]) -> str:
-    """The first digits of a hash over a resolved curve row's sampler, its budgets left out."""
-    return content_hash({k: curve[k] for k in Sampler.model_fields if k != "nfe"})[:SHORT_HASH]
+    """The first digits of a hash over how a resolved curve row is sampled from its model, its budgets left out."""
+    return content_hash({key: curve[key] for key in (*Sampler.model_fields, *CHOSEN) if key != "nfe"})[:SHORT_HASH]
 
 
 def time_curve(name: str, curve: dict[str, Any], model: Path, grids: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -32,20 +34,20 @@ def time_curve(name: str, curve: dict[str, Any], model: Path, grids: list[dict[s
     that of the curve as it stands. grids: what was fitted to the model. What cannot be sampled is left out.
     """
     sampler = sampler_of(curve)
-    weights = model / f"seed_{curve['seeds'][0][0]}.safetensors"
-    denoiser = load_denoiser(weights)
+    seed = curve["seeds"][0][0]
+    denoiser, shape = source(curve, model, seed)
     origin = {
         "device": machine()["device"],
-        "checkpoint": content_hash(weights)[:SHORT_HASH],
+        "checkpoint": checkpoint(curve, model, seed)[:SHORT_HASH],
         "sampler": sampler_hash(curve),
     }
     for count in sorted({sampler.steps(budget) for budget in sampler.nfe}):
-        row = on_fitted_grid(sampler, grids, weights.name, count)
+        row = on_fitted_grid(sampler, grids, main_file(model, seed).name, count)
         seconds: list[float] = []
         try:
             for repetition in range(-1, REPETITIONS):
                 start = time.perf_counter()
-                made = list(generate(denoiser, denoiser.shape, row, count, max(repetition, 0), IMAGES, IMAGES))
+                made = list(generate(denoiser, shape, row, count, max(repetition, 0), IMAGES, IMAGES))
                 seconds.append(time.perf_counter() - start)
         except NotFinite:
             continue

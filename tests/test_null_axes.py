@@ -14,10 +14,13 @@ from tests.imports import ROOT
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
 
 
+ABLE = {"labels": "classes", "snapshots": 2, "classifier_images": 1}  # to be guided in any way
+
+
 def found(tmp_path: Path, curves: dict[str, Any] | None = None, models: dict[str, Any] | None = None) -> list[str]:
     """The warnings of a study of these rows."""
     path = tmp_path / "params.yaml"
-    study = {"study": {"name": "t"}, "models": {"edm": {}, **(models or {})}, "sets": {}}
+    study = {"study": {"name": "t"}, "models": {"edm": ABLE, **(models or {})}, "sets": {}}
     study["curves"] = {"edm": {"model": "edm"}} | {
         name: {"model": "edm", **row} for name, row in (curves or {}).items()
     }
@@ -37,6 +40,7 @@ NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part o
     "order, said anyway": ({"solver": "ipndm", "order": 4, "nfe": [7]}, "order", "what solver ipndm has by itself"),
     "sigma_min, flow grid": ({"discretization": "flow", "sigma_min": 0.01}, "sigma_min", "down to 0 by itself"),
     "churn, above all noise": ({"S_churn": 10, "S_min": 90}, "S_churn", "sampled to the same points"),
+    "guide, nothing guided": ({"guide": "snapshot"}, "guide", "no guidance where guidance is 1"),
     "corrector_snr": (
         {"solver": "euler_maruyama", "corrector_snr": 0.1},
         "corrector_snr",
@@ -54,6 +58,11 @@ def test_a_choice_that_changes_nothing_is_named_with_its_reason(tmp_path: Path, 
 
 
 NOT_NULL: list[dict[str, Any]] = [
+    {"guidance": 0},
+    {"guidance": 2},
+    {"guidance": 0.5, "guide": "snapshot"},
+    {"guidance": 2, "guide": "classifier"},
+    {"guidance": 2, "guidance_min": 0.1, "guidance_max": 2},
     {"schedule": "flow"},
     {"solver": "euler", "schedule": "vp"},
     {"solver": "euler", "schedule": "flow", "scaling": "none"},
@@ -83,6 +92,13 @@ def test_two_names_of_one_sampler_are_told(tmp_path: Path) -> None:
     assert line == "curves.ddim: the same sampler as curves.euler, by another name"
 
 
+def test_guidance_is_not_compared_where_no_budget_is_common(tmp_path: Path) -> None:
+    rows = {"x": {"guidance": 2, "nfe": [10]}, "y": {"guidance": 3, "nfe": [20]}}
+    assert found(tmp_path, rows) == []
+    many = {"x": {"guidance": 2, "nfe": [320]}, "y": {"base": "x", "guidance": 3, "nfe": [320]}}
+    assert found(tmp_path, many) == []
+
+
 def test_the_same_row_with_other_seeds_or_budgets_is_no_ablation(tmp_path: Path) -> None:
     assert found(tmp_path, {"more": {"nfe": [7], "sample_seeds": [5]}}) == []
 
@@ -105,6 +121,13 @@ def test_a_row_that_spells_a_method_out_is_not_told_so(tmp_path: Path) -> None:
         ({"weighting": "snr", "parametrization": "vp"}, "weighting", "for parametrization vp it is the weighting of"),
         ({"reflow_pairs": 100}, "reflow_pairs", "pairs independent has none"),
         ({"pairs": "optimal_transport", "reflow_pairs": 100}, "reflow_pairs", "pairs optimal_transport has none"),
+        ({"label_dropout": 0.2}, "label_dropout", "there are no labels to drop"),
+        (
+            {"learning_rate_reference_images": 9},
+            "learning_rate_reference_images",
+            "learning_rate_decay cosine has none",
+        ),
+        ({"micro_batch": 128}, "micro_batch", "a batch has 128 images"),
         ({"weighting": "min_snr", "gamma": 5}, "gamma", "trained on the same targets without it"),
         ({"weighting": "p2", "k": 1}, "k", "trained on the same targets without it"),
     ],
@@ -140,6 +163,11 @@ def test_a_weightings_default_said_anyway_is_named(tmp_path: Path) -> None:
         {"weighting": "min_snr", "gamma": 1},
         {"weighting": "sigmoid", "bias": 1},
         {"sigma_data": 0.7},
+        {"labels": "classes", "label_dropout": 0.2},
+        {"learning_rate_decay": "inverse_sqrt", "learning_rate_reference_images": 9},
+        {"micro_batch": 64},
+        {"embedding": "fourier"},
+        {"network": "dit"},
     ],
     ids=str,
 )

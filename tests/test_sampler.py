@@ -147,6 +147,52 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"solver": "ddim", "discretization": "optimised", "nfe": (LEVELS + 1,)},
         f"nfe: {LEVELS + 1} steps, but an optimised grid has {LEVELS} at most",
     ),
+    "guidance below 0": ({"guidance": -1}, "guidance.Input should be greater than or equal to 0"),
+    "an unknown guide": ({"guide": "conditional"}, "guide.Input should be"),
+    "an empty interval": (
+        {"guidance": 2, "guidance_min": 3, "guidance_max": 3},
+        "guidance_min (3.0) must be below guidance_max (3.0)",
+    ),
+    "an interval of no guidance": (
+        {"guidance_min": 1},
+        "there is no guidance to limit: guidance 1 of guide unconditional has no effect; give it another weight",
+    ),
+    "an interval of a snapshot's no guidance": (
+        {"guide": "snapshot", "guidance_max": 1},
+        "there is no guidance to limit: guidance 1 of guide snapshot has no effect",
+    ),
+    "an interval of a classifier's no guidance": (
+        {"guide": "classifier", "guidance": 0, "guidance_max": 1},
+        "there is no guidance to limit: guidance 0 of guide classifier has no effect",
+    ),
+    "an interval on a fitted grid": (
+        {"guidance": 2, "guidance_max": 1, "discretization": "optimised"},
+        "is not known before an optimised grid is fitted; use another discretization",
+    ),
+    "a budget below one guided step": (
+        {"guidance": 2, "nfe": (1, 4)},
+        "nfe: 1 evaluations are too few: solver heun needs 2 with guidance for a step",
+    ),
+    "a budget below one step that an interval guides": (
+        {"guidance": 2, "guidance_min": 1, "nfe": (1,)},
+        "nfe: 1 evaluations are too few: solver heun needs 2 with guidance for a step",
+    ),
+    "a budget below a guided list": (
+        {"guidance": 2, "guidance_max": 5, "nfe": (8,)} | LIST,
+        "nfe: 8 evaluations are too few: solver heun needs 9 with guidance for its 3 sigmas",
+    ),
+    "a guided adaptive solver's budget": (
+        {"guidance": 2, "solver": "rk45", "nfe": (17,)},
+        "nfe: solver rk45 needs 18 evaluations at the least",
+    ),
+    "an interval on a grid that doesn't fall": (
+        {"guidance": 2, "guidance_max": 5, "rho": 1e300},
+        "the noise levels don't fall from step to step",
+    ),
+    "an interval on more steps than levels": (
+        {"guidance": 2, "guidance_max": 1e-5, "solver": "ddim", "discretization": "iddpm", "nfe": (2000,)},
+        "discretization iddpm: 1000 steps, but only 992 noise levels",
+    ),
     "a truth value": ({"S_churn": True}, "S_churn.Value error, a truth value (True) stands for nothing here"),
     "no number": ({"S_max": math.nan}, "S_max.Input should be a finite number"),
 }
@@ -170,6 +216,44 @@ def test_the_largest_numbers_of_steps_are_accepted() -> None:
 def test_an_infinite_s_max_is_no_limit() -> None:
     row = Sampler(S_churn=1, S_max=math.inf)
     assert row.S_max is None and row == Sampler(S_churn=1) and row.build_solver() == Sampler(S_churn=1).build_solver()
+
+
+@pytest.mark.parametrize(
+    ("guide", "weight", "cost"),
+    [
+        ("unconditional", 1, 1),
+        ("unconditional", 0, 1),
+        ("unconditional", 1.5, 2),
+        ("snapshot", 1, 1),
+        ("snapshot", 2, 2),
+        ("classifier", 0, 1),
+        ("classifier", 1, 2),
+    ],
+)
+@all_solvers
+def test_guidance_halves_what_a_budget_buys(solver: str, guide: str, weight: float, cost: int) -> None:
+    plain = Sampler(solver=solver, nfe=(99,))
+    row = Sampler(solver=solver, nfe=(99,), guide=guide, guidance=weight)
+    assert row.evaluations(7) == cost * plain.evaluations(7) == cost * plain.build_solver().evaluations(7)
+    assert [row.steps(cost * budget) for budget in range(1, 30)] == [plain.steps(budget) for budget in range(1, 30)]
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "rk45"])
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.2, 5.0), (30.0, None)])
+@pytest.mark.parametrize("grid", ["edm", "vp", "iddpm", "flow"])
+def test_an_interval_buys_the_most_steps_of_all_that_a_budget_pays(
+    solver: str, ends: tuple[float, float | None], grid: str
+) -> None:
+    """And each step more costs no less, or `steps` could not look for them as it does."""
+    row = Sampler(solver=solver, discretization=grid, guidance=2, guidance_min=ends[0], guidance_max=ends[1], nfe=(50,))
+    costs = [row.evaluations(steps) for steps in range(1, 27)]
+    assert costs == sorted(costs)
+    for budget in range(2, 27):
+        assert row.steps(budget) == max(steps for steps, cost in enumerate(costs, 1) if cost <= budget)
+
+
+def test_an_infinite_guidance_max_is_no_limit() -> None:
+    assert Sampler(guidance=2, guidance_max=math.inf) == Sampler(guidance=2)
 
 
 @pytest.mark.parametrize("name", DISCRETIZATIONS)
@@ -197,6 +281,9 @@ WAYS: dict[str, dict[str, Any]] = {name: {"solver": name} for name in SOLVERS} |
     "trailing": {"solver": "ddpm", "discretization": "ddpm", "spacing": "trailing", "variance": "beta"},
     "deis in cosine": {"solver": "deis", "order": 2, "schedule": "cosine", "scaling": "flow"},
     "corrected": {"solver": "euler_maruyama", "diffusion": 0.5, "corrector_steps": 1, "schedule": "ve"},
+    "guided": {"guidance": 2.5, "guide": "snapshot"},
+    "guided in between": {"guidance": 2.5, "guidance_min": 0.2, "guidance_max": 5},
+    "guided by a classifier": {"guide": "classifier"},
 }
 
 

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.denoiser import Denoiser
+from pipeline.classifier import NoisyClassifier
+from pipeline.denoiser import Denoiser, DenoiserFunction
 from pipeline.discretization import DISCRETIZATIONS
 from pipeline.errors import StudyError
+from pipeline.guidance import GUIDES, ByClass, Guidance, guided
+from pipeline.model import Model
 from pipeline.oracle import Gaussian
 from pipeline.sampler import Sampler
 from pipeline.sampling import GROUP, MIN_BATCH, mean_nfe, sample
@@ -41,6 +44,7 @@ COST: dict[str, tuple[Callable[[int], int], Callable[[int], int]] | None] = {  #
     "dpmpp_2m_sde": ONCE,
 }
 SHAPE = (1, 8, 8)
+CLASSES = (1, 2, 3)
 GAUSSIAN = Gaussian(0.1, 0.5)
 ROWS = {name: Sampler(solver=name, nfe=(99,)) for name in SOLVERS} | {
     "heun vp": Sampler(schedule="vp", discretization="vp"),
@@ -57,14 +61,20 @@ all_solvers = pytest.mark.parametrize("solver", SOLVERS)
 
 
 @cache
-def network() -> Denoiser:
+def network(classes: tuple[int, ...] = (), seed: int = 0) -> Denoiser:
     """A small denoiser whose weights are random, the ones that start at 0 too."""
-    spec = {"parametrization": "edm", "sigma_data": 0.5, "shape": SHAPE, "channels": 16}
-    denoiser = Denoiser(spec | {"multipliers": [1, 2], "blocks": 1})
-    generator = torch.Generator().manual_seed(0)
-    for parameter in denoiser.parameters():
-        parameter.data.normal_(0, 0.05, generator=generator)
-    return denoiser.eval().requires_grad_(False)
+    row = Model(channels=16, multipliers=(1, 2), blocks=1, labels="classes" if classes else "none")
+    return randomly(Denoiser(row.spec(0.5, SHAPE, classes)), 0.05, seed)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def randomly(made: Network, std: float, seed: int) -> Network:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in made.parameters():
+        parameter.data.normal_(0, std, generator=generator)
+    return made.eval().requires_grad_(False)
 
 
 def noise_of(*shape: int) -> Tensor:
@@ -84,7 +94,7 @@ def generate(*arguments: Any) -> tuple[Tensor, list[int]]:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """generate's images as the floats they are made of, so that no difference is rounded away."""
-    monkeypatch.setattr("pipeline.sampling.to_uint8", lambda x: x)
+    monkeypatch.setattr("pipeline.sampling.to_data", lambda x: x)
 
 
 def test_every_solver_has_its_cost_here() -> None:
@@ -153,6 +163,50 @@ def test_images_do_not_depend_on_the_batches(row: str, exact: None) -> None:
     assert row == "rk45" or set(nfe) == {ROWS[row].build_solver().evaluations(2)}
     for images, count in runs.values():
         assert torch.equal(images, whole) and count == nfe
+
+
+def test_images_of_an_odd_size_do_not_depend_on_the_batches(exact: None) -> None:
+    """Where a level has fewer numbers an image than PyTorch computes at once, or no multiple of these."""
+    row = Model(network="ddpmpp", channels=24, multipliers=(1, 1), attention=(3,))
+    denoiser = randomly(Denoiser(row.spec(0.5, (1, 6, 6))), 0.05, 0)
+    whole, _ = generate(denoiser, (1, 6, 6), ROWS["euler"], 2, 0, 33, 64)
+    for count, batch in [(17, 64), (19, 64), (33, 17), (33, 11), (33, 1)]:
+        assert generate(denoiser, (1, 6, 6), ROWS["euler"], 2, 0, count, batch)[0].equal(whole[:count])
+
+
+@cache
+def classifier() -> NoisyClassifier:
+    return randomly(NoisyClassifier({"sigma_data": 0.5, "shape": SHAPE, "classes": CLASSES}), 0.2, 0)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("row", ["euler", "churned"])  # adaptive solvers: in tests/test_guidance.py
+def test_guided_images_depend_neither_on_batches_nor_on_their_number(guide: str, row: str, exact: None) -> None:
+    """Of networks that are told labels, and of gradients."""
+
+    def of_labels(labels: Tensor) -> DenoiserFunction:
+        return guided(Guidance(2.0, guide), network(CLASSES), labels, network(CLASSES, 1), classifier())
+
+    denoiser = ByClass(CLASSES, of_labels)
+    whole, _ = generate(denoiser, SHAPE, ROWS[row], 2, 0, 100, 512)
+    assert not whole.equal(generate(network(CLASSES), SHAPE, ROWS[row], 2, 0, 100, 512)[0])
+    for count, batch in [(100, 64), (100, 43), (100, 16), (40, 64), (15, 64), (1, 64)]:
+        assert generate(denoiser, SHAPE, ROWS[row], 2, 0, count, batch)[0].equal(whole[:count])
+
+
+@pytest.mark.parametrize("row", ["euler", "rk45"])
+def test_every_batch_knows_its_samples_those_that_fill_it_up_too(row: str) -> None:
+    asked: list[tuple[int, list[int]]] = []
+    sizes: list[int] = []
+
+    class Watched:
+        def for_samples(self, seed: int, indices: Any) -> DenoiserFunction:
+            asked.append((seed, list(indices)))
+            return lambda z, sigma: sizes.append(len(z)) or GAUSSIAN(z, sigma)
+
+    images, _ = generate(Watched(), (2, 3, 4), ROWS[row], 2, 7, 5, 20)
+    filled = list(range(GROUP)) if row == "rk45" else [*3 * [0, 1, 2, 3, 4], 0]
+    assert asked == [(7, filled)] and set(sizes) == {len(filled)} and len(images) == 5
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -13,19 +13,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import sweep
-from pipeline.data import Data, load
+from pipeline.classifier import save_classifier, train_classifier
+from pipeline.data import Data, load, to_range
 from pipeline.denoiser import load_denoiser, save_denoiser
 from pipeline.errors import StudyError
 from pipeline.features import Extracted, Extractor, Features, load_extractor, make_extractor, save_extractor
+from pipeline.files import content_hash
+from pipeline.guidance import sample_labels
 from pipeline.measurement import measure, measured_with
 from pipeline.model import Model
 from pipeline.optimised import fit_model
+from pipeline.oracle import LabelledMixture
 from pipeline.parallel import in_turns, side_by_side
 from pipeline.params import Study, resolve
 from pipeline.reference import Reference, load_reference, make_reference, save_reference
 from pipeline.sampler import sampler_of
 from pipeline.sweep import Cell, load_cell, measure_curve, save_cell, save_curve
 from pipeline.training import save_models, train
+from pipeline.weights import Weights, classifier_file
 
 SAMPLES = 40
 
@@ -245,7 +250,7 @@ def test_a_network_that_answers_nan_fails_its_own_cells_alone(trained: Trained, 
 @pytest.mark.parametrize("seeds", [(1,), (0, 1)])
 def test_failed_cells_are_saved_beside_the_others(trained: Trained, tmp_path: Path, seeds: tuple[int, ...]) -> None:
     cells = measure_curve(curve(nfe=[3]), *broken(trained, tmp_path / "model", *seeds), workers=1)
-    summary = save_curve(cells, {}, tmp_path / "a")
+    summary = save_curve(cells, {"extractor": "classifier"}, tmp_path / "a")
     records = json.loads((tmp_path / "a/results.json").read_text())["cells"]
     assert [bool(record["failed"]) for record in records] == [seed in seeds for seed in (0, 1)]
     assert len(summary["fd_corrected_at_nfe"]) == (len(seeds) < 2)
@@ -321,3 +326,130 @@ def test_a_curve_is_saved_with_all_its_cells_and_no_clock(trained: Trained, tmp_
     save_curve(measure_curve(curve(), *trained, workers=1), provenance, tmp_path / "b")
     for name in ("results.json", "images.safetensors", "features.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+CLASSES = (20, 30, 50)
+MEANS = torch.stack([to_range(load(Data()).images[i]).double() for i in (0, 1, 4)])  # a nought, a one and a four
+
+
+class Conditional:
+    """An exact model of three images with a little noise, each a class, in a network's place."""
+
+    shape = (1, 8, 8)
+
+    def __init__(self, classes: tuple[int, ...], std: float) -> None:
+        self.spec = {"classes": list(classes)}
+        self.exact = LabelledMixture(MEANS, torch.tensor(CLASSES, dtype=torch.float64) / sum(CLASSES), std)
+
+    def __call__(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.exact(z, sigma, labels)
+
+
+@pytest.fixture
+def conditional(monkeypatch: pytest.MonkeyPatch, trained: Trained) -> Trained:
+    """Models of classes and earlier snapshots of them, whose weights are exact."""
+    weights = Weights(Conditional(CLASSES, 0.05), Conditional(CLASSES, 0.3))  # type: ignore[arg-type]
+    monkeypatch.setattr(sweep, "weights_for", lambda *_: weights)
+    monkeypatch.setattr(sweep, "content_key", lambda folder, seed, curve: f"{seed} {curve['guide']}")
+    return trained
+
+
+def nearest(images: Tensor) -> Tensor:
+    """The class whose mean is nearest to each image (N, 1, 8, 8), uint8."""
+    return torch.cdist(to_range(images).double().flatten(1), MEANS.flatten(1)).argmin(1)
+
+
+GUIDED: list[dict[str, Any]] = [
+    {},
+    {"guidance": 1.5},
+    {"guidance": 1.5, "guide": "snapshot"},
+    {"guidance": 1.5, "guidance_min": 0.2, "guidance_max": 5.0},
+]
+
+
+@pytest.mark.parametrize("keys", GUIDED, ids=str)
+def test_samples_of_a_model_of_classes_are_of_theirs_and_every_call_counts(
+    conditional: Trained, keys: dict[str, Any]
+) -> None:
+    row = curve(nfe=[60]) | keys
+    cells = measure_curve(row, *conditional, workers=1)
+    sampler = sampler_of(row)
+    for cell in cells:
+        assert nearest(cell.images).equal(sample_labels(cell.sample_seed, range(sweep.SHOWN_IMAGES), CLASSES))
+        assert cell.nfe == sampler.evaluations(cell.steps) <= 60 < sampler.evaluations(cell.steps + 1)
+
+
+def test_samples_without_labels_are_of_any_class(conditional: Trained) -> None:
+    [cell, _] = measure_curve(curve(nfe=[15]) | {"labels": "none"}, *conditional, workers=1)
+    plain = Conditional((), 0.05).exact
+    made = sweep.generate(plain, (1, 8, 8), sampler_of(curve()), cell.steps, cell.sample_seed, SAMPLES, 16)
+    assert torch.cat([images for images, _ in made])[: sweep.SHOWN_IMAGES].equal(cell.images)
+    labelled = measure_curve(curve(nfe=[15]), *conditional, workers=1)[0]
+    assert not labelled.images.equal(cell.images)
+
+
+def test_guided_cells_do_not_depend_on_the_number_of_workers(conditional: Trained) -> None:
+    row = curve(nfe=[6, 10]) | {"guidance": 2.0}
+    one = measure_curve(row, *conditional, workers=1)
+    for path in cell_files():
+        path.unlink()
+    assert same(measure_curve(row, *conditional, workers=2), one)
+
+
+def test_guidance_to_a_class_of_a_model_without_classes_is_an_error(trained: Trained) -> None:
+    with pytest.raises(StudyError, match="guide: unconditional needs a model of classes") as caught:
+        measure_curve(curve(nfe=[6]) | {"guidance": 2.0}, *trained, workers=1)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def classified(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The models with a classifier beside the first of them, which knows a bright image from a dark one."""
+    folder = tmp_path_factory.mktemp("classified")
+    for path in trained.model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    images = load(Data(limit=200)).images
+    brightness = images.double().mean((1, 2, 3))
+    labels = (brightness > brightness.median()).long()
+    classifier = train_classifier(images, labels, torch.bincount(labels).tolist(), 0.5, 0, 30 * 128)
+    save_classifier(classifier, classifier_file(folder, 0))
+    return trained._replace(model=folder)
+
+
+def by_classifier(weight: float) -> dict[str, Any]:
+    return curve(nfe=[20]) | {"guide": "classifier", "guidance": weight, "seeds": [[0, 0]]}
+
+
+def test_a_classifier_guides_a_model_without_classes(classified: Trained) -> None:
+    """The more, the farther the classes' brightnesses are apart; each call for its gradient counts."""
+    gaps = []
+    for weight in (0.0, 2.0, 10.0):
+        [cell] = measure_curve(by_classifier(weight), *classified, workers=1)
+        bright = sample_labels(0, range(sweep.SHOWN_IMAGES), (100, 100)).bool()
+        means = cell.images.double().mean((1, 2, 3))
+        gaps.append(float(means[bright].mean() - means[~bright].mean()))
+        assert cell.nfe == (2 if weight else 1) * sampler_of(curve()).build_solver().evaluations(cell.steps)
+    assert gaps[0] < gaps[1] < gaps[2]
+
+
+def test_cells_that_a_classifier_guides_are_its_own(classified: Trained, trained: Trained) -> None:
+    guided, other = (measure_curve(by_classifier(2.0), *classified, workers=n)[0] for n in (1, 2))
+    assert same([guided], [other])
+    [plain] = measure_curve(curve(nfe=[20]) | {"seeds": [[0, 0]]}, *trained, workers=1)
+    [none] = measure_curve(by_classifier(0.0), *classified, workers=1)
+    assert none.images.equal(plain.images) and none.checkpoint == plain.checkpoint
+    assert plain.checkpoint == content_hash(trained.model / "seed_0.safetensors") != guided.checkpoint
+
+
+def test_a_missing_classifier_says_what_to_set(classified: Trained) -> None:
+    with pytest.raises(StudyError, match=r"seed_1_classifier\.safetensors: missing; set classifier_images") as caught:
+        measure_curve(by_classifier(2.0) | {"seeds": [[1, 0]]}, *classified, workers=1)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_guided_cell_that_fails_has_the_cost_of_all_its_calls(classified: Trained, tmp_path: Path) -> None:
+    half = broken(classified, tmp_path / "model", 0)
+    (tmp_path / "model/seed_0_classifier.safetensors").write_bytes(classifier_file(classified.model, 0).read_bytes())
+    row = by_classifier(2.0) | {"nfe": [10]}
+    [cell] = measure_curve(row, *half, workers=1)
+    assert cell.failed.startswith("step 1 of 3, sigma 80") and (cell.steps, cell.nfe) == (3, 10)
