@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data import to_range
+from pipeline.data import is_points, to_range
 from pipeline.multistep import Evaluation, Multistep
 from pipeline.oracle import Gaussian, Mixture, empirical, flow
 from pipeline.parallel import side_by_side
@@ -215,7 +215,8 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def measure_solvers(images: Tensor) -> dict[str, Any]:
-    """Everything that the report shows of solvers on exact denoisers; images (n, C, H, W), uint8, are the study's."""
+    """Everything that the report shows of solvers on exact denoisers; images (n, C, H, W), uint8, or points (n, 2),
+    are the study's."""
     plane, data = mixture(), empirical(to_range(images[:IMAGES]))
     oracles = {"mixture": plane, "data": data}
     draws = generator("convergence", 2)
@@ -244,9 +245,10 @@ def measure_solvers(images: Tensor) -> dict[str, Any]:
 
     tables = side_by_side([partial(measure, name, sampler) for name, sampler in entries().items()])
     exact = [distance(plane.sample(SAMPLES, generator("convergence", 3, seed))) for seed in range(SEEDS)]
+    things = "points" if is_points(images) else "images"
     settings = {
         "mixture": f"{len(plane.means)} Gaussians of standard deviation {plane.std} in the plane",
-        "data": f"the optimal denoiser of the study's first {len(data.means)} images",
+        "data": f"the optimal denoiser of the study's first {len(data.means)} {things}",
         "distance": f"the mean Wasserstein distance of order 1 between projections on {DIRECTIONS} directions",
         "seeds": SEEDS,
         "samples": SAMPLES,

@@ -1,4 +1,4 @@
-"""Data sets -> uint8 images, labels and a summary; sole owner of the [-1, 1] range."""
+"""Data sets -> uint8 images or points, labels and a summary; sole owner of the [-1, 1] range."""
 
 import hashlib
 import io
@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,11 +23,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 
-from pipeline.errors import StudyError, nearest
+from pipeline import points
+from pipeline.errors import NotFinite, StudyError, nearest
 from pipeline.files import content_hash, read_json, write_bytes, write_json
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 GREY_MODES = frozenset({"1", "L", "LA", "La"})
+DIVERGED = 1e6  # a sample that far out is none: its metrics would be of nothing but it
 
 Read = Callable[[str], bytes]  # a file's content, by its path below the folder or in the zip
 Labels = tuple[list[int] | None, tuple[str, ...]]  # a class index per image, or None; the classes' names
@@ -42,15 +45,19 @@ class Data(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class Dataset:
-    """images: uint8 (N, C, H, W), C = 1 or 3; labels: int64 (N,), indices into classes, or None where unlabelled."""
+    """images: uint8 (N, C, H, W), C = 1 or 3, or points: float32 (N, 2), about in [-1, 1].
+
+    labels: int64 (N,), indices into classes, or None where unlabelled.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     classes: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """Facts for JSON: sizes, classes, content hash; mean and sigma_data (population) of all pixels in [-1, 1]."""
-        shape = dict(zip(("count", "channels", "height", "width"), self.images.shape, strict=True))
+        """Facts for JSON: sizes, classes, content hash; mean and sigma_data (population) of all values in [-1, 1]."""
+        sizes = ("dimensions",) if is_points(self.images) else ("channels", "height", "width")
+        shape = dict(zip(("count", *sizes), self.images.shape, strict=True))
         mean, sigma_data = _moments(self.images)
         counts = [] if self.labels is None else torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return shape | {
@@ -62,8 +69,18 @@ class Dataset:
         }
 
 
+def is_points(images: torch.Tensor) -> bool:
+    """Whether these are points, (N, 2), and no images."""
+    return images.ndim == 2
+
+
 def to_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 of any shape -> float32 in [-1, 1]. Raises TypeError on another type, which may be scaled already."""
+    """uint8 of any shape -> float32 in [-1, 1]; points, float32 (N, 2), as they are.
+
+    Raises TypeError on another type, which may be scaled already.
+    """
+    if is_points(images) and images.dtype == torch.float32:
+        return images
     if images.dtype != torch.uint8:
         raise TypeError(f"to_range takes uint8 images, not {images.dtype}")
     return images.float() / 127.5 - 1
@@ -75,6 +92,18 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
     NaN becomes an arbitrary value: whoever may have NaN checks for it first.
     """
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_data(x0: torch.Tensor) -> torch.Tensor:
+    """Samples as data are: x0 (N, C, H, W) -> uint8, see `to_uint8`; points (N, 2) -> float32, wherever they lie.
+
+    Raises NotFinite for a point so far out that its sampler has diverged.
+    """
+    if not is_points(x0):
+        return to_uint8(x0)
+    if len(x0) and not (far := float(x0.abs().max())) < DIVERGED:
+        raise NotFinite(f"samples lie as far out as {far:.2g}: their sampler has diverged")
+    return x0.float()
 
 
 def load(row: Data, place: str = "data.source") -> Dataset:
@@ -123,9 +152,16 @@ def load_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def shape_of(summary: dict[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W) of a data set's images, from its summary."""
+def shape_of(summary: dict[str, Any]) -> tuple[int, ...]:
+    """(C, H, W) of a data set's images, or (2,) of its points, from its summary."""
+    if "dimensions" in summary:
+        return (summary["dimensions"],)
     return summary["channels"], summary["height"], summary["width"]
+
+
+def described(shape: tuple[int, ...]) -> str:
+    """What a data set of a shape holds: "images of 3 x 32 x 32", "points in 2 dimensions"."""
+    return f"points in {shape[0]} dimensions" if len(shape) == 1 else f"images of {' x '.join(map(str, shape))}"
 
 
 def load_prepared(folder: Path) -> Dataset:
@@ -145,7 +181,12 @@ def load_prepared(folder: Path) -> Dataset:
 
 
 def _moments(images: torch.Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation in [-1, 1], from the histogram in whole numbers: exact until the end."""
+    """Mean and population standard deviation in [-1, 1], of images from the histogram in whole numbers: exact until
+    the end, as the sum of points is."""
+    if is_points(images):
+        values = images.double().flatten().tolist()
+        mean = math.fsum(values) / len(values)
+        return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
     histogram = torch.bincount(images.flatten(), minlength=256).tolist()
     n = sum(histogram)
     total = sum(value * count for value, count in enumerate(histogram))
@@ -306,6 +347,12 @@ def _digits() -> Dataset:
     return Dataset(torch.from_numpy(images), labels, tuple(str(name) for name in digits.target_names))
 
 
+def _points(name: str) -> Dataset:
+    drawn = points.draw(name)
+    return Dataset(drawn.x.float(), drawn.labels, drawn.classes)
+
+
 SOURCES: dict[str, Callable[[], Dataset]] = {
     "digits": _digits,
+    **{name: partial(_points, name) for name in points.POINTS},
 }

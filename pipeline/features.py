@@ -1,4 +1,4 @@
-"""Feature extractors by name: how each is had, what it makes of uint8 images, and what a score on it may be called."""
+"""Feature extractors by name: how each is had, what it makes of images, and what a score on it may be called."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data import Dataset, to_range
+from pipeline.data import Dataset, is_points, to_range
 from pipeline.errors import StudyError
 from pipeline.files import content_hash, read_json, write_bytes
 from pipeline.modules import FORMATS
@@ -33,12 +33,16 @@ LARGE_BATCH = 32  # where images are enlarged first
 TIMEOUT_SECONDS = 30
 TOLERANCE = 1e-3  # relative; between features of the same image in different company
 
+COORDINATES = "coordinates"  # the extractor of points, whose features are themselves
+
 PREPROCESSING = {
     "classifier": "uint8 to [-1, 1]: x / 127.5 - 1",
     "inception": "uint8 RGB (grey repeated), bilinear as in TensorFlow 1 to 299 x 299, (x - 128) / 128",
     "dinov2": "uint8 RGB (grey repeated), bilinear as in TensorFlow 1 to 224 x 224, mean and deviation of ImageNet",
     "module": "uint8 RGB (grey repeated), all else by the module itself",
+    COORDINATES: "points as they are",
 }
+COORDINATES_HASH = content_hash(COORDINATES, PREPROCESSING[COORDINATES])
 
 
 class Unavailable(StudyError):
@@ -57,7 +61,7 @@ class Extracted:
 class Extractor:
     """Features of uint8 images. `name` stands in the report, as in FD (name); `hash` tells weights and preprocessing.
 
-    network: uint8 (N, C, H, W) to features (N, d), or to a tuple (features, logits).
+    network: uint8 (N, C, H, W), or of points float32 (N, 2), to features (N, d), or to a tuple (features, logits).
     """
 
     name: str
@@ -73,9 +77,14 @@ class Extractor:
         """Whether a score may be called FID: the Inception network with the weights that torch-fidelity publishes."""
         return self.name == "inception" and self.file_hash.startswith(official_prefix())
 
+    @property
+    def of_points(self) -> bool:
+        """Whether it takes points and no images."""
+        return self.name == COORDINATES
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Extracted:
-        """images (N, C, H, W), uint8, in batches, on the network's device.
+        """images (N, C, H, W), uint8, or points (N, 2), in batches, on the network's device.
 
         Raises StudyError for a network in training mode, outputs of another shape, and outputs that are not finite.
         """
@@ -104,6 +113,8 @@ class Extractor:
 
 
 LABELS = {
+    "w2": ("2-Wasserstein distance", "2-Wasserstein distance"),
+    "sliced_w2": ("sliced 2-Wasserstein distance", "sliced 2-Wasserstein distance"),
     "fd": ("FID", "FD ({})"),
     "fd_corrected": ("bias-corrected FID", "bias-corrected FD ({})"),
     "fd_infinity": ("FID at infinite samples", "FD ({}) at infinite samples"),
@@ -120,6 +131,11 @@ LABELS = {
 def label(metric: str, name: str, official: bool) -> str:
     """What a metric, a key of LABELS, is called on an extractor: FID and its kin on the official network alone."""
     return LABELS[metric][0 if official else 1].format(name)
+
+
+def headline(extractor: str) -> str:
+    """The metric that a study's headline figures and comparisons are made with, by its extractor's name."""
+    return "w2" if extractor == COORDINATES else "fd_corrected"
 
 
 class Network(nn.Module):
@@ -328,6 +344,14 @@ def _build_module(content: bytes, record: dict[str, Any]) -> Extractor:
     return Extractor(f"module {record['stem']}", weights, preprocessing, network, LARGE_BATCH, rgb=True)
 
 
+def _obtain_coordinates(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
+    return b"", {"file": None}
+
+
+def _build_coordinates(content: bytes, record: dict[str, Any]) -> Extractor:
+    return Extractor(COORDINATES, COORDINATES_HASH, PREPROCESSING[COORDINATES], nn.Identity().eval())
+
+
 def _home(path: str) -> Path:
     try:
         return Path(path).expanduser()
@@ -359,12 +383,15 @@ def _digests(state: dict[str, Tensor]) -> list[list[Any]]:
 
 
 def probe(extractor: Extractor, shape: tuple[int, ...]) -> int:
-    """The number of features, from seeded noise of the shape (C, H, W).
+    """The number of features, from seeded noise of the shape (C, H, W), or (2,) of points.
 
     Raises StudyError where an image's features change from call to call or with the images beside it, as they do where
     dropout or batch normalization is in training mode, and where images cannot be taken in any number.
     """
-    images = torch.randint(0, 256, (6, *shape), generator=generator("probe"), dtype=torch.uint8)
+    if len(shape) == 1:
+        images = torch.randn(6, *shape, generator=generator("probe"))
+    else:
+        images = torch.randint(0, 256, (6, *shape), generator=generator("probe"), dtype=torch.uint8)
     try:
         found = extractor(images).features
         others = [extractor(images).features]
@@ -383,11 +410,26 @@ def probe(extractor: Extractor, shape: tuple[int, ...]) -> int:
     return found.shape[1]
 
 
+def check_suits(extractor: str, points: bool) -> None:
+    """Raise StudyError where an extractor, a key of EXTRACTORS, is for images and the data are points, or vice versa.
+
+    None is put in another's place unasked: a report would then say another thing than its study file.
+    """
+    if points and extractor != COORDINATES:
+        raise StudyError(
+            f"features.extractor: {extractor} takes images, and the data are points; write `{COORDINATES}`"
+        )
+    if not points and extractor == COORDINATES:
+        valid = ", ".join(sorted(set(EXTRACTORS) - {COORDINATES}))
+        raise StudyError(f"features.extractor: {COORDINATES} takes points, and the data are images; valid: {valid}")
+
+
 def make_extractor(row: "Features", dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The extractor that a row asks for, or the classifier where published weights cannot be had: files and summary.
 
     The summary's `fallback` says why the classifier took its place. Raises StudyError for everything else.
     """
+    check_suits(row.extractor, is_points(dataset.images))
     try:
         fallback, (files, made) = None, _make(row.extractor, row, dataset)
     except Unavailable as error:
@@ -465,6 +507,7 @@ EXTRACTORS = {
     "inception": Kind(_obtain_inception, _build_inception),
     "dinov2": Kind(_obtain_dinov2, _build_dinov2),
     "module": Kind(_obtain_module, _build_module),
+    COORDINATES: Kind(_obtain_coordinates, _build_coordinates),
 }
 
 
@@ -486,7 +529,7 @@ class Features(Row):
 
     @model_validator(mode="after")
     def _file_where_there_is_one(self) -> Self:
-        if self.weights and self.extractor in ("classifier", "dinov2"):
+        if self.weights and self.extractor in ("classifier", "dinov2", COORDINATES):
             raise ValueError(f"weights: {self.extractor} takes no file; inception and module do")
         if self.extractor == "module" and not self.weights:
             raise ValueError("weights: module needs the path of a TorchScript file or an exported program")

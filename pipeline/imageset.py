@@ -6,14 +6,14 @@ import torch
 from pydantic import Field, PositiveInt, StringConstraints
 from torch import Tensor
 
-from pipeline.data import Data, load, to_hash
+from pipeline.data import Data, described, load, to_hash
 from pipeline.errors import StudyError
 from pipeline.features import Extractor
-from pipeline.measurement import measure
+from pipeline.measurement import SHOWN_IMAGES, measure
 from pipeline.randomness import generator
 from pipeline.reference import Reference
 from pipeline.rows import Row
-from pipeline.sweep import AGREEMENT_SAMPLES, SHOWN_IMAGES, Cell
+from pipeline.sweep import AGREEMENT_SAMPLES, Cell
 
 MOST_REPETITIONS = 3
 
@@ -40,8 +40,10 @@ def measure_set(
     """Measure a set: one cell for every `samples` images, three at most, each of other images in a random order.
 
     place: where the row was written, for errors; shape (C, H, W): of the study's images. Raises StudyError where the
-    images are of another, or are too few.
+    images are of another, or are too few, and where the study's data are points.
     """
+    if len(shape) == 1:
+        raise StudyError(f"{place}: a set holds images, and the study's data are {described(shape)}; leave it out")
     images = load(Data(source=row.source, labels=False), place).images
     if tuple(images.shape[1:]) != shape:
         own, theirs = (_described(s) for s in (shape, tuple(images.shape[1:])))
@@ -66,4 +68,6 @@ def _cell(row: ImageSet, images: Tensor, index: int, extractor: Extractor, refer
 
 
 def _described(shape: tuple[int, ...]) -> str:
+    if len(shape) == 1:
+        return described(shape)
     return f"{'grey' if shape[0] == 1 else 'in colour'}, {shape[2]} x {shape[1]}"

@@ -1,7 +1,8 @@
-"""One pass over generated images: features, moments by block, and every metric from them; no image is written."""
+"""One pass over generated images or points: features, moments by block, and every metric; no image is written."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from pipeline.metrics import BlockMoments
 from pipeline.provenance import libraries
 from pipeline.reference import Reference
 
+SHOWN_IMAGES, SHOWN_POINTS = 16, 1024  # kept of each set of samples, for the report
 CHUNK = 1024  # images a step: a fixed number, so that sums round alike however the images come
 
 
 @dataclass(frozen=True)
 class Measured:
-    """[{metric, value, se}], the first images (uint8) and all features (n, d) of one set."""
+    """[{metric, value, se}], the first images (uint8) or points (float32) and all features (n, d) of one set."""
 
     metrics: list[dict[str, Any]]
     images: Tensor
@@ -27,15 +29,17 @@ class Measured:
 
 def measured_with(extractor: Extractor, reference: Reference, count: int) -> dict[str, Any]:
     """What results must share to be compared: extractor, reference and split, counts, rounding, versions, device."""
+    points = extractor.of_points
+    real = f"{len(reference.features)} {'points' if points else 'images'}"
     return {
         "extractor": extractor.name,
         "extractor_hash": extractor.hash,
         "preprocessing": extractor.preprocessing,
         "reference_hash": reference.hash,
-        "reference_split": f"all {len(reference.features)} images of the data set, which the models were trained on",
+        "reference_split": f"all {real} of the data set, which the models were trained on",
         "samples": count,
-        "rounding": "8 bits",
-        "libraries": libraries(),
+        "rounding": "32-bit floats" if points else "8 bits",
+        "libraries": libraries() | ({"pot": version("pot")} if points else {}),
         "device": reference.features.device.type,
     }
 
@@ -55,7 +59,7 @@ def _chunks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 def measure(
     batches: Iterable[Tensor], count: int, extractor: Extractor, reference: Reference, shown: int = 0
 ) -> Measured:
-    """Measure `count` images that come in batches (n, C, H, W), uint8, of any size.
+    """Measure `count` images that come in batches (n, C, H, W), uint8, or points (n, 2), float32, of any size.
 
     The first `shown` of them are kept. Features and sums stay on the device that the extractor is on. Raises StudyError
     where all images are equal (a collapsed generator), where there are too few, or where features are not finite.

@@ -1,4 +1,5 @@
-"""The real images that generated ones are measured against, and the floor: what real images score among each other."""
+"""The real images or points that generated ones are measured against, and the floor: what real ones score among each
+other."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.errors import StudyError
-from pipeline.features import Extracted
+from pipeline.features import COORDINATES_HASH, Extracted
 from pipeline.files import content_hash, write_bytes
 from pipeline.metrics import (
     COVERAGE_NEIGHBOURS,
@@ -30,6 +31,8 @@ from pipeline.metrics import (
     near_duplicates,
     nearest_squared,
     neighbour_metrics,
+    sliced_w2,
+    w2,
 )
 from pipeline.randomness import generator
 
@@ -54,13 +57,16 @@ class Reference:
 
         `fd`, `fd_corrected`, `fd_infinity` and `kd` against all real images; `precision`, `recall`, `density` and
         `coverage` of the first min(n, N) on either side; `near_duplicates`, the share that is nearer to a real image
-        than 95% of these are to each other, so that 0.05 is what chance would give; `score`, from logits alone.
+        than 95% of these are to each other, so that 0.05 is what chance would give; `score`, from logits alone. Of
+        points also `w2` and `sliced_w2`, which are distances in the space of the data themselves.
         """
         count = min(len(features), len(self.features))
         found = frechet_estimates(blocks, partial(frechet_distance, b=self.moments))
         found["kd"] = kernel_distance(features, self.features, self.sums)
         found |= neighbour_metrics(features[:count], self.features[:count], self._nearest_of(count))
         found["near_duplicates"] = near_duplicates(features, self.features, self.duplicate_distance)
+        if self.extractor_hash == COORDINATES_HASH:
+            found |= {"w2": w2(features, self.features), "sliced_w2": sliced_w2(features, self.features)}
         return found if logits is None else found | {"score": inception_score(logits)}
 
     def _nearest_of(self, count: int) -> Tensor:
@@ -69,10 +75,10 @@ class Reference:
         return self._nearest[count]
 
 
-def reference_of(features: Tensor) -> Reference:
-    """What measurements against features (n, d) need."""
-    own = nearest_squared(features)[:, 0]
-    return Reference(features, moments(features), kernel_sums(features), float(own.quantile(DUPLICATE_QUANTILE)))
+def reference_of(features: Tensor, extractor_hash: str = "") -> Reference:
+    """What measurements against features (n, d) of an extractor need."""
+    duplicate = float(nearest_squared(features)[:, 0].quantile(DUPLICATE_QUANTILE))
+    return Reference(features, moments(features), kernel_sums(features), duplicate, extractor_hash)
 
 
 def make_reference(found: Extracted, extractor_hash: str, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
@@ -85,13 +91,14 @@ def make_reference(found: Extracted, extractor_hash: str, seed: int = 0) -> tupl
     half, quarter = len(features) // 2, len(features) // 4
     if half < 2 * JACKKNIFE_BLOCKS:
         raise StudyError(f"{len(features)} real images are too few to measure against; at least {4 * JACKKNIFE_BLOCKS}")
-    reference = reference_of(features[torch.randperm(len(features), generator=generator("reference", seed))])
+    order = torch.randperm(len(features), generator=generator("reference", seed))
+    reference = reference_of(features[order], extractor_hash)
     floors: list[dict[str, Estimate]] = []
     quarters: list[float] = []
     for k in range(FLOOR_SPLITS):
         order = torch.randperm(len(features), generator=generator("floor", seed, k))
         one, other = order[:half], order[half : 2 * half]
-        side = reference_of(features[other])
+        side = reference_of(features[other], extractor_hash)
         floors.append(_scores(features[one], side, None if logits is None else logits[one]))
         if quarter >= 2 * JACKKNIFE_BLOCKS:
             few = moments(features[other[:quarter]])

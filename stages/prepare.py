@@ -1,6 +1,6 @@
 """Prepare the data set: the resolved data row to images, labels and a summary."""
 
-from pipeline.data import Data, load, load_summary, save
+from pipeline.data import Data, described, load, load_summary, save, shape_of
 from pipeline.files import read_json, whole_folder, write_json
 from stages import Arguments, run_stage
 
@@ -12,8 +12,8 @@ def main(arguments: Arguments) -> None:
         save(load(row), folder)
     summary = load_summary(paths.data)
     write_json(paths.metrics("prepare", "data"), summary)
-    shape = "{count} images of {channels} x {height} x {width}".format(**summary)
-    print(f"{row.source}: {shape}, {len(summary['classes'])} classes, sigma_data {summary['sigma_data']:.4f}")
+    found = f"{summary['count']} {described(shape_of(summary))}"
+    print(f"{row.source}: {found}, {len(summary['classes'])} classes, sigma_data {summary['sigma_data']:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure the real images: what measurements against them need, and what they score among each other."""
 
 from pipeline.data import load_prepared
-from pipeline.features import load_extractor
+from pipeline.features import headline, load_extractor
 from pipeline.files import whole_folder, write_json
 from pipeline.parallel import side_by_side
 from pipeline.reference import make_reference, save_reference
@@ -15,8 +15,8 @@ def main(arguments: Arguments) -> None:
     with whole_folder(paths.reference) as folder:
         save_reference(content, folder)
     write_json(paths.metrics("reference", "floor"), summary)
-    floor = summary["floor"]["fd_corrected"]
-    print(f"real-real floor at {summary['floor_images']} images: {floor['mean']:.3f} +- {floor['sd']:.3f}")
+    floor, data = summary["floor"][headline(extractor.name)], "points" if extractor.of_points else "images"
+    print(f"real-real floor at {summary['floor_images']} {data}: {floor['mean']:.3f} +- {floor['sd']:.3f}")
 
 
 if __name__ == "__main__":

@@ -403,7 +403,9 @@ def test_a_limit_below_two_and_unknown_keys_are_refused() -> None:
 @pytest.mark.parametrize("source", ["digts", "no/such/folder", "no/such.zip"])
 def test_a_source_that_does_not_exist_names_the_choices(source: str) -> None:
     message = one_line(lambda: load(Data(source=source)))
-    assert repr(source) in message and "no folder, no .zip file" in message and "valid: digits" in message
+    assert (
+        repr(source) in message and "no folder, no .zip file" in message and "valid: checkerboard, digits, " in message
+    )
     assert ("did you mean 'digits'?" in message) == (source == "digts")
 
 

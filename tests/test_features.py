@@ -241,7 +241,7 @@ def test_rows_that_make_no_sense_are_refused(row: dict[str, Any], cause: str) ->
 
 
 def test_a_row_of_each_extractor() -> None:
-    assert Features().extractor == "classifier" and list(EXTRACTORS) == ["classifier", "inception", "dinov2", "module"]
+    assert Features().extractor == "classifier" and list(EXTRACTORS)[:2] == ["classifier", "inception"]
     assert Features(extractor="inception").weights is None and Features(extractor="dinov2").hash is None
     assert Features(extractor="inception", weights="w.pth", hash="0" * 64).hash == "0" * 64
     assert Features(extractor="module", weights="m.pt2").weights == "m.pt2"
@@ -269,7 +269,7 @@ def test_labels(metric: str, official: str, other: str) -> None:
     assert (label(metric, "inception", True), label(metric, "classifier", False)) == (official, other)
 
 
-@pytest.mark.parametrize("metric", LABELS)
+@pytest.mark.parametrize("metric", sorted(LABELS.keys() - {"w2", "sliced_w2"}))  # of the data, not of features
 @pytest.mark.parametrize("name", ["inception", "dinov2-vit-l-14", "module FID"])
 def test_no_unofficial_extractor_makes_a_fid(metric: str, name: str) -> None:
     text = label(metric, name, False)

@@ -14,9 +14,9 @@ from torch import Tensor
 from pipeline.errors import StudyError
 from pipeline.features import Extracted
 from pipeline.imageset import ImageSet, measure_set
-from pipeline.measurement import measure
+from pipeline.measurement import SHOWN_IMAGES, measure
 from pipeline.reference import Reference, reference_of
-from pipeline.sweep import SHOWN_IMAGES, Cell
+from pipeline.sweep import Cell
 
 SAMPLES = 40
 SHAPE = (1, 5, 4)
