@@ -40,6 +40,7 @@ bench: install
 	$(BIN)/python -m benchmarks.measurement
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.loop
 
 timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
 	$(BIN)/python -m stages.timings --name "$(or $(NAME),digits)"

@@ -16,7 +16,7 @@ from pipeline.model import Model
 from pipeline.noise import NOISES
 from pipeline.pairs import reflow_pairs
 from pipeline.parametrization import PARAMETRIZATIONS
-from pipeline.training import Run, new_denoiser
+from pipeline.training import Examples, Run, new_denoiser
 from pipeline.weighting import WEIGHTINGS
 
 SHAPE, SIGMA_DATA = (1, 8, 8), 0.5  # the default study's images
@@ -46,11 +46,12 @@ def compare(choices: dict[str, Any], steps: int) -> tuple[float, float]:
     pairs = None
     if rows[1].pairs == "reflow":
         pairs = reflow_pairs(new_denoiser(rows[1].spec(SIGMA_DATA, SHAPE), 1), 512, 0)
+    examples = [Examples(images), Examples(images, pairs=pairs)]
     times: list[list[float]] = [[], []]
     for step in range(WARM_UP + steps):
         for i in (0, 1) if step % 2 else (1, 0):
             start = time.thread_time()
-            runs[i].advance(rows[i], images, pairs if i else None, 0)
+            runs[i].advance(examples[i])
             times[i].append(time.thread_time() - start)
     base, row = (median(found[WARM_UP:]) for found in times)
     return base * 1e3, row / base

@@ -44,6 +44,12 @@ def draw(count: int, probability: float, generator: torch.Generator) -> Tensor:
     return a.where(on, 0)
 
 
+def mirror(a: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """a (N, 8) with each image mirrored in x first, with this probability. `conditioning` is told of a without that."""
+    mirrored = torch.rand(len(a), generator=generator) < probability
+    return torch.cat([(a[:, :1] != mirrored[:, None]).to(a), a[:, 1:]], 1)
+
+
 def conditioning(a: Tensor) -> Tensor:
     """What the network is told of a (N, 8): (N, LABELS) float32, 0 for the identity (Table 6, last column)."""
     a0, a1, a2, a3, a4, a5, a6, a7 = a.unbind(1)
@@ -63,12 +69,12 @@ def transform(x0: Tensor, a: Tensor) -> Tensor:
     """
     out = x0.clone()
     for column, axis in ((0, 3), (1, 2)):
-        flipped = _indices(a[:, column]).to(x0.device)
+        flipped = _indices(a[:, column]).to(x0.device, non_blocking=True)
         out.index_copy_(0, flipped, out.index_select(0, flipped).flip(axis))
     moved = _indices(a[:, 2:].any(1))
     if len(moved):
-        theta = _sources(a.index_select(0, moved), x0.shape[2], x0.shape[3]).to(x0)
-        moved = moved.to(x0.device)
+        theta = _sources(a.index_select(0, moved), x0.shape[2], x0.shape[3]).to(x0, non_blocking=True)
+        moved = moved.to(x0.device, non_blocking=True)
         still = out.index_select(0, moved)
         grid = F.affine_grid(theta, list(still.shape), align_corners=False)
         warped = F.grid_sample(still, grid, mode="bicubic", padding_mode="reflection", align_corners=False)

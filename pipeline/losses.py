@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bound import variational_bound
-from pipeline.data import to_range
+from pipeline.data import is_points, to_range
 from pipeline.denoiser import Denoiser, load_denoiser
 from pipeline.errors import NotFinite
 from pipeline.model import Model
@@ -51,21 +51,21 @@ def evenly_spread(images: Tensor, count: int) -> Tensor:
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
 
 
-def error_at(denoiser: Denoiser, x0: Tensor, sigma: Tensor) -> Tensor:
-    """The mean of (D - x0)^2 over x0 (N, C, H, W) and its pixels, with the same noise for every denoiser and sigma."""
+def error_at(denoiser: Denoiser, x0: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The mean of (D - x0)^2 over x0 (N, ...) and its values, with the same noise for every denoiser and sigma."""
     n = torch.randn(x0.shape, generator=generator("losses", 0))
-    return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), None).mean()
+    return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), labels).mean()
 
 
-def by_sigma(denoiser: Denoiser, row: Model, images: Tensor) -> Iterator[Measured]:
-    """Measure a denoiser of the row on images (N, C, H, W), uint8."""
+def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | None = None) -> Iterator[Measured]:
+    """Measure a denoiser of the row on images (N, C, H, W), uint8, or points (N, 2)."""
     x0 = to_range(images)
     parameters = list(denoiser.parameters())
     for sigma in noise_levels():
         u = row.distribution.u(sigma).clamp(INSIDE, 1 - INSIDE)
         c_out = denoiser.coefficients(sigma, denoiser.sigma_data).c_out
         weight = float(row.weight(u, sigma, denoiser.sigma_data, c_out))
-        error = error_at(denoiser, x0, sigma)
+        error = error_at(denoiser, x0, sigma, labels)
         gradients = torch.autograd.grad(error, parameters, allow_unused=True)
         norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
         value = float(error.detach())
@@ -86,8 +86,11 @@ def straightness(denoiser: Denoiser) -> float:
 
 
 def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> dict[str, float] | None:
-    """The variational bound in bits per dimension, where the row is trained on a table of noise levels and answers."""
-    if not isinstance(row.distribution, Levels):
+    """The variational bound in bits per dimension, where the row is trained on a table of noise levels and answers.
+
+    None of points: the bound is that of telling one of the 256 levels of a pixel.
+    """
+    if is_points(images) or not isinstance(row.distribution, Levels):
         return None
     levels = row.distribution.levels
     try:
@@ -105,18 +108,19 @@ def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> dict[str, flo
 
 
 def measure_model(
-    name: str, row: Model, folder: Path, images: Tensor, workers: int | None = None
+    name: str, row: Model, folder: Path, images: Tensor, workers: int | None = None, labels: Tensor | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Lines of losses.csv for all seeds of a model, before and after training, and a summary: straightness and bound.
 
-    folder: where `save_models` wrote the weights; images (N, C, H, W), uint8, of which IMAGES are used.
+    folder: where `save_models` wrote the weights; images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
+    used; labels (N,), their classes, which a model of classes is told where its losses are measured.
     """
     x0 = evenly_spread(images, IMAGES)
-
+    told = evenly_spread(labels, IMAGES) if labels is not None and row.labels == "classes" else None
     denoisers: dict[int, dict[str, Denoiser]] = {}
     for seed in row.train_seeds:  # made before there are threads, which would share PyTorch's one random generator
         trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True)
-        denoisers[seed] = {"initial": new_denoiser(trained.spec, seed), "trained": trained}
+        denoisers[seed] = {"initial": new_denoiser(trained.spec, seed).eval(), "trained": trained}
 
     def task(seed: int) -> tuple[list[dict[str, Any]], float, dict[str, float] | None]:
         states = denoisers[seed]
@@ -125,7 +129,7 @@ def measure_model(
             {"model": name, "train_seed": seed, "state": state}
             | {key: f"{value:.6g}" for key, value in vars(point).items()}
             for state, denoiser in states.items()
-            for point in by_sigma(denoiser, row, x0)
+            for point in by_sigma(denoiser, row, x0, told)
         ]
         return lines, straightness(trained), bound_terms(trained, row, x0) if seed == row.train_seeds[0] else None
 

@@ -1,36 +1,55 @@
 """The study file: params.yaml to validated rows, written out in full. The only place where it is read."""
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PositiveInt, StringConstraints, ValidationError
 
+from pipeline.averages import (
+    LARGEST_ERROR,
+    LARGEST_SIGMA_REL,
+    HalfLife,
+    Power,
+    Profile,
+    profiles,
+    snapshot_steps,
+    synthesis_of,
+)
 from pipeline.data import Data
 from pipeline.errors import StudyError, nearest
-from pipeline.features import Features
+from pipeline.explain import FILLED_IN, NAME, explain
+from pipeline.features import Features, check_suits
 from pipeline.imageset import ImageSet, Label
-from pipeline.model import Model
+from pipeline.model import NETWORK_KEYS, Model
+from pipeline.networks.network import KEYS, NETWORKS
 from pipeline.null_axes import differences, warnings
 from pipeline.parametrization import PARAMETRIZATIONS
-from pipeline.rows import Row, Seeds
+from pipeline.points import POINTS
+from pipeline.rows import Row, Seeds, axis
 from pipeline.sampler import Sampler
 
 __all__ = ["Curve", "Model", "Sampler", "Study", "read_study", "resolve"]
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,60}$")]
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 COMBINATIONS = "combinations"
+EMA_KEYS = (("ema_halflife_images", "ema_halflives_images"), ("ema_sigma_rel", "ema_sigma_rels"))  # curves', models'
 
 
 class Curve(Sampler):
     """A sampler row on one model, measured over NFE budgets. `method` names it in the headline figure.
 
-    `repetitions`: training and sampling seeds side by side, or each with each.
+    `labels`: of classes as frequent as in the data set, or none. `guide_images`: the snapshot that guides, by the
+    images it had seen; None: the earliest. `ema_halflife_images`, `ema_sigma_rel`: the average of the weights; None:
+    the model's own. `repetitions`: training and sampling seeds side by side, or each with each.
     """
 
     model: Name
     method: Label | None = None
+    labels: Literal["data", "none"] = axis("data", "labels")
+    guide_images: PositiveInt | None = axis(None, "guidance")
+    ema_halflife_images: PositiveInt | None = axis(None, "EMA length")
+    ema_sigma_rel: Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)] | None = axis(None, "EMA length")
     samples: Annotated[int, Field(ge=40)] = 1024
     batch: PositiveInt = 512
     sample_seeds: Seeds = (0, 1, 2)
@@ -69,35 +88,6 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)  # resolves merge keys (<<), which may repeat
 
 
-def _explain(error: ValidationError, place: str, schema: type[Row] | type[Data]) -> StudyError:
-    """The first of pydantic's complaints as one line: where, what, and the nearest valid name."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part != "[key]"]
-    where = ".".join([place, *location] if place else location)
-    value = first["input"]
-    match first["type"]:
-        case "extra_forbidden":
-            for part in location[:-1]:
-                annotation = schema.model_fields[part].annotation if part in schema.model_fields else schema
-                inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
-                schema = next((a for a in inner if issubclass(a, Row | Data)), schema)
-            is_row = issubclass(schema, Model | Sampler)
-            keys = [key for key in schema.model_fields if key != "teacher"] + (["base"] if is_row else [])
-            message = f"unknown key; {nearest(location[-1], keys)}"
-        case "literal_error":
-            choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-            message = f"unknown value {value!r}; {nearest(value, choices)}"
-        case "missing":
-            message = "missing"
-        case "value_error":
-            message = str(first["ctx"]["error"])
-        case "string_pattern_mismatch" if first["loc"][-1:] == ("[key]",):
-            message = "a name has 1 to 60 letters, digits and underscores"
-        case _:
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {value!r}"
-    return StudyError(f"{where}: {message}")
-
-
 def read_study(path: Path) -> Study:
     """Read and validate a study file's outline. Raises StudyError, one line saying where and what."""
     try:
@@ -111,7 +101,7 @@ def read_study(path: Path) -> Study:
     try:
         study = Study(**{str(key): value for key, value in content.items()})
     except ValidationError as error:
-        raise _explain(error, "", Study) from None
+        raise explain(error, "", Study) from None
     if "sets" not in content:
         raise StudyError(f"{path}: sets: missing; where there are none, write `sets: {{}}`, which dvc.yaml goes by")
     return study
@@ -142,23 +132,34 @@ def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict
     """Every row of a section as a validated object."""
     rows: dict[str, dict[str, Any] | None] = getattr(study, section)
     defaults = study.defaults.get(section, {})
-    unknown = [key for key in defaults if key not in schema.model_fields]
-    if unknown:
-        raise StudyError(f"defaults.{section}.{unknown[0]}: unknown key; {nearest(unknown[0], schema.model_fields)}")
+    keys = [key for key in schema.model_fields if key not in FILLED_IN]
+    if unknown := [key for key in defaults if key not in keys]:
+        raise StudyError(f"defaults.{section}.{unknown[0]}: unknown key; {nearest(unknown[0], keys)}")
     resolved = {}
     for name in rows:
+        own = _written(rows, name, section)
+        written = {str(key): value for key, value in (_defaults(defaults, own, schema) | own).items()}
+        if schema is Model and (filled := [key for key in FILLED_IN if written.get(key) is not None]):
+            raise StudyError(f"models.{name}.{filled[0]}: not for rows to say; it is taken from the base")
         try:
-            resolved[name] = schema(**{str(k): v for k, v in (defaults | _written(rows, name, section)).items()})
+            resolved[name] = schema(**written)
         except ValidationError as error:
-            raise _explain(error, f"{section}.{name}", schema) from None
+            raise explain(error, f"{section}.{name}", schema) from None
     return resolved
+
+
+def _defaults(defaults: dict[str, Any], own: dict[str, Any], schema: type[Model] | type[Curve]) -> dict[str, Any]:
+    """The defaults that a row has: not those of another network than its own."""
+    network = (
+        own.get("network", defaults.get("network", schema.model_fields["network"].default)) if schema is Model else ""
+    )
+    others = NETWORK_KEYS - set(KEYS[network]) if network in KEYS else set()
+    return {key: value for key, value in defaults.items() if key not in others}
 
 
 def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
     """A model row with its teacher, where it takes pairs from one: the base that it names."""
     row = models[name]
-    if row.teacher:
-        raise StudyError(f"models.{name}.teacher: not for rows to say; pairs: reflow takes the base as its teacher")
     if row.pairs != "reflow":
         return row
     written = study.models[name] or {}
@@ -173,13 +174,52 @@ def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
             f"models.{name}.pairs: reflow takes its pairs from a flow, but the base {base} has parametrization "
             f"{models[base].parametrization}"
         )
-    return _learning(row, _taught(study, models, base), f"models.{name}", f"base {base}")
+    return _learning(row, _complete(study, models, base), f"models.{name}", f"base {base}")
+
+
+def _complete(study: Study, models: dict[str, Model], name: str) -> Model:
+    """A model row with the rows that it needs of others: its teacher, and the one whose cost its network is to have."""
+    row = _taught(study, models, name)
+    _check_model(study, name, row)
+    if not row.equal:
+        return row
+    if "channels" in (study.models[name] or {}):
+        raise StudyError(f"models.{name}.channels: equal: {row.equal} finds them; leave one of the two out")
+    base = _base(study.models, name)
+    if base == name:
+        raise StudyError(f"models.{name}.equal: {row.equal} of the base, but the first row has none; leave it out")
+    return row.model_copy(update={"like": _complete(study, models, base)})
+
+
+def _check_model(study: Study, name: str, row: Model) -> None:
+    """Refuse what a row's data can't have. Raises StudyError, one line saying where and what."""
+    source, points = study.data.source, study.data.source in POINTS
+    if points and row.network != "mlp":
+        raise StudyError(f"models.{name}.network: {row.network} is for images, and {source} are points; use mlp")
+    if not points and row.network == "mlp":
+        images = ", ".join(other for other in NETWORKS if other != "mlp")
+        raise StudyError(f"models.{name}.network: mlp is for points, and the data are images; use one of {images}")
+    for key in ("augment", "flip"):
+        if points and getattr(row, key):
+            raise StudyError(f"models.{name}.{key}: only images have mirror images, and {source} are points; use 0")
+    for key, asked in (("labels", row.labels == "classes"), ("classifier_images", row.classifier_images)):
+        if asked and not study.data.labels:
+            raise StudyError(f"models.{name}.{key}: data.labels is false; leave one of the two out")
+    if row.labels == "classes" and row.pairs == "optimal_transport":
+        raise StudyError(
+            f"models.{name}.pairs: optimal_transport would tie noise to classes, which samples are not to; use "
+            "independent, or labels: none"
+        )
 
 
 def _learning(row: Model, teacher: Model | None, place: str, which: str) -> Model:
     """A row with its teacher, which has all of its seeds."""
     if missing := set(row.train_seeds) - set(teacher.train_seeds if teacher else ()):
         raise StudyError(f"{place}.train_seeds: the {which} has no seed {min(missing)} to take pairs from")
+    if teacher and teacher.labels == "classes" and not teacher.label_dropout:
+        raise StudyError(
+            f"{place}.pairs: reflow asks the {which} without labels, which label_dropout 0 never taught it"
+        )
     return row.model_copy(update={"teacher": teacher})
 
 
@@ -207,8 +247,12 @@ def resolve(study: Study) -> dict[str, Any]:
     for section in study.defaults:
         if section not in ("models", "curves"):
             raise StudyError(f"defaults.{section}: unknown key; {nearest(section, ('models', 'curves'))}")
+    points = study.data.source in POINTS
+    check_suits(study.features.extractor, points)
+    if points and study.sets:
+        raise StudyError(f"sets.{next(iter(study.sets))}: a set holds images, and {study.data.source} are points")
     models, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
-    models = {name: _taught(study, models, name) for name in models}
+    models = {name: _complete(study, models, name) for name in models}
     out: dict[str, Any] = {
         "data": study.data.model_dump(mode="json"),
         "features": study.features.model_dump(mode="json"),
@@ -238,6 +282,7 @@ def resolve(study: Study) -> dict[str, Any]:
             raise StudyError(f"curves.{name}.model: missing; every curve names its model itself, for dvc.yaml")
         if curve.model not in models:
             raise StudyError(f"curves.{name}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
+        _check_curve(name, curve, models[curve.model])
         base = _base(study.curves, name)
         changed, titles = differences(curve, curves[base]), _titles(Curve, differences(curve, curves[base]))
         if curve.model != curves[base].model:
@@ -265,9 +310,73 @@ def resolve(study: Study) -> dict[str, Any]:
     return out | {"report": report}
 
 
+def _check_curve(name: str, curve: Curve, model: Model) -> None:
+    """Refuse what the curve's model can't give. Raises StudyError, one line saying where and what."""
+    place, of = f"curves.{name}", f"model {curve.model}"
+    if curve.guide == "unconditional" and curve.guidance != 1:
+        if model.labels == "none":
+            raise StudyError(f"{place}.guidance: {of} is unconditional; give it labels: classes, or take another guide")
+        if not model.label_dropout:
+            raise StudyError(f"{place}.guidance: {of} has label_dropout 0, so it never learned to do without a label")
+        if curve.labels == "none":
+            raise StudyError(f"{place}.labels: none leaves nothing to guide to; use data, or guidance 1")
+    if model.labels == "classes" and not model.label_dropout:
+        for key in ("labels", "discretization"):
+            if getattr(curve, key) in ("none", "optimised"):
+                raise StudyError(f"{place}.{key}: {of} is asked without labels, which label_dropout 0 never taught it")
+    if curve.guide == "classifier" and not model.classifier_images:
+        raise StudyError(f"{place}.guide: {of} has no classifier; say classifier_images in its row")
+    if curve.guide == "classifier" and model.labels == "classes" and not model.label_dropout:
+        raise StudyError(f"{place}.guide: {of} has label_dropout 0, so it has no answer without a label to be guided")
+    if curve.guide == "classifier" and curve.labels == "none":
+        raise StudyError(f"{place}.labels: none leaves a classifier nothing to guide to; use data")
+    if curve.guide == "snapshot" and model.snapshots < 2:
+        raise StudyError(f"{place}.guide: {of} has no earlier snapshot; say snapshots in its row, 2 or more")
+    if curve.guide_images and curve.guide != "snapshot":
+        raise StudyError(f"{place}.guide_images: guide {curve.guide} has none; it goes with guide: snapshot")
+    taken = [step * model.batch for step in snapshot_steps(model)] if model.snapshots else []
+    earlier = [
+        i for i in taken[:-1] if curve.guide_images and abs(i - curve.guide_images) <= taken[-1] / len(taken) / 2
+    ]
+    if curve.guide_images and not earlier:
+        at = ", ".join(map(str, taken[:-1]))
+        raise StudyError(f"{place}.guide_images: {of} has no earlier snapshot near {curve.guide_images}; it has {at}")
+    if curve.labels == "none" and model.labels == "none":
+        raise StudyError(f"{place}.labels: {of} is unconditional anyway; leave it out")
+    _check_average(place, of, curve, model)
+
+
+def _check_average(place: str, of: str, curve: Curve, model: Model) -> None:
+    if curve.ema_halflife_images and curve.ema_sigma_rel:
+        raise StudyError(f"{place}.ema_sigma_rel: ema_halflife_images is said as well; a curve has one average")
+    wanted: Profile
+    if curve.ema_halflife_images:
+        wanted, key, plural = HalfLife(curve.ema_halflife_images, model.ema_ramp_up), *EMA_KEYS[0]
+    elif curve.ema_sigma_rel:
+        wanted, key, plural = Power(curve.ema_sigma_rel), *EMA_KEYS[1]
+    else:
+        return
+    own = model.longest_average_images
+    if model.model_copy(update={"ema_halflife_images": curve.ema_halflife_images or 0}).longest_average_images == own:
+        raise StudyError(f"{place}.{key}: over {model.images} images that is the model's own average; leave it out")
+    _, *others = profiles(model)
+    if wanted in others:
+        return
+    if not model.snapshots:
+        raise StudyError(
+            f"{place}.{key}: {of} does not track {getattr(curve, key)}; add it to its {plural}, or give it two "
+            "ema_sigma_rels and snapshots, from which other lengths are made"
+        )
+    if (error := synthesis_of(model, wanted).error) > LARGEST_ERROR:
+        raise StudyError(
+            f"{place}.{key}: what the snapshots of {of} give for {getattr(curve, key)} would be {error:.0%} off; add "
+            f"it to its {plural}, or take more snapshots of more ema_sigma_rels"
+        )
+
+
 def _null_axes(study: Study, models: dict[str, Model], curves: dict[str, Curve]) -> list[str]:
     """Warnings of choices that change nothing; the first row of each section is held against the defaults."""
-    plain = Model(**study.defaults.get("models", {}))
+    plain = Model(**_defaults(study.defaults.get("models", {}), {}, Model))
     rows = {name: Sampler(**row.model_dump(include=set(Sampler.model_fields))) for name, row in curves.items()}
     return warnings(
         {n: (row, models[base] if (base := _base(study.models, n)) != n else plain) for n, row in models.items()},

@@ -21,7 +21,9 @@ WIDE = {
     "P_mean": -1.0,
     "P_std": 1.9,
 }  # the noise of the brief trainings: something of every level
-PLAIN = ("weighting", "gamma", "k", "bias", "draws", "pairs", "augment", "teacher")  # keys whose defaults they have
+OBJECTIVE = ("weighting", "gamma", "k", "bias", "draws", "pairs", "augment", "flip", "labels", "teacher")
+BESIDE = ("compile", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")
+PLAIN = (*OBJECTIVE, *BESIDE)  # keys whose defaults the brief trainings have
 IMAGES = 1024  # that errors are measured on
 STEP = 0.05  # what proposals are rounded to, which is about how well they are known
 

@@ -1,49 +1,92 @@
-"""Training a denoiser: the loss, the loop, the average of its weights, and going on after a crash."""
+"""Training a denoiser: the loss, the loop, and going on after a crash."""
 
-import copy
-import math
+import json
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline.augmentation import augment
-from pipeline.data import shape_of, to_range
+from pipeline import augmentation
+from pipeline.averages import Averages, Profile, profiles, snapshot_steps
+from pipeline.classifier import NoisyClassifier, accuracy_by_sigma, load_classifier, save_classifier, train_classifier
+from pipeline.data import shape_of, to_hash, to_range
 from pipeline.denoiser import Denoiser, per_sample, save_denoiser
 from pipeline.draws import DRAWS
 from pipeline.errors import StudyError
 from pipeline.files import CACHE, content_hash, write_bytes
-from pipeline.model import EMA_RAMP_UP, Model
+from pipeline.model import Model
+from pipeline.networks.layers import Dropout
+from pipeline.networks.network import cost
+from pipeline.optimisation import (
+    Network,
+    adam,
+    autocast,
+    clip,
+    compiled,
+    default_device,
+    learning_rate,
+    say_once,
+    to_device,
+)
 from pipeline.pairs import matched, reflow_pairs
 from pipeline.parallel import in_turns
+from pipeline.parametrization import Coefficients
 from pipeline.provenance import code_hash, machine
 from pipeline.randomness import generator
 from pipeline.weighting import WEIGHTINGS, Uncertainty
+from pipeline.weights import average_file, classifier_file, main_file, save_snapshot, snapshot_file, with_weights
 
 LOG_POINTS = 50  # the training curve has this many points
 CHECKPOINTS = 10  # and a run this many checkpoints
+CPU = torch.device("cpu")
 
 _INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generator that all threads share
 
 
-def loss(denoiser: Denoiser, weight: Tensor, x0: Tensor, n: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-    """weight ||D(x0 + sigma n; sigma) - x0||^2, averaged over pixels: x0, n (N, C, H, W), weight, sigma (N,) to (N,).
+class Terms(NamedTuple):
+    """The loss at noise levels sigma as factors, (N,) each: weight (F(c_in z, c_noise) - (signal x0 - noise n))^2 with
+    z = x0 + sigma n. It is written on the network's own target (EDM, eq. 8), whose parts are exact at every sigma."""
 
-    Written on the network's own target (EDM, eq. 8), (x0 - c_skip z) / c_out, whose parts are exact at every sigma.
-    labels (N, L): what the network is told of each image's augmentation.
+    sigma: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+    signal: Tensor
+    noise: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, coefficients: Coefficients, weight: Tensor, sigma: Tensor) -> Self:
+        """weight: lambda(sigma), on D."""
+        c_skip, c_out, c_in, c_noise = coefficients
+        return cls(sigma, c_in, c_noise, (1 - c_skip) / c_out, c_skip * sigma / c_out, weight * c_out**2)
+
+
+def network_error(
+    network: Network, terms: Terms, x0: Tensor, n: Tensor, labels: Tensor | None, told: Tensor | None
+) -> Tensor:
+    """What `terms` says, averaged over pixels: x0, n (N, ...) to (N,). labels (N,), told (N, 9): the network's."""
+    z = x0 + per_sample(terms.sigma, n) * n
+    target = per_sample(terms.signal, x0) * x0 - per_sample(terms.noise, n) * n
+    f = network(per_sample(terms.c_in, z) * z, terms.c_noise.float(), labels, told)
+    return terms.weight.float() * (f - target).square().flatten(1).mean(1)
+
+
+def loss(
+    denoiser: Denoiser, weight: Tensor, x0: Tensor, n: Tensor, sigma: Tensor, labels: Tensor | None = None
+) -> Tensor:
+    """weight ||D(x0 + sigma n; sigma) - x0||^2, averaged over pixels: x0, n (N, ...), weight, sigma (N,) to (N,).
+
+    labels (N,), int64: the images' classes, -1 for none.
     """
-    c_skip, c_out, c_in, c_noise = denoiser.coefficients(sigma, denoiser.sigma_data)
-    z = x0 + per_sample(sigma, n) * n
-    target = per_sample((1 - c_skip) / c_out, x0) * x0 - per_sample(c_skip * sigma / c_out, n) * n
-    f = denoiser.network(per_sample(c_in, z) * z, c_noise.float(), labels)
-    return (weight * c_out**2).float() * (f - target).square().flatten(1).mean(1)
+    terms = Terms.of(denoiser.coefficients(sigma, denoiser.sigma_data), weight, sigma)
+    return network_error(denoiser.network, terms, x0, n, labels, None)
 
 
 @lru_cache(maxsize=4)
@@ -58,43 +101,60 @@ def batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
     return torch.cat([_epoch_order(seed, int(e), count)[positions[epochs == e] % count] for e in epochs.unique()])
 
 
-def learning_rate(row: Model, step: int) -> float:
-    """Linear warm-up, then half a cosine down to 0."""
-    warm = min((step + 1) * row.batch / row.warmup_images, 1.0)
-    return row.learning_rate * warm * (1 + math.cos(math.pi * step / row.steps)) / 2
-
-
-def ema_decay(row: Model, step: int) -> float:
-    """The decay of the weights' average for one step, from its half-life in images."""
-    halflife = min(row.ema_halflife_images, EMA_RAMP_UP * step * row.batch)
-    return 0.5 ** (row.batch / halflife) if halflife else 0.0
-
-
 Pairs = tuple[Tensor, Tensor]
 
 
-def noisy_batch(
-    row: Model, images: Tensor, pairs: Pairs | None, indices: Tensor, draw: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images x0 and the noise n that goes with each, (B, C, H, W), and what the network is told of their augmentation.
-
-    images (N, C, H, W), uint8; pairs: what `reflow_pairs` returned, which then takes the images' place; indices (B,).
-    """
-    if pairs:
-        return pairs[0][indices], pairs[1][indices], None
-    x0, labels = to_range(images[indices]), None
-    if row.augment:
-        x0, labels = augment(x0, row.augment, draw)
-    n = torch.randn(x0.shape, generator=draw)
-    return x0, matched(x0, n) if row.pairs == "optimal_transport" else n, labels
-
-
 @dataclass(frozen=True)
-class Trained:
-    """The averaged weights, and the mean loss over each stretch of `images`."""
+class Examples:
+    """What a run trains on: images (N, C, H, W), uint8, and their classes (N,), int64; or another flow's pairs of x0
+    and n, as `reflow_pairs` returns them, which take their place."""
 
-    denoiser: Denoiser
-    curve: list[dict[str, float]]
+    images: Tensor
+    labels: Tensor | None = None
+    pairs: Pairs | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs[0] if self.pairs else self.images)
+
+
+class Batch(NamedTuple):
+    """B images x0, their noise n (B, ...), its quantiles u and their weights (B,), and what the network is told of the
+    images: classes (B,), with -1 for none, and augmentation (B, 9). x0, n, labels and told are on the device."""
+
+    x0: Tensor
+    n: Tensor
+    u: Tensor
+    importance: Tensor
+    labels: Tensor | None
+    told: Tensor | None
+
+
+def draw_batch(
+    row: Model, examples: Examples, indices: Tensor, draws: Any, draw: torch.Generator, device: torch.device = CPU
+) -> Batch:
+    """The batch of the examples `indices` (B,). All is drawn on the CPU, in an order in which a row that turns flips
+    or labels on keeps the other draws."""
+    count, pairs = len(indices), examples.pairs
+    a = augmentation.draw(count, row.augment, draw) if row.augment else None
+    n = pairs[1][indices] if pairs else torch.randn(count, *examples.images.shape[1:], generator=draw)
+    u, importance = draws.draw(count, draw)
+    told = None if a is None else augmentation.conditioning(a)
+    if row.flip:
+        a = augmentation.mirror(torch.zeros(count, 8, dtype=torch.float64) if a is None else a, row.flip, draw)
+    labels = None
+    if row.labels == "classes" and examples.labels is not None:
+        dropped = torch.rand(count, generator=draw) < row.label_dropout
+        labels = examples.labels[indices].masked_fill(dropped, -1)
+    if pairs:
+        x0 = to_device(pairs[0][indices], device)
+    else:
+        matching = row.pairs == "optimal_transport"  # which is found on the CPU
+        x0 = to_range(to_device(examples.images[indices], CPU if matching else device))
+        x0 = x0 if a is None else augmentation.transform(x0, a)
+        n = matched(x0, n) if matching else n
+        x0 = to_device(x0, device) if matching else x0
+    labels, told = (None if each is None else to_device(each, device) for each in (labels, told))
+    return Batch(x0, to_device(n, device), u, importance, labels, told)
 
 
 def new_denoiser(spec: dict[str, Any], seed: int) -> Denoiser:
@@ -105,81 +165,210 @@ def new_denoiser(spec: dict[str, Any], seed: int) -> Denoiser:
 
 
 class Run:
-    """One training run's state: everything that a checkpoint holds."""
+    """One training run's state: everything that a checkpoint holds.
 
-    def __init__(self, spec: dict[str, Any], row: Model, seed: int) -> None:
-        self.denoiser = new_denoiser(spec, seed)
-        self.average = copy.deepcopy(self.denoiser).requires_grad_(False)
-        self.weights = [p.detach() for p in self.denoiser.parameters()]
-        self.averages: list[Tensor] = list(self.average.parameters())
-        self.uncertainty = Uncertainty() if WEIGHTINGS[row.weighting].learned else None
+    No random generator's state is in it: the draws of a step come from generators that are named by seed and step.
+    """
+
+    def __init__(self, spec: dict[str, Any], row: Model, seed: int, device: torch.device = CPU) -> None:
+        self.row, self.seed, self.device = row, seed, device
+        self.denoiser = new_denoiser(spec, seed).to(device)
+        self.averages = Averages(dict(self.denoiser.named_parameters()), profiles(row))
+        self.uncertainty = Uncertainty().to(device) if WEIGHTINGS[row.weighting].learned else None
         self.draws = DRAWS[row.draws]()
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=row.learning_rate, fused=True)
+        self.optimizer = adam(self.parameters(), row.learning_rate)
         self.step = 0
-        self.losses = torch.zeros(row.steps)
+        self.losses = torch.zeros(row.steps, device=device)
+        self.suspects = torch.zeros(row.steps, device=device)  # each step's sigma that is to blame if its loss is bad
+        self.dropouts = [module for module in self.denoiser.modules() if isinstance(module, Dropout)]
+        for layer in self.dropouts:
+            layer.generator = torch.Generator(device)
+        network: Network = self.denoiser.network
+        self.function = compiled(network, self._attempt) if row.compile == "default" else network
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained."""
         return [*self.denoiser.parameters(), *(self.uncertainty.parameters() if self.uncertainty else ())]
 
-    def advance(self, row: Model, images: Tensor, pairs: Pairs | None, seed: int) -> None:
-        """Train one step, on a batch of images (N, C, H, W), uint8, or of another flow's pairs."""
-        draw = generator("step", seed, self.step)
-        indices = batch_indices(seed, self.step, row.batch, len(pairs[0] if pairs else images))
-        x0, n, labels = noisy_batch(row, images, pairs, indices, draw)
-        u, importance = self.draws.draw(row.batch, draw)
+    def _attempt(self, network: Network) -> None:
+        """Call a compiled network once, and its gradient, so that it fails here if it does."""
+        count, row = min(self.row.micro_batch or self.row.batch, self.row.batch), self.row
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device) if row.labels == "classes" else None
+        told = torch.zeros(count, augmentation.LABELS, device=self.device) if row.augment else None
+        x = torch.zeros(count, *self.denoiser.shape, device=self.device)
+        with autocast(row.precision, self.device):
+            f = network(x, torch.zeros(count, device=self.device), labels, told)
+        f.sum().backward()
+        self.optimizer.zero_grad()
+
+    def network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, told: Tensor | None) -> Tensor:
+        """F in the row's precision."""
+        with autocast(self.row.precision, self.device):
+            return self.function(x, c_noise, labels, told)
+
+    def advance(self, examples: Examples) -> None:
+        """Train one step. Nothing waits for a GPU, but for `draws: adaptive`, which go by the losses."""
+        row, draw = self.row, generator("step", self.seed, self.step)
+        indices = batch_indices(self.seed, self.step, row.batch, len(examples))
+        batch = draw_batch(row, examples, indices, self.draws, draw, self.device)
+        for index, layer in enumerate(self.dropouts):
+            if layer.generator:  # one for each layer, so that micro-batches draw what the whole batch would
+                layer.generator.manual_seed(generator("dropout", self.seed, self.step, index).initial_seed())
+        sigma = row.distribution.sigma(batch.u)
+        coefficients = self.denoiser.coefficients(sigma, self.denoiser.sigma_data)
+        weight = row.weight(batch.u, sigma, self.denoiser.sigma_data, coefficients.c_out)
+        rows = torch.stack([*Terms.of(coefficients, weight, sigma), batch.importance])
+        terms = to_device(rows.float(), self.device)  # in one transfer
         self.optimizer.param_groups[0]["lr"] = learning_rate(row, self.step)
         self.optimizer.zero_grad()
-        losses = self.loss(row, x0, n, u, labels)
-        self.draws.learn(u, losses)
-        value = (importance.float() * losses).mean()
-        value.backward()
+        losses = self._backward(batch, terms, to_device(sigma, self.device) if self.uncertainty else None)
+        self.suspects[self.step] = terms[0].gather(0, losses.isfinite().logical_not().float().argmax(0, True))[0]
+        self.draws.learn(batch.u, losses)
+        if row.clip_norm:
+            clip(self.parameters(), row.clip_norm)
         self.optimizer.step()
-        torch._foreach_lerp_(self.averages, self.weights, 1 - ema_decay(row, self.step))
-        self.losses[self.step] = value.detach()
+        self.averages.update(self.step, row.batch)
         self.step += 1
 
-    def loss(self, row: Model, x0: Tensor, n: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
-        """The row's loss at each image's own noise level, whose quantile is u (N,): x0, n (N, C, H, W) to (N,)."""
-        sigma, sigma_data = row.distribution.sigma(u), self.denoiser.sigma_data
-        c_out = self.denoiser.coefficients(sigma, sigma_data).c_out
-        value = loss(self.denoiser, row.weight(u, sigma, sigma_data, c_out), x0, n, sigma, labels)
-        if not self.uncertainty:
-            return value
-        uncertainty = self.uncertainty(sigma)
-        return value / uncertainty.exp() + uncertainty
+    def _backward(self, batch: Batch, terms: Tensor, sigma: Tensor | None) -> Tensor:
+        """Add up the gradients of micro-batches: terms (7, B), the `Terms` and the importance; the losses, (B,).
+
+        sigma (B,), float64: what a learned weighting goes by.
+        """
+        found, size = [], self.row.micro_batch or self.row.batch
+        for first in range(0, self.row.batch, size):
+            part = slice(first, first + size)
+            *factors, importance = terms[:, part]
+            labels, told = (None if each is None else each[part] for each in (batch.labels, batch.told))
+            losses = network_error(self.network, Terms(*factors), batch.x0[part], batch.n[part], labels, told)
+            if self.uncertainty and sigma is not None:
+                uncertainty = self.uncertainty(sigma[part])
+                losses = losses / uncertainty.exp() + uncertainty
+            value = (importance * losses).sum() / self.row.batch
+            value.backward()
+            self.losses[self.step] += value.detach()
+            found.append(losses.detach())
+        return torch.cat(found)
+
+    def check(self) -> None:
+        """Raises StudyError where a loss so far, or a weight by now, is not finite."""
+        losses = self.losses[: self.step].cpu()
+        if not losses.isfinite().all():
+            step = int(losses.isfinite().int().argmin())
+            where = f"the loss is not finite at step {step} (sigma {float(self.suspects[step]):.4g})"
+            raise StudyError(f"seed {self.seed}: {where}; lower learning_rate?")
+        weights = [parameter.detach() for parameter in self.parameters()]
+        if not torch.stack(torch._foreach_norm(weights, torch.inf)).isfinite().all():
+            raise StudyError(f"seed {self.seed}: the weights are not finite at step {self.step}; lower learning_rate?")
+
+    def curve(self) -> list[dict[str, float]]:
+        """The mean loss over each of LOG_POINTS stretches."""
+        losses, steps = self.losses.cpu(), torch.arange(self.row.steps)
+        return [
+            {"seed": self.seed, "images": (int(s[-1]) + 1) * self.row.batch, "loss": round(float(losses[s].mean()), 6)}
+            for s in steps.tensor_split(min(LOG_POINTS, self.row.steps))
+        ]
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{k}": v for k, v in self.denoiser.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.averages.tensors().items()}
         if self.uncertainty:
             tensors |= {f"uncertainty.{k}": v for k, v in self.uncertainty.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
         return tensors | {"step": torch.tensor(self.step), "losses": self.losses, "draws": self.draws.state}
 
-    def save(self, path: Path) -> None:
-        write_bytes(path, save({name: value.contiguous() for name, value in self.tensors().items()}))
+    def save(self, path: Path, setting: dict[str, Any]) -> None:
+        """Write a checkpoint of a training with this setting, whole or not at all."""
+        tensors = {name: value.contiguous() for name, value in self.tensors().items()}
+        write_bytes(path, save(tensors, {"setting": json.dumps(setting, sort_keys=True)}))
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises StudyError where the file is broken."""
+    def load(self, path: Path, setting: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Raises StudyError where the file is broken, or has another setting."""
         try:
+            with safetensors.safe_open(path, "pt") as file:
+                own = json.loads((file.metadata() or {})["setting"])
+            if different := differences(own, json.loads(json.dumps(setting))):
+                raise StudyError(f"{path}: of another training: {different}; delete it, or go back")
             tensors = load_file(path)
-            part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
-            self.denoiser.load_state_dict(part("model."))
-            self.average.load_state_dict(part("average."))
+            self.denoiser.load_state_dict(_part(tensors, "model."))
+            self.averages.load(_part(tensors, "average."))
             if self.uncertainty:
-                self.uncertainty.load_state_dict(part("uncertainty."))
+                self.uncertainty.load_state_dict(_part(tensors, "uncertainty."))
             optimizer, parameters = self.optimizer.state_dict(), self.parameters()
-            for name, value in part("optimizer.").items():
+            for name, value in _part(tensors, "optimizer.").items():
                 index, key = name.split(".")
                 like = parameters[int(index)].detach() if value.ndim else value  # fused Adam needs equal strides
                 optimizer["state"].setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value)
             self.optimizer.load_state_dict(optimizer)
             self.draws.state.copy_(tensors["draws"])
-            self.step, self.losses = int(tensors["step"]), tensors["losses"]
-        except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            self.losses.copy_(tensors["losses"])
+            self.step = int(tensors["step"])
+        except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise StudyError(f"{path}: a broken checkpoint ({error}); delete it to train from the start") from None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def setting(
+    row: Model, spec: dict[str, Any], images: Tensor, labels: Tensor | None, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """All that a training's bytes depend on, for JSON: the row, the spec, the data, the code and the machine."""
+    where = machine() | ({"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+    data = content_hash(to_hash(images), None if labels is None else labels.tolist())
+    return {**_plain(row), **spec, "seed": seed, "data": data, "code": code_hash(), **where}
+
+
+def _plain(row: Model) -> dict[str, Any]:
+    """A row, and its teacher's, without seeds and without the row whose cost its network has, which the spec states."""
+    own = row.model_dump(mode="json", exclude={"train_seeds", "teacher", "like"})
+    return own | {"teacher": _plain(row.teacher) if row.teacher else None}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """Where two settings differ, by key: what each says."""
+    found = []
+    for key in dict.fromkeys([*new, *old]):
+        one, two = (each.get(key, "nothing") for each in (old, new))
+        if isinstance(one, dict) and isinstance(two, dict):
+            found.append(differences(one, two, f"{prefix}{key}."))
+        elif one != two:
+            now = "in the row" if prefix or key in Model.model_fields else "now"
+            found.append(f"{prefix}{key}: {str(one)[:40]} in the checkpoint, {str(two)[:40]} {now}")
+    return "; ".join(filter(None, found))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The main average of the weights, and the mean loss over each stretch of `images`.
+
+    averages: the other averages; snapshots: the files of all of them, by the images seen until then; classifier: the
+    noise-aware one that was trained beside the model, and the share of its own images that it tells right, by sigma.
+    """
+
+    denoiser: Denoiser
+    curve: list[dict[str, float]]
+    averages: dict[Profile, Denoiser] = field(default_factory=dict)
+    snapshots: dict[int, Path] = field(default_factory=dict)
+    classifier: NoisyClassifier | None = None
+    classifier_accuracy: dict[str, float] = field(default_factory=dict)
+
+
+def check_examples(row: Model, images: Tensor, labels: Tensor | None) -> None:
+    """Refuse data that a row can't be trained on. Raises StudyError."""
+    if row.labels == "classes" and labels is None:
+        raise StudyError("labels: classes needs a data set with classes, and this one has none; use labels: none")
+    if row.classifier_images and labels is None:
+        raise StudyError("classifier_images: a classifier needs a data set with classes, and this one has none; use 0")
+    for key in ("augment", "flip"):
+        if getattr(row, key) and images.ndim != 4:
+            raise StudyError(f"{key}: only images have mirror images, and the data are points; use 0")
+    if row.pairs == "reflow" and row.batch > row.reflow_pairs:
+        raise StudyError(f"batch: {row.batch} of {row.reflow_pairs} reflow_pairs; use a smaller batch, or more pairs")
+    if row.pairs != "reflow" and row.batch > len(images):
+        raise StudyError(f"batch: {row.batch}, but the data set has {len(images)} examples; use at most as many")
 
 
 def train(
@@ -190,76 +379,128 @@ def train(
     checkpoint: Path | None = None,
     progress: Callable[[int], object] = lambda images: None,
     make_pairs: Callable[[], Pairs] | None = None,
+    labels: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Generator[None, None, Trained]:
-    """Train one seed of a row on images (N, C, H, W), uint8, or on another flow's pairs. The result depends on these
-    arguments alone.
+    """Train one seed of a row on images (N, C, H, W), uint8, or on another flow's pairs; labels (N,), int64, are the
+    images' classes. The result depends on these arguments alone, and on what kind of device is trained on.
 
     A generator that stops for breath after each checkpoint and returns the result at its end (`parallel.in_turns`).
-    A run that was killed goes on from `checkpoint` and ends with the same bytes. Raises StudyError, naming the step,
-    where the loss is not finite; the last good checkpoint stays.
+    A run that was killed goes on from `checkpoint` and ends with the same bytes; there is no random state to restore,
+    as each step's draws are named by seed and step. Snapshots are written beside the checkpoint, and without one there
+    are none. Raises StudyError where the row does not go with the data, where the checkpoint is broken or of another
+    setting, and, naming the step, where the loss is not finite; the last good checkpoint stays.
     """
-    run = Run(spec, row, seed)
+    check_examples(row, images, labels)
+    device = device or default_device()
+    run = Run(spec, row, seed, device)
+    own = setting(row, spec, images, labels, seed, device) if checkpoint else {}
+    snapshots = {}
+    if checkpoint:
+        snapshots = {step: beside(checkpoint, f"snapshot_{step * row.batch}") for step in snapshot_steps(row)}
     if checkpoint and checkpoint.exists():
-        run.load(checkpoint)
+        run.load(checkpoint, own)
+        if missing := [path for step, path in snapshots.items() if step <= run.step and not path.exists()]:
+            say_once(f"{missing[0]}: missing, so that {checkpoint} is of no use; training from the start")
+            run = Run(spec, row, seed, device)
         progress(run.step * row.batch)
     every = max(row.steps // CHECKPOINTS, 1)
     pairs = make_pairs() if make_pairs and run.step < row.steps else None
+    examples = Examples(images, labels if row.labels == "classes" else None, pairs)
     while run.step < row.steps:
-        run.advance(row, images, pairs, seed)
+        run.advance(examples)
         progress(row.batch)
+        if run.step in snapshots:
+            run.check()
+            save_snapshot(run.averages, run.step, row.batch, snapshots[run.step])
         if run.step % every == 0 or run.step == row.steps:
-            bad = (~run.losses[: run.step].isfinite()).nonzero()
-            if len(bad):
-                raise StudyError(f"seed {seed}: the loss is not finite at step {int(bad[0])}; lower learning_rate?")
+            run.check()
             if checkpoint:
-                run.save(checkpoint)
+                run.save(checkpoint, own)
             yield
-    stretches = torch.arange(row.steps).tensor_split(min(LOG_POINTS, row.steps))
-    curve = [
-        {"seed": seed, "images": (int(s[-1]) + 1) * row.batch, "loss": round(float(run.losses[s].mean()), 6)}
-        for s in stretches
-    ]
-    return Trained(run.average.eval(), curve)
+    classifier = _classifier(row, spec, images, labels, seed, checkpoint)
+    told_right = {} if classifier is None or labels is None else accuracy_by_sigma(classifier, images, labels, seed)
+    main, *others = (with_weights(run.denoiser, run.averages.of(profile)).to(CPU) for profile in run.averages.profiles)
+    return Trained(
+        main,
+        run.curve(),
+        dict(zip(run.averages.profiles[1:], others, strict=True)),
+        {step * row.batch: path for step, path in snapshots.items()},
+        classifier,
+        told_right,
+    )
 
 
-def _setting(row: Model) -> dict[str, Any]:
-    """A row, and its teachers' rows, without their seeds."""
-    own = row.model_dump(mode="json", exclude={"train_seeds", "teacher"})
-    return own | {"teacher": _setting(row.teacher) if row.teacher else None}
+def beside(checkpoint: Path, what: str) -> Path:
+    """Another file of a training, beside its checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.stem}_{what}.safetensors")
+
+
+def _classifier(
+    row: Model, spec: dict[str, Any], images: Tensor, labels: Tensor | None, seed: int, checkpoint: Path | None
+) -> NoisyClassifier | None:
+    """The noise-aware classifier of a row that has one: that beside the checkpoint, or else a new one."""
+    if not row.classifier_images or labels is None:
+        return None
+    path = beside(checkpoint, "classifier") if checkpoint else None
+    if path and path.exists():
+        return load_classifier(path)
+    counts = torch.bincount(labels).tolist()
+    classifier = train_classifier(images, labels, counts, spec["sigma_data"], seed, row.classifier_images)
+    if path:
+        save_classifier(classifier, path)
+    return classifier
 
 
 def train_seeds(
-    row: Model, data: dict[str, Any], images: Tensor, progress: Callable[[int], object], workers: int | None = None
+    row: Model,
+    data: dict[str, Any],
+    images: Tensor,
+    progress: Callable[[int], object],
+    workers: int | None = None,
+    labels: Tensor | None = None,
 ) -> list[Trained]:
     """Train every seed of a row, side by side, each going on from its checkpoint where a run was cut short.
 
-    data: the data set's summary (sigma_data, channels, height, width, content_hash). The teacher of a row that has one
-    is trained first, which costs nothing where that was done before.
+    data: the data set's summary (sigma_data, sizes, class_counts). The teacher of a row that has one is trained first,
+    which costs nothing where that was done before.
     """
-    spec = row.spec(data["sigma_data"], shape_of(data))
+    spec = row.spec(data["sigma_data"], shape_of(data), [*data.get("class_counts", {}).values()])
     teachers: list[Trained | None] = [None] * len(row.train_seeds)
     if row.teacher:
         teacher = row.teacher.model_copy(update={"train_seeds": row.train_seeds})
-        teachers = [*train_seeds(teacher, data, images, lambda images: None, workers)]
+        teachers = [*train_seeds(teacher, data, images, lambda images: None, workers, labels)]
+    device = default_device()
 
     def task(seed: int, teacher: Trained | None) -> Generator[None, None, Trained]:
-        key = content_hash(_setting(row), spec, seed, data["content_hash"], code_hash(), machine())
+        key = content_hash(setting(row, spec, images, labels, seed, device))
         make_pairs = partial(reflow_pairs, teacher.denoiser, row.reflow_pairs, seed) if teacher else None
         checkpoint = CACHE / "training" / f"{key}.safetensors"
-        return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs))
+        return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs, labels, device))
 
     tasks = [task(seed, teacher) for seed, teacher in zip(row.train_seeds, teachers, strict=True)]
     return in_turns(tasks, workers)
 
 
 def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
-    """Write one file of weights a seed. Returns a small summary."""
+    """Write files of weights for each seed: its averages, its snapshots, its classifier. Returns a small summary."""
     for run in trained:
-        save_denoiser(run.denoiser, folder / f"seed_{run.curve[0]['seed']}.safetensors")
-    last = [run.curve[-1]["loss"] for run in trained]
+        seed = int(run.curve[0]["seed"])
+        save_denoiser(run.denoiser, main_file(folder, seed))
+        for profile, denoiser in run.averages.items():
+            save_denoiser(denoiser, average_file(folder, seed, profile))
+        for images, path in run.snapshots.items():
+            write_bytes(snapshot_file(folder, seed, images), path.read_bytes())
+        if run.classifier:
+            save_classifier(run.classifier, classifier_file(folder, seed))
+    last, spec = [run.curve[-1]["loss"] for run in trained], trained[0].denoiser.spec
+    accuracies = [run.classifier_accuracy for run in trained]
     return {
-        "parameters": sum(p.numel() for p in trained[0].denoiser.parameters()),
+        "network": spec["network"],
+        "channels": spec["channels"],
+        **cost(spec)._asdict(),
         "images": trained[0].curve[-1]["images"],
         "final_loss": sum(last) / len(last),
+        "classifier_accuracy": {sigma: sum(a[sigma] for a in accuracies) / len(trained) for sigma in accuracies[0]},
         "machine": machine(),
     }

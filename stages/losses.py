@@ -9,14 +9,14 @@ from stages import Arguments, run_stage
 
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
-    images = load_prepared(paths.data).images
+    data = load_prepared(paths.data)
     lines, models = [], {}
     for name in read_json(paths.rows / "models.json"):
         row = Model(**read_json(paths.row("models", name)))
-        own, models[name] = measure_model(name, row, paths.model(name), images)
+        own, models[name] = measure_model(name, row, paths.model(name), data.images, labels=data.labels)
         lines += own
     write_csv(paths.losses, COLUMNS, lines)
-    write_json(paths.metrics("losses", "models"), {"images": min(IMAGES, len(images)), "models": models})
+    write_json(paths.metrics("losses", "models"), {"images": min(IMAGES, len(data.images)), "models": models})
     print(f"{len(models)} models at {len(lines)} noise levels and states")
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.features import load_extractor
+from pipeline.features import headline, load_extractor
 from pipeline.files import read_json, whole_folder, write_json
 from pipeline.measurement import measured_with
 from pipeline.progress import bar
@@ -25,7 +25,8 @@ def main(arguments: Arguments) -> None:
     write_json(paths.metrics("sweep", name), summary)
     for cell in (cell for cell in cells if cell.failed):
         print(f"failed: {name}, seeds {cell.train_seed} and {cell.sample_seed}: {cell.failed}", file=sys.stderr)
-    print(f"{name}: " + ", ".join(f"{fd:.3g} at {nfe}" for nfe, fd in summary["fd_corrected_at_nfe"].items()))
+    metric = headline(extractor.name)
+    print(f"{name}: " + ", ".join(f"{score:.3g} at {nfe}" for nfe, score in summary[f"{metric}_at_nfe"].items()))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths, name = arguments.paths, arguments.row
     row = Model(**read_json(paths.row("models", name)))
+    data = load_prepared(paths.data)
     with bar(f"train {name}", row.images * len(row.train_seeds), "image") as progress:
-        trained = train_seeds(row, load_summary(paths.data), load_prepared(paths.data).images, progress.update)
+        trained = train_seeds(row, load_summary(paths.data), data.images, progress.update, labels=data.labels)
     with whole_folder(paths.model(name)) as folder:
         summary = save_models(trained, folder)
     write_csv(paths.training_curve(name), ["seed", "images", "loss"], [p for t in trained for p in t.curve])

@@ -56,7 +56,9 @@ class Exact(nn.Module):
         c_skip, c_out, *_ = (per_sample(c, z) for c in PARAMETRIZATIONS[self.parametrization](sigma, STD))
         return (self.gaussian(z, sigma) - c_skip * z) / c_out
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
         sigma = SIGMA_OF_C_NOISE[self.parametrization](c_noise.double())
         c_in = PARAMETRIZATIONS[self.parametrization](sigma, STD).c_in
         return self.scale * self.exact(x.double() / per_sample(c_in, x.double()), sigma) + self.offset
@@ -299,3 +301,17 @@ def test_training_lowers_the_error_at_every_level(tmp_path: Path, brief: None) -
     initial, trained = ([line for line in lines if line["state"] == state] for state in ("initial", "trained"))
     for before, after in zip(initial, trained, strict=True):
         assert float(after["error"]) < float(before["error"]) or float(before["sigma"]) < 0.01
+
+
+def test_a_model_of_classes_is_told_them_where_its_losses_are_measured(tmp_path: Path, brief: None) -> None:
+    row = Model(**SMALL, images=64, train_seeds=(0,), labels="classes", label_dropout=0.5)
+    labels = torch.arange(len(IMAGES)) % 2
+    spec = row.spec(STD, SHAPE, [len(IMAGES) // 2] * 2)
+    save_models(in_turns([train(row, spec, IMAGES, 0, labels=labels)], 1), tmp_path)
+    lines, _ = measure_model("name", row, tmp_path, IMAGES, 1, labels)
+    denoiser, few = load_denoiser(tmp_path / "seed_0.safetensors"), evenly_spread(IMAGES, 12)
+    told = evenly_spread(labels, 12)
+    trained = [line for line in lines if line["state"] == "trained"]
+    for line, sigma in zip(trained, noise_levels(), strict=True):
+        by_class, untold = (float(error_at(denoiser, to_range(few), sigma, y)) for y in (told, None))
+        assert float(line["error"]) == pytest.approx(by_class, rel=1e-5) != pytest.approx(untold, rel=1e-5)

@@ -13,7 +13,8 @@ from pipeline.data import Data
 from pipeline.errors import StudyError
 from pipeline.features import Features
 from pipeline.model import Model
-from pipeline.params import Curve, Sampler, read_study, resolve, seed_pairs
+from pipeline.networks.network import NETWORKS
+from pipeline.params import FILLED_IN, Curve, Sampler, read_study, resolve, seed_pairs
 from pipeline.sampler import keys_of
 from pipeline.schedule import SCALING_OF_SCHEDULE, SCHEDULES
 from pipeline.solver import SOLVERS
@@ -153,13 +154,30 @@ def literals(annotation: Any) -> list[str]:
     return [v for part in get_args(annotation) for v in ([part] if isinstance(part, str) else literals(part))]
 
 
+NEEDED: dict[str, dict[str, Any]] = {  # what a key goes with
+    "guide_images": {"guide": "snapshot"},
+    "guidance_min": {"guidance": 2.0},
+    "guidance_max": {"guidance": 2.0},
+}
+VALUES = {"guide_images": [128]}  # the first of ABLE's snapshots
+ABLE = {  # a model that gives a curve whatever it asks for
+    "labels": "classes",
+    "snapshots": 2,
+    "images": 256,
+    "classifier_images": 1,
+    "ema_halflives_images": [1],
+    "ema_sigma_rels": [0.05, 0.1],
+}
+
+
 def variation(schema: type[Model] | type[Curve], key: str) -> tuple[dict[str, Any], Any]:
     """A row in which `key` has its default, and another value that it may take there."""
     plain = {"model": "edm"} if schema is Curve else {}
     choices = literals(schema.model_fields[key].annotation)
-    part, names = ("solver", SOLVERS) if schema is Curve else ("weighting", WEIGHTINGS)
-    for context in [{}] + [{part: name} for name in names if key != part]:
-        for value in (*choices, 0.5, 1, 48, [1, 3], "text"):
+    parts: dict[str, Any] = {"solver": SOLVERS} if schema is Curve else {"weighting": WEIGHTINGS, "network": NETWORKS}
+    others = [{part: name} for part, names in parts.items() for name in names if key != part]
+    for context in [NEEDED.get(key, {}), *others]:
+        for value in (*VALUES.get(key, ()), *choices, 0.5, 1, 48, [1, 3], "text", 0.1, [0.1]):
             try:
                 before, after = schema(**plain, **context), schema(**plain, **context, **{key: value})
             except ValidationError:
@@ -169,11 +187,11 @@ def variation(schema: type[Model] | type[Curve], key: str) -> tuple[dict[str, An
     raise AssertionError(f"no other value of {key} is valid")
 
 
-@pytest.mark.parametrize("key", [key for key in Model.model_fields if key != "teacher"])
+@pytest.mark.parametrize("key", [key for key in Model.model_fields if key not in FILLED_IN])
 def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Model, key)
     rows = resolved(tmp_path, models={"edm": row, "x": {"base": "edm", key: value}})
-    assert rows["models/x"] == rows["models/edm"] | {key: value}
+    assert rows["models/x"] | {"like": None} == rows["models/edm"] | {key: value}
     assert rows["report"]["models"]["x"]["axis"] == (Model.model_fields[key].title or "")
 
 
@@ -182,7 +200,7 @@ def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: s
 )
 def test_every_key_of_a_curve_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Curve, key)
-    rows = resolved(tmp_path, curves={"edm": row, "x": row | {"base": "edm", key: value}})
+    rows = resolved(tmp_path, models={"edm": ABLE}, curves={"edm": row, "x": row | {"base": "edm", key: value}})
     assert rows["curves/x"][key] == value
     assert rows["report"]["curves"]["x"]["axis"] == (Curve.model_fields[key].title or "")
 
@@ -265,21 +283,21 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "unknown curve key": (curve(roh=3), "curves.x.roh", "unknown key; did you mean 'rho'?"),
     "key with newline": (curve(**{"r\no": 3}), "curves.x.r", "unknown key"),
     "section with newline": ({"a\nb": 3}, "a", "unknown key"),
-    "key not a string": (models(x={3: 4}), "models.x.3", "string"),
+    "key not a string": (models(x={3: 4}), "models.x.3", "a key is text"),
     "unknown value": (curve(solver="huen"), "curves.x.solver", "unknown value 'huen'; did you mean 'heun'?"),
     "unknown grid": (curve(discretization="edn"), "curves.x.discretization", "did you mean 'edm'?"),
     "unknown weighting": (models(x={"weighting": "minsnr"}), "models.x.weighting", "did you mean 'min_snr'?"),
     "value of a wrong type": (curve(solver=["heun"]), "curves.x.solver", "unknown value ['heun']"),
     "text for a number": (curve(rho="three"), "curves.x.rho", "number"),
-    "fraction of an image": (models(x={"images": 1.5}), "models.x.images", "integer"),
+    "fraction of an image": (models(x={"images": 1.5}), "models.x.images", "a whole number greater than 0, not 1.5"),
     "number for a list": (curve(nfe=4), "curves.x.nfe", "not 4"),
-    "nested list": (curve(nfe=[[4]]), "curves.x.nfe.0", "integer"),
-    "list for a row": (curves(x=["edm"]), "curves.x", "dictionary"),
-    "text for a section": ({"models": "edm"}, "models", "dictionary"),
-    "null models": ({"models": None}, "models", "dictionary"),
-    "null curves": ({"curves": None}, "curves", "dictionary"),
-    "null data": ({"data": None}, "data", "None"),
-    "null study": ({"study": None}, "study", "None"),
+    "nested list": (curve(nfe=[[4]]), "curves.x.nfe.0", "a whole number"),
+    "list for a row": (curves(x=["edm"]), "curves.x", "mapping"),
+    "text for a section": ({"models": "edm"}, "models", "mapping"),
+    "null models": ({"models": None}, "models", "mapping"),
+    "null curves": ({"curves": None}, "curves", "mapping"),
+    "null data": ({"data": None}, "data", "not null"),
+    "null study": ({"study": None}, "study", "not null"),
     "empty models": ({"models": {}}, "models", "at least 1"),
     "empty curves": ({"curves": {}}, "curves", "at least 1"),
     "study without name": ({"study": {}}, "study.name", "missing"),
@@ -289,7 +307,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
         {"defaults": {"curves": {"model": "edm"}}} | curves(x={"rho": 3}), "curves.x.model", "missing"
     ),
     "missing model": (curve(model="edn"), "curves.x.model", "no model 'edn'; did you mean 'edm'?"),
-    "model is no name": (curve(model=3), "curves.x.model", "string"),
+    "model is no name": (curve(model=3), "curves.x.model", "takes text"),
     "missing base": (models(x={"base": "emd"}), "models.x.base", "no row 'emd'; did you mean 'edm'?"),
     "missing curve base": (curve(base="em"), "curves.x.base", "no row 'em'; did you mean 'edm'?"),
     "base is a number": (models(x={"base": 3}), "models.x.base", "no row 3"),
@@ -322,11 +340,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "few samples": (curve(samples=39), "curves.x.samples", "greater than or equal to 40"),
     "channels": (models(x={"channels": 12}), "models.x.channels", "multiple of 8"),
     "images 0": (models(x={"images": 0}), "models.x.images", "greater than 0"),
-    "method of two lines": (curve(method="a\nb"), "curves.x.method", "pattern"),
+    "method of two lines": (curve(method="a\nb"), "curves.x.method", "takes text in one line"),
     "unknown defaults section": ({"defaults": {"model": {}}}, "defaults.model", "did you mean 'models'?"),
     "unknown default": ({"defaults": {"curves": {"sample": 9}}}, "defaults.curves.sample", "did you mean 'samples'?"),
     "base as default": ({"defaults": {"models": {"base": "edm"}}}, "defaults.models.base", "unknown key"),
-    "null defaults": ({"defaults": {"models": None}}, "defaults.models", "dictionary"),
+    "null defaults": ({"defaults": {"models": None}}, "defaults.models", "mapping"),
     "features epochs": ({"features": {"epochs": 0}}, "features.epochs", "greater than 0"),
     "unknown extractor": ({"features": {"extractor": "inceptoin"}}, "features.extractor", "did you mean 'inception'?"),
     "classifier with weights": ({"features": {"weights": "x.pth"}}, "features", "takes no file"),
@@ -345,7 +363,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "curves labelled alike": (
         curves(x={"model": "edm", "method": "M"}, y={"model": "edm", "method": "M"}), "curves.x.method", "another curve"
     ),
-    "null sets": ({"sets": None}, "sets", "dictionary"),
+    "null sets": ({"sets": None}, "sets", "mapping"),
     "data limit": ({"data": {"limit": 1}}, "data.limit", "greater than or equal to 2"),
 }  # fmt: skip
 BAD |= {f"model named {name!r}": ({"models": {name: {}}}, "models." + name.split("\n")[0], NAME) for name in NAMES}
@@ -494,9 +512,9 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
     "reflow of an augmented flow": ({"flow": {**FLOW, "augment": 0.1}, "x": REFLOW}, "models.x: ", "use 0"),
     "no pairs": ({"flow": FLOW, "x": {**REFLOW, "reflow_pairs": 0}}, "models.x.reflow_pairs: ", "greater than 0"),
     "teacher": ({"flow": FLOW, "x": {**REFLOW, "teacher": FLOW}}, "models.x.teacher: ", "not for rows to say"),
-    "teacher without reflow": ({"x": {"teacher": {}}}, "models.x.teacher: ", "takes the base as its teacher"),
+    "teacher without reflow": ({"x": {"teacher": {}}}, "models.x.teacher: ", "taken from the base"),
     "teacher of a base": ({"m": {"teacher": {}}, "x": {"base": "m"}}, "models.m.teacher: ", "not for rows to say"),
-    "teacher by name": ({"flow": FLOW, "x": {**REFLOW, "teacher": "flow"}}, "models.x.teacher: ", "dictionary"),
+    "teacher by name": ({"flow": FLOW, "x": {**REFLOW, "teacher": "flow"}}, "models.x.teacher: ", "from the base"),
     "mode_scale too low": ({"x": {"mode_scale": -1.01}}, "models.x.mode_scale: ", "greater than or equal to -1"),
     "mode_scale too high": ({"x": {"noise": "mode", "mode_scale": 1.8}}, "models.x.mode_scale: ", "equal to 1.75"),
     "augment always": ({"x": {"augment": 1}}, "models.x.augment: ", "less than 1"),
@@ -512,7 +530,7 @@ def test_a_mistake_about_training_is_one_line_that_says_where_and_what(tmp_path:
 
 def test_a_default_teacher_is_one_line_too(tmp_path: Path) -> None:
     message = error(tmp_path, yaml.safe_dump(MINIMAL | {"defaults": {"models": {"teacher": {}}}}, sort_keys=False))
-    assert message.startswith("models.edm.teacher: ")
+    assert message.startswith("defaults.models.teacher: unknown key")
 
 
 @pytest.mark.parametrize(
@@ -580,3 +598,163 @@ def test_a_reflow_row_may_be_the_first(tmp_path: Path) -> None:
     rows = resolved(tmp_path, models={"x": REFLOW, "flow": FLOW}, curves={"x": {"model": "x"}})
     assert rows["models/x"]["teacher"] == rows["models/flow"]
     assert rows["propose"] == {"model": "x", "row": rows["models/x"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"ema_sigma_rels": 0.1},
+            "ema_sigma_rels: takes a list of numbers greater than 0 and less than 0.2887, not 0.1; write [0.1]",
+        ),
+        ({"clip_norm": "none"}, "clip_norm: takes a number greater than 0 or null, not 'none'; write null"),
+        ({"compile": True}, "compile: takes none, default, not true (or yes, on)"),
+        ({"images": "1e6"}, "images: takes a whole number greater than 0, not '1e6'; write 1000000"),
+        ({"snapshots": -1}, "snapshots: takes a whole number greater than or equal to 0, not -1"),
+        ({"train_seeds": 3}, "train_seeds: takes a list of at least 1 whole numbers"),
+        ({"base": "edm", "equal": "flops", "channels": 64}, "channels: equal: flops finds them"),
+    ],
+    ids=str,
+)
+def test_a_value_of_a_wrong_kind_is_told_what_would_be_right(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    found = error(tmp_path, yaml.safe_dump(MINIMAL | models(x=row), sort_keys=False))
+    assert found.startswith(f"models.x.{message}")
+
+
+@pytest.mark.parametrize("row", [{"labels": "classes"}, {"classifier_images": 1}], ids=str)
+def test_classes_that_the_data_are_without_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    study = MINIMAL | {"data": {"labels": False}} | models(x=row)
+    message = error(tmp_path, yaml.safe_dump(study, sort_keys=False))
+    assert message.startswith(f"models.x.{next(iter(row))}: data.labels is false")
+
+
+CLASSES = {"labels": "classes"}
+BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # model, curve, the place, the cause
+    "guidance on an unconditional model": ({}, {"guidance": 2}, "curves.x.guidance", "model m is unconditional"),
+    "guidance without dropped labels": (
+        CLASSES | {"label_dropout": 0}, {"guidance": 2}, "curves.x.guidance", "label_dropout 0"
+    ),
+    "guidance to nothing": (CLASSES, {"guidance": 2, "labels": "none"}, "curves.x.labels", "nothing to guide to"),
+    "no classifier": ({}, {"guide": "classifier"}, "curves.x.guide", "say classifier_images in its row"),
+    "a snapshot that is not there": (
+        {"images": 12_800, "snapshots": 4}, {"guide": "snapshot", "guidance": 2, "guide_images": 40_000},
+        "curves.x.guide_images", "it has 3200, 6400, 9600",
+    ),
+    "the last snapshot": (
+        {"images": 12_800, "snapshots": 4}, {"guide": "snapshot", "guidance": 2, "guide_images": 12_800},
+        "curves.x.guide_images", "no earlier snapshot near 12800",
+    ),
+    "no label, never learned": (
+        CLASSES | {"label_dropout": 0}, {"labels": "none"}, "curves.x.labels", "which label_dropout 0 never taught it"
+    ),
+    "a grid of no label, never learned": (
+        CLASSES | {"label_dropout": 0}, {"discretization": "optimised"}, "curves.x.discretization", "never taught it"
+    ),
+    "a classifier's base, never learned": (
+        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "no answer"
+    ),
+    "noise tied to classes": (CLASSES | {"pairs": "optimal_transport"}, {}, "models.m.pairs", "tie noise to classes"),
+    "an mlp on images": ({"network": "mlp"}, {}, "models.m.network", "mlp is for points, and the data are images"),
+    "no earlier snapshot": (
+        {"snapshots": 1}, {"guide": "snapshot", "guidance": 2}, "curves.x.guide", "say snapshots in its row, 2 or more"
+    ),
+    "snapshot without its guide": ({"snapshots": 4}, {"guide_images": 100}, "curves.x.guide_images", "guide: snapshot"),
+    "no labels to leave out": ({}, {"labels": "none"}, "curves.x.labels", "model m is unconditional anyway"),
+    "two averages": (
+        {"ema_sigma_rels": [0.1]}, {"ema_sigma_rel": 0.1, "ema_halflife_images": 10_000}, "curves.x.ema_sigma_rel",
+        "a curve has one average",
+    ),
+    "an average that is not tracked": (
+        {"ema_sigma_rels": [0.1]}, {"ema_sigma_rel": 0.2}, "curves.x.ema_sigma_rel", "add it to its ema_sigma_rels"
+    ),
+    "the model's own average": ({}, {"ema_halflife_images": 10_000}, "curves.x.ema_halflife_images", "leave it out"),
+    "the model's own average by another name": (
+        {"images": 20_000}, {"ema_halflife_images": 1001}, "curves.x.ema_halflife_images", "over 20000 images"
+    ),
+    "an average that snapshots are too few for": (
+        {"ema_sigma_rels": [0.05, 0.1], "snapshots": 2}, {"ema_sigma_rel": 0.01}, "curves.x.ema_sigma_rel", "% off;"
+    ),
+    "a half-life that is not tracked": (
+        {}, {"ema_halflife_images": 3}, "curves.x.ema_halflife_images", "add it to its ema_halflives_images"
+    ),
+    "sigma_rel out of range": ({}, {"ema_sigma_rel": 0.3}, "curves.x.ema_sigma_rel", "less than 0.28"),
+    "labels in reflow": ({"base": "f", "pairs": "reflow", **CLASSES}, {}, "models.m", "labels: reflow's images come"),
+    "flips in reflow": ({"base": "f", "pairs": "reflow", "flip": 0.5}, {}, "models.m", "flip: reflow's images belong"),
+    "more snapshots than steps": ({"images": 256, "snapshots": 3}, {}, "models.m", "the training has 2 steps"),
+    "a key of another network": ({"patch": 4}, {}, "models.m", "patch: network unet has none; patch goes with dit"),
+    "a row to be like": ({"like": {}}, {}, "models.m.like", "taken from the base"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CHOICES)
+def test_a_choice_that_a_model_cannot_have_is_one_line(tmp_path: Path, case: str) -> None:
+    model, row, place, cause = BAD_CHOICES[case]
+    rows = {"edm": {}, "f": FLOW, "m": model}
+    study = MINIMAL | {"models": rows} | curves(x={"model": "m", **row})
+    message = error(tmp_path, yaml.safe_dump(study, sort_keys=False))
+    assert message.startswith(f"{place}: ") and cause in message
+
+
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [
+        (CLASSES, {"guidance": 2}),
+        (CLASSES | {"label_dropout": 0}, {"guidance": 1}),
+        ({"classifier_images": 100}, {"guide": "classifier", "guidance": 3}),
+        ({"snapshots": 2}, {"guide": "snapshot", "guidance": 2, "guide_images": 70_000}),
+        ({"ema_sigma_rels": [0.1]}, {"ema_sigma_rel": 0.1}),
+        ({"ema_sigma_rels": [0.05, 0.1], "snapshots": 8}, {"ema_sigma_rel": 0.15}),
+        ({"ema_sigma_rels": [0.05, 0.1], "snapshots": 8}, {"ema_halflife_images": 6000}),
+        ({"ema_halflives_images": [3]}, {"ema_halflife_images": 3}),
+    ],
+    ids=str,
+)
+def test_what_a_model_can_give_is_no_mistake(tmp_path: Path, model: dict[str, Any], row: dict[str, Any]) -> None:
+    study = {"models": {"edm": {}, "m": model}} | curves(x={"model": "m", **row})
+    written = resolved(tmp_path, **study)["curves/x"]
+    assert {key: written[key] for key in row} == row
+
+
+@pytest.mark.parametrize(
+    ("row", "cause"),
+    [({}, "network: unet is for images"), ({"network": "mlp", "flip": 0.5}, "flip: only images have mirror images")],
+)
+def test_points_are_refused_what_images_have(tmp_path: Path, row: dict[str, Any], cause: str) -> None:
+    study = MINIMAL | {"data": {"source": "spiral"}, "features": {"extractor": "coordinates"}, "models": {"edm": row}}
+    message = error(tmp_path, yaml.safe_dump(study, sort_keys=False))
+    assert message.startswith(f"models.edm.{cause}") and "spiral are points" in message
+
+
+def test_a_teacher_has_the_network_that_its_own_row_has(tmp_path: Path) -> None:
+    flow = {**FLOW, "network": "dit", "equal": "flops"}
+    rows = resolved(tmp_path, **models(flow=flow, again={"base": "flow", "pairs": "reflow"}))
+    assert rows["models/again"]["teacher"] == rows["models/flow"] and rows["models/flow"]["like"]
+
+
+def test_a_teacher_has_learned_to_do_without_labels(tmp_path: Path) -> None:
+    flow = {**FLOW, **CLASSES, "label_dropout": 0}
+    rows = models(flow=flow, x={"base": "flow", "pairs": "reflow", "labels": "none"})
+    message = error(tmp_path, yaml.safe_dump(MINIMAL | rows, sort_keys=False))
+    assert message.startswith("models.x.pairs: ") and "without labels" in message
+
+
+def test_defaults_of_other_networks_are_left_out(tmp_path: Path) -> None:
+    rows = resolved(tmp_path, defaults={"models": {"multipliers": [1, 2], "patch": 1}}, **models(x={"network": "dit"}))
+    assert (rows["models/edm"]["multipliers"], rows["models/edm"]["patch"]) == ([1, 2], 2)
+    assert (rows["models/x"]["multipliers"], rows["models/x"]["patch"]) == ([1, 2, 4], 1)
+
+
+def test_a_row_that_is_to_cost_as_much_carries_its_bases_row(tmp_path: Path) -> None:
+    rows = resolved(
+        tmp_path,
+        **models(
+            wide={"channels": 32},
+            m={"base": "wide", "network": "dit", "equal": "flops"},
+            n={"base": "m", "blocks": 2},
+        ),
+    )
+    assert rows["models/m"]["like"] == rows["models/wide"]
+    assert rows["models/n"]["like"] == rows["models/m"]
+    assert rows["report"]["models"]["m"]["axis"] == "network"
+    message = error(tmp_path, yaml.safe_dump(MINIMAL | {"models": {"edm": {"equal": "flops"}}}, sort_keys=False))
+    assert message.startswith("models.edm.equal: ") and "the first row has none" in message
