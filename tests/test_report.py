@@ -18,12 +18,14 @@ from pipeline import timing
 from pipeline.errors import StudyError
 from pipeline.files import Paths, write_bytes, write_csv, write_json, write_text
 from pipeline.params import Study, resolve
+from pipeline.report import findings
 from pipeline.report.build import build
 from pipeline.report.page import escape, table, to_html
 from pipeline.report.results import (
     COLUMNS,
     LOSS_COLUMNS,
     ORIGIN,
+    Floor,
     Interval,
     at_budget,
     difference,
@@ -351,7 +353,8 @@ def made_up_study(
     floor |= {"quarter_images": 25, "quarter_fd_corrected": {"mean": 1.1, "sd": 0.1}}
     write_json(folder / paths.metrics("reference", "floor"), floor)
     for model in rows["report"]["models"]:
-        write_json(folder / paths.metrics("train", model), {"machine": MACHINE})
+        own = {"network": "unet", "channels": 16, "parameters": 12_345, "flops": 6_700_000}
+        write_json(folder / paths.metrics("train", model), own | {"machine": MACHINE})
     write_losses(folder, paths, rows["report"]["models"])
     write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
     write_json(folder / paths.metrics("oracle", "solvers"), SOLVERS)
@@ -519,6 +522,19 @@ def test_report_of_one_curve_and_one_seed(tmp_path: Path, monkeypatch: pytest.Mo
     assert "nan" not in text and "Failed measurements" not in text and "The best sampler" not in text
     half = number(0.1 * stats.t.ppf(0.975, 19))
     assert f"± {half}" in text
+
+
+@pytest.mark.parametrize(
+    ("best", "said"), [(0.45, ["below the floor (0.500) by less than"]), (0.3, ["by more than"]), (0.5, [])]
+)
+def test_a_best_score_below_the_floor_is_told_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: float, said: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(made_up_study(tmp_path, {"edm": {"model": "edm"}}, [0, 1, 2]), tmp_path)
+    report.__dict__["score_floor"] = Floor(0.5, 0.1)
+    text = findings._below(report, best)
+    assert all(part in text for part in said) and bool(text) == bool(said)
 
 
 def design_tables(paths: Paths) -> tuple[str, str]:

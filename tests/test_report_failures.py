@@ -12,7 +12,7 @@ from pipeline.errors import StudyError
 from pipeline.files import Paths, write_bytes, write_json
 from pipeline.report.build import build
 from pipeline.report.results import COLUMNS, at_budget, cells, failed_at, summarise
-from pipeline.report.study import METRICS, SCORE, Report
+from pipeline.report.study import METRICS, Report
 from tests.test_report import CURVES, made_up_study
 
 REASON = "step 3, sigma 0.53: the denoiser's answer is not finite"
@@ -36,7 +36,7 @@ def change(paths: Paths, curve: str, scores: dict[int, list[float]] | None = Non
     results = json.loads(file.read_text())
     for cell in results["cells"]:
         for metric in cell["metrics"]:
-            if metric["metric"] == SCORE and scores:
+            if metric["metric"] == "fd_corrected" and scores:
                 metric["value"] = scores[cell["nfe"]][cell["train_seed"]]
         if costs:
             cost = costs[cell["nfe"]]

@@ -18,7 +18,7 @@ from pipeline.report import learning
 from pipeline.report.build import build
 from pipeline.report.figures import Line, noise_levels_figure
 from pipeline.report.results import LOSS_COLUMNS, read_losses
-from pipeline.report.study import SCORE, Report, number
+from pipeline.report.study import Report, number
 from tests.test_report import PROPOSAL, made_up_study
 
 EDM = {"edm": {"model": "edm"}}
@@ -243,7 +243,7 @@ def moved_study(folder: Path, curves: dict[str, dict], scores: list[float], seed
         file = paths.curve(name) / "results.json"
         found = json.loads(file.read_text())
         for cell in found["cells"]:
-            for metric in [m for m in cell["metrics"] if m["metric"] == SCORE]:
+            for metric in [m for m in cell["metrics"] if m["metric"] == "fd_corrected"]:
                 metric["value"] = scores[cell["train_seed"]] if name != "edm" else 5.0
         write_json(file, found)
     return paths

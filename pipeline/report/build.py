@@ -5,15 +5,19 @@ from typing import Any
 
 import jinja2
 
+from pipeline.data import described, shape_of
 from pipeline.files import Paths, whole_folder, write_json, write_text
-from pipeline.model import Model
-from pipeline.report import exact, factorial, learning, parts
+from pipeline.metrics import W2_POINTS
+from pipeline.model import WEIGHTING_KEYS, Model
+from pipeline.params import Curve
+from pipeline.report import averages, exact, factorial, guidance, learning, networks, parts
 from pipeline.report import paths as cumulative
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html
 from pipeline.report.results import SHORT_HASH
-from pipeline.report.study import SCORE, Report, listed, number, percent
-from pipeline.sampler import Sampler
+from pipeline.report.study import Report, listed, number, percent
+
+UNSET = {"sigma_data": "measured", **dict.fromkeys(WEIGHTING_KEYS, "as published"), "": "none"}  # of model rows
 
 
 def build(paths: Paths) -> None:
@@ -66,13 +70,17 @@ def render(report: Report) -> str:
         "percent": percent,
         "short": lambda h: h[:SHORT_HASH],
     }
-    measured = report.results[(report.results.metric == SCORE) & report.results.curve.isin(list(report.curves))]
+    measured = report.results[
+        (report.results.metric == report.headline) & report.results.curve.isin(list(report.curves))
+    ]
     return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
         title=report.title,
         report=report,
         parts=parts,
         study=Markdown(report.study),
         data=report.data,
+        shape=described(shape_of(report.data)),
+        w2_points=W2_POINTS,
         extractor=report.extractor,
         reference=report.reference,
         score=report.score,
@@ -89,10 +97,13 @@ def render(report: Report) -> str:
         failures=parts.failures(report),
         exact=exact.section(report),
         learning=learning.section(report),
+        guidance=guidance.section(report),
+        averages=averages.section(report),
+        networks=networks.section(report),
         spreads=parts.spreads(report),
         shown=parts.samples(report),
-        model_table=parts.design_table(report.models, Model, [], {"sigma_data": "measured", "": "as published"}),
-        curve_table=parts.design_table(report.curves, Sampler, ["model"], {"": "none"}),
+        model_table=parts.design_table(networks.as_trained(report), Model, [], UNSET),
+        curve_table=parts.design_table(report.curves, Curve, ["model"], {"": "none"}),
         repetitions=listed(sorted({str(tuple(pair)) for row in report.curves.values() for pair in row["seeds"]})),
         figure=parts.methods_figure(report),
     )

@@ -22,7 +22,9 @@ from pipeline.report.results import Floor, Interval
 
 MARKERS = "osD^vP*Xhd"
 MANY_MARKERS = (*MARKERS, "<", ">", "p")  # 13 of them: with 10 colours, each pair returns after 130 lines
+MANY = 8  # more curves have their legend beside the figure
 DPI = 130
+MARGIN = 1.15  # of the plane around points
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -50,10 +52,11 @@ def curves_figure(
     """
     sns.set_theme(style="whitegrid", context="notebook")
     palette = sns.color_palette("colorblind", 10)
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    many = len(curves) > MANY
+    figure, axes = plt.subplots(figsize=(12 if many else 8, 4.8), layout="constrained")
     for label, points in curves.items():
         place = colours[label]
-        colour, marker = palette[place % 10], MARKERS[place % len(MARKERS)]
+        colour, marker = palette[place % 10], MANY_MARKERS[place % len(MANY_MARKERS)]
         if 0 in points:
             axes.axhline(points[0].mean, color=colour, linestyle=":", linewidth=1.8, label=plain(label))
             continue
@@ -67,7 +70,10 @@ def curves_figure(
     _nfe_axis(axes, _spaced(sorted({nfe for points in curves.values() for nfe in points if nfe}), 1.12))
     _distance_axis(axes, [p.mean for points in curves.values() for p in points.values()])
     axes.set_ylabel(ylabel)
-    axes.legend(frameon=True, fontsize=9)
+    if many:
+        _legend_beside(axes)
+    else:
+        axes.legend(frameon=True, fontsize=9)
     _save(figure, path)
 
 
@@ -93,8 +99,13 @@ def _distance_axis(axes: Axes, values: list[float]) -> None:
     else:
         axes.set_yscale("symlog", linthresh=min(above, default=1.0))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    axes.yaxis.set_minor_formatter(_minor)
     axes.tick_params(axis="y", which="minor", labelsize=8)
+
+
+def _minor(value: float, _: float) -> str:
+    """The label of a logarithmic axis's minor tick: at 2 and 5."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _spaced(ticks: Sequence[float], ratio: float) -> list[float]:
@@ -384,4 +395,93 @@ def samples_figure(path: Path, grid: dict[str, dict[int, np.ndarray]]) -> None:
                 interpolation="nearest",
             )
             axis.set_title(f"NFE {nfe}", fontsize=8)
+    _save(figure, path)
+
+
+def points_figure(path: Path, real: np.ndarray, grid: dict[str, dict[int, np.ndarray]]) -> None:
+    """The data, (N, 2), then samples by curve (rows) and NFE (columns): label -> {nfe: points (n, 2)}.
+
+    As many of the data are drawn as of the samples, so that both look equally dense, and all panels show the same part
+    of the plane: that of the data. How many samples lie outside of it stands above a panel.
+    """
+    sns.set_theme(style="white", context="notebook")
+    columns = 1 + max(len(cells) for cells in grid.values())
+    figure, axes = plt.subplots(
+        len(grid), columns, figsize=(1.5 * columns + 0.5, 1.7 * len(grid)), squeeze=False, layout="constrained"
+    )
+    reach = MARGIN * np.abs(real).max()
+    style = {"s": 1.5, "linewidths": 0}
+    for line, (label, cells) in zip(axes, grid.items(), strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[], xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        for axis in line[1 + len(cells) :]:
+            axis.set_axis_off()
+        count = max(len(points) for points in cells.values())
+        line[0].scatter(*real[:count].T, color="0.35", **style)
+        line[0].set_title("data", fontsize=8)
+        line[0].set_ylabel(plain(label), fontsize=8)
+        for axis, (nfe, points) in zip(line[1:], cells.items(), strict=False):
+            axis.scatter(*points.T, color=sns.color_palette("colorblind")[0], **style)
+            outside = int((np.abs(points) > reach).any(1).sum())
+            axis.set_title(f"NFE {nfe}" + (f", {outside} outside" if outside else ""), fontsize=8)
+    _save(figure, path)
+
+
+def scale_figure(
+    path: Path,
+    panels: dict[str, dict[str, dict[float, Interval]]],
+    xlabel: str,
+    ylabel: str,
+    floor: Floor,
+    log: bool,
+) -> None:
+    """Distance against a choice, panels side by side: title -> {label: {value: interval}}; bars are intervals.
+
+    log: whether the value's axis is logarithmic.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    palette = sns.color_palette("colorblind", 10)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    size = (4.4 * len(panels) + 3.2, 4.6)
+    figure, row = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for axes, (title, lines) in zip(row[0], panels.items(), strict=True):
+        for label, points in lines.items():
+            place = labels.index(label)
+            x = np.array(list(points))
+            mean, low, high = (np.array([getattr(p, end) for p in points.values()]) for end in ("mean", "low", "high"))
+            style = {"color": palette[place % 10], "marker": MARKERS[place % len(MARKERS)], "label": plain(label)}
+            bars = [mean - _drawn_low(mean, low), high - mean]
+            axes.errorbar(x, mean, bars, markersize=5, linewidth=1.6, elinewidth=1, capsize=2, **style)
+        axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label="real against real")
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(_minor)
+            axes.tick_params(axis="x", which="minor", labelsize=8)
+        _distance_axis(axes, [p.mean for points in lines.values() for p in points.values()])
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel(xlabel)
+    row[0][0].set_ylabel(ylabel)
+    _legend_beside(row[0][-1])
+    _save(figure, path)
+
+
+def frontier_figure(
+    path: Path, lines: dict[str, dict[float, tuple[Interval, Interval]]], labels: tuple[str, str]
+) -> None:
+    """One metric against another along a choice: label -> {value: (x, y)}, each point with its value beside."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    palette = sns.color_palette("colorblind", 10)
+    figure, axes = plt.subplots(figsize=(9.2, 4.8), layout="constrained")
+    for place, (label, points) in enumerate(lines.items()):
+        x, y = (np.array([point[i].mean for point in points.values()]) for i in (0, 1))
+        colour, marker = palette[place % 10], MARKERS[place % len(MARKERS)]
+        axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.4, label=plain(label))
+        for value, right, up in zip(points, x, y, strict=True):
+            axes.annotate(
+                f"{value:g}", (right, up), xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour
+            )
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    _legend_beside(axes)
     _save(figure, path)

@@ -96,8 +96,21 @@ def _reach(report: Report) -> list[str]:
     near = f"A method's score, less the floor, comes within {SHARES[1]:.0%} of that of its own best with {text}."
     return [
         *([near] if methods else []),
-        f"The study's best mean score is {number(best)}, by {report.label(name)} at NFE {nfe}.",
+        f"The study's best mean score is {number(best)}, by {report.label(name)} at NFE {nfe}{_below(report, best)}.",
     ]
+
+
+def _below(report: Report, best: float) -> str:
+    """What a best score below the floor means; nothing where it is above."""
+    floor = report.score_floor
+    if best >= floor.mean:
+        return ""
+    apart = "less" if floor.mean - best < floor.sd else "more"
+    return (
+        f", below the floor ({number(floor.mean)}) by {apart} than its standard deviation over splits "
+        f"({number(floor.sd)}): a model that has seen the real {report.things} it is measured against can score so, "
+        "and chance can, but none is better than real"
+    )
 
 
 def _choices(report: Report) -> list[str]:

@@ -4,13 +4,14 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
+from pipeline.data import load_prepared
 from pipeline.errors import StudyError
-from pipeline.report.figures import curves_figure, front_figure, samples_figure
+from pipeline.report.figures import curves_figure, front_figure, points_figure, samples_figure
 from pipeline.report.findings import SHARES, best_of, best_of_all, reached
 from pipeline.report.lines import few
 from pipeline.report.page import Markdown, bold, code, escape, table
 from pipeline.report.results import FAILED, cells, difference, of_curve, pareto, spread
-from pipeline.report.study import SCORE, Report, listed, number, plain, stated, stated_difference
+from pipeline.report.study import Report, listed, number, plain, stated, stated_difference
 from pipeline.rows import Row
 
 SHOWN_BUDGETS = 7
@@ -28,11 +29,13 @@ def methods_figure(report: Report) -> str:
     return "methods.png"
 
 
-def by_budget(report: Report, metric: str = SCORE) -> Markdown:
-    """Mean and interval by method and budget, and the floor; of the score, the best and its ties in bold."""
+def by_budget(report: Report, metric: str | None = None) -> Markdown:
+    """Mean and interval of a metric (None: the score) by method and budget, and the floor; of the score, the best and
+    its ties in bold."""
     budgets = report.budgets(report.methods)
     having = {budget: report.having(report.methods, budget) for budget in budgets}
-    compared = [budget for budget in budgets if metric == SCORE and len(having[budget]) > 1]
+    metric = metric or report.headline
+    compared = [budget for budget in budgets if metric == report.headline and len(having[budget]) > 1]
     leaders = {budget: report.best(report.methods, budget) for budget in compared}
     lines = []
     for name in report.methods:
@@ -61,7 +64,7 @@ def best_points(report: Report) -> Markdown:
             lines.append([report.label(name), "", FAILED if name in failed else "", *[""] * len(report.metrics)])
             continue
         _, nfe = best_of(report, name)
-        own = cells(report.results, name, SCORE)
+        own = cells(report.results, name, report.headline)
         values = own[own.nfe == nfe].value
         others = [
             stated(report.points(name, metric)[nfe]) + _fit(report, name, nfe, metric) for metric in report.metrics[1:]
@@ -105,7 +108,12 @@ def _differences(report: Report, name: str, base: str, budgets: list[int]) -> li
 
 
 def warning(report: Report) -> str:
-    """What so few samples mean for the numbers, where they are few; else nothing."""
+    """What so few samples mean for the numbers, where they are few; else nothing.
+
+    Of points nothing: their score is no distance between moments, and the floor has its bias.
+    """
+    if report.of_points:
+        return ""
     name, nfe, best = best_of_all(report)
     plain_value = report.points(name, "fd")[nfe].mean
     bias, dimensions = plain_value - best, report.extractor["dimensions"]
@@ -120,9 +128,9 @@ def warning(report: Report) -> str:
 
 
 def linearity(report: Report) -> str:
-    """Whether real-real distances fall in proportion to the counts, which scaling the floor takes for granted."""
+    """Whether real-real Frechet distances fall in proportion to the counts, as scaling the floor takes for granted."""
     found = report.reference
-    half, quarter = found["floor"][SCORE]["mean"], found["quarter_fd_corrected"]
+    half, quarter = found["floor"]["fd_corrected"]["mean"], found["quarter_fd_corrected"]
     if not quarter:
         return ""
     return (
@@ -263,16 +271,18 @@ def agreement(report: Report) -> Markdown:
 
 
 def samples(report: Report) -> int:
-    """Draw the sample grid by method; returns how many samples each tile shows, 0 where no method has a point."""
+    """Draw the samples by method; returns how many of each set are shown, 0 where no method has a point."""
     grid = {}
     for name in report.with_points(report.methods):
         curve = report.curves[name]
         images = load_file(report.paths.curve(name) / "images.safetensors")
         train_seed, sample_seed = curve["seeds"][0]
-        points = cells(report.results, name, SCORE)[["steps", "nfe"]].drop_duplicates().sort_values("nfe")
+        points = cells(report.results, name, report.headline)[["steps", "nfe"]].drop_duplicates().sort_values("nfe")
         shown = points.head(SHOWN_BUDGETS).itertuples()
         grid[report.label(name)] = {int(p.nfe): images[f"{p.steps}/{train_seed}/{sample_seed}"] for p in shown}
-    if grid:
+    if grid and report.of_points:
+        points_figure(report.figures / "samples.png", load_prepared(report.paths.data).images.numpy(), grid)
+    elif grid:
         samples_figure(report.figures / "samples.png", grid)
     return min((len(tiles) for row in grid.values() for tiles in row.values()), default=0)
 

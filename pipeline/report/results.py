@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from pipeline.errors import StudyError
 from pipeline.files import Paths, read_json
-from pipeline.metrics import JACKKNIFE_BLOCKS
+from pipeline.metrics import JACKKNIFE_BLOCKS, W2_POINTS
 from pipeline.provenance import check_comparable
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
@@ -201,14 +201,24 @@ def floor_of(metric: str, measured: dict[str, Any], samples: int) -> Floor | Non
     """The floor of a metric, from one half of the real images against the other; None where it was not measured.
 
     A Frechet distance between n and N images of one distribution is about c (1 / n + 1 / N) (Chong and Forsyth 2020),
-    without the first term where the bias is corrected; so the halves' floor is scaled to the counts in use. Every
+    without the first term where the bias is corrected; so the halves' floor is scaled to the counts in use. So is
+    the square of a sliced Wasserstein distance, since quantiles scatter likewise; an exact Wasserstein distance between
+    n points in the plane is about sqrt(log n / n) (Ajtai, Komlós and Tusnády 1984), of at most W2_POINTS of them. Every
     other metric's floor stands as measured on halves.
     """
     if metric not in measured["floor"]:
         return None
     mean, sd = (measured["floor"][metric][key] for key in ("mean", "sd"))
     half, whole = measured["floor_images"], measured["images"]
-    scale = {"fd": (1 / samples + 1 / whole) * half / 2, "fd_corrected": half / whole, "fd_infinity": half / whole}
+    apart = (1 / samples + 1 / whole) * half / 2
+    n, paired = min(samples, whole, W2_POINTS), min(half, W2_POINTS)
+    scale = {
+        "fd": apart,
+        "fd_corrected": half / whole,
+        "fd_infinity": half / whole,
+        "w2": math.sqrt(math.log(n) / n * paired / math.log(paired)),
+        "sliced_w2": math.sqrt(apart),
+    }
     return Floor(mean * scale.get(metric, 1), sd * scale.get(metric, 1))
 
 

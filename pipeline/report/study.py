@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import StudyError
-from pipeline.features import label
+from pipeline.features import COORDINATES, headline, label
 from pipeline.files import Paths, read_json
 from pipeline.report.results import (
     FAILED,
@@ -28,8 +28,9 @@ from pipeline.report.results import (
 )
 from pipeline.timing import sampler_hash
 
-SCORE = "fd_corrected"  # what headline figures and comparisons are made with
 METRICS = (
+    "w2",
+    "sliced_w2",
     "fd_corrected",
     "fd",
     "fd_infinity",
@@ -58,6 +59,10 @@ class Report:
         self.measured = next(iter(self.provenance.values()))
         self.data = read_json(paths.metrics("prepare", "data"))
         self.extractor = read_json(paths.metrics("features", "extractor"))
+        self.headline = headline(self.extractor["name"])  # the metric that is the score
+        self.of_points = self.extractor["name"] == COORDINATES
+        self.thing = "point" if self.of_points else "image"  # what one of the data is
+        self.things = self.thing + "s"
         self.reference = read_json(paths.metrics("reference", "floor"))
         self.agreement = read_json(paths.metrics("agreement", "libraries"))
         self.agreement |= {name: read_json(paths.metrics("measure", name))["agreement"] for name in self.sets}
@@ -69,7 +74,7 @@ class Report:
         self._check_origins()
         self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
-        self.score = self.metric(SCORE)
+        self.score = self.metric(self.headline)
         self._points: dict[tuple[str, str], dict[int, Interval]] = {}
         self._cells: dict[tuple[str, int, str], pd.DataFrame] = {}
         self._check_points()
@@ -124,8 +129,9 @@ class Report:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics that were measured and mean something, in the order in which they are shown."""
-        meant = [metric for metric in METRICS if metric != "score" or self.extractor["name"] != ROTATIONS]
+        """The metrics that were measured and mean something, in the order in which they are shown: the score first."""
+        others = [metric for metric in METRICS if metric != self.headline]
+        meant = [m for m in (self.headline, *others) if m != "score" or self.extractor["name"] != ROTATIONS]
         return [metric for metric in meant if (self.results.metric == metric).any()]
 
     def floor(self, metric: str) -> Floor | None:
@@ -134,9 +140,9 @@ class Report:
     @cached_property
     def score_floor(self) -> Floor:
         """The floor of the score, without which there is no report."""
-        found = self.floor(SCORE)
+        found = self.floor(self.headline)
         if not found:
-            raise StudyError(f"{self.paths.reports}/metrics/reference/floor.json: {SCORE} has no floor")
+            raise StudyError(f"{self.paths.reports}/metrics/reference/floor.json: {self.headline} has no floor")
         return found
 
     def label(self, name: str) -> str:
@@ -163,18 +169,19 @@ class Report:
         """Those of the curves and image sets that have any point."""
         return [name for name in names if self.points(name)]
 
-    def cells(self, curve: str, budget: int, metric: str = SCORE) -> pd.DataFrame:
-        """A curve's cells by seed within a budget, looked up once; empty where it has no result there."""
-        key = curve, budget, metric
+    def cells(self, curve: str, budget: int, metric: str | None = None) -> pd.DataFrame:
+        """A curve's cells of a metric (None: the score) by seed within a budget, looked up once; empty where it has no
+        result there."""
+        key = curve, budget, metric or self.headline
         if key not in self._cells:
-            self._cells[key] = at_budget(self.results, curve, metric, budget)
+            self._cells[key] = at_budget(self.results, curve, key[2], budget)
         return self._cells[key]
 
-    def estimate(self, curve: str, budget: int, metric: str = SCORE) -> Interval:
+    def estimate(self, curve: str, budget: int, metric: str | None = None) -> Interval:
         """Of a curve that has a result at a budget."""
         return estimate(self.cells(curve, budget, metric))
 
-    def stated_at(self, curve: str, budget: int, metric: str = SCORE) -> str:
+    def stated_at(self, curve: str, budget: int, metric: str | None = None) -> str:
         """A curve's mean at a budget with its 95% half width, or what stands where it has no result."""
         has = self.having([curve], budget)
         return stated(self.estimate(curve, budget, metric)) if has else self.missing(curve, budget)
@@ -183,11 +190,12 @@ class Report:
         """What a curve that has a result at a budget really spends of it."""
         return int(self.cells(curve, budget).nfe.iloc[0])
 
-    def points(self, curve: str, metric: str = SCORE) -> dict[int, Interval]:
+    def points(self, curve: str, metric: str | None = None) -> dict[int, Interval]:
         """A curve's mean and interval by counted NFE, computed once."""
-        if (curve, metric) not in self._points:
-            self._points[curve, metric] = summarise(self.results, curve, metric)
-        return self._points[curve, metric]
+        key = curve, metric or self.headline
+        if key not in self._points:
+            self._points[key] = summarise(self.results, *key)
+        return self._points[key]
 
     def best(self, curves: list[str], budget: int) -> list[str]:
         """The curve of the smallest mean at a budget, then those that tie with it; empty where none has a result."""
@@ -213,9 +221,11 @@ class Report:
 
 
 def number(value: float) -> str:
-    """Three significant digits, no exponent but for the very small."""
+    """Three significant digits, no exponent but for the very small and the very large."""
     size = abs(value)
-    if 0.001 <= size < 1000:
+    if size >= 999_999.5:
+        return f"{value:.2e}"
+    if 0.001 <= size < 999.5:
         return f"{value:#.3g}".rstrip(".")
     return f"{value:.0f}" if size >= 1 or value == 0 else f"{value:.1e}"
 
@@ -225,7 +235,7 @@ def plain(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, list):
-        return ", ".join(plain(v) for v in value)
+        return ", ".join(plain(v) for v in value) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
