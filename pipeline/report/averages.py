@@ -11,11 +11,11 @@ from pipeline.model import Model
 from pipeline.report.factorial import low_and_high
 from pipeline.report.figures import scale_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import difference, is_tie
-from pipeline.report.study import Report, number, percent, plain, stated_difference
+from pipeline.report.results import difference
+from pipeline.report.study import APART, Report, number, percent, plain, stated_difference, told
 
 KEYS = ("ema_halflife_images", "ema_sigma_rel")
-OWN = (*KEYS, "nfe", "seeds", "method", "base", "differences", "axis", "explicit")  # not shared by a family
+OWN = (*KEYS, *APART)  # not shared by a family
 LEAST_LENGTHS = 3
 SMALL_ERROR = 0.001
 
@@ -96,10 +96,10 @@ def finding(report: Report, label: str, members: list[Member]) -> str:
     if best.main:
         return start + f"none tried scores lower than the model's own ({_called(report, best.profile)})."
     change = difference(*(report.cells(m.curve, budgets[-1]) for m in (best, main[0])))
+    compared = told(change, "the model's own")
     return start + (
         f"the {_called(report, best.profile)}, of relative length {number(best.length)}, has the lowest mean "
-        f"{report.score}, {stated_difference(change).replace(', tie', '')} against the model's own, "
-        f"{'a tie' if is_tie(change) else 'told apart'}."
+        f"{report.score}, {compared}."
     )
 
 

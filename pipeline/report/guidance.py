@@ -9,12 +9,12 @@ from pipeline.report.averages import model_of
 from pipeline.report.factorial import low_and_high
 from pipeline.report.figures import frontier_figure, scale_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import difference, is_tie
-from pipeline.report.study import Report, listed, number, percent, plain, stated_difference
+from pipeline.report.results import difference
+from pipeline.report.study import APART, Report, listed, number, percent, plain, stated_difference, told
 from pipeline.sampler import sampler_of
 
 KEYS = ("guide", "guide_images", "guidance_min", "guidance_max")  # of a guide, beside its scale
-OWN = ("guidance", *KEYS, "nfe", "seeds", "method", "base", "differences", "axis", "explicit")  # not shared by a family
+OWN = ("guidance", *KEYS, *APART)  # not shared by a family
 LEAST_SCALES = 3  # the unguided curve's among them
 TRADED = ("precision", "recall")
 
@@ -114,10 +114,7 @@ def finding(report: Report, family: Family) -> str:
         said = f"no scale tried scores lower than {base} without guidance"
     else:
         change = difference(report.cells(having[best], budget), report.cells(base, budget))
-        said = (
-            f"scale {plain(best)} has the lowest mean {report.score}, {stated_difference(change).replace(', tie', '')} "
-            f"against no guidance, {'a tie' if is_tie(change) else 'told apart'}"
-        )
+        said = f"scale {plain(best)} has the lowest mean {report.score}, {told(change, 'no guidance')}"
     lost = [plain(scale) for scale in family.curves if scale not in having]
     without = [f"there is no result at scale {listed(lost)}"] if lost else []
     parts = [said, *_traded(report, having, budget), *without]

@@ -44,6 +44,7 @@ METRICS = (
 )
 
 
+APART = ("nfe", "seeds", "method", "base", "differences", "axis", "explicit")  # of a curve, beside how it is sampled
 ROTATIONS = "rotation classifier"  # its classes are no kinds of images, so a score of their variety means nothing
 
 
@@ -263,6 +264,12 @@ def apart_or_tied(found: Iterable[tuple[str, Interval | None]], with_what: str =
     same = [called for called, d in pairs if is_tie(d)]
     parts = [listed(apart)] if apart else []
     return parts + ([f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}{with_what}"] if same else [])
+
+
+def told(found: Interval | None, against: str) -> str:
+    """A difference from something, and whether it is told apart from it."""
+    verdict = "a tie" if is_tie(found) else "told apart"
+    return f"{stated_difference(found).replace(', tie', '')} against {against}, {verdict}"
 
 
 def percent(share: float) -> str:
