@@ -15,20 +15,9 @@ from pipeline.networks.embedding import FOURIER_SCALE, Conditioning, Fourier, To
 from pipeline.networks.layers import Dropout, divisor, dropout, set_generator
 from pipeline.networks.network import KEYS, NETWORKS, Cost, build, cost, equal_channels
 from pipeline.training import new_denoiser
+from tests.test_denoiser import SPEC as PLAIN
 
-SPEC: dict[str, Any] = {
-    "network": "unet",
-    "shape": [1, 8, 8],
-    "channels": 16,
-    "multipliers": [1, 2],
-    "blocks": 1,
-    "attention": [],
-    "patch": 2,
-    "dropout": 0.0,
-    "embedding": "positional",
-    "augmentation": 9,
-    "classes": [3, 3, 4],
-}
+SPEC: dict[str, Any] = PLAIN | {"augmentation": 9, "classes": [3, 3, 4]}
 CIFAR10 = SPEC | {  # EDM's network (app. F.2)
     "network": "ddpmpp",
     "shape": [3, 32, 32],
