@@ -20,19 +20,12 @@ SWITCHES = 6  # x-flip, y-flip, scaling, rotation, anisotropy, translation
 SWITCH = torch.tensor([0, 1, 2, 3, 4, 4, 5, 5])  # which of them each of a0 to a7 belongs to
 
 
-def augment(x0: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x0 (N, C, H, W) float32 in [-1, 1] and A_prob to the augmented x0, alike, and its conditioning (N, LABELS).
-
-    The generator is on the CPU, x0 and what comes back wherever x0 is. Every transformation has the same probability:
-    EDM flips x in all images of CIFAR-10, that is half of them come out mirrored, and has A_prob for the rest. Flips
-    are conditioned on like the rest, so that data which mirroring changes, such as digits, can have them.
-    """
-    a = draw(len(x0), probability, generator)
-    return transform(x0, a), conditioning(a).to(x0)
-
-
 def draw(count: int, probability: float, generator: torch.Generator) -> Tensor:
     """a0 to a7 for each image, (N, 8) float64 on the CPU: 0 where the transformation is off.
+
+    Every transformation has the same probability, A_prob: EDM flips x in all images of CIFAR-10, that is half of them
+    come out mirrored, and has A_prob for the rest. Flips are conditioned on like the rest, so that data which mirroring
+    changes, such as digits, can have them.
 
     Image i's are made of the 14 uniform numbers from 14 i on, whatever the count, the probability and the outcomes.
     """

@@ -60,12 +60,12 @@ class Network(nn.Module):
             self.stem: nn.Module = nn.Conv2d(shape[0], WIDTH, 3, padding=1)
             strides = [1] + max(math.ceil(math.log2(min(shape[1:]) / SMALLEST_SIDE)), 0) * [2]
             weights = [nn.Conv2d(WIDTH, WIDTH, 3, stride=stride, padding=1) for stride in strides]
-            pooling = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            pooling, features = [nn.AdaptiveAvgPool2d(SMALLEST_SIDE), nn.Flatten()], WIDTH * SMALLEST_SIDE**2
         else:
             self.stem = nn.Linear(shape[0], WIDTH)
-            weights, pooling = [nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)], []
+            weights, pooling, features = [nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)], [], WIDTH
         self.layers = nn.ModuleList(Layer(each, maps) for each in weights)
-        self.head = Layer(nn.Sequential(*pooling, nn.Linear(WIDTH, classes)), maps)
+        self.head = Layer(nn.Sequential(*pooling, nn.Linear(features, classes)), maps)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         embedding = self.embed(c_noise[:, None])

@@ -99,7 +99,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 def compiled(network: Network, attempt: Callable[[Network], object]) -> Network:
     """The network, compiled; itself where there is no compiler, or where `attempt`, a call of it, fails."""
     try:
-        candidate: Network = torch.compile(network)
+        candidate: Network = torch.compile(network, dynamic=False)
         attempt(candidate)
     except Exception as error:  # whatever a compiler raises: what is wrong with the network itself, shows without, too
         reason = next(iter(str(error).splitlines()), type(error).__name__)

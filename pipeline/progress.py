@@ -1,8 +1,18 @@
 """Progress on the terminal; silent where the output is none."""
 
+import sys
+
 from tqdm import tqdm
 
 
-def bar(title: str, total: int | None, unit: str) -> tqdm:
-    """A progress bar on stderr. Call .update(n) from any thread."""
-    return tqdm(desc=title, total=total, unit=f" {unit}", unit_scale=True, disable=None, leave=False)
+def bar(title: str, total: int, unit: str) -> tqdm:
+    """A progress bar on stderr, with its rate and the time left. Call .update(n) from any thread."""
+    return tqdm(
+        desc=title, total=total, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, disable=None, leave=False
+    )
+
+
+def tell(progress: tqdm, line: str) -> None:
+    """One line above the bar, where there is one."""
+    if not progress.disable:
+        progress.write(line, file=sys.stderr)

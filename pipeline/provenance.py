@@ -36,10 +36,11 @@ def libraries() -> dict[str, str]:
     return {"torch": str(torch.__version__)} | {name: version(name) for name in LIBRARIES}
 
 
-def machine() -> dict[str, Any]:
-    """The device, the system and the versions that a result's bytes may depend on."""
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """The device, the system and the versions that a result's bytes may depend on. device None: the CPU."""
+    on_gpu = device is not None and device.type == "cuda"
     return {
-        "device": f"CPU ({_processor()})",
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({_processor()})",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "libraries": libraries(),

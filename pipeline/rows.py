@@ -13,8 +13,9 @@ class Row(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # YAML reads yes, no, on and off as truth values, and they would pass for 1 and 0
-            raise ValueError(f"a truth value ({value}) stands for nothing here")
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, bool):  # YAML reads yes, no, on, off as truth values, and they would pass for 1 and 0
+                raise ValueError(f"a truth value ({each}) stands for nothing here")
         return value
 
 

@@ -106,6 +106,9 @@ class Sampler(Row):
             raise ValueError(f"guidance_min ({self.guidance_min}) must be below guidance_max ({self.guidance_max})")
         if not guidance.limited:
             return
+        low, high = self.sigma_range
+        if self.guidance_min >= high or (self.guidance_max is not None and self.guidance_max < low):
+            raise ValueError(f"guidance_min, guidance_max: sigma goes from {low:g} to {high:g}, never between them")
         if guidance.idle:
             raise ValueError(
                 f"guidance_min, guidance_max: there is no guidance to limit: guidance {self.guidance:g} of guide "

@@ -76,7 +76,7 @@ def checkpoint(curve: dict[str, Any], model: Path, train_seed: int) -> str:
     classifier = _classifier(curve, model, train_seed)
     if classifier and not classifier.exists():
         raise missing(classifier)
-    return content_key(model, train_seed, curve)
+    return content_key(model, train_seed, curve, classifier)
 
 
 def source(curve: dict[str, Any], model: Path, train_seed: int) -> tuple[DenoiserFunction | BySample, tuple[int, ...]]:
@@ -99,7 +99,7 @@ def _classifier(curve: dict[str, Any], model: Path, train_seed: int) -> Path | N
 def _bound(curve: dict[str, Any], weights: Weights, classifier: NoisyClassifier | None) -> DenoiserFunction | BySample:
     guidance = sampler_of(curve).build_guidance()
     of_labels = partial(guided, guidance, weights.denoiser, snapshot=weights.guide, classifier=classifier)
-    classes = classifier.classes if classifier else weights.denoiser.spec["classes"]
+    classes = classifier.classes if classifier else weights.denoiser.classes
     return ByClass(tuple(classes), of_labels) if classes and curve["labels"] == "data" else of_labels(None)
 
 
@@ -161,6 +161,13 @@ def failed_cell(
     return Cell(*seeds, steps, nfe, curve["samples"], checkpoint(curve, model, seeds[0]), [], images, features, why)
 
 
+def cells_of(curve: dict[str, Any]) -> list[tuple[int, tuple[int, int]]]:
+    """The number of steps and the seeds of all cells of a resolved curve row: budgets of equal steps are one cell."""
+    sampler = sampler_of(curve)
+    steps = sorted({sampler.steps(budget) for budget in sampler.nfe})
+    return [(count, tuple(seeds)) for count in steps for seeds in curve["seeds"]]
+
+
 def measure_curve(
     curve: dict[str, Any],
     model: Path,
@@ -170,13 +177,12 @@ def measure_curve(
     finished: Callable[[Cell], object] = lambda cell: None,
     workers: int | None = None,
 ) -> list[Cell]:
-    """All cells of a resolved curve row: by number of steps, then by seeds. Budgets of equal steps are one cell.
+    """All cells of a resolved curve row: by number of steps, then by seeds (`cells_of`).
 
     The one of the most steps and the first seeds keeps its features, for the comparison with the libraries.
     """
-    sampler = sampler_of(curve)
-    steps = sorted({sampler.steps(budget) for budget in sampler.nfe})
-    compared = steps[-1], tuple(curve["seeds"][0])
+    own = cells_of(curve)
+    compared = own[-1][0], tuple(curve["seeds"][0])
 
     def task(count: int, seeds: tuple[int, int]) -> Cell:
         keep = AGREEMENT_SAMPLES if (count, seeds) == compared else 0
@@ -189,10 +195,10 @@ def measure_curve(
         finished(cell)
         return cell
 
-    cells = {(n, tuple(seeds)): partial(task, n, tuple(seeds)) for n in steps for seeds in curve["seeds"]}
-    longest_first = sorted(cells, key=lambda cell: -cell[0])
-    done = dict(zip(longest_first, side_by_side([cells[c] for c in longest_first], workers), strict=True))
-    return [done[c] for c in cells]
+    longest_first = sorted(own, key=lambda cell: -cell[0])
+    done = side_by_side([partial(task, *cell) for cell in longest_first], workers)
+    found = dict(zip(longest_first, done, strict=True))
+    return [found[cell] for cell in own]
 
 
 def save_curve(cells: list[Cell], provenance: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -312,13 +312,17 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+def spec_of(row: Model, data: dict[str, Any]) -> dict[str, Any]:
+    """What builds a row's denoiser for a data set, by its summary (sigma_data, sizes, class_counts)."""
+    return row.spec(data["sigma_data"], shape_of(data), [*data.get("class_counts", {}).values()])
+
+
 def setting(
     row: Model, spec: dict[str, Any], images: Tensor, labels: Tensor | None, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """All that a training's bytes depend on, for JSON: the row, the spec, the data, the code and the machine."""
-    where = machine() | ({"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
     data = content_hash(to_hash(images), None if labels is None else labels.tolist())
-    return {**_plain(row), **spec, "seed": seed, "data": data, "code": code_hash(), **where}
+    return {**_plain(row), **spec, "seed": seed, "data": data, "code": code_hash(), **machine(device)}
 
 
 def _plain(row: Model) -> dict[str, Any]:
@@ -354,6 +358,19 @@ class Trained:
     snapshots: dict[int, Path] = field(default_factory=dict)
     classifier: NoisyClassifier | None = None
     classifier_accuracy: dict[str, float] = field(default_factory=dict)
+
+
+def check_models(rows: Mapping[str, Model], data: dict[str, Any], images: Tensor, labels: Tensor | None) -> None:
+    """Refuse rows, by name, that can't be trained on this data, before any of them is. Raises StudyError.
+
+    data: the data set's summary.
+    """
+    for name, row in rows.items():
+        try:
+            check_examples(row, images, labels)
+            cost(spec_of(row, data))
+        except StudyError as error:
+            raise StudyError(f"models.{name}.{error}") from None
 
 
 def check_examples(row: Model, images: Tensor, labels: Tensor | None) -> None:
@@ -462,10 +479,10 @@ def train_seeds(
 ) -> list[Trained]:
     """Train every seed of a row, side by side, each going on from its checkpoint where a run was cut short.
 
-    data: the data set's summary (sigma_data, sizes, class_counts). The teacher of a row that has one is trained first,
+    data: the data set's summary. The teacher of a row that has one is trained first,
     which costs nothing where that was done before.
     """
-    spec = row.spec(data["sigma_data"], shape_of(data), [*data.get("class_counts", {}).values()])
+    spec = spec_of(row, data)
     teachers: list[Trained | None] = [None] * len(row.train_seeds)
     if row.teacher:
         teacher = row.teacher.model_copy(update={"train_seeds": row.train_seeds})
@@ -502,5 +519,5 @@ def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
         "images": trained[0].curve[-1]["images"],
         "final_loss": sum(last) / len(last),
         "classifier_accuracy": {sigma: sum(a[sigma] for a in accuracies) / len(trained) for sigma in accuracies[0]},
-        "machine": machine(),
+        "machine": machine(default_device()),
     }

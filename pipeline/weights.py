@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.averages import LARGEST_ERROR, Averages, HalfLife, Power, Profile, synthesis
-from pipeline.denoiser import Denoiser, load_denoiser, save_denoiser
+from pipeline.denoiser import Denoiser, load_denoiser
 from pipeline.errors import StudyError
 from pipeline.files import content_hash, write_bytes
 
@@ -52,11 +52,6 @@ def with_weights(denoiser: Denoiser, weights: Mapping[str, Tensor]) -> Denoiser:
     for name, parameter in other.named_parameters():
         parameter.copy_(weights[name])
     return other
-
-
-def save_average(denoiser: Denoiser, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write an average of a denoiser's weights as a file that `load_denoiser` reads."""
-    save_denoiser(with_weights(denoiser, weights), path)
 
 
 @dataclass(frozen=True)
@@ -178,8 +173,6 @@ def _average(folder: Path, seed: int, curve: Mapping[str, Any]) -> _Source:
     main, images, sigma_rel = main_file(folder, seed), curve["ema_halflife_images"], curve["ema_sigma_rel"]
     if not main.exists():
         raise StudyError(f"{main}: missing; `dvc repro` trains it")
-    if images is not None and sigma_rel is not None:
-        raise StudyError("ema_sigma_rel: ema_halflife_images is said as well; a curve has one average")
     if images is None and sigma_rel is None:
         return _Source(main)
     snapshots = load_snapshots(folder, seed)
@@ -223,11 +216,14 @@ def weights_for(folder: Path, seed: int, curve: Mapping[str, Any]) -> Weights:
     return Weights(average.load(), guide.load() if guide else None)
 
 
-def content_key(folder: Path, seed: int, curve: Mapping[str, Any]) -> str:
-    """A hash over all weights that a resolved curve row samples with: of the main average's file, where it is all."""
+def content_key(folder: Path, seed: int, curve: Mapping[str, Any], classifier: Path | None = None) -> str:
+    """A hash over all weights that a resolved curve row samples with: of the main average's file, where it is all.
+
+    classifier: the file of the one that guides the curve, where one does.
+    """
     parts = _average(folder, seed, curve).parts
     if guide := _guide(folder, seed, curve):
         parts += ["guide", *guide.parts]
-    if curve["guide"] == "classifier" and curve["guidance"] != 0:
-        parts += ["guide", classifier_file(folder, seed)]
+    if classifier:
+        parts += ["guide", classifier]
     return content_hash(*parts)

@@ -2,12 +2,12 @@
 
 import sys
 
-from pipeline.features import headline, load_extractor
+from pipeline.features import headline, label, load_extractor
 from pipeline.files import read_json, whole_folder, write_json
 from pipeline.measurement import measured_with
-from pipeline.progress import bar
+from pipeline.progress import bar, tell
 from pipeline.reference import load_reference
-from pipeline.sweep import measure_curve, save_curve
+from pipeline.sweep import Cell, cells_of, measure_curve, save_curve, value_of
 from stages import Arguments, run_stage
 
 
@@ -16,16 +16,24 @@ def main(arguments: Arguments) -> None:
     curve = read_json(paths.row("curves", name))
     extractor = load_extractor(paths.features)
     reference = load_reference(paths.reference, extractor.hash)
-    with bar(f"sweep {name}", None, "cell") as progress:
-        grids = read_json(paths.grids(curve["model"]))
-        model = paths.model(curve["model"])
-        cells = measure_curve(curve, model, grids, extractor, reference, lambda _: progress.update())
+    metric = headline(extractor.name)
+    called = label(metric, extractor.name, extractor.official)
+    with bar(f"sweep {name}", len(cells_of(curve)) * curve["samples"], "image") as progress:
+
+        def finished(cell: Cell) -> None:
+            progress.update(cell.samples)
+            seeds = f"seeds {cell.train_seed} and {cell.sample_seed}"
+            tell(
+                progress, f"{name}, NFE {cell.nfe}, {seeds}: {cell.failed or f'{called} {value_of(cell, metric):.4g}'}"
+            )
+
+        grids, model = read_json(paths.grids(curve["model"])), paths.model(curve["model"])
+        cells = measure_curve(curve, model, grids, extractor, reference, finished)
     with whole_folder(paths.curve(name)) as folder:
         summary = save_curve(cells, measured_with(extractor, reference, curve["samples"]), folder)
     write_json(paths.metrics("sweep", name), summary)
     for cell in (cell for cell in cells if cell.failed):
         print(f"failed: {name}, seeds {cell.train_seed} and {cell.sample_seed}: {cell.failed}", file=sys.stderr)
-    metric = headline(extractor.name)
     print(f"{name}: " + ", ".join(f"{score:.3g} at {nfe}" for nfe, score in summary[f"{metric}_at_nfe"].items()))
 
 

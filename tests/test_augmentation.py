@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pipeline.augmentation import LABELS, augment, conditioning, draw, transform
+from pipeline.augmentation import LABELS, conditioning, draw, transform
 from pipeline.randomness import generator
 
 SHAPES = [(5, 1, 8, 8), (8, 3, 8, 8), (5, 3, 6, 10), (6, 1, 10, 6)]
@@ -29,6 +29,11 @@ def parameters(count: int, **values: float) -> Tensor:
 
 def drawn(probability: float, count: int = 20_000) -> Tensor:
     return draw(count, probability, generator("augmentation", 1))
+
+
+def augment(x0: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    a = draw(len(x0), probability, generator)
+    return transform(x0, a), conditioning(a)
 
 
 def forward(a: Tensor, height: int, width: int) -> np.ndarray:

@@ -157,7 +157,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "between": {"guidance_min": 0.2, "guidance_max": 5.0},
     "below": {"guidance_max": 1.0},
     "above": {"guidance_min": 1.0},
-    "nowhere": {"guidance_min": 200, "guidance_max": 300},
+    "nowhere": {"guidance_min": 79.8, "guidance_max": 79.9},  # no solver asks there
 }
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import StudyError
 from pipeline.model import Model
 from pipeline.networks import ddpmpp, dit
 from pipeline.networks.embedding import FOURIER_SCALE, Conditioning, Fourier, Told, positional_embedding
-from pipeline.networks.layers import Dropout, divisor, dropout, set_generator
+from pipeline.networks.layers import Dropout, divisor, dropout
 from pipeline.networks.network import KEYS, NETWORKS, Cost, build, cost, equal_channels
 from pipeline.training import new_denoiser
 from tests.test_denoiser import SPEC as PLAIN
@@ -237,6 +237,12 @@ def test_divisor() -> None:
     assert divisor(37, 36) == 1
 
 
+def set_generator(network: nn.Module, generator: torch.Generator) -> None:
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
+
+
 def dropped(changes: dict[str, Any], seed: int) -> Tensor:
     network = network_of(changes | {"dropout": 0.3}).train()
     set_generator(network, torch.Generator().manual_seed(seed))
@@ -249,7 +255,7 @@ def test_dropout_is_drawn_from_its_generator_in_training_alone(changes: dict[str
     network = network_of(changes | {"dropout": 0.3})
     evaluated = network(*asked(changes, 4))
     assert torch.equal(evaluated, network_of(changes).train()(*asked(changes, 4)))
-    with pytest.raises(RuntimeError, match="set_generator"):
+    with pytest.raises(RuntimeError, match="needs a generator"):
         network.train()(*asked(changes, 4))
     first = dropped(changes, 0)
     assert torch.equal(first, dropped(changes, 0))

@@ -122,10 +122,10 @@ def double(x: Tensor) -> Tensor:
 def test_where_nothing_compiles_the_network_is_itself(
     where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(*arguments: object) -> Tensor:
+    def fails(*arguments: object, **keys: object) -> Tensor:
         raise RuntimeError("no compiler\nand a long story")
 
-    monkeypatch.setattr(torch, "compile", fails if where == "compiler" else lambda network: fails)
+    monkeypatch.setattr(torch, "compile", fails if where == "compiler" else lambda network, **_: fails)
     for _ in range(2):
         assert compiled(double, lambda network: network(torch.ones(1))) is double
     assert capsys.readouterr().err == "compile: not possible here (no compiler); training goes on without\n"
@@ -135,7 +135,7 @@ def test_what_compiles_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def faster(x: Tensor) -> Tensor:
         return x + x
 
-    monkeypatch.setattr(torch, "compile", lambda network: faster)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: faster)
     assert compiled(double, lambda network: network(torch.ones(1))) is faster
     assert capsys.readouterr().err == ""
 

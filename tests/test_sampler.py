@@ -190,9 +190,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the noise levels don't fall from step to step",
     ),
     "an interval on more steps than levels": (
-        {"guidance": 2, "guidance_max": 1e-5, "solver": "ddim", "discretization": "iddpm", "nfe": (2000,)},
+        {"guidance": 2, "guidance_max": 0.01, "solver": "ddim", "discretization": "iddpm", "nfe": (2000,)},
         "discretization iddpm: 1000 steps, but only 992 noise levels",
     ),
+    "an interval above all noise levels": (
+        {"guidance": 2, "guidance_min": 80},
+        "guidance_min, guidance_max: sigma goes from 0.002 to 80, never between them",
+    ),
+    "an interval below all noise levels": (
+        {"guidance": 2, "guidance_max": 0.01, "sigma_min": 0.02},
+        "guidance_min, guidance_max: sigma goes from 0.02 to 80, never between them",
+    ),
+    "a truth value in a list": ({"nfe": [7, True]}, "nfe.Value error, a truth value (True) stands for nothing here"),
     "a truth value": ({"S_churn": True}, "S_churn.Value error, a truth value (True) stands for nothing here"),
     "no number": ({"S_max": math.nan}, "S_max.Input should be a finite number"),
 }

@@ -338,7 +338,7 @@ class Conditional:
     shape = (1, 8, 8)
 
     def __init__(self, classes: tuple[int, ...], std: float) -> None:
-        self.spec = {"classes": list(classes)}
+        self.classes = list(classes)
         self.exact = LabelledMixture(MEANS, torch.tensor(CLASSES, dtype=torch.float64) / sum(CLASSES), std)
 
     def __call__(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -350,7 +350,7 @@ def conditional(monkeypatch: pytest.MonkeyPatch, trained: Trained) -> Trained:
     """Models of classes and earlier snapshots of them, whose weights are exact."""
     weights = Weights(Conditional(CLASSES, 0.05), Conditional(CLASSES, 0.3))  # type: ignore[arg-type]
     monkeypatch.setattr(sweep, "weights_for", lambda *_: weights)
-    monkeypatch.setattr(sweep, "content_key", lambda folder, seed, curve: f"{seed} {curve['guide']}")
+    monkeypatch.setattr(sweep, "content_key", lambda folder, seed, curve, classifier: f"{seed} {curve['guide']}")
     return trained
 
 

@@ -31,7 +31,17 @@ from pipeline.pairs import reflow_pairs
 from pipeline.parallel import in_turns
 from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.randomness import generator
-from pipeline.training import Examples, Run, Trained, batch_indices, draw_batch, loss, save_models, train_seeds
+from pipeline.training import (
+    Examples,
+    Run,
+    Trained,
+    batch_indices,
+    check_models,
+    draw_batch,
+    loss,
+    save_models,
+    train_seeds,
+)
 from pipeline.weighting import WEIGHTINGS
 from tests.imports import ROOT
 
@@ -628,6 +638,16 @@ def test_data_that_a_row_cant_have_are_refused(choices: dict[str, Any], labels: 
     row = Model(**SMALL | flow | choices)
     with pytest.raises(StudyError, match=said):
         train(row, SPEC, IMAGES, 0, labels=labels)
+
+
+def test_what_only_the_data_tell_is_said_of_any_row_before_one_is_trained() -> None:
+    rows = {"good": ROW, "dit": ROW.model_copy(update={"network": "dit", "patch": 3})}
+    with pytest.raises(StudyError, match=r"^models\.dit\.patch: a size of 4 x 4 is not made of patches of 3 x 3"):
+        check_models(rows, DATA, IMAGES, LABELS)
+    rows["dit"] = ROW.model_copy(update={"batch": 31})
+    with pytest.raises(StudyError, match=r"^models\.dit\.batch: 31, but the data set has 30"):
+        check_models(rows, DATA, IMAGES, LABELS)
+    check_models({"good": ROW}, DATA, IMAGES, None)
 
 
 def test_a_row_has_a_classifier_which_is_trained_once(tmp_path: Path) -> None:

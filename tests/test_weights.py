@@ -22,7 +22,6 @@ from pipeline.weights import (
     load_snapshots,
     main_file,
     main_files,
-    save_average,
     save_snapshot,
     snapshot_file,
     weights_for,
@@ -54,10 +53,11 @@ def trained(folder: Path, *, snapshots: bool = True, beside: bool = True) -> dic
         untracked.update(step, BATCH)
         if snapshots and step + 1 in MARKS:
             save_snapshot(averages, step + 1, BATCH, snapshot_file(folder, SEED, (step + 1) * BATCH))
-    save_average(denoiser, averages.of(MAIN), main_file(folder, SEED))
+    files = {MAIN: main_file(folder, SEED)}
     if beside:
-        for profile in BESIDE:
-            save_average(denoiser, averages.of(profile), average_file(folder, SEED, profile))
+        files |= {profile: average_file(folder, SEED, profile) for profile in BESIDE}
+    for profile, path in files.items():
+        save_denoiser(with_weights(denoiser, averages.of(profile)), path)
     return {profile.name: some.of(profile) for some in (averages, untracked) for profile in some.profiles}
 
 
@@ -135,10 +135,6 @@ def test_any_other_average_is_made_of_the_snapshots(
         torch.testing.assert_close(value, torch.stack(terms).sum(0).float())
 
 
-def test_both_averages_at_once_are_refused(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
-    assert "a curve has one average" in fails(tmp_path, ema_halflife_images=40, ema_sigma_rel=0.1)
-
-
 def test_without_snapshots_the_keys_that_would_help_are_named(tmp_path: Path) -> None:
     trained(tmp_path, snapshots=False)
     message = fails(tmp_path, ema_sigma_rel=0.15)
@@ -192,7 +188,6 @@ KINDS: dict[str, tuple[dict[str, Any], set[str]]] = {  # what a curve chooses, a
     "another snapshot": (SNAPSHOT | {"guide_images": 320}, {"main", "last"}),
     "tracked and snapshot": (SNAPSHOT | {"ema_sigma_rel": 0.1}, {"own", "main", "first"}),
     "classifier": ({"guide": "classifier", "guidance": 1.0}, {"main", "classifier"}),
-    "idle classifier": ({"guide": "classifier", "guidance": 0.0}, {"main"}),
 }
 
 
@@ -212,15 +207,19 @@ def test_the_key_changes_with_what_is_used_and_only_then(
     for name in ("classifier", "another seed"):
         save_file({"weight": torch.zeros(3)}, files[name])
     choice, used = KINDS[kind]
-    key = content_key(tmp_path, SEED, CURVE | choice)
+
+    def key_of() -> str:
+        return content_key(tmp_path, SEED, CURVE | choice, files["classifier"] if kind == "classifier" else None)
+
+    key = key_of()
     changed = set()
     for name, path in files.items():
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        if content_key(tmp_path, SEED, CURVE | choice) != key:
+        if key_of() != key:
             changed.add(name)
         path.write_bytes(content)
-    assert changed == used and content_key(tmp_path, SEED, CURVE | choice) == key
+    assert changed == used and key_of() == key
 
 
 def test_different_choices_have_different_keys(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
@@ -234,9 +233,9 @@ def test_different_choices_have_different_keys(tmp_path: Path, ends: dict[str, d
         SNAPSHOT,
         SNAPSHOT | {"guide_images": 80},
         SNAPSHOT | {"ema_sigma_rel": 0.15},
-        {"guide": "classifier"},
     ]
-    assert len({content_key(tmp_path, SEED, CURVE | choice) for choice in choices}) == len(choices)
+    keys = {content_key(tmp_path, SEED, CURVE | choice) for choice in choices}
+    assert len(keys | {content_key(tmp_path, SEED, CURVE, classifier_file(tmp_path, SEED))}) == len(choices) + 1
 
 
 def test_a_snapshot_says_what_it_holds(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:

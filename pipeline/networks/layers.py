@@ -42,7 +42,7 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         if self.generator is None:
-            raise RuntimeError("dropout in training needs a generator: call set_generator")
+            raise RuntimeError("dropout in training needs a generator, and this layer has none")
         drawn = torch.rand(x.shape, generator=self.generator, device=self.generator.device)
         return x * ((drawn >= self.p) / (1 - self.p)).to(x)
 
@@ -50,13 +50,6 @@ class Dropout(nn.Module):
 def dropout(p: float) -> nn.Module:
     """Dropout with probability p; where p is 0, the identity."""
     return Dropout(p) if p else nn.Identity()
-
-
-def set_generator(network: nn.Module, generator: torch.Generator) -> None:
-    """Let all the network's dropout draw its masks from this generator, layer by layer."""
-    for module in network.modules():
-        if isinstance(module, Dropout):
-            module.generator = generator
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

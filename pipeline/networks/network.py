@@ -100,11 +100,12 @@ def _mlp(spec: Spec) -> MLP:
 
 NETWORKS: dict[str, Callable[[Spec], nn.Module]] = {"unet": _unet, "ddpmpp": _ddpmpp, "dit": _dit, "mlp": _mlp}
 
+_EVERY = ("channels", "blocks", "embedding", "dropout")
 KEYS: dict[str, tuple[str, ...]] = {  # of a model row, that a network goes by
-    "unet": ("channels", "multipliers", "blocks", "embedding", "dropout"),
-    "ddpmpp": ("channels", "multipliers", "blocks", "attention", "embedding", "dropout"),
-    "dit": ("channels", "blocks", "patch", "embedding", "dropout"),
-    "mlp": ("channels", "blocks", "embedding", "dropout"),
+    "unet": (*_EVERY, "multipliers"),
+    "ddpmpp": (*_EVERY, "multipliers", "attention"),
+    "dit": (*_EVERY, "patch"),
+    "mlp": _EVERY,
 }
 
 
