@@ -42,6 +42,13 @@ def test_the_libraries_agree(n: int) -> None:
     assert all(0 < abs(row["theirs"]) < 1 for row in rows if row["metric"] in ("precision", "recall"))
 
 
+def test_the_same_features_are_compared_alike_to_the_last_digit() -> None:
+    x, before = drawn(REAL, 2), torch.random.get_rng_state()
+    first, *others = (compare(x, ours(x, REFERENCE), REFERENCE) for _ in range(4))
+    assert all(other == first for other in others)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_distances_of_0_agree() -> None:
     """Of a set with itself every distance is 0 to rounding, and a relative difference says nothing."""
     x = REFERENCE.features
