@@ -1,9 +1,9 @@
-# make install | repro | study NAME=solvers | test | lint | format | bench | timings | pins. PYTHON names the interpreter that .venv is built with.
+# make install | repro | study NAME=solvers | test | lint | format | bench | timings | pins | verify. PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install repro study test lint format bench timings pins
+.PHONY: install repro study test lint format bench timings pins verify
 
 install: .venv/installed
 
@@ -49,3 +49,6 @@ timings: install  # seconds per image of every curve, of the root study or of NA
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate --extra dev pyproject.toml --output-file requirements.txt
+
+verify: install  # make cells again from nothing and compare: CELLS=all or "edm:35:0,0 ddim:7", NAME=solvers
+	@$(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"

@@ -251,31 +251,22 @@ def compare(
     found = []
     for place in dict.fromkeys([*yours, *committed]):
         one, two = (side.get(place, Record(0, 0, {}, {})) for side in (committed, yours))
-        values = {
-            m: (one.numbers().get(m, NOTHING), two.numbers().get(m, NOTHING)) for m in one.numbers() | two.numbers()
-        }
-        parted = next(
-            (part for part in PARTS[:-1] if part in one.hashes and one.hashes[part] != two.hashes.get(part)), ""
-        )
-        if not parted and not all(own.equals(again) for own, again in values.values()):
+        then, now = one.numbers(), two.numbers()
+        parted = next((p for p in PARTS[:-1] if p in one.hashes and one.hashes[p] != two.hashes.get(p)), "")
+        if not parted and not all(then.get(m, NOTHING).equals(now.get(m, NOTHING)) for m in then | now):
             parted = PARTS[-1]
-        for metric, (own, again) in values.items():
-            se = float(np.fmax(_error(one, metric), _error(two, metric)))
-            if metric == "nfe":
-                se = 1.0 if place.curve in adaptive else 0.0
-            apart = [each[place].values[metric].value for each in others if metric in each[place].values]
-            instrument = float(np.std([again.value, *apart], ddof=1)) if apart else 0.0
-            same = one.hashes.get("weights") == two.hashes.get("weights")
-            if parted == "data" or metric == "samples":
-                limit = 0.0
-            elif parted != "extractor" and same:
-                limit = SAME_WEIGHTS * se
-            else:
-                limit = (
-                    TIMES
-                    * math.sqrt(2)
-                    * math.hypot(instrument, 0.0 if same or not se > 0 else spreads.sd(place, metric, se))
-                )
+        same_weights = one.hashes.get("weights") == two.hashes.get("weights")
+        for metric in then | now:
+            se = float(np.nan_to_num(np.fmax(_error(one, metric), _error(two, metric))))
+            repetition, rounding = spreads.sd(place, metric, se), SAME_WEIGHTS * se
+            if metric == "nfe" and place.curve in adaptive:
+                repetition, rounding = max(repetition, 1.0), 1.0
+            own, again = then.get(metric, NOTHING), now.get(metric, NOTHING)
+            seen = [again.value, *(each[place].values[metric].value for each in others if metric in each[place].values)]
+            instrument = float(np.std(seen, ddof=1)) if len(seen) > 1 else 0.0
+            error = math.hypot(instrument, 0.0 if same_weights else repetition)
+            limit = TIMES * math.sqrt(2) * error + (rounding if same_weights else 0.0)
+            limit = 0.0 if parted == "data" or metric == "samples" else limit
             found.append(Number(place, one.nfe or two.nfe, metric, own, again, limit, parted))
     return found
 
