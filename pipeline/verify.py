@@ -7,7 +7,7 @@ so a difference is allowed for, which goes by what differs first:
 - The weights differ. Training amplifies a rounding until the network is as good as another seed's (Summers and Dinneen
   2021, arXiv 2103.04514), so two honest values differ like two repetitions: TIMES sqrt(2) times the standard deviation
   of one. That is the spread over the committed repetitions of this curve at this budget, or, where these few happen to
-  lie close together, as many standard errors of the cell as repetitions spread over elsewhere in the study.
+  lie close together, as many standard errors of the cell as repetitions usually spread over in the study.
 - The extractor differs. Where the study trains it, another rounding makes another one, and scores by two of them differ
   for that alone. It is trained with other seeds as well, and how far these scores lie apart is allowed for on top.
 - The data differ: nothing is allowed for.
@@ -33,7 +33,7 @@ from pipeline.report.results import COLUMNS, FAILED, ORIGIN, SHORT_HASH
 from pipeline.sampler import sampler_of
 from pipeline.sweep import Cell
 
-TIMES = 4.0  # standard deviations of a difference
+TIMES = 3.0  # standard deviations of a difference
 SAME_WEIGHTS = 0.25  # standard errors
 RETRAINING = 3.0  # times the error of resampling: where a study has no repetitions (arXiv 2606.20536)
 CELL = re.compile(rf"(?P<curve>{NAME[1:-1]})(:(?P<nfe>\d{{1,9}})(:(?P<train>\d{{1,10}}),(?P<sample>\d{{1,10}}))?)?")
@@ -223,18 +223,16 @@ class Spreads:
                 values.setdefault((place.curve, place.steps, metric), []).append(found.value)
                 errors.setdefault((place.curve, place.steps, metric), []).append(_error(record, metric))
         self._points = {key: float(np.std(own, ddof=1)) for key, own in values.items() if len(own) > 1}
-        ratios: dict[tuple[str, str], list[float]] = {}
-        for (curve, steps, metric), sd in self._points.items():
-            if (error := float(np.sqrt(np.mean(np.square(errors[curve, steps, metric]))))) > 0:
-                ratios.setdefault((metric, curve), []).append(sd / error)
-        self._ratios = {key: float(np.sqrt(np.mean(np.square(own)))) for key, own in ratios.items()}
+        ratios: dict[str, list[float]] = {}
+        for key, sd in self._points.items():
+            if (error := float(np.sqrt(np.mean(np.square(errors[key]))))) > 0:
+                ratios.setdefault(key[2], []).append(sd / error)
+        self._ratios = {metric: float(np.median(own)) for metric, own in ratios.items()}
 
     def sd(self, place: Place, metric: str, se: float) -> float:
         """The standard deviation of a number over repetitions: other training seeds, other noise."""
-        study = [ratio for (of, _), ratio in self._ratios.items() if of == metric]
-        usual = float(np.median(study)) if study else math.hypot(1, RETRAINING)
-        ratio = max(usual, self._ratios.get((metric, place.curve), 0.0))
-        return float(np.nanmax([self._points.get((place.curve, place.steps, metric), 0.0), ratio * se]))
+        usual = self._ratios.get(metric, math.hypot(1, RETRAINING)) * se
+        return max(self._points.get((place.curve, place.steps, metric), 0.0), usual)
 
 
 def compare(

@@ -354,14 +354,13 @@ def test_what_is_allowed_for_goes_by_what_differs_first(
 
 
 def test_repetitions_that_happen_to_agree_do_not_narrow_the_tolerance() -> None:
-    """Elsewhere on the curve, repetitions lie ten standard errors apart."""
+    """At this number of steps they are equal; usually they lie some standard errors apart."""
     cells = {
         Place("edm", steps, seed, seed): record(value)
-        for steps, values in ((2, (1, 1)), (3, (1, 3)))
+        for steps, values in ((2, (1.0, 1.0)), (3, (1.0, 1.3)), (4, (1.0, 4.0)))
         for seed, value in enumerate(values)
     }
-    sd = Spreads(cells).sd(HERE, "fd_corrected", 0.1)
-    assert sd == pytest.approx(0.1 * math.sqrt((0 + (math.sqrt(2) / 0.1) ** 2) / 2))
+    assert Spreads(cells).sd(HERE, "fd_corrected", 0.2) == pytest.approx(2 * 0.3 / math.sqrt(2))
 
 
 def test_extractors_of_other_seeds_widen_the_tolerance() -> None:
