@@ -23,6 +23,8 @@ from pipeline.reference import Reference, load_reference, make_reference, save_r
 from pipeline.sweep import Cell, cells_of, failed_cell, measure_cell
 from pipeline.training import Trained, check_models, save_models, setting, spec_of, train_seeds
 
+OTHER_SEEDS = 2  # of the extractor, where it does not come back
+
 
 class Place(NamedTuple):
     """Where a cell stands in a study. Of an image set `steps` and `train_seed` are 0, and `sample_seed` counts."""
@@ -51,7 +53,7 @@ class Instrument:
 @contextmanager
 def workplace() -> Iterator[Path]:
     """A temporary folder. Everything cached lies below the working directory, so who works in it finds nothing."""
-    with TemporaryDirectory(prefix="nfe-bench-verify-") as folder:
+    with TemporaryDirectory(prefix="nfe-bench-verify-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
@@ -144,9 +146,6 @@ def measure_sets(rows: dict[str, Any], names: Iterable[str], instrument: Instrum
         [cells] = side_by_side([partial(measure_set, *with_all)])
         found |= {Place(name, 0, 0, cell.sample_seed): cell for cell in cells}
     return found
-
-
-OTHER_SEEDS = 2  # of the extractor, where it does not come back
 
 
 def recompute(

@@ -38,7 +38,8 @@ SAME_WEIGHTS = 0.25  # standard errors
 RETRAINING = 3.0  # times the error of resampling: where a study has no repetitions (arXiv 2606.20536)
 CELL = re.compile(rf"(?P<curve>{NAME[1:-1]})(:(?P<nfe>\d{{1,9}})(:(?P<train>\d{{1,10}}),(?P<sample>\d{{1,10}}))?)?")
 ALL = "all"
-PARTS = ("data", "extractor", "reference", "weights", "samples")  # in the order in which one is made of the other
+HASHED = ("data", "extractor", "reference", "weights")  # each is made of those before it
+PARTS = ("study", *HASHED, "samples")
 
 
 class Value(NamedTuple):
@@ -73,7 +74,7 @@ class Record:
         """A cell made again."""
         values = {m["metric"]: Value(m["value"], m["se"]) for m in cell.metrics}
         found = instrument.summary["content_hash"], instrument.extractor.hash, instrument.reference.hash
-        hashes = dict(zip(PARTS, (*found, cell.checkpoint), strict=False))
+        hashes = dict(zip(HASHED, (*found, cell.checkpoint), strict=True))
         short = {part: found[:SHORT_HASH] for part, found in hashes.items()}
         return cls(cell.nfe, cell.samples, values or {FAILED: Value(1.0, math.nan)}, short)
 
@@ -250,8 +251,10 @@ def compare(
     for place in dict.fromkeys([*yours, *committed]):
         one, two = (side.get(place, Record(0, 0, {}, {})) for side in (committed, yours))
         then, now = one.numbers(), two.numbers()
-        parted = next((p for p in PARTS[:-1] if p in one.hashes and one.hashes[p] != two.hashes.get(p)), "")
-        if not parted and not all(then.get(m, NOTHING).equals(now.get(m, NOTHING)) for m in then | now):
+        parted = next((p for p in HASHED if p in one.hashes and one.hashes[p] != two.hashes.get(p)), "")
+        if place not in committed or place not in yours:
+            parted = "study"
+        elif not parted and not all(then.get(m, NOTHING).equals(now.get(m, NOTHING)) for m in then | now):
             parted = PARTS[-1]
         same_weights = one.hashes.get("weights") == two.hashes.get("weights")
         for metric in then | now:
@@ -264,7 +267,7 @@ def compare(
             instrument = float(np.std(seen, ddof=1)) if len(seen) > 1 else 0.0
             error = math.hypot(instrument, 0.0 if same_weights else repetition)
             limit = TIMES * math.sqrt(2) * error + (rounding if same_weights else 0.0)
-            limit = 0.0 if parted == "data" or metric == "samples" else limit
+            limit = 0.0 if parted in ("study", "data") or metric == "samples" else limit
             found.append(Number(place, one.nfe or two.nfe, metric, own, again, limit, parted))
     return found
 
@@ -322,9 +325,11 @@ def conclusion(numbers: Sequence[Number], elsewhere: Sequence[str]) -> list[str]
     first = min(parted, key=PARTS.index, default="")
     trained = dict.fromkeys(f"{n.place.curve}, seed {n.place.train_seed}" for n in numbers if n.parted == "weights")
     sampled = dict.fromkeys(f"{n.place.curve} at {n.nfe}" for n in numbers if n.parted == "samples")
+    single = dict.fromkeys(f"{n.place.curve} at {n.nfe}" for n in numbers if n.parted == "study")
     found = [
         {
             "": "Data, extractor, reference, weights and samples are the same.",
+            "study": f"The study file and the results do not hold the same cells: {_some(single)}.",
             "data": "The data differ already, so that nothing that follows can be compared.",
             "extractor": "The data are the same; the extractor differs already, and with it every score.",
             "reference": "Data and extractor are the same; what it makes of the real images differs.",
@@ -333,8 +338,9 @@ def conclusion(numbers: Sequence[Number], elsewhere: Sequence[str]) -> list[str]
         }[first]
     ]
     if first and elsewhere:
-        found.append(f"Another machine than the one that made the results: {'; '.join(elsewhere)}.")
-        found.append(ALLOWED)
+        found.append(f"Another machine than the one that made the results ({'; '.join(elsewhere)}).")
+        allowed = ALLOWED + (f" {ALLOWED_EXTRACTOR}" if first == "extractor" else "")
+        found += [allowed] if first not in ("study", "data") else []
     elif first:
         found.append(
             "This machine and its libraries made the results, so that all should be identical: the code, the study "
@@ -355,6 +361,7 @@ ALLOWED = (
     f"Allowed for: {SAME_WEIGHTS} standard errors where the weights are the same; else {TIMES:g} times sqrt(2) "
     "standard deviations of a repetition, as a training that was rounded otherwise is as good as another seed's."
 )
+ALLOWED_EXTRACTOR = "On top of it comes how far scores by extractors of other seeds lie apart."
 
 
 def _some(names: Collection[str], most: int = 8) -> str:
@@ -366,6 +373,8 @@ def other_machine(committed: Committed, paths: Paths, places: Collection[Place],
     """In what this machine and its libraries differ from those that made cells: "python: 3.11.7 then, 3.12.3 now"."""
     found: list[str] = []
     for curve in dict.fromkeys(place.curve for place in places):
+        if curve not in committed.machines:
+            found.append("nothing tells which machine that was")
         found += _changes(committed.machines.get(curve, {}), machine())
         if curve in rows["report"]["curves"]:
             trained = paths.metrics("train", rows[f"curves/{curve}"]["model"])
