@@ -113,8 +113,8 @@ def read_committed(paths: Paths) -> Committed:
     return Committed(
         str(file),
         cells,
-        {name: own["machine"] for name, own in found.items()},
-        {name: own["row"] for name, own in found.items()},
+        {name: own["machine"] for name, own in found.items() if "machine" in own},
+        {name: own["row"] for name, own in found.items() if "row" in own},
     )
 
 
@@ -158,7 +158,7 @@ def _named(word: str, rows: dict[str, Any], every: list[Place], committed: Commi
     own = [place for place in every if place.curve == name]
     if not own:
         raise StudyError(
-            f"CELLS: {word}: no curve {name!r}; {nearest(name, [*rows['report']['curves'], *rows['report']['sets']])}"
+            f"CELLS: {word}: no curve {name!r}; {nearest(name, rows['report']['curves'] | rows['report']['sets'])}"
         )
     budgets = {place: _budgets(place, rows, committed) for place in own}
     if nfe and not (own := [place for place in own if int(nfe) in budgets[place]]):
@@ -202,7 +202,7 @@ class Number:
 
     @property
     def result(self) -> str:
-        """ "identical" (to the last digit, and its standard error too), "within" its tolerance, or "outside"."""
+        """One of "identical" (to the last digit, with its standard error), "within" (its tolerance) and "outside"."""
         if self.committed.equals(self.yours):
             return "identical"
         return "within" if abs(self.difference) <= self.tolerance else "outside"

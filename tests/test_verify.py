@@ -229,7 +229,7 @@ def test_a_cell_that_fails_no_more_and_one_that_is_in_the_study_no_more_are_outs
     assert outside == {"fitted", "gone", "again"}
     assert (
         found.sentences[0]
-        == "The study file and the results do not hold the same cells: gone at 3; gone at 7; again at 3; again at 7."
+        == "The study file and the results do not hold the same cells: again at 3; again at 7; gone at 3; gone at 7."
     )
     assert {n.result for n in found.numbers if n.place.curve in ("edm", "adaptive", "diverging")} == {"identical"}
 
