@@ -1,5 +1,5 @@
 """Choices of a row that cannot change its result, found by trying: without the choice, an exact denoiser is sampled to
-the same points, or a network is trained on the same target."""
+the same points, or a network is trained on the same target. And what else a study holds for nothing."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from pipeline.oracle import LabelledMixture
 from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.randomness import generator
 from pipeline.rows import Row
-from pipeline.sampler import Sampler
+from pipeline.sampler import Sampler, sampler_of
 from pipeline.sampling import sample
 from pipeline.weighting import WEIGHTINGS
 
@@ -211,3 +211,60 @@ def warnings(
 
 def _line(place: str, key: str, row: Row, reason: str) -> str:
     return f"{place}.{key}: {getattr(row, key)} changes nothing: {reason}"
+
+
+def remarks(rows: dict[str, Any]) -> list[str]:
+    """One line for all that `resolve`'s rows hold for nothing: equal rows, equal budgets, what no curve uses.
+
+    It stands beside `warnings`, which the report tells, too: what is told here, a run does not depend on.
+    """
+    models = {name: rows[f"models/{name}"] for name in rows["models"]}
+    curves = {name: rows[f"curves/{name}"] for name in rows["curves"]}
+    asked = {name: curve | {"model": models[curve["model"]]} for name, curve in curves.items()}
+    lines = [*_equal("models", models), *_equal("curves", asked)]
+    for name, curve in curves.items():
+        lines += _budgets(name, sampler_of(curve))
+    for name, model in models.items():
+        lines += _unused(name, model, [curve for curve in curves.values() if curve["model"] == name])
+    return lines
+
+
+def _equal(section: str, rows: dict[str, Any]) -> Iterator[str]:
+    names = list(rows)
+    for i, name in enumerate(names):
+        if other := next((other for other in names[:i] if rows[other] == rows[name]), None):
+            yield f"{section}.{name}: the same row as {section}.{other}, by another name; leave one of the two out"
+
+
+def _budgets(name: str, row: Sampler) -> Iterator[str]:
+    """Budgets that pay for equally many steps, which are one measurement."""
+    paid: dict[int, list[int]] = {}
+    for budget in sorted(row.nfe):
+        paid.setdefault(row.steps(budget), []).append(budget)
+    for steps, budgets in paid.items():
+        if len(budgets) > 1:
+            why = (
+                f"solver {row.solver} chooses its steps by rtol and atol, whatever the budget"
+                if row.build_solver().adaptive
+                else f"solver {row.solver} takes {steps} steps with each, {row.evaluations(steps)} evaluations"
+            )
+            listed = f"{', '.join(map(str, budgets[:-1]))} and {budgets[-1]}"
+            yield f"curves.{name}.nfe: {listed} are one measurement: {why}"
+
+
+def _unused(name: str, model: dict[str, Any], curves: list[dict[str, Any]]) -> Iterator[str]:
+    """What is trained or kept beside a model, and no curve samples with."""
+    guides = {curve["guide"] for curve in curves if not sampler_of(curve).build_guidance().idle}
+    if model["classifier_images"] and "classifier" not in guides:
+        yield f"models.{name}.classifier_images: trains a classifier that guides no curve; use 0, or guide one by it"
+    made = any(
+        curve[key] is not None and curve[key] not in model[tracked]
+        for curve in curves
+        for key, tracked in (("ema_halflife_images", "ema_halflives_images"), ("ema_sigma_rel", "ema_sigma_rels"))
+    )
+    if model["snapshots"] and not made and "snapshot" not in guides:
+        alone = " alone, which is its end," if model["snapshots"] == 1 else ""
+        yield (
+            f"models.{name}.snapshots: {model['snapshots']}{alone} for no curve; use 0, or say guide: snapshot or an "
+            "average that only snapshots give in a curve's row"
+        )

@@ -1,5 +1,6 @@
 """The study file: params.yaml to validated rows, written out in full. The only place where it is read."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from pipeline.averages import (
     snapshot_steps,
     synthesis_of,
 )
-from pipeline.data import Data
+from pipeline.data import SOURCES, Data
 from pipeline.errors import StudyError, nearest
 from pipeline.explain import FILLED_IN, NAME, explain
 from pipeline.features import Features, check_suits
@@ -157,6 +158,14 @@ def _defaults(defaults: dict[str, Any], own: dict[str, Any], schema: type[Model]
     return {key: value for key, value in defaults.items() if key not in others}
 
 
+def _check_source(source: str) -> None:
+    """Refuse a built-in data set's name with a typo, before anything is concluded from it."""
+    if source not in SOURCES and get_close_matches(source, SOURCES, n=1) and not Path(source).exists():
+        raise StudyError(
+            f"data.source: {source!r} is no folder, no .zip file and no built-in data set; {nearest(source, SOURCES)}"
+        )
+
+
 def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
     """A model row with its teacher, where it takes pairs from one: the base that it names."""
     row = models[name]
@@ -247,6 +256,7 @@ def resolve(study: Study) -> dict[str, Any]:
     for section in study.defaults:
         if section not in ("models", "curves"):
             raise StudyError(f"defaults.{section}: unknown key; {nearest(section, ('models', 'curves'))}")
+    _check_source(study.data.source)
     points = study.data.source in POINTS
     check_suits(study.features.extractor, points)
     if points and study.sets:
@@ -313,21 +323,16 @@ def resolve(study: Study) -> dict[str, Any]:
 def _check_curve(name: str, curve: Curve, model: Model) -> None:
     """Refuse what the curve's model can't give. Raises StudyError, one line saying where and what."""
     place, of = f"curves.{name}", f"model {curve.model}"
-    if curve.guide == "unconditional" and curve.guidance != 1:
+    guided = not curve.build_guidance().idle
+    if curve.guide == "unconditional" and guided:
         if model.labels == "none":
             raise StudyError(f"{place}.guidance: {of} is unconditional; give it labels: classes, or take another guide")
-        if not model.label_dropout:
-            raise StudyError(f"{place}.guidance: {of} has label_dropout 0, so it never learned to do without a label")
         if curve.labels == "none":
             raise StudyError(f"{place}.labels: none leaves nothing to guide to; use data, or guidance 1")
-    if model.labels == "classes" and not model.label_dropout:
-        for key in ("labels", "discretization"):
-            if getattr(curve, key) in ("none", "optimised"):
-                raise StudyError(f"{place}.{key}: {of} is asked without labels, which label_dropout 0 never taught it")
     if curve.guide == "classifier" and not model.classifier_images:
         raise StudyError(f"{place}.guide: {of} has no classifier; say classifier_images in its row")
-    if curve.guide == "classifier" and model.labels == "classes" and not model.label_dropout:
-        raise StudyError(f"{place}.guide: {of} has label_dropout 0, so it has no answer without a label to be guided")
+    if model.labels == "classes" and not model.label_dropout and (key := _unlabelled(curve)):
+        raise StudyError(f"{place}.{key}: {of} is asked without labels, which label_dropout 0 never taught it")
     if curve.guide == "classifier" and curve.labels == "none":
         raise StudyError(f"{place}.labels: none leaves a classifier nothing to guide to; use data")
     if curve.guide == "snapshot" and model.snapshots < 2:
@@ -344,6 +349,17 @@ def _check_curve(name: str, curve: Curve, model: Model) -> None:
     if curve.labels == "none" and model.labels == "none":
         raise StudyError(f"{place}.labels: {of} is unconditional anyway; leave it out")
     _check_average(place, of, curve, model)
+
+
+def _unlabelled(curve: Curve) -> str | None:
+    """The key by which a curve asks its model without a label, if one does."""
+    asked = {
+        "guidance": curve.guide == "unconditional" and not curve.build_guidance().idle,
+        "labels": curve.labels == "none",
+        "discretization": curve.discretization == "optimised",
+        "guide": curve.guide == "classifier",
+    }
+    return next((key for key, value in asked.items() if value), None)
 
 
 def _check_average(place: str, of: str, curve: Curve, model: Model) -> None:

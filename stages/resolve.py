@@ -2,15 +2,19 @@
 
 import sys
 
+import torch
+
 from pipeline.files import Paths, whole_folder, write_json
+from pipeline.null_axes import remarks
 from pipeline.params import read_study, resolve
 from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
+    torch.set_num_threads(1)  # all tensors are small: several threads would take up to ten times as long
     study = read_study(arguments.params)
     rows = resolve(study)
-    for warning in rows["report"]["warnings"]:
+    for warning in (*rows["report"]["warnings"], *remarks(rows)):
         print(f"warning: {warning}", file=sys.stderr)
     if not arguments.check:
         with whole_folder(Paths(study.study.name).rows) as folder:

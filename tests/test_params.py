@@ -632,7 +632,7 @@ CLASSES = {"labels": "classes"}
 BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # model, curve, the place, the cause
     "guidance on an unconditional model": ({}, {"guidance": 2}, "curves.x.guidance", "model m is unconditional"),
     "guidance without dropped labels": (
-        CLASSES | {"label_dropout": 0}, {"guidance": 2}, "curves.x.guidance", "label_dropout 0"
+        CLASSES | {"label_dropout": 0}, {"guidance": 2}, "curves.x.guidance", "never taught it"
     ),
     "guidance to nothing": (CLASSES, {"guidance": 2, "labels": "none"}, "curves.x.labels", "nothing to guide to"),
     "no classifier": ({}, {"guide": "classifier"}, "curves.x.guide", "say classifier_images in its row"),
@@ -651,7 +651,7 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
         CLASSES | {"label_dropout": 0}, {"discretization": "optimised"}, "curves.x.discretization", "never taught it"
     ),
     "a classifier's base, never learned": (
-        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "no answer"
+        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "never taught it"
     ),
     "noise tied to classes": (CLASSES | {"pairs": "optimal_transport"}, {}, "models.m.pairs", "tie noise to classes"),
     "an mlp on images": ({"network": "mlp"}, {}, "models.m.network", "mlp is for points, and the data are images"),
