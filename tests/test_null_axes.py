@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.null_axes import remarks
 from pipeline.params import read_study, resolve
 from tests.imports import ROOT
 
@@ -192,4 +193,59 @@ def test_the_warning_comes_before_anything_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stages.resolve", "--check", "--params", str(tmp_path / "params.yaml")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    assert done.stderr == "warning: curves.x.rho: 3.0 changes nothing: discretization vp has no rho\n"
+    first, *others = done.stderr.splitlines()
+    assert first == "warning: curves.x.rho: 3.0 changes nothing: discretization vp has no rho"
+    assert [line.split()[1] for line in others] == ["models.edm.classifier_images:", "models.edm.snapshots:"]
+
+
+def remarked(tmp_path: Path, models: dict[str, Any], curves: dict[str, Any]) -> list[str]:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"study": {"name": "t"}, "models": models, "curves": curves, "sets": {}}))
+    return remarks(resolve(read_study(path)))
+
+
+TWO = {"m": {}, "x": {"P_mean": -1}}
+REMARKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # models, curves, how the line begins
+    "equal models": ({"a": {}, "b": {"P_mean": -1.2}}, {"a": {"model": "a"}}, "models.b: the same row as models.a"),
+    "equal curves": (TWO, {"a": {"model": "m"}, "b": {"model": "m", "rho": 7}}, "curves.b: the same row as curves.a"),
+    "equal budgets": (
+        TWO, {"a": {"model": "m", "nfe": [3, 4, 7]}},
+        "curves.a.nfe: 3 and 4 are one measurement: solver heun takes 2 steps with each, 3 evaluations",
+    ),
+    "budgets of an adaptive solver": (
+        TWO, {"a": {"model": "m", "solver": "rk45", "nfe": [35, 63]}},
+        "curves.a.nfe: 35 and 63 are one measurement: solver rk45 chooses its steps",
+    ),
+    "a classifier": ({"m": {"classifier_images": 9}}, {"a": {"model": "m"}}, "models.m.classifier_images: trains a"),
+    "snapshots": ({"m": {"snapshots": 9}}, {"a": {"model": "m"}}, "models.m.snapshots: 9 for no curve"),
+    "the end": ({"m": {"snapshots": 1}}, {"a": {"model": "m"}}, "models.m.snapshots: 1 alone, which is its end,"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REMARKS)
+def test_what_stands_there_for_nothing_is_told_in_one_line(tmp_path: Path, case: str) -> None:
+    models, curves, line = REMARKS[case]
+    [found] = remarked(tmp_path, models, curves)
+    assert found.startswith(line)
+
+
+USED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "other seeds, other budgets": ({}, {"b": {"nfe": [4]}, "c": {"repetitions": "crossed"}}),
+    "a classifier": ({"classifier_images": 9}, {"b": {"guide": "classifier", "guidance": 2}}),
+    "a snapshot": ({"snapshots": 4}, {"b": {"guide": "snapshot", "guidance": 2}}),
+    "an average made of snapshots": (
+        {"snapshots": 16, "ema_sigma_rels": [0.05, 0.1]}, {"b": {"ema_sigma_rel": 0.075}}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", USED)
+def test_what_a_curve_goes_by_is_not_remarked(tmp_path: Path, case: str) -> None:
+    model, curves = USED[case]
+    rows = {"a": {"model": "m"}} | {name: {"model": "m", **row} for name, row in curves.items()}
+    assert remarked(tmp_path, {"m": model}, rows) == []
+
+
+def test_curves_on_equal_models_are_equal(tmp_path: Path) -> None:
+    found = remarked(tmp_path, {"a": {}, "b": {}}, {"a": {"model": "a"}, "b": {"model": "b"}})
+    assert [line.split(":")[0] for line in found] == ["models.b", "curves.b"]

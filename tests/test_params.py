@@ -384,6 +384,18 @@ def error(tmp_path: Path, text: str | bytes | None) -> str:
     return message.replace(f"{tmp_path}/", "")
 
 
+def test_a_typo_of_a_data_set_is_told_before_its_extractor_is_blamed(tmp_path: Path) -> None:
+    sections = {"data": {"source": "two_moon"}, "features": {"extractor": "coordinates"}}
+    message = error(tmp_path, yaml.safe_dump(MINIMAL | sections, sort_keys=False))
+    assert message.startswith("data.source: 'two_moon' is no folder") and "did you mean 'two_moons'?" in message
+
+
+def test_a_folder_with_nearly_a_data_sets_name_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digit").mkdir()
+    assert resolved(tmp_path, data={"source": "digit"})["data"]["source"] == "digit"
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_a_mistake_is_one_line_that_says_where_and_what(tmp_path: Path, case: str) -> None:
     sections, place, cause = BAD[case]
@@ -651,7 +663,7 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
         CLASSES | {"label_dropout": 0}, {"discretization": "optimised"}, "curves.x.discretization", "never taught it"
     ),
     "a classifier's base, never learned": (
-        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "never taught it"
+        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "never taught"
     ),
     "noise tied to classes": (CLASSES | {"pairs": "optimal_transport"}, {}, "models.m.pairs", "tie noise to classes"),
     "an mlp on images": ({"network": "mlp"}, {}, "models.m.network", "mlp is for points, and the data are images"),
