@@ -663,7 +663,7 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
         CLASSES | {"label_dropout": 0}, {"discretization": "optimised"}, "curves.x.discretization", "never taught it"
     ),
     "a classifier's base, never learned": (
-        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "never taught"
+        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "taught it"
     ),
     "noise tied to classes": (CLASSES | {"pairs": "optimal_transport"}, {}, "models.m.pairs", "tie noise to classes"),
     "an mlp on images": ({"network": "mlp"}, {}, "models.m.network", "mlp is for points, and the data are images"),
