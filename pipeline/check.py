@@ -1,0 +1,210 @@
+"""What a study would do before it does: whether it goes with its data, what would run, and what that costs here."""
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.data import EXTENSIONS, SOURCES, Data, described, load, load_summary, shape_of
+from pipeline.errors import StudyError
+from pipeline.estimate import DVC_SECONDS, WITHIN, Estimate, Size, Work, model_size, off_by, speed
+from pipeline.files import Paths, read_json
+from pipeline.model import Model
+from pipeline.null_axes import remarks
+from pipeline.params import Study, read_study, resolve
+from pipeline.provenance import machine
+from pipeline.stale import AFTER, Reason, Stage, Stale, file_text, locked, stages_of
+from pipeline.training import check_examples
+
+FIRST = 32  # images of a folder or zip that are looked at
+NAMED = 3  # rows that are named where there are more
+
+
+def check_place(path: Path, study: Study) -> Path:
+    """The dvc.yaml beside a study file, below the repository's root as working folder. Raises StudyError where there is
+    none, where the study's section leads elsewhere, and where its name is another study's."""
+    graph, about = path.parent / "dvc.yaml", study.study
+    if not graph.is_file():
+        raise StudyError(f"{graph}: missing; copy the dvc.yaml of the root there")
+    if (graph.parent / about.root).resolve() != Path.cwd().resolve():
+        way = os.path.relpath(Path.cwd().resolve(), graph.parent.resolve())
+        raise StudyError(f"study.root: {about.root!r} does not lead to the repository's root; write {way}")
+    if Path(about.params).resolve() != path.resolve():
+        raise StudyError(f"study.params: {about.params!r} is not this file; write {os.path.relpath(path)}")
+    for other in [Path("params.yaml"), *sorted(Path("studies").glob("*/params.yaml"))]:
+        if other.is_file() and other.resolve() != path.resolve() and _name_in(other) == about.name:
+            raise StudyError(f"study.name: {about.name!r} is that of {other}, whose results it would replace")
+    return graph
+
+
+def _name_in(path: Path) -> object:
+    try:
+        return (yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {})["study"]["name"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # its own check tells
+
+
+def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
+    """A data set's summary, of a folder or zip as its first images and its list of files tell it.
+
+    Raises StudyError where it cannot be read, saying that it was named in `place`.
+    """
+    if row.source in SOURCES:
+        return load(row, place).summary()
+    found = load(row.model_copy(update={"limit": min(FIRST, row.limit or FIRST)}), place).summary()
+    path = Path(row.source).expanduser()
+    if path.is_dir():
+        names: Iterable[str] = (name for _, _, files in os.walk(path, followlinks=True) for name in files)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    count = sum(name.lower().endswith(EXTENSIONS) for name in names)
+    return found | {"count": min(count, row.limit or count)}
+
+
+def sizes_on(rows: Mapping[str, Any], about: dict[str, Any]) -> dict[str, Size]:
+    """The size of every model row's network on a data set, by its summary. Raises StudyError, naming the row, where one
+    can't be trained on it."""
+    shape = shape_of(about)
+    images = torch.empty(about["count"], *shape, device="meta")
+    labels = torch.empty(about["count"], device="meta") if about["classes"] else None
+    found = {}
+    for name in rows["models"]:
+        row = Model(**rows[f"models/{name}"])
+        try:
+            check_examples(row, images, labels)
+            found[name] = model_size(row, about)
+        except StudyError as error:
+            raise StudyError(f"models.{name}.{error}") from None
+    return found
+
+
+def check_sets(study: Study, samples: int, about: dict[str, Any]) -> None:
+    """Raise StudyError where a set cannot be read, is of another size than the data, or has too few images."""
+    for name, row in study.sets.items():
+        place = f"sets.{name}.source"
+        found = glance(Data(source=row.source, labels=False), place)
+        if shape_of(found)[1:] != shape_of(about)[1:]:
+            own, theirs = described(shape_of(about)), described(shape_of(found))
+            raise StudyError(f"{place}: {theirs}, and the study's are {own}; convert them")
+        if found["count"] < samples:
+            raise StudyError(f"{place}: {found['count']} images, and the study measures {samples} at a time; add some")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a study would do: `reasons` for the stages that would run, the `work` of all, and what they once took."""
+
+    path: Path
+    rows: Mapping[str, Any]
+    about: Mapping[str, Any]
+    stages: list[Stage]
+    reasons: Mapping[str, Reason]
+    work: Mapping[str, Work]
+    timings: Mapping[str, float]
+    start_seconds: float
+    cores: int
+
+    def warnings(self) -> list[str]:
+        return [*self.rows["report"]["warnings"], *remarks(dict(self.rows))]
+
+    def lines(self) -> Iterator[str]:
+        """The preview, to be printed."""
+        yield f"{self.path}: {len(self.rows['models'])} models, {len(self.rows['curves'])} curves, nothing wrong"
+        classes = f", {len(self.about['classes'])} classes" if self.about["classes"] else ""
+        source = self.rows["data"]["source"]
+        yield f"{source!r}: {self.about['count']:,} {described(shape_of(dict(self.about)))}{classes}"
+        yield ""
+        if not self.reasons:
+            yield f"all {len(self.stages)} stages are up to date"
+        else:
+            yield from self._table()
+            yield from self._sums()
+        yield from self._accuracy()
+
+    def _table(self) -> Iterator[str]:
+        yield f"{'stage':<10}{'to run':>9}{'evaluations':>14}{'minutes':>9}{'memory':>9}  why"
+        for kind, group in groupby(self.stages, key=lambda stage: stage.kind):
+            stages = list(group)
+            running = [stage for stage in stages if stage.name in self.reasons]
+            if not running:
+                continue
+            of = f"{len(running)} of {len(stages)}" if len(stages) > 1 else "1"
+            evaluations = sum(self.work[stage.name].evaluations for stage in running)
+            counted = f"{evaluations:,}" if evaluations else "-"
+            minutes, memory = self._minutes(running), self._gib(running)
+            yield f"{kind:<10}{of:>9}{counted:>14}{minutes:>9.1f}{memory:>6.1f} GiB  {self._why(running)}"
+
+    def _sums(self) -> Iterator[str]:
+        running = [stage for stage in self.stages if stage.name in self.reasons]
+        evaluations = sum(self.work[stage.name].evaluations for stage in running)
+        counted = f"{len(running)} of {len(self.stages)}"
+        minutes, memory = self._minutes(running), self._gib(running)
+        yield f"{'together':<10}{counted:>9}{evaluations:>14,}{minutes:>9.1f}{memory:>6.1f} GiB"
+        yield ""
+        device, whole = machine()["device"], self._minutes(self.stages)
+        yield f"minutes of {self.cores} cores, {device}; of the whole study {whole:.1f}; what .cache holds takes none"
+
+    def _accuracy(self) -> Iterator[str]:
+        found = off_by({name: work.seconds for name, work in self.work.items()}, self.timings)
+        yield f"trainings and sweeps have taken between 1/{WITHIN} and {WITHIN} times as long as estimated"
+        if found:
+            yield (
+                f"the {len(found)} that this folder has timed took {median(found):.2f} times as long in the middle, "
+                f"from {found[0]:.2f} to {found[-1]:.2f}"
+            )
+
+    def _minutes(self, stages: Iterable[Stage]) -> float:
+        return sum(self.work[stage.name].seconds + self.start_seconds + DVC_SECONDS for stage in stages) / 60
+
+    def _gib(self, stages: Iterable[Stage]) -> float:
+        return max(self.work[stage.name].mib for stage in stages) / 1024
+
+    def _why(self, stages: list[Stage]) -> str:
+        """New rows by name, then what has changed, then what waits for others."""
+        by_reason: dict[str, list[str]] = {}
+        for stage in stages:
+            reason = self.reasons[stage.name]
+            what = f" ({reason.what})" if reason.what and reason.how != AFTER else ""
+            by_reason.setdefault(reason.how + what, []).append(stage.name.partition("@")[2])
+        parts = []
+        for reason_told, names in by_reason.items():
+            named = [name for name in names if name]
+            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            parts.append(f"{reason_told}: {', '.join(named[:NAMED])}{more}" if named else reason_told)
+        return "; ".join(parts)
+
+
+def preview(path: Path, start_seconds: float) -> Preview:
+    """Validate a study file as `resolve` does, then look at its data and at what was run before.
+
+    start_seconds: of a stage's process, before it does anything. Raises StudyError, one line saying where and what.
+    """
+    study = read_study(path)
+    rows = resolve(study)
+    graph, paths = check_place(path, study), Paths(study.study.name)
+    content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    stages = stages_of(graph, content)
+    written = {str(paths.rows / f"{name}.json"): file_text(row) for name, row in rows.items()}
+    reasons = Stale(stages, locked(graph), written).reasons()
+    prepared = "prepare" not in reasons and (paths.data / "summary.json").exists()
+    about = load_summary(paths.data) if prepared else glance(study.data)
+    sizes = sizes_on(rows, about)
+    if "dimensions" not in about:
+        check_sets(study, rows["samples"], about)
+    here = speed(start_seconds)
+    estimate = Estimate(rows, about, sizes, here)
+    work = {stage.name: estimate.of(stage.name) for stage in stages}
+    timings = {}
+    for stage in stages:
+        timing = paths.timing(stage.name.replace("@", "_"))
+        if stage.kind in ("train", "sweep") and timing.exists():
+            timings[stage.name] = read_json(timing)["seconds"]
+    return Preview(path, rows, about, stages, reasons, work, timings, here.start_seconds, here.cores)
