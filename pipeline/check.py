@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.data import EXTENSIONS, SOURCES, Data, described, load, load_summary, shape_of
+from pipeline.data import EXTENSIONS, SOURCES, Data, described, load, shape_of
 from pipeline.errors import StudyError
 from pipeline.estimate import DVC_SECONDS, WITHIN, Estimate, Size, Work, model_size, off_by, speed
 from pipeline.files import Paths, read_json
@@ -20,7 +20,7 @@ from pipeline.model import Model
 from pipeline.null_axes import remarks
 from pipeline.params import Study, read_study, resolve
 from pipeline.provenance import machine
-from pipeline.stale import AFTER, Reason, Stage, Stale, file_text, locked, stages_of
+from pipeline.stale import AFTER, ITS_ROW, NEW, Reason, Stage, Stale, file_text, locked, stages_of
 from pipeline.training import check_examples
 
 FIRST = 32  # images of a folder or zip that are looked at
@@ -67,6 +67,15 @@ def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
             names = archive.namelist()
     count = sum(name.lower().endswith(EXTENSIONS) for name in names)
     return found | {"count": min(count, row.limit or count)}
+
+
+def _prepared(paths: Paths, reason: Reason | None) -> dict[str, Any] | None:
+    """The summary of the data set that was prepared, here or where the report was made, if it is this one."""
+    summary = paths.metrics("prepare", "data")
+    if (reason and (reason.how == NEW or reason.what == ITS_ROW)) or not summary.exists():
+        return None
+    found = read_json(summary)
+    return found if isinstance(found, dict) and {"count", "classes", "sigma_data"} <= found.keys() else None
 
 
 def sizes_on(rows: Mapping[str, Any], about: dict[str, Any]) -> dict[str, Size]:
@@ -175,10 +184,10 @@ class Preview:
             what = f" ({reason.what})" if reason.what and reason.how != AFTER else ""
             by_reason.setdefault(reason.how + what, []).append(stage.name.partition("@")[2])
         parts = []
-        for reason_told, names in by_reason.items():
-            named = [name for name in names if name]
-            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-            parts.append(f"{reason_told}: {', '.join(named[:NAMED])}{more}" if named else reason_told)
+        for told, names in by_reason.items():
+            rest = len(names) - NAMED
+            listed = ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+            parts.append(f"{told}: {listed}" if listed else told)
         return "; ".join(parts)
 
 
@@ -194,8 +203,7 @@ def preview(path: Path, start_seconds: float) -> Preview:
     stages = stages_of(graph, content)
     written = {str(paths.rows / f"{name}.json"): file_text(row) for name, row in rows.items()}
     reasons = Stale(stages, locked(graph), written).reasons()
-    prepared = "prepare" not in reasons and (paths.data / "summary.json").exists()
-    about = load_summary(paths.data) if prepared else glance(study.data)
+    about = _prepared(paths, reasons.get("prepare")) or glance(study.data)
     sizes = sizes_on(rows, about)
     if "dimensions" not in about:
         check_sets(study, rows["samples"], about)

@@ -8,6 +8,7 @@ were measured on one machine, times how much slower this one computes.
 import math
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -185,7 +186,7 @@ def _line(small: tuple[Size, float], large: tuple[Size, float], batch: int) -> t
 
 def measure_speed(start_seconds: float) -> Speed:
     """Time two small networks on all cores at once."""
-    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     small, large = (side_by_side([partial(_timed, channels)] * cores()) for channels in (SMALL, LARGE))
     medians = [
         [(timed[0].size, statistics.median(seconds)) for seconds in zip(*(t.seconds for t in timed), strict=True)]

@@ -15,6 +15,7 @@ import yaml
 from pipeline.errors import StudyError
 
 NEW, CHANGED, AFTER = "new", "changed", "after others"
+ITS_ROW = "its row"
 CACHE = Path(".dvc/cache/files/md5")  # where DVC keeps what it can put back
 
 
@@ -142,7 +143,7 @@ class Stale:
         before = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
         for dep in stage.deps:
             if (now := self._now(stage, dep)) and now != before.get(dep):
-                return Reason(CHANGED, dep if dep not in self.rows else "its row")
+                return Reason(CHANGED, ITS_ROW if self._is_of_rows(dep) else dep)
         for out in entry.get("outs", []):
             if out["path"] in stage.outs and not _there(out):
                 return Reason(CHANGED, f"{out['path']} is missing, or another")
