@@ -126,7 +126,7 @@ class Preview:
 
     def lines(self) -> Iterator[str]:
         """The preview, to be printed."""
-        yield f"{self.path}: {len(self.rows['models'])} models, {len(self.rows['curves'])} curves, nothing wrong"
+        yield f"{self.path}: {len(self.rows['models'])} models, {len(self.rows['curves'])} curves"
         classes = f", {len(self.about['classes'])} classes" if self.about["classes"] else ""
         source = self.rows["data"]["source"]
         yield f"{source!r}: {self.about['count']:,} {described(shape_of(dict(self.about)))}{classes}"
@@ -163,7 +163,7 @@ class Preview:
 
     def _accuracy(self) -> Iterator[str]:
         found = off_by({name: work.seconds for name, work in self.work.items()}, self.timings)
-        yield f"trainings and sweeps have taken between 1/{WITHIN} and {WITHIN} times as long as estimated"
+        yield f"9 of 10 trainings and sweeps took between 1/{WITHIN} and {WITHIN} times as long (docs/checking.md)"
         if found:
             yield (
                 f"the {len(found)} that this folder has timed took {median(found):.2f} times as long in the middle, "

@@ -105,9 +105,17 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-@cache
 def _md5_of_file(path: str) -> str | None:
-    return _md5(Path(path).read_bytes()) if Path(path).is_file() else None
+    """The hash of a file's content, None where there is no such file."""
+    if not Path(path).is_file():
+        return None
+    about = Path(path).stat()
+    return _md5_as_it_was(path, about.st_mtime_ns, about.st_size)
+
+
+@cache
+def _md5_as_it_was(path: str, changed_ns: int, size: int) -> str:
+    return _md5(Path(path).read_bytes())
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -154,9 +162,28 @@ class Stale:
     def _others(self, stage: Stage) -> Reason | None:
         for dep in stage.deps:
             for other in self._makers(stage, dep):
-                if self._reason(other) and not self._is_of_rows(dep):
+                if self._reason(other) and not self._is_of_rows(dep) and not self._part_stays(other, dep):
                     return Reason(AFTER, other.name)
         return None
+
+    def _part_stays(self, other: Stage, dep: str) -> bool:
+        """Whether a file of a row, in a folder that another stage writes of all rows, will be as it is: nothing has
+        changed there but what concerns other rows, such as a model more."""
+        key = Path(dep).stem
+        if dep in other.outs or self._own(other) not in (None, Reason(CHANGED, ITS_ROW)):
+            return False
+        if not all(self._says_the_same(other, row, key) for row in other.deps if self._is_of_rows(row)):
+            return False
+        makers = (maker for each in other.deps if not self._is_of_rows(each) for maker in self._makers(other, each))
+        return not any(self._reason(maker) for maker in makers if maker.name.partition("@")[2] in ("", key))
+
+    def _says_the_same(self, stage: Stage, row: str, key: str) -> bool:
+        """Whether a row of many has the entry that it had when a stage last ran, as far as that is still there."""
+        locked = [dep.get("md5") for dep in self.lock[stage.name].get("deps", []) if dep["path"] == row]
+        if row not in self.rows or locked != [_md5_of_file(row)]:
+            return False
+        old, new = json.loads(Path(row).read_bytes()), json.loads(self.rows[row])
+        return isinstance(old, dict) and isinstance(new, dict) and old.get(key) == new.get(key) and key in new
 
     def _makers(self, stage: Stage, dep: str) -> list[Stage]:
         return [

@@ -43,12 +43,13 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
     "measure by hand": ("measure", (*BY_DVC, "--images", "x.zip"), {}, "build/t/data/summary.json: missing"),
     "measure nothing": ("measure", BY_DVC, {}, "give --images, a folder or zip of images, or --row"),
     "verify": ("verify", BY_DVC, {"params.yaml": GOOD}, "reports/t/results.csv: missing; there are no results"),
+    "check": ("check", (), {}, "params.yaml: no such study file"),
     "no sets": ("resolve", BY_DVC, {"params.yaml": GOOD.replace("sets: {}\n", "")}, "params.yaml: sets: missing"),
 }  # fmt: skip
 CASES |= {
     stage: (stage, ("--name", "other"), {}, "build/other/")
     for stage in STAGES
-    if stage not in ("resolve", "train", "sweep", "measure", "verify")
+    if stage not in ("resolve", "train", "sweep", "measure", "verify", "check")
 }
 
 
