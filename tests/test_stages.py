@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
 CASES |= {
     stage: (stage, ("--name", "other"), {}, "build/other/")
     for stage in STAGES
-    if stage not in ("resolve", "train", "sweep", "measure", "verify", "check")
+    if stage not in ("resolve", "train", "sweep", "measure", "verify", "check", "new", "docs")
 }
 
 
