@@ -19,10 +19,12 @@ from pipeline.errors import StudyError, nearest
 from pipeline.explain import NAME
 from pipeline.features import HELD_OUT, Network
 from pipeline.files import Paths, whole_folder, write_text
+from pipeline.losses import IMAGES, SIGMAS
 from pipeline.metrics import JACKKNIFE_BLOCKS
 from pipeline.model import Model
 from pipeline.networks.network import cost
 from pipeline.params import Study, read_study, resolve
+from pipeline.propose import BRIEF_IMAGES
 from pipeline.sampler import sampler_of
 
 STUDIES = Path("studies")
@@ -226,26 +228,24 @@ def _classes(dataset: Dataset) -> tuple[tuple[int, ...], str]:
 
 
 def study_flops(study: Study, images: Images) -> dict[str, float]:
-    """About how many floating-point operations a study's parts take: "training", "sampling", "features"."""
+    """About how many floating-point operations a study takes: for "training", "sampling", and "the rest", which is the
+    classifier's training, the losses by noise level and the proposed noise."""
     rows = resolve(study)
-    specs = {
-        name: Model(**rows[f"models/{name}"]).spec(images.sigma_data, images.shape, images.classes)
-        for name in study.models
-    }
-    each = {name: cost(spec).flops for name, spec in specs.items()}
-    trained = {name: rows[f"models/{name}"] for name in study.models}
-    training = sum(TRAIN_PASSES * each[n] * row["images"] * len(row["train_seeds"]) for n, row in trained.items())
-    sampling = 0.0
+    models = {name: Model(**rows[f"models/{name}"]) for name in study.models}
+    each = {n: cost(row.spec(images.sigma_data, images.shape, images.classes)).flops for n, row in models.items()}
+    training = sum(TRAIN_PASSES * each[n] * row.images * len(row.train_seeds) for n, row in models.items())
+    sampling = 0
     for name in study.curves:
         curve = rows[f"curves/{name}"]
         sampler = sampler_of(curve)
         evaluations = sum(sampler.evaluations(sampler.steps(budget)) for budget in sampler.nfe)
         sampling += each[curve["model"]] * evaluations * curve["samples"] * len(curve["seeds"])
-    found = {"training": training, "sampling": sampling}
+    rest: float = TRAIN_PASSES * sum(BRIEF_IMAGES) * each[next(iter(models))]
+    rest += sum(TRAIN_PASSES * SIGMAS * IMAGES * each[n] * len(row.train_seeds) for n, row in models.items())
     if study.features.extractor == "classifier":
         seen = study.features.epochs * _seen_an_epoch(images)
-        found["features"] = TRAIN_PASSES * _extractor_flops(study, images) * seen
-    return found
+        rest += TRAIN_PASSES * _extractor_flops(study, images) * seen
+    return {"training": training, "sampling": sampling, "the rest": rest}
 
 
 def _extractor_flops(study: Study, images: Images) -> int:
