@@ -355,6 +355,8 @@ def made_up_study(
     for model in rows["report"]["models"]:
         own = {"network": "unet", "channels": 16, "parameters": 12_345, "flops": 6_700_000}
         write_json(folder / paths.metrics("train", model), own | {"machine": MACHINE})
+        curve = [{"seed": seed, "images": n, "loss": 1 / n + seed} for seed in seeds for n in (64, 128)]
+        write_csv(folder / paths.training_curve(model), ["seed", "images", "loss"], curve)
     write_losses(folder, paths, rows["report"]["models"])
     write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
     write_json(folder / paths.metrics("oracle", "solvers"), SOLVERS)

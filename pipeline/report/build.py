@@ -16,6 +16,7 @@ from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html
 from pipeline.report.results import SHORT_HASH
 from pipeline.report.study import Report, listed, number, percent
+from pipeline.report.summary import write_summary
 
 UNSET = {"sigma_data": "measured", **dict.fromkeys(WEIGHTING_KEYS, "as published"), "": "none"}  # of model rows
 
@@ -30,6 +31,7 @@ def build(paths: Paths) -> None:
         markdown = render(report)
         page = to_html(markdown, report.title, figures)
         table, origins = csv_text(report), provenance(report)
+        write_summary(report)
     write_json(paths.reports / "provenance.json", origins)
     write_text(paths.reports / "results.csv", table)
     write_text(paths.reports / "report.md", markdown)
