@@ -1,0 +1,29 @@
+"""Run a study, several independent stages at a time: `make repro J=2`. No stage of the graph."""
+
+import argparse
+import subprocess
+
+from pipeline.errors import StudyError
+from pipeline.jobs import DVC, locked_stages, read_plan, run, sort_lock
+from stages import Arguments, run_stage
+
+
+def main(arguments: Arguments) -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--jobs", default="")
+    jobs = parser.parse_known_args()[0].jobs
+    if not jobs.isascii() or not jobs.isdigit() or int(jobs) < 1:
+        raise StudyError(f"--jobs {jobs!r}: stages at a time, a number from 1 on")
+    graph, lock = (arguments.params.with_name(name) for name in ("dvc.yaml", "dvc.lock"))
+    plan, before = read_plan(graph), locked_stages(lock)
+    try:
+        run(plan, int(jobs))
+    finally:
+        if plan.todo and lock.exists():
+            sort_lock(lock, before, plan.order)
+    if code := subprocess.run([*DVC, "repro", str(graph)]).returncode:
+        raise StudyError(f"dvc repro {graph}: failed with exit code {code}")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)
