@@ -1,6 +1,7 @@
 """Exact denoisers: what a perfect network would answer, to measure solvers against (EDM, app. B.3)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +91,13 @@ def empirical(images: Tensor) -> Mixture:
 
 
 def flow(denoiser: DenoiserFunction, z: Tensor, sigma: float, sigma_next: float, tolerance: float = 1e-12) -> Tensor:
-    """Where the probability-flow ODE takes z (N, ...) from sigma to sigma_next > 0: (N, ...), float64.
+    """Where the probability-flow ODE takes z (N, ...) from sigma to sigma_next > 0: (N, ...), float64."""
+    return solution(denoiser, z, [sigma, sigma_next], tolerance)[-1]
+
+
+def solution(denoiser: DenoiserFunction, z: Tensor, sigmas: Sequence[float], tolerance: float = 1e-12) -> Tensor:
+    """The probability-flow ODE's solution from z (N, ...) at sigmas[0], at all sigmas, K of them, in order and above 0:
+    (K, N, ...), float64.
 
     By scipy's method of order 8 in ln sigma, where dz / d ln sigma = z - D, within `tolerance` a step.
     """
@@ -99,8 +106,9 @@ def flow(denoiser: DenoiserFunction, z: Tensor, sigma: float, sigma_next: float,
         x = torch.from_numpy(flat).reshape(z.shape)
         return (x - denoiser(x, torch.tensor(math.exp(log), dtype=torch.float64))).flatten().numpy()
 
-    ends = math.log(sigma), math.log(sigma_next)
+    logs = [math.log(sigma) for sigma in sigmas]
+    ends = logs[0], logs[-1]
     found = solve_ivp(
-        slope, ends, z.double().flatten().numpy(), "DOP853", t_eval=ends[1:], rtol=tolerance, atol=tolerance
+        slope, ends, z.double().flatten().numpy(), "DOP853", t_eval=logs[1:], rtol=tolerance, atol=tolerance
     )
-    return torch.from_numpy(found.y[:, -1]).reshape(z.shape)
+    return torch.cat([z.double()[None], torch.from_numpy(found.y.T.copy()).reshape(-1, *z.shape)])
