@@ -189,11 +189,13 @@ class _Page(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.addresses: list[str] = []
+        self.ids: set[str] = set()
         self.text = ""
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        self.ids |= {value or "" for key, value in attrs if key == "id"}
         self.addresses += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
 
     def handle_data(self, data: str) -> None:
@@ -374,7 +376,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = written(paths.reports)
     axes = {"rho", "solver", "loss_weighting", "combinations"}
     others = ("methods", "front_NFE", "samples", "oracle_errors", "oracle_distances")
-    others += ("loss_by_noise_level", "gradient_by_noise_level", "noise_distributions")
+    others += ("loss_by_noise_level", "gradient_by_noise_level", "noise_distributions", "trajectories")
     figures = {f"figures/ablation_{axis}.png" for axis in axes} | {f"figures/{f}.png" for f in others}
     assert figures == {name for name in first if name.startswith("figures/")}
     build(paths)
@@ -382,8 +384,10 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     page = _Page((paths.reports / "report.html").read_text())
     assert not {"script", "link", "iframe", "i"} & page.tags
-    assert len(page.addresses) == len(figures)
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    pictures = [address for address in page.addresses if address.startswith("data:image/png;base64,")]
+    links = [address for address in page.addresses if address not in pictures]
+    assert len(pictures) == len(figures) and links
+    assert all(address.removeprefix("#") in page.ids for address in links)
     assert HOSTILE in page.text
     assert HOSTILE[:40] in page.text
     for said in ("Small samples: 64 for 64 features", "real against real", "torch-fidelity", "1.0e-15", "tie"):
@@ -540,9 +544,9 @@ def test_a_best_score_below_the_floor_is_told_what_it_is(
 
 
 def design_tables(paths: Paths) -> tuple[str, str]:
-    """What the report says of models, and of curves, under "The design table"."""
+    """What the report says of models, and of curves, under "Every setting"."""
     text = (paths.reports / "report.md").read_text().replace("\\", "")
-    section = text.split("## The design table")[1].split("## Whether")[0]
+    section = text.split("## Every setting")[1].split("## Whether")[0]
     models, curves = section.split("Curves, as they were sampled")
     return models, curves
 
@@ -591,7 +595,7 @@ def test_choices_without_effect_are_listed(tmp_path: Path, monkeypatch: pytest.M
     write_json(paths.rows / "report.json", rows | {"warnings": [told, HOSTILE]})
     build(paths)
     text = (paths.reports / "report.md").read_text()
-    assert f"\n- {told}\n- {escape(HOSTILE)}\n" in text.split("## Ablations")[1].split("\n### ")[0]
+    assert f"\n- {told}\n- {escape(HOSTILE)}\n" in text.split("## The design table")[1].split("\n### ")[0]
 
 
 @pytest.mark.parametrize(("name", "shown"), [("classifier", True), ("rotation classifier", False)])

@@ -251,14 +251,14 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_an_interaction_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, interaction=1.0), tmp_path)
-    [said] = [text for text in findings(report) if text.startswith("Of 4 x 3")]
+    [said] = [text for text in findings(report).more if text.startswith("Of 4 x 3")]
     assert "and their interaction (" in said and said.endswith("p < 0.001) can be told from chance.")
 
 
 def test_effects_that_chance_explains_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, noise=30.0), tmp_path)
-    [said] = [text for text in findings(report) if text.startswith("Of 4 x 3")]
+    [said] = [text for text in findings(report).more if text.startswith("Of 4 x 3")]
     assert "neither main effect can be told from chance" in said
 
 

@@ -8,12 +8,11 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save
 
-from pipeline.errors import StudyError
 from pipeline.files import Paths, write_bytes, write_json
 from pipeline.report.build import build
 from pipeline.report.results import COLUMNS, at_budget, cells, failed_at, summarise
 from pipeline.report.study import METRICS, Report
-from tests.test_report import CURVES, made_up_study
+from tests.test_report import CURVES, _Page, made_up_study
 
 REASON = "step 3, sigma 0.53: the denoiser's answer is not finite"
 
@@ -149,13 +148,28 @@ def test_curves_that_failed_wholly_break_nothing(
     assert len([line for line in text.splitlines() if REASON in line]) == 2 * len(lost)
 
 
-def test_a_study_without_any_point_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seeds", [(0, 1), (1,)])
+@pytest.mark.parametrize("sets", [{}, {"theirs": {"source": "x.zip", "nfe": 35}}])
+def test_a_study_without_any_point_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: tuple[int, ...], sets: dict[str, dict]
+) -> None:
+    """Every set of samples failed, or one of every point's; what needs none is still there."""
     monkeypatch.chdir(tmp_path)
-    paths = made_up_study(tmp_path, CURVES, [0, 1], {"theirs": {"source": "x.zip", "nfe": 35}})
+    paths = made_up_study(tmp_path, CURVES, [0, 1], sets)
     for name in CURVES:
-        fail(paths, name, seeds=(1,))
-    with pytest.raises(StudyError, match=rf"no curve has a point that can be reported; edm at NFE 3: {REASON}$"):
-        build(paths)
+        fail(paths, name, seeds=seeds)
+    build(paths)
+    text = markdown(paths)
+    first = text.split("## Findings")[1].split("\n## ")[0]
+    assert "No curve has a point that can be reported" in first and "Failed measurements" in first
+    assert f"- {2 * len(seeds) * len(CURVES)} sets of samples failed, of edm, flow, " in first
+    assert len([line for line in text.splitlines() if REASON in line]) == 2 * len(CURVES)
+    assert "nan" not in text and "best mean score" not in text and "## Cost of coming near" not in text
+    assert row(text, "`rho_3`", "## The design table")[-3:] == ["4: failed", "8: failed", ""]
+    for heading in ("Solvers on exact denoisers", "Trajectories", "Training", "Every setting", "What was run on what"):
+        assert f"\n## {heading}\n" in text
+    found = pd.read_csv(paths.reports / "results.csv")
+    assert (found.metric == "failed").sum() == 2 * len(seeds) * len(CURVES)
 
 
 def test_a_curve_above_its_budgets_has_points_and_no_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +233,7 @@ def test_the_best_sampler_of_each_model(tmp_path: Path, monkeypatch: pytest.Monk
     header, _, *lines = text.split("## The best sampler of each model")[1].split("\n\n")[2].splitlines()
     assert header == "| model | budget 4 | budget 8 |"
     assert lines == ["| `edm` | `rho_3` 2.00 ± 2.48; tie: `rho_5` | `rho_5` 3.00 ± 0 |"]
-    assert "Of the ways to sample edm that of the lowest score, by budget: rho_3 at 4 (in a tie); rho_5 at 8." in text
+    assert "Lowest score of the 4 ways to sample edm: rho_3 in a tie at 4; rho_5 at 8." in text
 
 
 def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,3 +258,26 @@ def test_samples_are_those_of_points_that_did_not_fail(tmp_path: Path, monkeypat
     with pytest.raises(FileNotFoundError):  # the page wants the figure
         build(paths)
     assert [list(cells) for cells in shown[0].values()] == [[3, 7], [3]]
+
+
+STRANGE = "模型 <script>alert(1)</script> '\"&"
+
+
+def test_names_of_any_letters_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A title of 200 characters, methods and classes in other alphabets, with quotes and tags."""
+    monkeypatch.chdir(tmp_path)
+    curves = {
+        "edm": {"model": "edm", "method": STRANGE},
+        "flow": {"model": "edm", "method": "$\\frac{1}{0}$ _x_ **y**"},
+    }
+    paths = made_up_study(tmp_path, curves | {"rho_3": {"model": "edm", "rho": 3}}, [0])
+    rows = json.loads((paths.rows / "report.json").read_text())
+    write_json(paths.rows / "report.json", rows | {"title": (STRANGE * 9)[:200]})
+    fail(paths, "flow", (7,), (0,))
+    build(paths)
+    content = (paths.reports / "report.html").read_text()
+    page = _Page(content)
+    assert "b" not in page.tags and "<script>alert" not in content
+    assert page.text.count(STRANGE) > 3 and (STRANGE * 9)[:200] in page.text and "\\frac{1}{0}" in page.text
+    first = markdown(paths).split("\n## How to read")[0]
+    assert STRANGE in first and "1 set of samples failed, of flow," in first

@@ -37,13 +37,33 @@ def test_models_of_networks_that_cost_the_same_share_a_line(tmp_path: Path, monk
     """An heir of a network that was made to equal another one's cost is made to equal its own base's."""
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path, dit=DIT, heir=DIT, sized=SIZED)
-    header, _, *lines = networks.section(Report(paths, tmp_path)).splitlines()
-    assert header == "| models | network | channels | parameters | MFLOPs per image | made to equal |"
+    report = Report(paths, tmp_path)
+    header, _, *lines = networks.section(report).splitlines()
+    costs = "| models | network | channels | parameters | MFLOPs per image | made to equal |"
+    assert header == f"{costs} {report.score} of the first, budget 8 |"
     assert lines == [
-        "| `edm` and `snr` | unet | 16 | 12,345 | 6.70 |  |",
-        "| `dit` and `heir` | dit | 56 | 255,500 | 5.26 | FLOPs of `edm` and FLOPs of `dit` |",
-        "| `sized` | dit | 40 | 12,340 | 12,346 | parameters of `edm` |",
+        f"| `edm` and `snr` | unet | 16 | 12,345 | 6.70 |  | {report.stated_at('edm', 8)} |",
+        "| `dit` and `heir` | dit | 56 | 255,500 | 5.26 | FLOPs of `edm` (78.5%) and FLOPs of `dit` (100.0%) |  |",
+        "| `sized` | dit | 40 | 12,340 | 12,346 | parameters of `edm` (100.0%) |  |",
     ]
+
+
+def test_networks_are_compared_by_the_first_curves_sampler_where_all_have_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    curves = {
+        "edm": {"model": "edm", "nfe": [4, 8, 35]},
+        "other": {"model": "dit", "solver": "euler"},
+        "dit": {"model": "dit", "nfe": [4, 8]},
+    }
+    paths = made_up_study(tmp_path, curves, [0, 1], models={"edm": MODELS["edm"], "dit": MODELS["dit"]})
+    file = paths.metrics("train", "dit")
+    write_json(file, json.loads(file.read_text()) | DIT)
+    report = Report(paths, tmp_path)
+    header, _, *lines = networks.section(report).splitlines()
+    assert header.endswith(" of the first, budget 8 |")
+    assert [line.split(" | ")[-1] for line in lines] == [f"{report.stated_at(n, 8)} |" for n in ("edm", "dit")]
 
 
 @pytest.mark.parametrize("key", ["network", "channels", "parameters", "flops"])
@@ -79,4 +99,5 @@ def test_the_report_has_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path, dit=DIT)
     build(paths)
-    assert "| `dit` | dit | 56 | 255,500 | 5.26 | FLOPs of `edm` |" in markdown(paths).split("## The design table")[1]
+    section = markdown(paths).split("\n## Cost\n")[1].split("\n## ")[0]
+    assert "| `dit` | dit | 56 | 255,500 | 5.26 | FLOPs of `edm` (78.5%) |" in section

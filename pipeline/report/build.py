@@ -10,7 +10,7 @@ from pipeline.files import Paths, whole_folder, write_json, write_text
 from pipeline.metrics import W2_POINTS
 from pipeline.model import WEIGHTING_KEYS, Model
 from pipeline.params import Curve
-from pipeline.report import averages, exact, factorial, guidance, learning, networks, parts
+from pipeline.report import averages, classes, exact, factorial, guidance, learning, networks, parts, trajectories
 from pipeline.report import paths as cumulative
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html
@@ -75,6 +75,9 @@ def render(report: Report) -> str:
     measured = report.results[
         (report.results.metric == report.headline) & report.results.curve.isin(list(report.curves))
     ]
+    guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
+    by_class = classes.section(report)
+    others = [part["findings"] for part in (guided, averaged, by_class, curved) if part]
     return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
         title=report.title,
         report=report,
@@ -89,7 +92,10 @@ def render(report: Report) -> str:
         models=report.models,
         curves=report.curves,
         measurements=len(measured),
-        findings=findings(report),
+        findings=findings(report, others),
+        effects=parts.effects(report),
+        costs=parts.costs(report),
+        small_budget=factorial.SMALL_BUDGET,
         ablations=[parts.ablation(report, title, names) for title, names in report.ablations.items()],
         paths=cumulative.sections(report),
         factorials=factorial.sections(report),
@@ -99,11 +105,13 @@ def render(report: Report) -> str:
         failures=parts.failures(report),
         exact=exact.section(report),
         learning=learning.section(report),
-        guidance=guidance.section(report),
-        averages=averages.section(report),
+        guidance=guided,
+        averages=averaged,
         networks=networks.section(report),
         spreads=parts.spreads(report),
         shown=parts.samples(report),
+        classes=by_class,
+        trajectories=curved,
         model_table=parts.design_table(networks.as_trained(report), Model, [], UNSET),
         curve_table=parts.design_table(report.curves, Curve, ["model"], {"": "none"}),
         repetitions=listed(sorted({str(tuple(pair)) for row in report.curves.values() for pair in row["seeds"]})),

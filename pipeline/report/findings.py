@@ -1,24 +1,52 @@
 """Sentences computed from the numbers."""
 
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
 from pipeline.report import factorial, paths
-from pipeline.report.results import difference, nfe_to_reach, spread
-from pipeline.report.study import Report, apart_or_tied, listed, number, stated
+from pipeline.report.results import Interval, difference, is_tie, nfe_to_reach, spread
+from pipeline.report.study import Report, apart_or_tied, listed, number, stated, stated_difference
 
 SHARES = (0.05, 0.2, 1.0)  # how near to the best, in excess over the floor
+FIRST = 8  # sentences that a reader sees at once, at most
+MANY = 4  # rows of one choice against one base: of more a sentence names the ends alone
+MOST_METHODS = 12  # whose sets are gone through for ties
 
 
-def findings(report: Report) -> list[str]:
-    """What the study found: the best method at each budget, what each choice does, what reaching the best costs."""
-    return [
+class Findings(NamedTuple):
+    """What a reader wants to know first, and all else that can be said."""
+
+    first: list[str]
+    more: list[str]
+
+
+def findings(report: Report, others: Sequence[list[str]] = ()) -> Findings:
+    """What the study found: the methods, what reaching the best costs, from where on they tie, what each choice does.
+
+    others: the findings of other sections, of which the first ones come first while there is room.
+    """
+    samplers = _samplers(report)
+    first = [
         *_failures(report),
-        *_methods(report),
-        *_samplers(report),
+        *_leaders(report),
         *_reach(report),
+        *_ties(report),
+        *_best(report),
+        *_all_choices(report),
+        *samplers[:1],
+    ]
+    lead = [own[0] for own in others if own][: max(FIRST - len(first), 0)]
+    more = [
+        *_methods(report),
+        *samplers[1:],
         *_choices(report),
         *(text for path in paths.paths(report) if (text := paths.finding(report, path))),
         *(text for grid in factorial.grids(report) if (text := factorial.finding(report, grid))),
+        *(text for own in others for text in own if text not in lead),
         *_spread(report),
     ]
+    return Findings([*first, *lead], more)
 
 
 def _failures(report: Report) -> list[str]:
@@ -48,17 +76,69 @@ def _methods(report: Report) -> list[str]:
     return sentences
 
 
+def _leaders(report: Report) -> list[str]:
+    """Which method has the lowest score at which budgets, in one sentence."""
+    budgets = [b for b in report.common_budgets(report.methods) if len(report.having(report.methods, b)) > 1]
+    text = _by_leader(report, report.methods, budgets)
+    return [f"Lowest {report.score} of the methods, by budget of evaluations: {text}."] if text else []
+
+
+def _by_leader(report: Report, curves: list[str], budgets: list[int]) -> str:
+    """The curves of the lowest score, each with its budgets: "a at 4 and 7, in a tie at 11; b in a tie at 19"."""
+    alone: dict[str, list[str]] = {}
+    tied: dict[str, list[str]] = {}
+    for budget in budgets:
+        leader, *ties = report.best(curves, budget)
+        (tied if ties else alone).setdefault(leader, []).append(str(budget))
+    parts = []
+    for name in dict.fromkeys(leader for budget in budgets for leader in report.best(curves, budget)[:1]):
+        where = [f"at {listed(alone[name])}"] if name in alone else []
+        where += [f"in a tie at {listed(tied[name])}"] if name in tied else []
+        parts.append(f"{report.label(name)} {', '.join(where)}")
+    return "; ".join(parts)
+
+
+def _ties(report: Report) -> list[str]:
+    """From which budget on which methods tie: at it and at every larger one each of them with each other one."""
+    budgets = [b for b in report.common_budgets(report.methods) if len(report.having(report.methods, b)) > 1]
+    parts: list[str] = []
+    before: tuple[str, ...] = ()
+    for budget in budgets:
+        tied = tied_from(report, [b for b in budgets if b >= budget])
+        if len(tied) > len(before):
+            when = f"at {budget}" if budget == budgets[-1] else f"from {budget} evaluations on"
+            new = [report.label(n) for n in tied if n not in before]
+            joined = before and set(before) <= set(tied)
+            who = f"{listed(new)} with them" if joined else listed([report.label(n) for n in tied])
+            parts.append(f"{who} {when}")
+            before = tied
+    if parts:
+        return [f"Not told apart by paired differences: {'; '.join(parts)}."]
+    return [f"No two methods tie at {budgets[-1]} evaluations, the largest budget that they share."] if budgets else []
+
+
+def tied_from(report: Report, budgets: list[int]) -> tuple[str, ...]:
+    """The most methods of which each two tie at all of these budgets; of equally many the first ones."""
+    having = [n for n in report.methods if all(report.having([n], b) for b in budgets)][:MOST_METHODS]
+    tied = {
+        pair
+        for pair in combinations(having, 2)
+        if all(is_tie(difference(*(report.cells(name, budget) for name in pair))) for budget in budgets)
+    }
+    for count in range(len(having), 1, -1):
+        for names in combinations(having, count):
+            if tied.issuperset(combinations(names, 2)):
+                return names
+    return ()
+
+
 def _samplers(report: Report) -> list[str]:
     """The best sampler of each model at the budgets that most of them have; its ties stand in a table."""
     sentences = []
     for model, names in report.samplers.items():
-        leaders: dict[str, list[str]] = {}
-        for budget in report.budgets(names):
-            if len(report.having(names, budget)) > max(1, len(names) / 2):
-                leader, *ties = report.best(names, budget)
-                leaders.setdefault(leader, []).append(f"{budget} (in a tie)" if ties else str(budget))
-        text = "; ".join(f"{name} at {listed(budgets)}" for name, budgets in leaders.items())
-        sentences += [f"Of the ways to sample {model} that of the lowest score, by budget: {text}."] if text else []
+        budgets = [b for b in report.budgets(names) if len(report.having(names, b)) > max(1, len(names) / 2)]
+        text = _by_leader(report, names, budgets)
+        sentences += [f"Lowest score of the {len(names)} ways to sample {model}: {text}."] if text else []
     return sentences
 
 
@@ -88,16 +168,22 @@ def reached(report: Report, curve: str, best: float) -> list[int | None]:
 
 
 def _reach(report: Report) -> list[str]:
-    methods = report.with_points(report.methods)
-    found = {name: reached(report, name, best_of(report, name)[0])[1] for name in methods}
-    order = sorted((nfe, report.label(name)) for name, nfe in found.items() if nfe is not None)
-    text = listed([f"{label} at NFE {nfe}" for nfe, label in order])
+    """With how many evaluations each method comes near its own best."""
+    found: dict[int, list[str]] = {}
+    for name in report.with_points(report.methods):
+        nfe = reached(report, name, best_of(report, name)[0])[0]
+        if nfe is not None:
+            found.setdefault(nfe, []).append(report.label(name))
+    text = "; ".join(f"{listed(found[nfe])} at {nfe} evaluations" for nfe in sorted(found))
+    return [f"Within {SHARES[0]:.0%} of its own best, above the floor: {text}."] if found else []
+
+
+def _best(report: Report) -> list[str]:
+    if not report.with_points(report.distinct):
+        return []
     name, nfe, best = best_of_all(report)
-    near = f"A method's score, less the floor, comes within {SHARES[1]:.0%} of that of its own best with {text}."
-    return [
-        *([near] if methods else []),
-        f"The study's best mean score is {number(best)}, by {report.label(name)} at NFE {nfe}{_below(report, best)}.",
-    ]
+    where = f"by {report.label(name)} at NFE {nfe}{_below(report, best)}"
+    return [f"The study's best mean score is {number(best)}, {where}."]
 
 
 def _below(report: Report, best: float) -> str:
@@ -113,23 +199,78 @@ def _below(report: Report, best: float) -> str:
     )
 
 
-def _choices(report: Report) -> list[str]:
-    sentences = []
+class Compared(NamedTuple):
+    """Rows of one choice against one base at a budget: each row's difference, by what it changes; those without one."""
+
+    title: str
+    base: str
+    budget: int
+    found: list[tuple[str, Interval | None]]
+    lost: dict[str, str]
+
+
+def _compared(report: Report) -> list[Compared]:
+    """Every choice against every base of its rows, where there is a budget at which they can be compared."""
+    found = []
     for title, axis in report.ablations.items():
         for base in dict.fromkeys(report.curves[name]["base"] for name in axis):
             names = [name for name in axis if report.curves[name]["base"] == base]
             budget = _compared_at(report, base, names)
             having = report.having(names, budget) if budget else []
-            found = [
+            differences = [
                 (report.choice(name), difference(report.cells(name, budget), report.cells(base, budget)))
                 for name in having
             ]
             lost = {name: report.choice(name) for name in names if name not in having}
-            if parts := apart_or_tied(found):
-                parts += _without(report, lost, budget)
-                start = f"{title[0].upper()}{title[1:]}, against {base} at a budget of {budget}: "
-                sentences.append(start + "; ".join(parts) + ".")
+            found += [Compared(title, base, budget, differences, lost)] if having else []
+    return found
+
+
+def _all_choices(report: Report) -> list[str]:
+    """How many of all choices help, hurt or tie, and the furthest of either kind."""
+    found = [(called, d, own) for own in _compared(report) for called, d in own.found]
+    apart = [(called, d, own) for called, d, own in found if d and not is_tie(d)]
+    better, worse = ([entry for entry in apart if (entry[1].mean < 0) is sign] for sign in (True, False))
+    if len(found) < 2:
+        return []
+    parts = []
+    for entries, word, pick in ((better, "better", min), (worse, "worse", max)):
+        if entries:
+            called, change, own = pick(entries, key=lambda entry: entry[1].mean)
+            most = "" if len(entries) == 1 else "most of all "
+            furthest = f"{most}{called}: {stated_difference(change)} from {own.base} at {own.budget}"
+            parts.append(f"{len(entries)} {'is' if len(entries) == 1 else 'are'} {word}, {furthest}")
+    ties = len(found) - len(apart)
+    parts += [f"{ties} {'ties' if ties == 1 else 'tie'}"] if ties else []
+    return [f"Of {len(found)} choices, each against its base at the largest budget: {'; '.join(parts)}."]
+
+
+def _choices(report: Report) -> list[str]:
+    sentences = []
+    for own in _compared(report):
+        parts = apart_or_tied(own.found) if len(own.found) <= MANY else _ends(own.found)
+        parts += _without(report, own.lost, own.budget)
+        start = f"{own.title[0].upper()}{own.title[1:]}, against {own.base} at a budget of {own.budget}: "
+        sentences.append(start + "; ".join(parts) + ".")
     return sentences
+
+
+def _ends(found: list[tuple[str, Interval | None]]) -> list[str]:
+    """Of many rows the best, the worst, and how many tie."""
+    apart = sorted((d.mean, called, d) for called, d in found if d and not is_tie(d))
+    ties = len(found) - len(apart)
+    parts = [f"of {len(found)} rows {ties or 'none'} {'ties' if ties == 1 else 'tie'}"]
+    better, worse = [entry for entry in apart if entry[0] < 0], [entry for entry in apart if entry[0] >= 0]
+    for entries, word, place in ((better, "better", 0), (worse, "worse", -1)):
+        if entries:
+            _, called, change = entries[place]
+            end = "best" if word == "better" else "worst"
+            which = f"the {end} {called}" if len(entries) > 1 else called
+            count = f"{len(entries)} {'is' if len(entries) == 1 else 'are'}"
+            parts.append(f"{count} {word}, {which} {stated_difference(change)}")
+        else:
+            parts.append(f"none is {word}")
+    return parts
 
 
 def _compared_at(report: Report, base: str, names: list[str]) -> int:

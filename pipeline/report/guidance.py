@@ -3,12 +3,19 @@
 import json
 from typing import Any, NamedTuple
 
+import numpy as np
+import seaborn as sns
+from matplotlib import pyplot as plt
+
 from pipeline.averages import snapshot_steps
-from pipeline.guidance import GUIDES
+from pipeline.guidance import GUIDES, sample_labels
+from pipeline.measurement import SHOWN_IMAGES
 from pipeline.report.averages import model_of
 from pipeline.report.factorial import low_and_high
-from pipeline.report.figures import frontier_figure, scale_figure
+from pipeline.report.figures import _save, frontier_figure, scale_figure, tile
+from pipeline.report.figures import plain as drawn_text
 from pipeline.report.page import Markdown, bold, code, table
+from pipeline.report.parts import shown_samples
 from pipeline.report.results import difference
 from pipeline.report.study import APART, Report, listed, number, percent, plain, stated_difference, told
 from pipeline.sampler import sampler_of
@@ -78,8 +85,57 @@ def section(report: Report) -> dict[str, Any] | None:
         "budget": high,
         "table": _table(report, found, compared),
         "classifiers": _classifiers(report, found),
+        "samples_figure": _samples(report, found, high),
+        "told": _told(report, found),
         "findings": [text for family in found if (text := finding(report, family))],
     }
+
+
+def _samples(report: Report, found: list[Family], budget: int) -> str:
+    """Draw samples at a budget, a row a guide: without guidance, at a middle scale and at the largest."""
+    rows = {}
+    for family in found:
+        shown = _shown(report, family, budget)
+        guided = [scale for scale in shown if scale > family.unguided]
+        scales = list(dict.fromkeys([*guided[len(guided) // 2 :][:1], *guided[-1:]]))
+        if family.unguided in shown and scales:
+            rows[family.label] = {w: _kept(report, shown[w], budget) for w in (family.unguided, *scales)}
+    if not rows or report.of_points:
+        return ""
+    sns.set_theme(style="white", context="notebook")
+    columns = max(len(row) for row in rows.values())
+    size = (2.6 * columns + 0.6, 2.5 * len(rows))
+    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (label, row) in zip(grid, rows.items(), strict=True):
+        for axes in line[len(row) :]:
+            axes.set_axis_off()
+        for axes, (scale, images) in zip(line, row.items(), strict=False):
+            picture = tile(images)
+            axes.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"scale {scale:g}", fontsize=9)
+            sns.despine(ax=axes, left=True, bottom=True)
+        line[0].set_ylabel(drawn_text(label).replace(", ", ",\n", 1).replace(" from ", "\nfrom "), fontsize=8)
+    path = report.figures / "samples_guided.png"
+    _save(figure, path)
+    return path.name
+
+
+def _kept(report: Report, name: str, budget: int) -> np.ndarray:
+    """The images shown of a curve that has a result at a budget."""
+    own = report.results[report.results.curve == name]
+    steps = int(own[own.nfe <= report.nfe(name, budget)].steps.max())
+    return shown_samples(report, name, steps)
+
+
+def _told(report: Report, found: list[Family]) -> str:
+    """The classes of the samples that are shown, where there are names for them."""
+    counts = report.data.get("class_counts")
+    if not counts or report.of_points:
+        return ""
+    seed = report.curves[found[0].curves[found[0].unguided]]["seeds"][0][1]
+    labels = sample_labels(seed, range(SHOWN_IMAGES), list(counts.values()))
+    return ", ".join(report.data["classes"][k] for k in labels.tolist())
 
 
 def _classifiers(report: Report, found: list[Family]) -> list[str]:

@@ -64,7 +64,9 @@ def to_html(markdown: str, title: str, figures: Path) -> str:
         for child in token.children or []:
             if child.type == "image":
                 content = base64.b64encode((figures / Path(str(child.attrs["src"])).name).read_bytes()).decode()
-                child.attrs["src"] = f"data:image/png;base64,{content}"
+                child.attrs |= {"src": f"data:image/png;base64,{content}", "id": _figure_id(str(child.attrs["src"]))}
+            elif child.type == "link_open" and str(child.attrs["href"]).startswith("figures/"):
+                child.attrs["href"] = "#" + _figure_id(str(child.attrs["href"]))
     body = parser.renderer.render(tokens, parser.options, {})
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     return (
@@ -72,3 +74,8 @@ def to_html(markdown: str, title: str, figures: Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     )
+
+
+def _figure_id(address: str) -> str:
+    """What a figure is called inside the page."""
+    return f"figure-{Path(address).stem}"

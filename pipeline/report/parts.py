@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from pipeline.data import load_prepared
 from pipeline.errors import StudyError
+from pipeline.report.factorial import low_and_high
 from pipeline.report.figures import curves_figure, front_figure, points_figure, samples_figure
 from pipeline.report.findings import SHARES, best_of, best_of_all, reached
 from pipeline.report.lines import few
+from pipeline.report.networks import mega
 from pipeline.report.page import Markdown, bold, code, escape, table
-from pipeline.report.results import FAILED, cells, difference, of_curve, pareto, spread
+from pipeline.report.results import FAILED, cells, difference, is_tie, of_curve, pareto, spread
 from pipeline.report.study import Report, listed, number, plain, stated, stated_difference
 from pipeline.rows import Row
 
@@ -112,7 +115,7 @@ def warning(report: Report) -> str:
 
     Of points nothing: their score is no distance between moments, and the floor has its bias.
     """
-    if report.of_points:
+    if report.of_points or not report.finished:
         return ""
     name, nfe, best = best_of_all(report)
     plain_value = report.points(name, "fd")[nfe].mean
@@ -143,7 +146,7 @@ def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
     """One axis: its figure, and a table of each row's difference from its base by budget."""
     bases = list(dict.fromkeys(report.curves[name]["base"] for name in names))
     labels = {name: f"{name} (base)" for name in bases} | {n: f"{n}: {report.choice(n)}" for n in names}
-    file = "ablation_" + "".join(c if c.isalnum() else "_" for c in title) + ".png"
+    file = ablation_file(title)
     points = {labels[name]: report.points(name) for name in report.with_points(list(labels))}
     colours = {label: i for i, label in enumerate(labels.values())}
     if points:
@@ -158,8 +161,49 @@ def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
     return {"title": title, "file": file if points else "", "table": table(header, lines)}
 
 
-def reach(report: Report) -> dict[str, Any]:
-    """For each curve the smallest NFE that comes near its own best score, and near the study's."""
+def effects(report: Report) -> Markdown:
+    """The design table: a line a row, what it changes, and what that does at a small budget and at the largest."""
+    lines = []
+    for title, names in report.ablations.items():
+        for name in names:
+            base = report.curves[name]["base"]
+            shared = report.common_budgets([name, base]) or report.budgets([name])
+            low, high = low_and_high(shared)[0], shared[-1]
+            few = [low if low < high else shared[0]] if len(shared) > 1 else []
+            texts = [*([] if few else [""]), *(_effect(report, name, base, budget) for budget in (*few, high))]
+            figure = Markdown(f"[{escape(title)}](figures/{ablation_file(title)})") if _drawn(report, names) else ""
+            lines.append([title, report.choice(name), code(name), code(base), *texts, figure])
+    header = ["choice", "differs in", "curve", "base", "effect at few evaluations", "effect at the most", "figure"]
+    return table(header, lines) if lines else Markdown("")
+
+
+def _effect(report: Report, name: str, base: str, budget: int) -> str:
+    """The difference from the base at a budget, and what it is called."""
+    [text] = _differences(report, name, base, [budget])
+    if len(report.having([name, base], budget)) < 2:
+        return f"{budget}: {text}" if text else ""
+    found = difference(report.cells(name, budget), report.cells(base, budget))
+    verdict = "" if found is None or is_tie(found) else ", better" if found.mean < 0 else ", worse"
+    return f"{budget}: {text}{verdict}"
+
+
+def ablation_file(title: str) -> str:
+    return f"ablation_{_slug(title)}.png"
+
+
+def _slug(title: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in title)
+
+
+def _drawn(report: Report, names: list[str]) -> bool:
+    """Whether an axis has a figure: any of its rows or of their bases has a point."""
+    return bool(report.with_points([*names, *(report.curves[name]["base"] for name in names)]))
+
+
+def reach(report: Report) -> dict[str, Any] | None:
+    """For each curve the smallest NFE that comes near its own best score, and near the study's; None without any."""
+    if not report.finished:
+        return None
     name, nfe, best = best_of_all(report)
     lines: list[list[object]] = []
     failed = {failure.curve for failure in report.failures}
@@ -241,6 +285,22 @@ def spreads(report: Report) -> Markdown:
     return table(header, lines) if lines else Markdown("")
 
 
+def costs(report: Report) -> Markdown:
+    """What an evaluation costs, and a sample at the NFE of each curve's best score, in seconds too where measured."""
+    seconds = {(row.curve, row.nfe): f"{row.seconds_per_image:.3g}" for row in report.timings.itertuples()}
+    thing, lines = report.thing, []
+    for name in report.with_points(report.distinct):
+        model = report.curves[name]["model"]
+        mean, nfe = best_of(report, name)
+        parameters, flops = (report.training[model][key] for key in ("parameters", "flops"))
+        own: list[object] = [code(name), number(mean), nfe, code(model), f"{parameters:,}", mega(flops)]
+        time = [seconds.get((name, nfe), "not measured")] if seconds else []
+        lines.append([*own, mega(flops * nfe), *time])
+    header = ["curve", f"its best {report.score}", "at NFE", "model", "parameters", "MFLOPs per evaluation"]
+    header += [f"MFLOPs per {thing}", *([f"seconds per {thing}"] if seconds else [])]
+    return table(header, lines) if lines else Markdown("")
+
+
 def timed_on(report: Report) -> str:
     """How seconds were measured, and of how many curves they are missing."""
     if report.timings.empty:
@@ -270,16 +330,21 @@ def agreement(report: Report) -> Markdown:
     return table(["library", "metric", "cells", "largest relative difference", "in", "ours against theirs"], lines)
 
 
+def shown_samples(report: Report, name: str, steps: int) -> np.ndarray:
+    """What was kept of a curve's first repetition with so many steps: images (n, C, H, W), uint8, or points (n, 2)."""
+    train_seed, sample_seed = report.curves[name]["seeds"][0]
+    kept = load_file(report.paths.curve(name) / "images.safetensors")
+    found: np.ndarray = kept[f"{steps}/{train_seed}/{sample_seed}"]
+    return found
+
+
 def samples(report: Report) -> int:
     """Draw the samples by method; returns how many of each set are shown, 0 where no method has a point."""
     grid = {}
     for name in report.with_points(report.methods):
-        curve = report.curves[name]
-        images = load_file(report.paths.curve(name) / "images.safetensors")
-        train_seed, sample_seed = curve["seeds"][0]
         points = cells(report.results, name, report.headline)[["steps", "nfe"]].drop_duplicates().sort_values("nfe")
         shown = points.head(SHOWN_BUDGETS).itertuples()
-        grid[report.label(name)] = {int(p.nfe): images[f"{p.steps}/{train_seed}/{sample_seed}"] for p in shown}
+        grid[report.label(name)] = {int(p.nfe): shown_samples(report, name, p.steps) for p in shown}
     if grid and report.of_points:
         points_figure(report.figures / "samples.png", load_prepared(report.paths.data).images.numpy(), grid)
     elif grid:

@@ -49,7 +49,7 @@ ROTATIONS = "rotation classifier"  # its classes are no kinds of images, so a sc
 
 
 class Report:
-    """The declared rows and their results. Raises StudyError where results were not measured alike, or all failed."""
+    """The declared rows and their results. Raises StudyError where results were not measured alike."""
 
     def __init__(self, paths: Paths, figures: Path) -> None:
         self.paths, self.figures = paths, figures
@@ -78,7 +78,6 @@ class Report:
         self.score = self.metric(self.headline)
         self._points: dict[tuple[str, str], dict[int, Interval]] = {}
         self._cells: dict[tuple[str, int, str], pd.DataFrame] = {}
-        self._check_points()
 
     def _check_origins(self) -> None:
         """Labels and floors must come from the extractor and the reference that the curves were measured with."""
@@ -92,10 +91,10 @@ class Report:
                     f"with {self.measured[key]}; run `dvc repro`"
                 )
 
-    def _check_points(self) -> None:
-        if not any(self.points(name) for name in self.curves):
-            found = [f"; {f.curve} at NFE {f.nfe}: {f.reason}" for f in self.failures[:1]]
-            raise StudyError(f"{self.paths.build}/curves: no curve has a point that can be reported{''.join(found)}")
+    @cached_property
+    def finished(self) -> bool:
+        """Whether any curve has a point that can be reported."""
+        return any(self.points(name) for name in self.curves)
 
     @cached_property
     def timings(self) -> pd.DataFrame:
