@@ -12,8 +12,9 @@ from pipeline.model import WEIGHTING_KEYS, Model
 from pipeline.params import Curve
 from pipeline.report import averages, classes, exact, factorial, guidance, learning, networks, parts, trajectories
 from pipeline.report import paths as cumulative
+from pipeline.report.cells import behind
 from pipeline.report.findings import findings
-from pipeline.report.page import Markdown, escape, to_html
+from pipeline.report.page import Markdown, escape, to_html, unmarked
 from pipeline.report.results import SHORT_HASH
 from pipeline.report.study import Report, listed, number, percent
 from pipeline.report.summary import write_summary
@@ -29,12 +30,12 @@ def build(paths: Paths) -> None:
     with whole_folder(paths.reports / "figures") as figures:
         report = Report(paths, figures)
         markdown = render(report)
-        page = to_html(markdown, report.title, figures)
+        page = to_html(markdown, report.title, figures, behind(report), list(report.links))
         table, origins = csv_text(report), provenance(report)
         write_summary(report)
     write_json(paths.reports / "provenance.json", origins)
     write_text(paths.reports / "results.csv", table)
-    write_text(paths.reports / "report.md", markdown)
+    write_text(paths.reports / "report.md", unmarked(markdown))
     write_text(paths.reports / "report.html", page)
 
 
@@ -62,7 +63,7 @@ def provenance(report: Report) -> dict[str, Any]:
 
 
 def render(report: Report) -> str:
-    """The report as Markdown; draws its figures on the way."""
+    """The report as Markdown, numbers marked with their cells; draws its figures on the way."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=escape
     )

@@ -1,10 +1,11 @@
-"""The report's figures, as PNG files whose bytes depend on the results alone."""
+"""The report's figures, as files whose bytes depend on the results alone: PNG, SVG, and a chart where there is one."""
 
 import io
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -16,22 +17,49 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from PIL import Image
 
 from pipeline.files import write_bytes
+from pipeline.report import charts
+from pipeline.report.charts import Axis, Look, chart
 from pipeline.report.results import Floor, Interval
 
 MARKERS = "osD^vP*Xhd"
 MANY_MARKERS = (*MARKERS, "<", ">", "p")  # 13 of them: with 10 colours, each pair returns after 130 lines
 MANY = 8  # more curves have their legend beside the figure
 DPI = 130
+EVERY = 3  # of the points of a density, of which a chart shows this one
+NFE = "number of function evaluations (NFE), counted"
 MARGIN = 1.15  # of the plane around points
 
 
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+# In SVG, text stays text and identifiers depend on what they name.
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "figure"}
+
+
+def _save(figure: Figure, path: Path, drawn: dict[str, Any] | None = None, photos: bool = False) -> None:
+    """Write a figure as PNG, as SVG beside it, and its chart as JSON, where it has one.
+
+    photos: whether there are images in it, which 256 colours would not show as they are.
+    """
+    picture, vectors = io.BytesIO(), io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+    figure.set_layout_engine("none")  # all stays where it has been put for the first file
+    figure.savefig(vectors, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, picture.getvalue() if photos else _few_colours(picture))
+    write_bytes(path.with_suffix(".svg"), vectors.getvalue())
+    if drawn is not None:
+        text = json.dumps(drawn, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        write_bytes(path.with_suffix(".json"), (text + "\n").encode())
+
+
+def _few_colours(picture: io.BytesIO) -> bytes:
+    """A PNG with a palette, about a third of the size: lines and letters need no more than its colours."""
+    found = io.BytesIO()
+    image = Image.open(picture).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    image.save(found, format="PNG", optimize=True)
+    return found.getvalue()
 
 
 def plain(text: str) -> str:
@@ -74,7 +102,23 @@ def curves_figure(
         _legend_beside(axes)
     else:
         axes.legend(frameon=True, fontsize=9)
-    _save(figure, path)
+    _save(figure, path, _curves_chart(curves, ylabel, colours, floor))
+
+
+def _curves_chart(
+    curves: dict[str, dict[int, Interval]], ylabel: str, colours: dict[str, int], floor: Floor
+) -> dict[str, Any]:
+    points, looks = [], {}
+    for label, own in curves.items():
+        place = colours[label]
+        looks[label] = Look(place, "" if 0 in own else MANY_MARKERS[place % len(MANY_MARKERS)])
+        if 0 in own:
+            points.append(charts.level(label, own[0].mean))
+        else:
+            alone = {"bar": True} if len(own) == 1 else {}
+            points += [charts.of_interval(label, nfe, found, **alone) for nfe, found in own.items()]
+    ticks = _spaced(sorted({nfe for own in curves.values() for nfe in own if nfe}), 1.12)
+    return chart({"": [*points, charts.floor(floor)]}, looks, Axis(NFE, ticks=ticks), Axis(ylabel), about=charts.CURVES)
 
 
 def _drawn_low(mean: np.ndarray, low: np.ndarray) -> np.ndarray:
@@ -88,7 +132,7 @@ def _nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("number of function evaluations (NFE), counted")
+    axes.set_xlabel(NFE)
 
 
 def _distance_axis(axes: Axes, values: list[float]) -> None:
@@ -119,15 +163,15 @@ def _spaced(ticks: Sequence[float], ratio: float) -> list[float]:
 
 def front_figure(
     path: Path,
-    points: list[tuple[float, float]],
+    points: list[tuple[float, float, str]],
     front: list[tuple[float, float, str]],
     xlabel: str,
     ylabel: str,
 ) -> None:
-    """All points (cost, distance), and those of the Pareto front (cost, distance, name) joined and named."""
+    """All points (cost, distance, name), and those of the Pareto front, joined and named."""
     sns.set_theme(style="whitegrid", context="notebook")
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    costs, distances = zip(*points, strict=True)
+    costs, distances, _ = zip(*points, strict=True)
     axes.scatter(costs, distances, color="0.7", s=18, label="all curves and budgets")
     colour = sns.color_palette("colorblind")[0]
     x, y, names = zip(*front, strict=True)
@@ -143,7 +187,12 @@ def front_figure(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=True, fontsize=9)
-    _save(figure, path)
+    every, best = "all curves and budgets", "Pareto front"
+    drawn = [charts.point(every, cost, value, note=name, alone=True) for cost, value, name in points]
+    drawn += [charts.point(best, cost, value, note=name) for cost, value, name in front]
+    looks = {every: Look(None, "o"), best: Look(0, "o")}
+    axis = Axis(xlabel, ticks=_spaced(list(x), 1.25))
+    _save(figure, path, chart({"": drawn}, looks, axis, Axis(ylabel), steps=True, note="curve (NFE)", about=charts.POINTS))
 
 
 class Line(NamedTuple):
@@ -189,7 +238,28 @@ def many_lines_figure(
         borderaxespad=0,
         handlelength=3,
     )
-    _save(figure, path)
+    _save(figure, path, _many_lines_chart(panels, ylabel, floor))
+
+
+def _many_lines_chart(panels: dict[str, dict[str, Line]], ylabel: str, floor: Floor | None) -> dict[str, Any]:
+    looks, drawn = {}, {}
+    for title, lines in panels.items():
+        looks |= {label: Look(own.place, MANY_MARKERS[own.place % len(MANY_MARKERS)]) for label, own in lines.items()}
+        drawn[title] = _points(lines, bar=True) + ([charts.floor(floor, "exact samples")] if floor else [])
+    looks = dict(sorted(looks.items(), key=lambda item: item[1].colour or 0))
+    costs = [nfe for lines in panels.values() for own in lines.values() for nfe, *_ in own.points]
+    ticks = [2**k for k in range(1, 20) if min(costs, default=2) <= 2**k <= max(costs, default=2)]
+    return chart(drawn, looks, Axis(NFE, ticks=ticks), Axis(ylabel), band="mean ± sd")
+
+
+def _points(lines: dict[str, Line], bar: bool) -> list[charts.Point]:
+    """The points of lines with a standard deviation on either side, drawn as bars or as bands."""
+    style: dict[str, Any] = {"bar": True} if bar else {}
+    return [
+        charts.point(label, x, value, value - sd, value + sd, **style | ({"dashed": True} if own.dashed else {}))
+        for label, own in lines.items()
+        for x, value, sd in own.points
+    ]
 
 
 def _line(axes: Axes, label: str, line: Line, colour: tuple[float, float, float]) -> Artist:
@@ -234,7 +304,17 @@ def noise_levels_figure(path: Path, panels: dict[str, dict[str, list[Line]]], yl
         axes.remove()
     for first in grid[:, 0]:
         first.set_ylabel(ylabel)
-    _save(figure, path)
+    looks = {
+        label: Look(own[0].place, MARKERS[own[0].place % len(MARKERS)])
+        for lines in panels.values()
+        for label, own in lines.items()
+    }
+    drawn = {
+        title: [p for label, own in lines.items() for line in own for p in _points({label: line}, bar=False)]
+        for title, lines in panels.items()
+    }
+    axis = Axis(ylabel, ends=limits)
+    _save(figure, path, chart(drawn, looks, Axis("sigma"), axis, band="mean ± sd", about=charts.MODELS))
 
 
 def _limits(lines: list[Line]) -> tuple[float, float]:
@@ -298,7 +378,10 @@ def densities_figure(path: Path, lines: dict[str, Line]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("density over ln sigma")
     _legend_beside(axes, "dashed: discrete" if any(line.dashed for line in lines.values()) else "")
-    _save(figure, path)
+    looks = {label: Look(line.place) for label, line in lines.items()}
+    thinned = {label: line._replace(points=line.points[::EVERY]) for label, line in lines.items()}
+    drawn = {"": _points(thinned, bar=False)}
+    _save(figure, path, chart(drawn, looks, Axis("sigma"), Axis("density over ln sigma", log=False)))
 
 
 def path_figure(path: Path, steps: list[str], lines: dict[str, dict[int, Interval]], ylabel: str, floor: Floor) -> None:
@@ -319,7 +402,14 @@ def path_figure(path: Path, steps: list[str], lines: dict[str, dict[int, Interva
     _distance_axis(axes, [point.mean for points in lines.values() for point in points.values()])
     axes.set_ylabel(ylabel)
     axes.legend(frameon=True, fontsize=9)
-    _save(figure, path)
+    looks = {label: Look(place, MARKERS[place % len(MARKERS)]) for place, label in enumerate(lines)}
+    drawn = [
+        charts.of_interval(label, i + 1, found, note=steps[i], bar=True)
+        for label, points in lines.items()
+        for i, found in points.items()
+    ]
+    axis = Axis("step", log=False, ticks=range(1, len(steps) + 1), names=steps)
+    _save(figure, path, chart({"": [*drawn, charts.floor(floor)]}, looks, axis, Axis(ylabel), note="curve"))
 
 
 class HeatMap(NamedTuple):
@@ -395,7 +485,7 @@ def samples_figure(path: Path, grid: dict[str, dict[int, np.ndarray]]) -> None:
                 interpolation="nearest",
             )
             axis.set_title(f"NFE {nfe}", fontsize=8)
-    _save(figure, path)
+    _save(figure, path, photos=True)
 
 
 def points_figure(path: Path, real: np.ndarray, grid: dict[str, dict[int, np.ndarray]]) -> None:
@@ -410,7 +500,7 @@ def points_figure(path: Path, real: np.ndarray, grid: dict[str, dict[int, np.nda
         len(grid), columns, figsize=(1.5 * columns + 0.5, 1.7 * len(grid)), squeeze=False, layout="constrained"
     )
     reach = MARGIN * np.abs(real).max()
-    style = {"s": 1.5, "linewidths": 0}
+    style = {"s": 1.5, "linewidths": 0, "rasterized": True}  # thousands of points: an image in SVG too
     for line, (label, cells) in zip(axes, grid.items(), strict=True):
         for axis in line:
             axis.set(xticks=[], yticks=[], xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
@@ -463,7 +553,15 @@ def scale_figure(
         axes.set_xlabel(xlabel)
     row[0][0].set_ylabel(ylabel)
     _legend_beside(row[0][-1])
-    _save(figure, path)
+    looks = {label: Look(place, MARKERS[place % len(MARKERS)]) for place, label in enumerate(labels)}
+    drawn = {
+        title: [
+            *(charts.of_interval(label, x, p, bar=True) for label, points in lines.items() for x, p in points.items()),
+            charts.floor(floor),
+        ]
+        for title, lines in panels.items()
+    }
+    _save(figure, path, chart(drawn, looks, Axis(xlabel, log=log), Axis(ylabel)))
 
 
 def frontier_figure(
@@ -484,4 +582,11 @@ def frontier_figure(
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     _legend_beside(axes)
-    _save(figure, path)
+    looks = {label: Look(place, MARKERS[place % len(MARKERS)]) for place, label in enumerate(lines)}
+    drawn = [
+        charts.of_interval(label, x.mean, y, note=f"{value:g}", place=place, bar=True)
+        for label, points in lines.items()
+        for place, (value, (x, y)) in enumerate(points.items())
+    ]
+    axes_of = [Axis(label, log=False) for label in labels]
+    _save(figure, path, chart({"": drawn}, looks, *axes_of, note="scale"))

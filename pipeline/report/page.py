@@ -1,30 +1,33 @@
-"""Markdown text and tables, and the report's HTML page: one file that asks for nothing else."""
+"""Markdown text and tables, and the report's HTML page: one file that asks for nothing else.
+
+The page is the Markdown, with what a browser can add: charts where the pictures stand, tables that sort and copy, and
+links from numbers to the cells behind them. Without scripts, and in print, it is the Markdown with its pictures.
+"""
 
 import base64
 import html
+import json
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+import struct
+from collections.abc import Mapping, Sequence
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import vl_convert
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 LONG = 60  # letters: longer cells of a table are broken into lines
-STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --back: #ffffff; --line: #d5d9de; --soft: #f3f5f7; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e6e9; --back: #16181b; --line: #3a3f45; --soft: #22262a; } }
-body { margin: 0 auto; max-width: 64rem; padding: 1.5rem; color: var(--text); background: var(--back);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
-img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
-td.long { white-space: normal; min-width: 16rem; }
-th { background: var(--soft); }
-code { background: var(--soft); padding: .1em .3em; border-radius: 4px; font-size: .9em; }
-@media print { body { max-width: none; } .wide { overflow: visible; } table { font-size: .6rem; } }
-"""
+NOTHING: dict[str, Any] = {"headline": "", "metrics": [], "curves": [], "models": [], "series": []}
+NAMED = ("curve", "row", "step", "method", "model", "")  # headers of columns whose cells may name a curve
+# A number that links to its cell stands between marks from Unicode's private use area, which go through Markdown as
+# letters do: OPEN, the place of the cell's key among all, MIDDLE, the number, CLOSE.
+OPEN, MIDDLE, CLOSE = "\ue000", "\ue001", "\ue002"
+MARKS = re.compile(f"{OPEN}([0-9]*){MIDDLE}|[{OPEN}{MIDDLE}{CLOSE}]")
+LINKED = re.compile(f"{OPEN}([0-9]+){MIDDLE}([^{OPEN}{MIDDLE}{CLOSE}]*){CLOSE}")
 
 
 class Markdown(str):
@@ -36,6 +39,16 @@ def escape(value: object) -> str:
     if isinstance(value, Markdown):
         return value
     return re.sub(r"([\\`*\[\]<>|&~$!])", r"\\\1", " ".join(str(value).split()))
+
+
+def marked(text: str, place: int) -> str:
+    """A text that the page links to the cell at this place among all."""
+    return f"{OPEN}{place}{MIDDLE}{text}{CLOSE}"
+
+
+def unmarked(text: str) -> str:
+    """A text without any links to cells."""
+    return MARKS.sub("", text)
 
 
 def bold(value: object) -> Markdown:
@@ -53,29 +66,196 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> Markdow
     return Markdown("\n".join("| " + " | ".join(escape(cell) for cell in line) + " |" for line in lines))
 
 
-def to_html(markdown: str, title: str, figures: Path) -> str:
-    """The page: Markdown without any raw HTML, its pictures, found in `figures`, put inside."""
+class Heading(NamedTuple):
+    level: int
+    text: str
+    slug: str
+
+
+def to_html(
+    markdown: str,
+    title: str,
+    figures: Path,
+    behind: Mapping[str, Any] = NOTHING,
+    keys: Sequence[str] = (),
+) -> str:
+    """The page: Markdown without any raw HTML, its pictures and charts, found in `figures`, put inside.
+
+    behind: what the page's script reads of curves and their cells (`cells.behind`); keys: of each cell that a number
+    links to, "curve/NFE/metric", with "/curve/NFE" after it where the number is the difference from another curve's.
+    """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
-    for before, token in pairwise(tokens):
-        if before.type == "td_open" and len(token.content) > LONG:
-            before.attrSet("class", "long")
-    for token in tokens:
-        for child in token.children or []:
-            if child.type == "image":
-                content = base64.b64encode((figures / Path(str(child.attrs["src"])).name).read_bytes()).decode()
-                child.attrs |= {"src": f"data:image/png;base64,{content}", "id": _figure_id(str(child.attrs["src"]))}
-            elif child.type == "link_open" and str(child.attrs["href"]).startswith("figures/"):
-                child.attrs["href"] = "#" + _figure_id(str(child.attrs["href"]))
+    headings = _headings(tokens)
+    _number_figures(parser, tokens, figures)
+    anchors = _name_rows(tokens, dict(behind["series"]), {name for name, _ in behind["curves"]})
     body = parser.renderer.render(tokens, parser.options, {})
-    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    body = _boxed(body)
+    body = unmarked(LINKED.sub(lambda found: _link(found, keys, anchors), body))
+    style, script, charts = _asset("page.css"), _asset("page.js"), library()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)} {_hash(charts)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#report">To the report</a>\n'
+        f"{_contents(headings)}"
+        f'<main id="report">\n{body}</main>\n'
+        f'<script type="application/json" id="behind">{data(behind)}</script>\n'
+        f'<script type="text/plain" id="charts">{charts}</script>\n'
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
-def _figure_id(address: str) -> str:
-    """What a figure is called inside the page."""
-    return f"figure-{Path(address).stem}"
+def data(value: Any) -> str:
+    """JSON that no text in it can end the script element around it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+@cache
+def library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which asks for nothing else."""
+    # The two that would end a script element, or comment it out, can only stand in its strings.
+    return vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "\\x3c!--")
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("pipeline.report").joinpath(name).read_text()
+
+
+def _hash(text: str) -> str:
+    """What a Content-Security-Policy calls a script or a style by."""
+    return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+def _headings(tokens: list[Token]) -> list[Heading]:
+    """The headings, each with an id of its own from here on."""
+    found: list[Heading] = []
+    for token, inside in zip(tokens, tokens[1:], strict=False):
+        if token.type == "heading_open":
+            text = unmarked(_text(inside))
+            plain = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "section"
+            # A row's id begins with "curve-": no heading may be mistaken for one.
+            slug, taken = f"s-{plain}", [other.slug for other in found]
+            slug = next(s for i in range(len(taken) + 1) if (s := slug + (f"-{i + 1}" if i else "")) not in taken)
+            token.attrSet("id", slug)
+            found.append(Heading(int(token.tag[1:]), text, slug))
+    return found
+
+
+def _contents(headings: list[Heading]) -> str:
+    """The table of contents: sections, and below each its parts."""
+    lines, parts = [], []
+
+    def close() -> None:
+        if parts:
+            lines.append(f"<ul>{''.join(parts)}</ul>")
+        parts.clear()
+        if lines:
+            lines.append("</li>")
+
+    for heading in headings:
+        link = f'<a href="#{html.escape(heading.slug)}">{html.escape(heading.text)}</a>'
+        if heading.level == 2:
+            close()
+            lines.append(f"<li>{link}")
+        elif heading.level > 2:
+            parts.append(f"<li>{link}</li>")
+    close()
+    if not lines:
+        return ""
+    inner = "".join(lines)
+    return f'<nav aria-label="Contents"><details open><summary>Contents</summary><ul>{inner}</ul></details></nav>\n'
+
+
+def _text(token: Token) -> str:
+    """The letters of a piece of text, without its style."""
+    kinds = ("text", "code_inline", "softbreak")
+    return "".join(c.content if c.type != "softbreak" else " " for c in token.children or [] if c.type in kinds)
+
+
+def _number_figures(parser: MarkdownIt, tokens: list[Token], figures: Path) -> None:
+    """Make every paragraph that is a picture a figure, with the picture inside, and its chart where there is one."""
+    for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        for child in token.children or []:
+            if child.type == "link_open" and (address := str(child.attrs["href"])).startswith("figures/"):
+                child.attrs["href"] = f"#figure-{Path(address).stem}"
+        images = [child for child in token.children or [] if child.type == "image"]
+        for image in images:
+            path = figures / Path(str(image.attrs["src"])).name
+            content = path.read_bytes()
+            image.attrs["src"] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+            image.attrs["decoding"] = "async"
+            if content[12:16] == b"IHDR":
+                width, height = struct.unpack(">II", content[16:24])
+                image.attrs |= {"width": width, "height": height}
+            if len(token.children or []) == 1 and before.type == "paragraph_open":
+                alt = parser.renderer.renderInlineAsText(image.children, parser.options, {})
+                before.tag = after.tag = "figure"
+                before.attrSet("id", f"figure-{path.stem}")
+                token.children = [image, _raw(_caption(unmarked(alt), path))]
+
+
+def _raw(content: str) -> Token:
+    return Token("html_inline", "", 0, content=content)
+
+
+def _caption(alt: str, path: Path) -> str:
+    """What stands below a picture: its description, its files, and its chart for the page's script."""
+    vectors, chart = path.with_suffix(".svg"), path.with_suffix(".json")
+    link = f' <a href="figures/{html.escape(vectors.name)}" download>SVG</a>' if vectors.exists() else ""
+    found = f"<figcaption>{html.escape(alt)}{link}</figcaption>"
+    if chart.exists():
+        drawn = json.loads(chart.read_text()) | {"description": alt}
+        found += f'<script type="application/json" class="chart">{data(drawn)}</script>'
+    return found
+
+
+def _name_rows(tokens: list[Token], series: Mapping[str, list[str]], curves: set[str]) -> dict[str, str]:
+    """Say of every row of a table which curves it is about; returns each curve's anchor: its row in the last table that
+    has one, which is that of all its settings."""
+    header: list[str] = []
+    named: dict[str, Token] = {}
+    row, cells = Token("", "", 0), -1
+    for before, token in zip(tokens, tokens[1:], strict=False):
+        if before.type == "thead_open":
+            header = []
+        elif before.type == "th_open":
+            header.append(unmarked(_text(token)))
+            before.attrSet("scope", "col")
+        elif before.type == "tr_open":
+            row, cells = before, -1
+        elif before.type == "td_open":
+            cells += 1
+            text = unmarked(_text(token))
+            if len(text) > LONG:
+                before.attrSet("class", "long")
+            own = series.get(text, [])
+            about = cells < len(header) and (header[cells] in NAMED or header[cells].startswith("minus "))
+            if own and about and (header[cells] in ("curve", "row") or not row.attrGet("data-curves")):
+                row.attrSet("data-curves", " ".join(own))
+                if header[cells] == "row" and text in curves:
+                    named[text] = row
+    for name, own_row in named.items():
+        own_row.attrSet("id", f"curve-{name}")
+    return {name: f"curve-{name}" for name in named}
+
+
+def _boxed(body: str) -> str:
+    """Every table in a box of its own in which it can be scrolled, also by keys."""
+    box = '<div class="wide" tabindex="0" role="region" aria-label="Table"><table>'
+    return body.replace("<table>", box).replace("</table>", "</table></div>")
+
+
+def _link(found: re.Match[str], keys: Sequence[str], anchors: Mapping[str, str]) -> str:
+    """A number as a link to its cell, and where there are no scripts to the row of its curve."""
+    place, text = int(found[1]), found[2]
+    key = keys[place] if place < len(keys) else ""
+    anchor = anchors.get(key.split("/")[0])
+    return f'<a class="cell" href="#{anchor}" data-cell="{html.escape(key)}">{text}</a>' if anchor else text

@@ -236,7 +236,7 @@ def fronts(report: Report) -> list[dict[str, Any]]:
         file = f"front_{title.replace(' ', '_')}.png"
         front_figure(
             report.figures / file,
-            [(cost[key], points[key].mean) for key in cost],
+            [(cost[key], points[key].mean, f"{key[0]} ({key[1]})") for key in cost],
             [(x, y, f"{curve} ({nfe})") for x, y, (curve, nfe) in front],
             title,
             report.score,

@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.errors import StudyError
 from pipeline.features import COORDINATES, headline, label
 from pipeline.files import Paths, read_json
+from pipeline.report.page import marked
 from pipeline.report.results import (
     FAILED,
     Floor,
@@ -76,6 +77,8 @@ class Report:
         self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
         self.score = self.metric(self.headline)
+        self.links: dict[str, int] = {}  # the keys of the cells that numbers link to, in their order
+        self._rows = {name: own for name, own in self.results.groupby("curve", sort=False)}
         self._points: dict[tuple[str, str], dict[int, Interval]] = {}
         self._cells: dict[tuple[str, int, str], pd.DataFrame] = {}
 
@@ -145,6 +148,10 @@ class Report:
             raise StudyError(f"{self.paths.reports}/metrics/reference/floor.json: {self.headline} has no floor")
         return found
 
+    def _of(self, curve: str) -> pd.DataFrame:
+        """A curve's own results: what is looked up in all of them again and again takes its time."""
+        return self._rows.get(curve, self.results.iloc[:0])
+
     def label(self, name: str) -> str:
         return (self.curves | self.sets)[name]["method"] or name
 
@@ -162,7 +169,7 @@ class Report:
 
     def missing(self, curve: str, budget: int) -> str:
         """What stands where a curve has no result at a budget: "failed", or nothing where there is no point."""
-        failed = budget in self.curves[curve]["nfe"] and failed_at(self.results, curve, budget)
+        failed = budget in self.curves[curve]["nfe"] and failed_at(self._of(curve), curve, budget)
         return FAILED if failed else ""
 
     def with_points(self, names: list[str]) -> list[str]:
@@ -174,7 +181,7 @@ class Report:
         result there."""
         key = curve, budget, metric or self.headline
         if key not in self._cells:
-            self._cells[key] = at_budget(self.results, curve, key[2], budget)
+            self._cells[key] = at_budget(self._of(curve), curve, key[2], budget)
         return self._cells[key]
 
     def estimate(self, curve: str, budget: int, metric: str | None = None) -> Interval:
@@ -183,8 +190,20 @@ class Report:
 
     def stated_at(self, curve: str, budget: int, metric: str | None = None) -> str:
         """A curve's mean at a budget with its 95% half width, or what stands where it has no result."""
-        has = self.having([curve], budget)
-        return stated(self.estimate(curve, budget, metric)) if has else self.missing(curve, budget)
+        if not self.having([curve], budget):
+            return self.missing(curve, budget)
+        return self.linked(stated(self.estimate(curve, budget, metric)), curve, self.nfe(curve, budget), metric)
+
+    def linked(self, text: str, curve: str, nfe: int, metric: str | None = None, base: tuple[str, int] = ("", 0)) -> str:
+        """A number that the page links to the cells behind it: a curve's at a counted NFE, of a metric (None: the
+        score), and those of `base`, (curve, NFE), that it is the difference from."""
+        key = f"{curve}/{nfe}/{metric or self.headline}" + (f"/{base[0]}/{base[1]}" if base[0] else "")
+        return marked(text, self.links.setdefault(key, len(self.links)))
+
+    def compared(self, curve: str, base: str, budget: int) -> str:
+        """The paired difference of two curves that have a result at a budget, linked to the cells of both."""
+        text = stated_difference(difference(self.cells(curve, budget), self.cells(base, budget)))
+        return self.linked(text, curve, self.nfe(curve, budget), base=(base, self.nfe(base, budget)))
 
     def nfe(self, curve: str, budget: int) -> int:
         """What a curve that has a result at a budget really spends of it."""
@@ -194,7 +213,7 @@ class Report:
         """A curve's mean and interval by counted NFE, computed once."""
         key = curve, metric or self.headline
         if key not in self._points:
-            self._points[key] = summarise(self.results, *key)
+            self._points[key] = summarise(self._of(curve), *key)
         return self._points[key]
 
     def best(self, curves: list[str], budget: int) -> list[str]:

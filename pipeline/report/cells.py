@@ -1,0 +1,80 @@
+"""What lies behind the page's numbers: every repetition's values, the rows and the hashes of each curve."""
+
+import math
+from typing import Any
+
+import yaml
+
+from pipeline.report.charts import rounded
+from pipeline.report.results import FAILED
+from pipeline.report.study import Report
+
+DERIVED = ("seeds", "differences", "axis", "explicit", "method")  # of a resolved row; no part of the row in params.yaml
+
+
+def behind(report: Report) -> dict[str, Any]:
+    """All that the page's script reads, as it stands in JSON: of each metric its name, of each curve and image set its
+    cells, rows and hashes, and which curves each series of a chart stands for."""
+    metrics = list(dict.fromkeys([*report.metrics, *report.results.metric[report.results.metric != FAILED]]))
+    rows = report.curves | report.sets
+    return {
+        "headline": report.headline,
+        "metrics": [[metric, report.metric(metric)] for metric in metrics],
+        "curves": [[name, _curve(report, name, metrics)] for name in rows],
+        "models": [[name, _text(name, row)] for name, row in report.models.items()],
+        "series": [[label, names] for label, names in series(report).items()],
+    }
+
+
+def series(report: Report) -> dict[str, list[str]]:
+    """What tables and charts call curves, and the curves that they mean: a model means all curves that sample it."""
+    found: dict[str, list[str]] = {}
+    for name, row in report.curves.items():
+        found.setdefault(row["model"], []).append(name)
+    for name in report.curves | report.sets:
+        own = {name, f"{name} (base)", report.label(name)}
+        if name in report.curves:
+            own.add(f"{name}: {report.choice(name)}")
+        found |= {label: [name] for label in sorted(own)}
+    return found
+
+
+def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
+    """One curve's part. A cell: steps, NFE, training seed, sampling seed, place of its weights' hash, then the value
+    and the standard error of every metric."""
+    own, origin = report.results[report.results.curve == name], report.provenance[name]
+    places = {metric: i for i, metric in enumerate(metrics)}
+    weights = list(dict.fromkeys(own.checkpoint))
+    cells: dict[tuple[int, int, int, int], list[Any]] = {}
+    for row in own.itertuples():
+        key = int(row.steps), int(row.nfe), int(row.train_seed), int(row.sample_seed)
+        cell = cells.setdefault(key, [*key, weights.index(row.checkpoint), *[None] * (2 * len(metrics))])
+        if row.metric in places:
+            at = 5 + 2 * places[row.metric]
+            cell[at : at + 2] = [rounded(value) for value in (row.value, row.se)]
+    row = (report.curves | report.sets)[name]
+    failed = [[f.nfe, list(f.seeds), f.reason] for f in report.failures if f.curve == name]
+    return {
+        "label": report.label(name),
+        "model": row.get("model", ""),
+        "method": name in report.methods,
+        "row": _text(name, row),
+        "cells": list(cells.values()),
+        "weights": weights,
+        "extractor": f"{origin['extractor']} {origin['extractor_hash']}",
+        "reference": f"{origin['reference_split']} {origin['reference_hash']}",
+        "samples": origin["samples"],
+        "failed": failed,
+    }
+
+
+def _text(name: str, row: dict[str, Any]) -> str:
+    """A row in full as YAML, with the defaults filled in; None where nothing is set."""
+    full = {key: _plain(value) for key, value in row.items() if key not in DERIVED}
+    return yaml.safe_dump({name: full}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000)
+
+
+def _plain(value: Any) -> Any:
+    """A value without what YAML cannot say shortly: 3 for 3.0."""
+    whole = isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < 1e6
+    return int(value) if whole else value
