@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,12 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 
 def test_hostile_text_stays_text() -> None:
-    page = to_html(f"# {escape(HOSTILE)}\n\n{table(['a'], [[HOSTILE]])}\n", HOSTILE, Path())
-    cells = _Page(page)
-    assert "script" not in cells.tags and "a" not in cells.tags and "strong" not in cells.tags
-    assert cells.text.count(HOSTILE) == 3  # title, heading, cell
+    hostile, harmless = (
+        _Page(to_html(f"# {escape(text)}\n\n## {escape(text)}\n\n{table(['a'], [[text]])}\n", text, Path()))
+        for text in (HOSTILE, "harmless")
+    )
+    assert hostile.tags == harmless.tags
+    assert hostile.text.count(HOSTILE) == 5  # title, headings, contents, cell
 
 
 class _Page(HTMLParser):
@@ -187,14 +190,14 @@ class _Page(HTMLParser):
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.tags: set[str] = set()
+        self.tags: Counter[str] = Counter()
         self.addresses: list[str] = []
         self.ids: set[str] = set()
         self.text = ""
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.tags[tag] += 1
         self.ids |= {value or "" for key, value in attrs if key == "id"}
         self.addresses += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
 
@@ -377,17 +380,20 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = {"rho", "solver", "loss_weighting", "combinations"}
     others = ("methods", "front_NFE", "samples", "oracle_errors", "oracle_distances")
     others += ("loss_by_noise_level", "gradient_by_noise_level", "noise_distributions", "trajectories")
-    figures = {f"figures/ablation_{axis}.png" for axis in axes} | {f"figures/{f}.png" for f in others}
-    assert figures == {name for name in first if name.startswith("figures/")}
+    figures = {f"figures/ablation_{axis}" for axis in axes} | {f"figures/{f}" for f in others}
+    files = {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg", "json")}
+    assert files - {"figures/samples.json", "figures/trajectories.json"} == {n for n in first if n.startswith("figures/")}
     build(paths)
     assert written(paths.reports) == first
 
     page = _Page((paths.reports / "report.html").read_text())
-    assert not {"script", "link", "iframe", "i"} & page.tags
-    pictures = [address for address in page.addresses if address.startswith("data:image/png;base64,")]
-    links = [address for address in page.addresses if address not in pictures]
+    assert not {"link", "iframe", "i"} & set(page.tags)
+    links = [address for address in page.addresses if address.startswith("#")]
+    addresses = [address for address in page.addresses if not address.startswith("#")]
+    pictures = [address for address in addresses if address.startswith("data:image/png;base64,")]
     assert len(pictures) == len(figures) and links
     assert all(address.removeprefix("#") in page.ids for address in links)
+    assert set(addresses) - set(pictures) == {f"{figure}.svg" for figure in figures}  # to be downloaded
     assert HOSTILE in page.text
     assert HOSTILE[:40] in page.text
     for said in ("Small samples: 64 for 64 features", "real against real", "torch-fidelity", "1.0e-15", "tie"):

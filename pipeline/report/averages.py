@@ -12,7 +12,7 @@ from pipeline.report.factorial import low_and_high
 from pipeline.report.figures import scale_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import difference
-from pipeline.report.study import APART, Report, number, percent, plain, stated_difference, told
+from pipeline.report.study import APART, Report, number, percent, plain, told
 
 KEYS = ("ema_halflife_images", "ema_sigma_rel")
 OWN = (*KEYS, *APART)  # not shared by a family
@@ -146,8 +146,7 @@ def _table(report: Report, found: dict[str, list[Member]], budgets: list[int]) -
         for member in members:
             scores = [report.stated_at(member.curve, budget) for budget in budgets]
             both = main and main != member.curve and len(report.having([main, member.curve], high)) == 2
-            cells = [report.cells(name, high) for name in (member.curve, main)] if both else []
-            change = stated_difference(difference(*cells)) if both else ""
+            change = report.compared(member.curve, main, high) if both else ""
             called = _called(report, member.profile)
             shown = bold(called) if member.main else called
             lines.append(

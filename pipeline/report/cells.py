@@ -21,16 +21,14 @@ def behind(report: Report) -> dict[str, Any]:
         "headline": report.headline,
         "metrics": [[metric, report.metric(metric)] for metric in metrics],
         "curves": [[name, _curve(report, name, metrics)] for name in rows],
-        "models": [[name, _text(name, row)] for name, row in report.models.items()],
+        "models": [[name, [_short(name, row), _text(name, row)]] for name, row in report.models.items()],
         "series": [[label, names] for label, names in series(report).items()],
     }
 
 
 def series(report: Report) -> dict[str, list[str]]:
-    """What tables and charts call curves, and the curves that they mean: a model means all curves that sample it."""
+    """What tables and charts call curves and image sets, and those that they mean."""
     found: dict[str, list[str]] = {}
-    for name, row in report.curves.items():
-        found.setdefault(row["model"], []).append(name)
     for name in report.curves | report.sets:
         own = {name, f"{name} (base)", report.label(name)}
         if name in report.curves:
@@ -59,6 +57,7 @@ def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
         "model": row.get("model", ""),
         "method": name in report.methods,
         "row": _text(name, row),
+        "short": _short(name, row),
         "cells": list(cells.values()),
         "weights": weights,
         "extractor": f"{origin['extractor']} {origin['extractor_hash']}",
@@ -66,6 +65,12 @@ def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
         "samples": origin["samples"],
         "failed": failed,
     }
+
+
+def _short(name: str, row: dict[str, Any]) -> str:
+    """A row by what it changes in its base."""
+    changes = {key: _plain(value) for key, value in row.get("differences", {}).items()}
+    return yaml.safe_dump({name: {"base": row["base"], **changes} if changes else {}}, sort_keys=False, width=10_000)
 
 
 def _text(name: str, row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ so that any text can stand in them. Panels stand in "hconcat", whose parts the p
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.report.results import Floor, Interval
@@ -91,7 +91,7 @@ def floor(found: Floor, series: str = REAL) -> Point:
 
 
 def chart(
-    panels: dict[str, Sequence[Point]],
+    panels: Mapping[str, Sequence[Point]],
     looks: dict[str, Look],
     x: Axis,
     y: Axis,
@@ -128,7 +128,7 @@ def _panel(
         "height": 340,
         "data": {"name": "points", "values": points},
         "encoding": {
-            "y": _position("y", y, points),
+            "y": _position("y", y, points) | {"axis": _shown(y, _reached(points))},
             "color": {
                 "field": "series",
                 "type": "nominal",
@@ -137,11 +137,11 @@ def _panel(
             },
             "tooltip": _tooltip(x, y, band, points, note),
         },
-        "layer": _layers(points, own, x, steps),
+        "layer": _layers(points, own, x, steps, clipped=y.ends is not None),
     }
 
 
-def _layers(points: list[Point], looks: dict[str, Look], x: Axis, steps: bool) -> list[dict[str, Any]]:
+def _layers(points: list[Point], looks: dict[str, Look], x: Axis, steps: bool, clipped: bool) -> list[dict[str, Any]]:
     """The marks that there are points for, from the back to the front."""
     at = {"x": _position("x", x, points)}
     silent = {"tooltip": {"value": None}, "detail": {"field": "dashed", "type": "nominal"}}
@@ -157,7 +157,7 @@ def _layers(points: list[Point], looks: dict[str, Look], x: Axis, steps: bool) -
     shapes = [SHAPES.get(look.marker, "circle") for look in looks.values()]
     shape = {"field": "series", "type": "nominal", "scale": {"domain": list(looks), "range": shapes}, "legend": None}
     unmarked = not any(look.marker for look in looks.values())  # its points are felt, not seen
-    dot = {"type": "point", "filled": True, "opacity": 0 if unmarked else 1, "size": 45}
+    dot = {"type": "point", "filled": True, "opacity": 0 if unmarked else 1, "size": 45, "clip": clipped}
     path = {"type": "line", "strokeWidth": 1.8} | ({"interpolate": "step-after"} if steps else {})
     level, placed = "datum.level === true", "datum.level !== true && isValid(datum.y)"
     joined, ended = f"{placed} && datum.alone !== true", f"{placed} && isValid(datum.low)"
@@ -190,6 +190,8 @@ def _position(field: str, axis: Axis, points: Iterable[Point]) -> dict[str, Any]
         scale = {"type": "log", "nice": False}
     elif axis.log:
         scale |= {"type": "symlog", "constant": min(above, default=1.0)}
+    if field == "y" and not axis.ends:
+        scale["padding"] = 8  # pixels, so that no marker is cut
     if axis.ends:
         scale["domain"] = [rounded(end) for end in axis.ends]
     elif field == "x" and values:
@@ -198,12 +200,39 @@ def _position(field: str, axis: Axis, points: Iterable[Point]) -> dict[str, Any]
         if low < high:
             ends = (low / room, high * room) if scale.get("type") == "log" else (low - room, high + room)
             scale["domain"] = [rounded(end) for end in ends]
+    return {"field": field, "type": "quantitative", "title": axis.title, "scale": scale, "axis": _shown(axis, values)}
+
+
+def _reached(points: Iterable[Point]) -> list[float]:
+    """All that a panel's vertical axis has to show, the ends of intervals as they are drawn."""
+    found = []
+    for p in points:
+        if p["y"] is not None:
+            low = max(p.get("low", p["y"]), p["y"] / 20) if p["y"] > 0 else p.get("low", p["y"])
+            found += [low, p["y"], p.get("high", p["y"])]
+    return found
+
+
+def _shown(axis: Axis, values: list[float]) -> dict[str, Any]:
+    """An axis's ticks and how they are labelled."""
     shown: dict[str, Any] = {"format": "~g", "labelOverlap": "greedy"}
-    if axis.ticks:
-        shown["values"] = [rounded(tick) for tick in axis.ticks]
+    ticks = list(axis.ticks)
+    low, high = axis.ends or (min(values, default=1.0), max(values, default=1.0))
+    if axis.log and not ticks and low > 0:
+        ticks = _log_ticks(low, high)
+    if ticks:
+        shown["values"] = [rounded(tick) for tick in ticks]
     if axis.names:
         shown |= {"labelExpr": f"{json.dumps(list(axis.names))}[datum.value - 1]", "labelAngle": -25, "grid": False}
-    return {"field": field, "type": "quantitative", "title": axis.title, "scale": scale, "axis": shown}
+    return shown
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: the fewer of a decade, the more decades there are."""
+    decades = math.log10(high / low)
+    parts = (1,) if decades > 3.5 else (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [part * 10.0**power for power in powers for part in parts if low / 1.2 <= part * 10.0**power <= high * 1.2]
 
 
 def _tooltip(x: Axis, y: Axis, band: str, points: list[Point], note: str) -> list[dict[str, Any]]:

@@ -192,7 +192,9 @@ def front_figure(
     drawn += [charts.point(best, cost, value, note=name) for cost, value, name in front]
     looks = {every: Look(None, "o"), best: Look(0, "o")}
     axis = Axis(xlabel, ticks=_spaced(list(x), 1.25))
-    _save(figure, path, chart({"": drawn}, looks, axis, Axis(ylabel), steps=True, note="curve (NFE)", about=charts.POINTS))
+    _save(
+        figure, path, chart({"": drawn}, looks, axis, Axis(ylabel), steps=True, note="curve (NFE)", about=charts.POINTS)
+    )
 
 
 class Line(NamedTuple):
@@ -242,7 +244,8 @@ def many_lines_figure(
 
 
 def _many_lines_chart(panels: dict[str, dict[str, Line]], ylabel: str, floor: Floor | None) -> dict[str, Any]:
-    looks, drawn = {}, {}
+    looks: dict[str, Look] = {}
+    drawn = {}
     for title, lines in panels.items():
         looks |= {label: Look(own.place, MANY_MARKERS[own.place % len(MANY_MARKERS)]) for label, own in lines.items()}
         drawn[title] = _points(lines, bar=True) + ([charts.floor(floor, "exact samples")] if floor else [])
@@ -380,8 +383,11 @@ def densities_figure(path: Path, lines: dict[str, Line]) -> None:
     _legend_beside(axes, "dashed: discrete" if any(line.dashed for line in lines.values()) else "")
     looks = {label: Look(line.place) for label, line in lines.items()}
     thinned = {label: line._replace(points=line.points[::EVERY]) for label, line in lines.items()}
-    drawn = {"": _points(thinned, bar=False)}
-    _save(figure, path, chart(drawn, looks, Axis("sigma"), Axis("density over ln sigma", log=False)))
+    _save(
+        figure,
+        path,
+        chart({"": _points(thinned, bar=False)}, looks, Axis("sigma"), Axis("density over ln sigma", log=False)),
+    )
 
 
 def path_figure(path: Path, steps: list[str], lines: dict[str, dict[int, Interval]], ylabel: str, floor: Floor) -> None:
@@ -588,5 +594,5 @@ def frontier_figure(
         for label, points in lines.items()
         for place, (value, (x, y)) in enumerate(points.items())
     ]
-    axes_of = [Axis(label, log=False) for label in labels]
-    _save(figure, path, chart({"": drawn}, looks, *axes_of, note="scale"))
+    x_axis, y_axis = (Axis(label, log=False) for label in labels)
+    _save(figure, path, chart({"": drawn}, looks, x_axis, y_axis, note="scale"))

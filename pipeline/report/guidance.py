@@ -17,7 +17,7 @@ from pipeline.report.figures import plain as drawn_text
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.parts import shown_samples
 from pipeline.report.results import difference
-from pipeline.report.study import APART, Report, listed, number, percent, plain, stated_difference, told
+from pipeline.report.study import APART, Report, listed, number, percent, plain, told
 from pipeline.sampler import sampler_of
 
 KEYS = ("guide", "guide_images", "guidance_min", "guidance_max")  # of a guide, beside its scale
@@ -278,7 +278,7 @@ def _table(report: Report, found: list[Family], budgets: list[int]) -> Markdown:
         for scale, name in family.curves.items():
             scores = [_stated(report, family, name, budget) for budget in budgets]
             both = name != base and len(report.having([name, base], high)) == 2
-            change = stated_difference(difference(report.cells(name, high), report.cells(base, high))) if both else ""
+            change = report.compared(name, base, high) if both else ""
             others = [report.stated_at(name, high, metric) for metric in _measured(report)]
             shown = bold(plain(scale)) if scale == family.unguided else plain(scale)
             lines.append([family.model, family.guide, shown, code(name), *scores, change, *others])

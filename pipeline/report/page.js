@@ -406,11 +406,15 @@ function about(name, nfe, metric) {
   fact("reference", make("code", {}, own.reference));
   const failed = own.failed.filter(([cost]) => cost === nfe);
   if (failed.length) fact("failed", failed.map(([, seeds, reason]) => `seeds ${seeds.join(", ")}: ${reason}`).join("; "));
-  const yaml = [make("p", {}, "The row, defaults filled in:"), make("pre", {}, own.row)];
-  if (models.has(own.model)) yaml.push(make("p", {}, "Its model:"), make("pre", {}, models.get(own.model)));
-  return make("section", {}, make("h3", {}, own.label === name ? name : `${name} (${own.label})`),
-    grid(header, rows), facts, make("details", {open: ""}, make("summary", {}, "params.yaml"), ...yaml));
+  const full = (title, text) => make("details", {}, make("summary", {}, title), make("pre", {}, text));
+  const [short, model] = models.get(own.model) ?? ["", ""];
+  const yaml = make("pre", {}, `${model ? `models:\n${indented(short)}` : ""}curves:\n${indented(own.short)}`);
+  return make("section", {}, make("h3", {}, own.label === name ? name : `${own.label}, curve ${name}`),
+    grid(header, rows), facts, make("p", {}, "In params.yaml, by what differs from its base:"), yaml,
+    full("the curve with all defaults", own.row), ...(model ? [full("its model with all defaults", model)] : []));
 }
+
+const indented = (text) => text.replace(/^(?=.)/gm, "  ");
 
 // The cells of "curve/NFE/metric", and with "/curve/NFE" after it those of the curve that it is compared with.
 function openCell(key) {
@@ -454,6 +458,9 @@ function startCells() {
   linked();
 }
 
+// Where the contents stand above the text they are not to push it away.
+const contents = document.querySelector("nav details");
+if (contents && !matchMedia("(min-width: 1180px)").matches) contents.open = false;
 startFilter();
 startTables();
 startCells();

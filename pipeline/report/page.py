@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from markdown_it.token import Token
 
 LONG = 60  # letters: longer cells of a table are broken into lines
 NOTHING: dict[str, Any] = {"headline": "", "metrics": [], "curves": [], "models": [], "series": []}
-NAMED = ("curve", "row", "step", "method", "model", "")  # headers of columns whose cells may name a curve
+LABELLED = ("method", "")  # headers of first columns that hold what curves are called
 # A number that links to its cell stands between marks from Unicode's private use area, which go through Markdown as
 # letters do: OPEN, the place of the cell's key among all, MIDDLE, the number, CLOSE.
 OPEN, MIDDLE, CLOSE = "\ue000", "\ue001", "\ue002"
@@ -87,8 +88,8 @@ def to_html(
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     headings = _headings(tokens)
-    _number_figures(parser, tokens, figures)
-    anchors = _name_rows(tokens, dict(behind["series"]), {name for name, _ in behind["curves"]})
+    _embed_figures(tokens, figures)
+    anchors = _name_rows(tokens, behind)
     body = parser.renderer.render(tokens, parser.options, {})
     body = _boxed(body)
     body = unmarked(LINKED.sub(lambda found: _link(found, keys, anchors), body))
@@ -121,7 +122,11 @@ def data(value: Any) -> str:
 def library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, which asks for nothing else."""
     # The two that would end a script element, or comment it out, can only stand in its strings.
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "\\x3c!--")
+    return (
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+        .replace("</script", "<\\/script")
+        .replace("<!--", "\\x3c!--")
+    )
 
 
 @cache
@@ -137,7 +142,7 @@ def _hash(text: str) -> str:
 def _headings(tokens: list[Token]) -> list[Heading]:
     """The headings, each with an id of its own from here on."""
     found: list[Heading] = []
-    for token, inside in zip(tokens, tokens[1:], strict=False):
+    for token, inside in pairwise(tokens):
         if token.type == "heading_open":
             text = unmarked(_text(inside))
             plain = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "section"
@@ -151,7 +156,8 @@ def _headings(tokens: list[Token]) -> list[Heading]:
 
 def _contents(headings: list[Heading]) -> str:
     """The table of contents: sections, and below each its parts."""
-    lines, parts = [], []
+    lines: list[str] = []
+    parts: list[str] = []
 
     def close() -> None:
         if parts:
@@ -180,7 +186,7 @@ def _text(token: Token) -> str:
     return "".join(c.content if c.type != "softbreak" else " " for c in token.children or [] if c.type in kinds)
 
 
-def _number_figures(parser: MarkdownIt, tokens: list[Token], figures: Path) -> None:
+def _embed_figures(tokens: list[Token], figures: Path) -> None:
     """Make every paragraph that is a picture a figure, with the picture inside, and its chart where there is one."""
     for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
         for child in token.children or []:
@@ -196,7 +202,7 @@ def _number_figures(parser: MarkdownIt, tokens: list[Token], figures: Path) -> N
                 width, height = struct.unpack(">II", content[16:24])
                 image.attrs |= {"width": width, "height": height}
             if len(token.children or []) == 1 and before.type == "paragraph_open":
-                alt = parser.renderer.renderInlineAsText(image.children, parser.options, {})
+                alt = _text(image)
                 before.tag = after.tag = "figure"
                 before.attrSet("id", f"figure-{path.stem}")
                 token.children = [image, _raw(_caption(unmarked(alt), path))]
@@ -217,15 +223,18 @@ def _caption(alt: str, path: Path) -> str:
     return found
 
 
-def _name_rows(tokens: list[Token], series: Mapping[str, list[str]], curves: set[str]) -> dict[str, str]:
-    """Say of every row of a table which curves it is about; returns each curve's anchor: its row in the last table that
-    has one, which is that of all its settings."""
+def _name_rows(tokens: list[Token], behind: Mapping[str, Any]) -> dict[str, str]:
+    """Say of every row of a table which curves it is about, and mark long cells; returns each curve's anchor: its row
+    in the table of all curves' settings."""
+    curves, by_label, by_model = [name for name, _ in behind["curves"]], dict(behind["series"]), _by_model(behind)
+    anchors: dict[str, str] = {}
     header: list[str] = []
-    named: dict[str, Token] = {}
+    rows: dict[str, Token] = {}
+    last = rows
     row, cells = Token("", "", 0), -1
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in pairwise(tokens):
         if before.type == "thead_open":
-            header = []
+            header, rows = [], {}
         elif before.type == "th_open":
             header.append(unmarked(_text(token)))
             before.attrSet("scope", "col")
@@ -233,18 +242,35 @@ def _name_rows(tokens: list[Token], series: Mapping[str, list[str]], curves: set
             row, cells = before, -1
         elif before.type == "td_open":
             cells += 1
-            text = unmarked(_text(token))
+            text, title = unmarked(_text(token)), header[cells] if cells < len(header) else ""
             if len(text) > LONG:
                 before.attrSet("class", "long")
-            own = series.get(text, [])
-            about = cells < len(header) and (header[cells] in NAMED or header[cells].startswith("minus "))
-            if own and about and (header[cells] in ("curve", "row") or not row.attrGet("data-curves")):
+            settings = title == "row" and "base" in header
+            if settings:
+                rows[text] = row
+            own = [text] if title in ("curve", "step") and text in curves else []
+            if cells == 0 and not own:
+                own = by_model.get(text, []) if title == "model" else []
+                own = by_label.get(text, []) if title in LABELLED or title.startswith("minus ") else own
+            if own:
                 row.attrSet("data-curves", " ".join(own))
-                if header[cells] == "row" and text in curves:
-                    named[text] = row
-    for name, own_row in named.items():
-        own_row.attrSet("id", f"curve-{name}")
-    return {name: f"curve-{name}" for name in named}
+        elif before.type == "table_close" and list(rows) == curves:
+            # Models may be called as curves are; the table of curves is the later one.
+            anchors = {name: f"curve-{name}" for name in rows}
+            last = rows
+    for name in anchors:
+        last[name].attrSet("id", anchors[name])
+        last[name].attrSet("data-curves", name)
+    return anchors
+
+
+def _by_model(behind: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The curves that sample each model."""
+    found: dict[str, list[str]] = {}
+    for name, own in behind["curves"]:
+        if own["model"]:
+            found.setdefault(own["model"], []).append(name)
+    return found
 
 
 def _boxed(body: str) -> str:

@@ -14,7 +14,7 @@ from pipeline.report.lines import few
 from pipeline.report.networks import mega
 from pipeline.report.page import Markdown, bold, code, escape, table
 from pipeline.report.results import FAILED, cells, difference, is_tie, of_curve, pareto, spread
-from pipeline.report.study import Report, listed, number, plain, stated, stated_difference
+from pipeline.report.study import Report, listed, number, plain, stated
 from pipeline.rows import Row
 
 SHOWN_BUDGETS = 7
@@ -69,15 +69,18 @@ def best_points(report: Report) -> Markdown:
         _, nfe = best_of(report, name)
         own = cells(report.results, name, report.headline)
         values = own[own.nfe == nfe].value
-        others = [
-            stated(report.points(name, metric)[nfe]) + _fit(report, name, nfe, metric) for metric in report.metrics[1:]
-        ]
-        least = f"{number(values.min())} (of {len(values)})"
+        others = [_at(report, name, nfe, metric) + _fit(report, name, nfe, metric) for metric in report.metrics[1:]]
+        least = f"{report.linked(number(values.min()), name, nfe)} (of {len(values)})"
         title = report.label(name) + (" (one repetition)" if len(values) == 1 else "")
-        lines.append([title, nfe or "unknown", stated(report.points(name)[nfe]), least, *others])
+        lines.append([title, nfe or "unknown", _at(report, name, nfe), least, *others])
     floors = [floor_text(report, metric) for metric in report.metrics]
     lines.append([REAL, "", floors[0], "", *floors[1:]])
     return table(header, lines)
+
+
+def _at(report: Report, name: str, nfe: int, metric: str | None = None) -> str:
+    """A metric (None: the score) of a curve or image set at a counted NFE."""
+    return report.linked(stated(report.points(name, metric)[nfe]), name, nfe, metric)
 
 
 def _fit(report: Report, name: str, nfe: int, metric: str) -> str:
@@ -103,7 +106,7 @@ def _differences(report: Report, name: str, base: str, budgets: list[int]) -> li
     texts = []
     for budget in budgets:
         if len(report.having([name, base], budget)) == 2:
-            texts.append(stated_difference(difference(report.cells(name, budget), report.cells(base, budget))))
+            texts.append(report.compared(name, base, budget))
         else:
             base_failed = budget in report.curves[name]["nfe"] and report.missing(base, budget)
             texts.append(report.missing(name, budget) or (f"base {FAILED}" if base_failed else ""))
@@ -213,7 +216,14 @@ def reach(report: Report) -> dict[str, Any] | None:
             continue
         own, own_nfe = best_of(report, curve)
         found = [*reached(report, curve, own), *reached(report, curve, best)]
-        lines.append([code(curve), number(own), own_nfe, *("not reached" if n is None else n for n in found)])
+        lines.append(
+            [
+                code(curve),
+                report.linked(number(own), curve, own_nfe),
+                own_nfe,
+                *("not reached" if n is None else n for n in found),
+            ]
+        )
     within = [f"within {share:.0%} of {whose}" for whose in ("its own best", "the study's") for share in SHARES]
     return {
         "best": f"{number(best)}, by {report.label(name)} at NFE {nfe}",
@@ -232,7 +242,7 @@ def fronts(report: Report) -> list[dict[str, Any]]:
         if not cost:
             continue
         front = pareto((cost[key], points[key].mean, key) for key in cost)
-        lines = [[f"{x:.3g}", code(curve), nfe, stated(points[curve, nfe])] for x, _, (curve, nfe) in front]
+        lines = [[f"{x:.3g}", code(curve), nfe, _at(report, curve, nfe)] for x, _, (curve, nfe) in front]
         file = f"front_{title.replace(' ', '_')}.png"
         front_figure(
             report.figures / file,
@@ -259,7 +269,7 @@ def _best_sampler(report: Report, names: list[str], budget: int) -> Markdown:
     if not (best := report.best(names, budget)):
         return Markdown(next((FAILED for name in names if report.missing(name, budget)), ""))
     leader, *ties = best
-    text = f"{code(leader)} {escape(stated(report.estimate(leader, budget)))}"
+    text = f"{code(leader)} {escape(report.stated_at(leader, budget))}"
     if len(report.having(names, budget)) == 1:
         return Markdown(f"{text}, alone")
     return Markdown(text + (f"; tie: {', '.join(map(code, ties))}" if ties else ""))
@@ -280,7 +290,8 @@ def spreads(report: Report) -> Markdown:
     for name, row in report.curves.items():
         for budget in sorted(b for b in row["nfe"] if report.having([name], b)):
             if found := spread(report.cells(name, budget)):
-                lines.append([code(name), budget, *map(number, found)])
+                mean, *others = map(number, found)
+                lines.append([code(name), budget, report.linked(mean, name, report.nfe(name, budget)), *others])
     header = ["curve", "budget", f"mean {report.score}", "sd of retraining", "sd of resampling"]
     return table(header, lines) if lines else Markdown("")
 

@@ -7,7 +7,7 @@ from pipeline.report.factorial import low_and_high
 from pipeline.report.figures import path_figure
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.results import FAILED, difference
-from pipeline.report.study import Report, apart_or_tied, stated_difference
+from pipeline.report.study import Report, apart_or_tied
 
 LEAST_CURVES = 4  # fewer are an ablation and its base
 
@@ -88,5 +88,5 @@ def _table(report: Report, path: list[str], budgets: list[int]) -> Markdown:
 def _change(report: Report, name: str, before: str, budget: int) -> str:
     """The paired difference from the step before, or which of the two failed."""
     if len(report.having([name, before], budget)) == 2:
-        return stated_difference(difference(report.cells(name, budget), report.cells(before, budget)))
+        return report.compared(name, before, budget)
     return report.missing(name, budget) or (f"{before} {FAILED}" if report.missing(before, budget) else "")

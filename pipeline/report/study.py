@@ -194,7 +194,9 @@ class Report:
             return self.missing(curve, budget)
         return self.linked(stated(self.estimate(curve, budget, metric)), curve, self.nfe(curve, budget), metric)
 
-    def linked(self, text: str, curve: str, nfe: int, metric: str | None = None, base: tuple[str, int] = ("", 0)) -> str:
+    def linked(
+        self, text: str, curve: str, nfe: int, metric: str | None = None, base: tuple[str, int] = ("", 0)
+    ) -> str:
         """A number that the page links to the cells behind it: a curve's at a counted NFE, of a metric (None: the
         score), and those of `base`, (curve, NFE), that it is the difference from."""
         key = f"{curve}/{nfe}/{metric or self.headline}" + (f"/{base[0]}/{base[1]}" if base[0] else "")
