@@ -23,7 +23,7 @@ from tests.test_report import CURVES, HOSTILE, made_up_study
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="neither chromium nor google-chrome is installed")
 SCORE = label("fd_corrected", "classifier", False)
-METHOD = HOSTILE[:40]
+METHOD = HOSTILE[:40].strip()
 LONG = "Größe " + "<b>" * 30 + "模型"  # a choice that a row makes may be any text
 METHODS = "#figure-methods"
 
@@ -38,9 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         curves = CURVES | {"failing": {"model": "edm", "rho": 9}}
         paths = made_up_study(root, curves, [0, 1, 2])
-        results = json.loads((paths.curve("failing") / "results.json").read_text())
-        results["cells"][-1] |= {"failed": HOSTILE, "metrics": []}
-        write_json(paths.curve("failing") / "results.json", results)
+        for place, name in enumerate(curves):
+            results = json.loads((paths.curve(name) / "results.json").read_text())
+            for metric in (metric for cell in results["cells"] for metric in cell["metrics"]):
+                metric["value"] *= 1 + 3 * place % 8  # no two curves alike, and in no order
+            if name == "failing":
+                results["cells"][-1] |= {"failed": HOSTILE, "metrics": []}
+            write_json(paths.curve(name) / "results.json", results)
         rows = json.loads((paths.rows / "report.json").read_text())
         rows["curves"]["rho_5"]["differences"] = {"rho": LONG}
         write_json(paths.rows / "report.json", rows)
@@ -92,7 +96,7 @@ def drawn(page: Page, figure: str = METHODS) -> Page:
 def names(page: Page, figure: str = METHODS) -> set[str]:
     """The series of which a chart shows points."""
     marks = page.locator(f"{figure} .mark-symbol path").evaluate_all("found => found.map(m => m.ariaLabel)")
-    return {mark.split("; series: ")[1].rsplit("; 95%", 1)[0] for mark in marks}
+    return {mark.split("; series: ")[1].split("; 95% interval, from")[0].strip() for mark in marks}
 
 
 def cells(folder: Path, curve: str, nfe: int, metric: str = "fd_corrected") -> list[dict]:
@@ -123,11 +127,11 @@ def test_charts_are_drawn_when_they_come_near(opened: Opened) -> None:
 @needs_browser
 def test_hovering_shows_the_exact_value(opened: Opened, folder: Path) -> None:
     page = drawn(opened())
-    page.locator(f"{METHODS} .legend button").last.scroll_into_view_if_needed()
+    page.locator(f"{METHODS} .legend button", has_text="flow").click()
+    expect(page.locator(f"{METHODS} .mark-symbol path")).to_have_count(2)
     values = [float(row["value"]) for row in cells(folder, "edm", 7)]
-    mark = page.locator(f"{METHODS} .mark-symbol path").nth(1)
-    mark.dispatch_event("pointermove", {"bubbles": True})
-    mark.hover(force=True)
+    mark = page.locator(f"{METHODS} .mark-symbol path").last
+    mark.hover()
     tip = page.locator("#tip")
     expect(tip).to_be_visible()
     said = dict(zip(tip.locator("dt").all_inner_texts(), tip.locator("dd").all_inner_texts(), strict=True))
@@ -153,8 +157,8 @@ def test_the_filter_takes_curves_out_of_charts_and_tables(opened: Opened) -> Non
     assert names(page, "#figure-ablation_rho") == {"edm (base)", "rho_3: rho 3", rho_5, "failing: rho 9"}
     page.locator("#filter summary").click()
     page.locator("#filter label[data-name=rho_3] input").uncheck()
-    rows = page.locator("tr[data-curves~=rho_3]")
-    assert rows.count() >= 3 and rows.evaluate_all("found => found.every(r => getComputedStyle(r).display === 'none')")
+    rows = page.locator("tr[data-curves=rho_3]")
+    assert rows.count() >= 2 and rows.evaluate_all("found => found.every(r => getComputedStyle(r).display === 'none')")
     expect(page.locator("#filter summary")).to_have_text("Curves shown: 7 of 8")
     expect(page.locator("#figure-ablation_rho .mark-symbol path")).to_have_count(5)
     assert names(page, "#figure-ablation_rho") == {"edm (base)", rho_5, "failing: rho 9"}
@@ -225,7 +229,6 @@ def test_tables_are_copied_in_three_formats(opened: Opened) -> None:
         expect(page.locator(".tools").first.get_by_text("copied")).to_be_visible()
         copied[name] = page.evaluate("navigator.clipboard.readText()")
         expect(page.locator(".tools").first.get_by_text("copied")).to_be_hidden()
-    shown = [[text.removesuffix(" ↕") for text in line] for line in shown]
     assert list(csv.reader(io.StringIO(copied["CSV"]))) == shown and METHOD in shown[1]
     lines = copied["Markdown"].splitlines()
     assert len(lines) == len(shown) + 1 and lines[1] == "| " + " | ".join(["---"] * len(shown[0])) + " |"
@@ -380,11 +383,9 @@ def test_markdown_has_no_marks(folder: Path) -> None:
 def test_a_mark_of_no_cell_is_text() -> None:
     """What a title brings along itself is neither a link nor an error."""
     page = to_html(f"# {marked('9', 3)} \ue000x\ue001 \ue002\n", "t", Path())
-    assert ">9  </h1>" in page.replace(" \n", " ") or ">9" in page
-    assert (
-        not any(mark in page for mark in "\ue000\ue001\ue002")
-        and "data-cell" not in page.split("<main")[1].split("</main")[0]
-    )
+    body = page.split("<main")[1].split("</main")[0]
+    assert ">9 x" in body and "data-cell" not in body
+    assert not any(mark in body for mark in "\ue000\ue001\ue002")
 
 
 def test_data_cannot_end_its_script() -> None:

@@ -292,7 +292,7 @@ def test_the_report_has_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that will be drawn, kept as they are."""
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_save", lambda own, _: kept.append(own))
+    monkeypatch.setattr(figures, "_save", lambda own, *_, **__: kept.append(own))
     return kept
 
 

@@ -466,4 +466,5 @@ startTables();
 startCells();
 startCharts();
 document.documentElement.classList.add("interactive");
+performance.mark("interactive");
 })();

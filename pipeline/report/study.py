@@ -79,6 +79,7 @@ class Report:
         self.score = self.metric(self.headline)
         self.links: dict[str, int] = {}  # the keys of the cells that numbers link to, in their order
         self._rows = {name: own for name, own in self.results.groupby("curve", sort=False)}
+        self._failed: dict[tuple[str, int], bool] = {}
         self._points: dict[tuple[str, str], dict[int, Interval]] = {}
         self._cells: dict[tuple[str, int, str], pd.DataFrame] = {}
 
@@ -169,8 +170,10 @@ class Report:
 
     def missing(self, curve: str, budget: int) -> str:
         """What stands where a curve has no result at a budget: "failed", or nothing where there is no point."""
-        failed = budget in self.curves[curve]["nfe"] and failed_at(self._of(curve), curve, budget)
-        return FAILED if failed else ""
+        key = curve, budget
+        if key not in self._failed:
+            self._failed[key] = budget in self.curves[curve]["nfe"] and failed_at(self._of(curve), curve, budget)
+        return FAILED if self._failed[key] else ""
 
     def with_points(self, names: list[str]) -> list[str]:
         """Those of the curves and image sets that have any point."""
