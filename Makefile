@@ -1,9 +1,11 @@
-# make install | repro | study NAME=solvers | test | lint | format | bench | timings | pins | verify. PYTHON names the interpreter that .venv is built with.
+# make install | repro | study NAME=solvers | check | verify | prune | new | test | lint | format | docs | bench | timings | pins
+# NAME=solvers names a study for check, verify, prune and timings, too; J=2 runs independent stages side by side.
+# PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install repro study test lint format bench timings pins verify
+.PHONY: install repro study check verify prune new test lint format docs bench timings pins
 
 install: .venv/installed
 
@@ -17,12 +19,26 @@ install: .venv/installed
 
 repro: install
 	@$(BIN)/python -m stages.resolve --check
-	@$(BIN)/dvc repro
+	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$(J)",$(BIN)/dvc repro)
 
 study: install  # another study: make study NAME=solvers
 	@test -f "studies/$(NAME)/dvc.yaml" || { echo "error: make study NAME=..., one of: $$(ls studies)" >&2; exit 1; }
 	@$(BIN)/python -m stages.resolve --check --params "studies/$(NAME)/params.yaml"
-	@$(BIN)/dvc repro "studies/$(NAME)/dvc.yaml"
+	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$(J)" --params "studies/$(NAME)/params.yaml",\
+	  $(BIN)/dvc repro "studies/$(NAME)/dvc.yaml")
+
+check: install  # what the root study, or NAME, would run and what that costs here
+	@$(BIN)/python -m stages.check --params "$(if $(NAME),studies/$(NAME)/)params.yaml"
+
+verify: install  # make cells again from nothing and compare: CELLS=all or "edm:35:0,0 ddim:7"
+	@$(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"
+
+prune: install  # delete what rows that are gone from params.yaml have left; DRY=1 prints only
+	@$(BIN)/python -m stages.prune $(if $(NAME),--params "studies/$(NAME)/params.yaml") $(if $(DRY),--dry)
+
+# a study of your own images: make new NAME=pets IMAGES=path/to/folder (or .zip), and SCALE=published, LABELS=classes
+new: install
+	@$(BIN)/python -m stages.new --name "$${NAME-}" --images "$${IMAGES-}" --scale "$${SCALE:-cpu}" --labels "$${LABELS:-none}"
 
 test: install
 	$(BIN)/python -m pytest
@@ -36,11 +52,16 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install  # what is made from the code: docs/design-space.md, and params.schema.json, by which editors check a study
+	$(BIN)/python -m stages.docs
+	$(BIN)/python -m pipeline.schema
+
 bench: install
 	$(BIN)/python -m benchmarks.measurement
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.page
 
 timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
 	$(BIN)/python -m stages.timings --name "$(or $(NAME),digits)"
@@ -49,6 +70,3 @@ timings: install  # seconds per image of every curve, of the root study or of NA
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate --extra dev pyproject.toml --output-file requirements.txt
-
-verify: install  # make cells again from nothing and compare: CELLS=all or "edm:35:0,0 ddim:7", NAME=solvers
-	@$(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"

@@ -382,7 +382,8 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others += ("loss_by_noise_level", "gradient_by_noise_level", "noise_distributions", "trajectories")
     figures = {f"figures/ablation_{axis}" for axis in axes} | {f"figures/{f}" for f in others}
     files = {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg", "json")}
-    assert files - {"figures/samples.json", "figures/trajectories.json"} == {n for n in first if n.startswith("figures/")}
+    files -= {"figures/samples.json", "figures/trajectories.json"}
+    assert files == {name for name in first if name.startswith("figures/")}
     build(paths)
     assert written(paths.reports) == first
 

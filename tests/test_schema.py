@@ -40,7 +40,7 @@ def complaints(study: str) -> list[str]:
 
 
 def test_the_file_is_up_to_date_and_a_json_schema() -> None:
-    assert (ROOT / FILE).read_text() == text(), "`make schema` writes it anew"
+    assert (ROOT / FILE).read_text() == text(), "`make docs` writes it anew"
     Draft7Validator.check_schema(json.loads(text()))
 
 
