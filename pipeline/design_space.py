@@ -8,7 +8,7 @@ stands here, and no other.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
@@ -452,6 +452,10 @@ def _code(text: str) -> str:
     return f"`{text}`" if text and not text.startswith(LEVEL.split("{")[0]) else text
 
 
+def _coefficient(key: str, name: str) -> str:
+    return _code(coefficients(name)[key])
+
+
 def _published_weighting(name: str) -> dict[str, Any]:
     parameters = signature(WEIGHTINGS[name].function).parameters
     return {key: parameters[key].default for key in WEIGHTINGS[name].optional}
@@ -526,7 +530,7 @@ AXES = (
         {name: _parametrization(name) for name in PARAMETRIZATIONS},
         "D(z; sigma) = c_skip z + c_out F(c_in z, c_noise), F being the network.",
         "what it is",
-        columns={key: lambda n, key=key: _code(coefficients(n)[key]) for key in ("c_skip", "c_out", "c_in", "c_noise")},
+        columns={key: partial(_coefficient, key) for key in ("c_skip", "c_out", "c_in", "c_noise")},
     ),
     Axis(
         "Training noise",
@@ -721,7 +725,7 @@ def methods_table() -> str:
         return f"`{name}`<br>{_code(entries[name].formula) or entries[name].words}"
 
     def coefficient(key: str) -> list[str]:
-        return line(key, lambda n: _code(coefficients(models[n].parametrization)[key]))
+        return line(key, lambda n: _coefficient(key, models[n].parametrization))
 
     rows = [
         line("`solver`", lambda n: shown(SOLVER, curves[n].solver)),

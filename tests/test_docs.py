@@ -338,7 +338,7 @@ def test_version_and_licence_are_the_same_everywhere() -> None:
 
 
 def blocks(page: Path) -> list[str]:
-    return [token.content for token in parsed(page) if token.type == "fence" and token.info == "python"]
+    return [token.content for token in parsed(page) if token.type == "fence" and token.info in ("python", "text")]
 
 
 def written(text: str, how: str, table: str, block: str) -> str:
