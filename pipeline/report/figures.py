@@ -44,8 +44,10 @@ def _save(figure: Figure, path: Path, drawn: dict[str, Any] | None = None, photo
     """
     picture, vectors = io.BytesIO(), io.BytesIO()
     figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+    layout = figure.get_layout_engine()
     figure.set_layout_engine("none")  # all stays where it has been put for the first file
     figure.savefig(vectors, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine(layout)
     plt.close(figure)
     write_bytes(path, picture.getvalue() if photos else _few_colours(picture))
     write_bytes(path.with_suffix(".svg"), vectors.getvalue())
