@@ -7,6 +7,7 @@ import pytest
 from pipeline.files import Paths
 from pipeline.report import parts
 from pipeline.report.findings import FIRST, findings, tied_from
+from pipeline.report.page import unmarked
 from pipeline.report.study import Report
 from tests.test_report import made_up_study
 from tests.test_report_failures import change, fail
@@ -118,7 +119,9 @@ def test_the_design_table_links_each_row_to_its_figure(tmp_path: Path, monkeypat
     paths, _ = study(tmp_path, scores, {"edm": METHODS["edm"]} | RHOS)
     fail(paths, "rho_5", (7,), (1,))
     report = Report(paths, tmp_path)
-    lines = {line.split(" | ")[2]: line.strip("| ").split(" | ") for line in parts.effects(report).splitlines()[2:]}
+    lines = {
+        line.split(" | ")[2]: line.strip("| ").split(" | ") for line in unmarked(parts.effects(report)).splitlines()[2:]
+    }
     assert lines["`rho_2`"][:4] == ["rho", "rho 2", "`rho_2`", "`edm`"]
     assert lines["`rho_2`"][4].startswith("4: +3 (") and lines["`rho_2`"][5].startswith("8: +3 (")
     assert all(text.endswith(", worse") for text in lines["`rho_2`"][4:6])

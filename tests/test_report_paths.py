@@ -70,7 +70,7 @@ def test_a_path_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "step by step at a budget of 8: config_e −0.5 (−0.748 to −0.252); " in said
     assert said.endswith("tie with the step before.")
     figures = {figure.name for figure in (study.reports / "figures").iterdir() if figure.name.startswith("path_")}
-    assert figures == {"path_config_e.png", "path_config_f.png"}
+    assert figures == {f"path_{end}.{kind}" for end in ("config_e", "config_f") for kind in ("png", "svg", "json")}
     before = (study.reports / "report.html").read_bytes()
     build(study)
     assert (study.reports / "report.html").read_bytes() == before

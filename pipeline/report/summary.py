@@ -26,17 +26,20 @@ def write_summary(report: Report) -> None:
 def summary(report: Report) -> dict[str, Any]:
     """The methods' mean scores at the largest budget that they share, and the study's best, to six digits.
 
-    A method without a result there is left out.
+    A method without a result there is left out, and so is the best of a study that has none.
     """
     budget = max(report.common_budgets(report.methods), default=0)
     having = report.having(report.methods, budget)
-    curve, nfe, mean = best_of_all(report)
+    best = {}
+    if report.finished:
+        curve, nfe, mean = best_of_all(report)
+        best = {"best": {"score": rounded(mean), "nfe": nfe, "curve": curve}}
     return {
         "score": report.score,
         "floor": rounded(report.score_floor.mean),
         "budget": budget,
         METHODS: {name: rounded(report.estimate(name, budget).mean) for name in having},
-        "best": {"score": rounded(mean), "nfe": nfe, "curve": curve},
+        **best,
         "failed": len(report.failures),
     }
 
