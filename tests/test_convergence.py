@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.convergence import entries, has_order, measured_order, mixture, regressed
-from pipeline.oracle import Gaussian, flow
+from pipeline.convergence import entries, has_order, in_span, measured_order, mixture, regressed, trajectory_errors
+from pipeline.oracle import Gaussian, empirical, flow
 from pipeline.path import Path
 from pipeline.sampler import Sampler
 from pipeline.sampling import sample
@@ -131,3 +131,34 @@ def test_many_steps_take_noise_to_the_exact_end(solver: str) -> None:
     few, many = error(40), error(400)
     of_last_step = 1e-5  # from sigma_min, whatever the number of steps
     assert many < 0.02 and many < few / (5 if ORDERS[solver] == 1 else 20) + of_last_step
+
+
+def test_a_data_set_in_its_own_span_is_solved_to_the_same_images() -> None:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 3, 4, 4, dtype=torch.float64, generator=draws) * 2 - 1
+    whole, row = empirical(images), Sampler(solver="heun", nfe=(9,))
+    inside = in_span(whole)
+    assert inside.means.shape == (6, 6)
+    basis = torch.linalg.lstsq(inside.means, whole.means.flatten(1)).solution  # (6, 48), orthonormal rows
+    noise = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=draws)
+    expected = sample(whole, noise, row, 5).x0
+    made = sample(inside, noise.flatten(1) @ basis.T, row, 5).x0
+    assert (made @ basis).reshape(expected.shape) == pytest.approx(expected, abs=1e-9)
+
+
+def test_errors_in_the_span_are_per_value_of_an_image() -> None:
+    draws = torch.Generator().manual_seed(0)
+    whole = empirical(torch.rand(6, 3, 4, 4, dtype=torch.float64, generator=draws) * 2 - 1)
+    inside, row = in_span(whole), Sampler(solver="euler", nfe=(4,))
+    noise = torch.randn(64, 6, dtype=torch.float64, generator=draws)
+    basis = torch.linalg.lstsq(inside.means, whole.means.flatten(1)).solution
+    found = [
+        trajectory_errors("euler", row, oracle, start, torch.zeros_like(start), 48)
+        for oracle, start in ((inside, noise), (whole, (noise @ basis).reshape(64, 3, 4, 4)))
+    ]
+    assert [r["error"] for r in found[0]] == pytest.approx([r["error"] for r in found[1]])
+
+
+def test_a_data_set_of_more_images_than_values_stays_as_it_is() -> None:
+    oracle = empirical(torch.rand(9, 2, dtype=torch.float64))
+    assert in_span(oracle) is oracle
