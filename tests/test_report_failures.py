@@ -233,7 +233,7 @@ def test_the_best_sampler_of_each_model(tmp_path: Path, monkeypatch: pytest.Monk
     header, _, *lines = text.split("## The best sampler of each model")[1].split("\n\n")[2].splitlines()
     assert header == "| model | budget 4 | budget 8 |"
     assert lines == ["| `edm` | `rho_3` 2.00 ± 2.48; tie: `rho_5` | `rho_5` 3.00 ± 0 |"]
-    assert "Lowest score of the 4 ways to sample edm: rho_3 in a tie at 4; rho_5 at 8." in text
+    assert "Lowest score of the 6 ways to sample edm: rho_3 in a tie at 4; rho_5 at 8." in text
 
 
 def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
@@ -42,12 +44,12 @@ def _save(figure: Figure, path: Path, drawn: dict[str, Any] | None = None, photo
 
     photos: whether there are images in it, which 256 colours would not show as they are.
     """
+    # The canvases' own printing draws once, where savefig would draw twice.
     picture, vectors = io.BytesIO(), io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
-    layout = figure.get_layout_engine()
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(picture, metadata={"Software": None})
     figure.set_layout_engine("none")  # all stays where it has been put for the first file
-    figure.savefig(vectors, format="svg", metadata={"Date": None, "Creator": None})
-    figure.set_layout_engine(layout)
+    FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     write_bytes(path, picture.getvalue() if photos else _few_colours(picture))
     write_bytes(path.with_suffix(".svg"), vectors.getvalue())

@@ -103,7 +103,10 @@ def cells(results: pd.DataFrame, curve: str, metric: str) -> pd.DataFrame:
 
     An error of fit is no error of drawing the samples, and is left out.
     """
-    own = of_curve(results, curve)
+    return _of_metric(of_curve(results, curve), metric)
+
+
+def _of_metric(own: pd.DataFrame, metric: str) -> pd.DataFrame:
     found = own[(own.metric == metric) & ~own.steps.isin(own[own.metric == FAILED].steps)]
     return found.assign(se=math.nan) if metric == "fd_infinity" else found
 
@@ -113,7 +116,8 @@ def at_budget(results: pd.DataFrame, curve: str, metric: str, budget: int) -> pd
 
     Empty where there is none, or where that point failed: a smaller one does not take its place.
     """
-    own, found = of_curve(results, curve), cells(results, curve, metric)
+    own = of_curve(results, curve)
+    found = _of_metric(own, metric)
     largest = own[(own.nfe <= budget) & own.metric.isin([metric, FAILED])].nfe.max()
     return found[found.nfe == largest].set_index(SEEDS)[["nfe", "value", "se"]]
 
