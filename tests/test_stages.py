@@ -44,12 +44,14 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
     "measure nothing": ("measure", BY_DVC, {}, "give --images, a folder or zip of images, or --row"),
     "verify": ("verify", BY_DVC, {"params.yaml": GOOD}, "reports/t/results.csv: missing; there are no results"),
     "check": ("check", (), {}, "params.yaml: no such study file"),
+    "prune": ("prune", (), {}, "params.yaml: no such study file"),
+    "repro": ("repro", ("--jobs", "two"), {"params.yaml": GOOD}, "--jobs 'two': stages at a time, a number from 1 on"),
     "no sets": ("resolve", BY_DVC, {"params.yaml": GOOD.replace("sets: {}\n", "")}, "params.yaml: sets: missing"),
 }  # fmt: skip
 CASES |= {
     stage: (stage, ("--name", "other"), {}, "build/other/")
     for stage in STAGES
-    if stage not in ("resolve", "train", "sweep", "measure", "verify", "check", "new", "docs")
+    if stage not in ("resolve", "train", "sweep", "measure", "verify", "check", "prune", "repro", "new", "docs")
 }
 
 
