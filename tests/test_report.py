@@ -583,13 +583,12 @@ def test_a_choice_that_is_not_set_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0])
     rows = json.loads((paths.rows / "report.json").read_text())
-    rows["curves"]["rho_3"]["alpha"] = rows["curves"]["rho_3"]["eta"] = None
-    for row in rows["curves"].values():
-        row["eta"] = None
+    for name, row in rows["curves"].items():
+        row |= {"sigma_max": None, "S_max": None if name == "rho_3" else 50.0}
     write_json(paths.rows / "report.json", rows)
     build(paths)
     _, curves = design_tables(paths)
-    assert "eta none" in curves.split("All others: ")[1] and "**none**" in curves.split("All others: ")[0]
+    assert "sigma_max none" in curves.split("All others: ")[1] and "**none**" in curves.split("All others: ")[0]
 
 
 def test_choices_without_effect_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
