@@ -171,7 +171,12 @@ def test_the_filter_takes_curves_out_of_charts_and_tables(opened: Opened) -> Non
     # A chart that is drawn later goes by the filter too.
     page.get_by_role("button", name="none", exact=True).click()
     drawn(page, METHODS)
+    expect(page.locator(f"{METHODS} .plot.empty")).to_have_count(1)
     assert page.locator(f"{METHODS} .mark-symbol path").count() == 0
+    page.get_by_role("button", name="all", exact=True).click()
+    expect(page.locator(f"{METHODS} .plot.empty")).to_have_count(0)
+    expect(page.locator(f"{METHODS} .mark-symbol path")).to_have_count(4)
+    assert names(page) == {METHOD, "flow"}
 
 
 @needs_browser

@@ -1,11 +1,8 @@
-"""What a stage shows while it works: a bar and a line per finished cell on a terminal, nothing elsewhere; and how a
-training went."""
+"""What a stage shows while it works: a bar and a line per finished cell on a terminal, nothing elsewhere."""
 
 import fcntl
-import json
 import os
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -15,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import stages.features
 import stages.grids
 import stages.prepare
 import stages.reference
 import stages.resolve
-from pipeline.files import Paths, read_json, write_csv
+from pipeline.files import Paths, read_json
 from pipeline.progress import bar, tell
 from stages import Arguments
 from tests.imports import ROOT
@@ -139,38 +135,3 @@ def test_a_line_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch, terminal: 
     os.close(reading)
     assert piped == b"" and ("half of it" in [s.strip() for s in states(written)]) == terminal
     assert bool(re.search(r"work: +50%.*2.00/4.00 .* ?image/s\]", written)) == terminal
-
-
-def test_training_curves_are_one_line_a_seed_in_dvc_plots(tmp_path: Path) -> None:
-    """`dvc plots diff` of a repository whose training curve has changed since its last commit."""
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["do"]["plots"]
-    [(file, entry)] = graph[0].items()
-    file = file.replace("${study.name}", "tiny").replace("${key}", "edm")
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_"))}
-    own |= {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "home"), "DVC_NO_ANALYTICS": "1"}
-
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def train(loss: float) -> None:
-        points = [{"seed": seed, "images": 64 * n, "loss": loss / n + seed} for seed in (0, 1) for n in (1, 2, 3)]
-        write_csv(tmp_path / file, ["seed", "images", "loss"], points)
-
-    train(1.0)
-    stage = {"cmd": "python -m train", "plots": [{file: entry | {"template": "by_seed"}}]}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
-    run("git", "init", "--quiet")
-    run(sys.executable, "-m", "dvc", "init", "--quiet")
-    shutil.copytree(ROOT / ".dvc/plots", tmp_path / ".dvc/plots")
-    run("git", "add", "--all")
-    run("git", "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message", "a")
-    train(2.0)
-    shown = json.loads(run(sys.executable, "-m", "dvc", "plots", "diff", "--json", "HEAD"))
-    [plot] = shown["data"][file]
-    content = json.loads(plot["content"]) if isinstance(plot["content"], str) else plot["content"]
-    assert content["encoding"]["x"]["field"] == "images" and content["encoding"]["y"]["field"] == "loss"
-    assert content["encoding"]["detail"]["field"] == "seed" and content["encoding"]["color"]["field"] == "rev"
-    lines = {(row["rev"], row["seed"]) for row in content["data"]["values"]}
-    assert lines == {(rev, seed) for rev in ("workspace", "HEAD") for seed in ("0", "1")}

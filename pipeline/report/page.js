@@ -106,14 +106,17 @@ async function draw(figure) {
   figure.element.prepend(drawn);
   figure.drawn = drawn;
   figure.element.classList.add("live");
+  figure.panels = panels;
   const results = await Promise.all(figure.specs.map((spec, i) => {
     const width = panels[i].clientWidth || 600;
     const shown = {
       ...spec, width: "container", height: Math.round(Math.min(380, Math.max(230, width * figure.ratio))),
       autosize: {type: "fit-x", contains: "padding"},
-      data: {...spec.data, values: spec.data.values.filter((point) => visible(figure, point))},
+      data: {...spec.data, values: left(figure, i)},
     };
+    // Errors alone are told: that a layer has no range is none, where the filter has left nothing of it.
     return embed(panels[i], shown, {
+      logLevel: 1,
       ast: true, actions: false, defaultStyle: false, renderer: "svg", mode: "vega-lite", config: theme(), tooltip: hover,
     });
   }));
@@ -126,8 +129,15 @@ async function draw(figure) {
 
 function refresh(figure) {
   figure.views.forEach((view, i) => {
-    view.data("points", figure.specs[i].data.values.filter((point) => visible(figure, point))).runAsync();
+    view.data("points", left(figure, i)).runAsync();
   });
+}
+
+// The points of a chart that are shown; a panel where there are none but levels says so instead.
+function left(figure, i) {
+  const points = figure.specs[i].data.values.filter((point) => visible(figure, point));
+  figure.panels[i].classList.toggle("empty", points.every((point) => point.level));
+  return points;
 }
 
 // The series of a chart with what they look like; a click takes one out of this chart.
