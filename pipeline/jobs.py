@@ -76,7 +76,7 @@ def run(plan: Plan, jobs: int) -> None:
 
 def _repro(stage: str) -> int:
     """The exit code of one stage, whose output is printed in one piece when it has ended."""
-    print(f"{stage}: begins", flush=True)
+    print(f"{stage}: begins\n", end="", flush=True)  # in one piece, for another one may begin now
     command = [*DVC, "--wait-for-lock", "repro", "--quiet", "--single-item", stage]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, end="", flush=True)
