@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import torch
-import yaml
 
 from pipeline.data import EXTENSIONS, SOURCES, Data, described, load, shape_of
 from pipeline.errors import StudyError
@@ -20,7 +19,7 @@ from pipeline.model import Model
 from pipeline.null_axes import remarks
 from pipeline.params import Study, read_study, resolve
 from pipeline.provenance import machine
-from pipeline.stale import AFTER, ITS_ROW, NEW, Reason, Stage, Stale, file_text, locked, stages_of
+from pipeline.stale import AFTER, ITS_ROW, NEW, Reason, Stage, Stale, file_text, locked, read_yaml, stages_of
 from pipeline.training import check_examples
 
 FIRST = 32  # images of a folder or zip that are looked at
@@ -29,7 +28,7 @@ NAMED = 3  # rows that are named where there are more
 
 def check_place(path: Path, study: Study) -> Path:
     """The dvc.yaml beside a study file, below the repository's root as working folder. Raises StudyError where there is
-    none, where the study's section leads elsewhere, and where its name is another study's."""
+    none, where the study's section leads elsewhere, and where its name is another study's, be it but for case."""
     graph, about = path.parent / "dvc.yaml", study.study
     if not graph.is_file():
         raise StudyError(f"{graph}: missing; copy the dvc.yaml of the root there")
@@ -39,15 +38,16 @@ def check_place(path: Path, study: Study) -> Path:
     if Path(about.params).resolve() != path.resolve():
         raise StudyError(f"study.params: {about.params!r} is not this file; write {os.path.relpath(path)}")
     for other in [Path("params.yaml"), *sorted(Path("studies").glob("*/params.yaml"))]:
-        if other.is_file() and other.resolve() != path.resolve() and _name_in(other) == about.name:
+        if other.is_file() and other.resolve() != path.resolve() and _name_in(other) == about.name.lower():
             raise StudyError(f"study.name: {about.name!r} is that of {other}, whose results it would replace")
     return graph
 
 
-def _name_in(path: Path) -> object:
+def _name_in(path: Path) -> str | None:
+    """The name in another study's file, in small letters."""
     try:
-        return (yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {})["study"]["name"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        return str(read_yaml(path)["study"]["name"]).lower()
+    except (StudyError, KeyError, TypeError):
         return None  # its own check tells
 
 
@@ -199,8 +199,7 @@ def preview(path: Path, start_seconds: float) -> Preview:
     study = read_study(path)
     rows = resolve(study)
     graph, paths = check_place(path, study), Paths(study.study.name)
-    content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    stages = stages_of(graph, content)
+    stages = stages_of(graph, read_yaml(path))
     written = {str(paths.rows / f"{name}.json"): file_text(row) for name, row in rows.items()}
     reasons = Stale(stages, locked(graph), written).reasons()
     about = _prepared(paths, reasons.get("prepare")) or glance(study.data)

@@ -89,8 +89,3 @@ def sort_lock(lock: Path, before: Collection[str], order: list[str]) -> None:
         stages = dict(content.get("stages", {}))
         known = [*before, *(stage.rpartition(":")[2] for stage in order)]
         content["stages"] = {name: stages[name] for name in dict.fromkeys([*known, *stages]) if name in stages}
-
-
-def locked_stages(lock: Path) -> list[str]:
-    """The stages in a dvc.lock, in its order; none where there is no such file."""
-    return list(yaml.safe_load(lock.read_text())["stages"]) if lock.exists() else []

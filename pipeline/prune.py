@@ -1,18 +1,21 @@
 """What rows that were deleted from a study file have left behind: outputs, and entries in dvc.lock."""
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
+from pipeline.check import check_place
 from pipeline.errors import StudyError
+from pipeline.explain import NAME
 from pipeline.files import Paths
-from pipeline.params import Study, read_study
+from pipeline.params import Study, read_study, resolve
+from pipeline.stale import locked, written_stages
 
 ROWS = {"train": "models", "sweep": "curves", "measure": "sets"}  # which section's rows a stage has one run of each
 
@@ -28,42 +31,43 @@ class Leftovers:
 def leftovers(params: Path) -> Leftovers:
     """What may go, of the study of a params file with its dvc.yaml and dvc.lock beside it; deletes nothing.
 
-    Raises StudyError where the study is not valid, has another one's name, or keeps its outputs behind a link.
+    Raises StudyError where any row of the study is not valid, where `check_place` refuses it, or where it keeps its
+    outputs behind a link.
     """
     study = read_study(params)
-    for other in [Path("params.yaml"), *sorted(Path("studies").glob("*/params.yaml"))]:
-        if other.exists() and not other.samefile(params) and _name(other) == study.study.name:
-            raise StudyError(f"{params}: {other} has the same study.name, {study.study.name!r}, and the same outputs")
-    stages = yaml.safe_load(params.with_name("dvc.yaml").read_text())["stages"]
-    lock = params.with_name("dvc.lock")
-    locked = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
-    rows = {stage: getattr(study, section).keys() for stage, section in ROWS.items()}
-    declared = {stage for stage in stages if stage not in ROWS} | {f"{s}@{row}" for s in ROWS for row in rows[s]}
-    return Leftovers(_outputs(study), [stage for stage in locked if stage not in declared])
+    resolve(study)
+    graph = check_place(params, study)
+    stages, rows = written_stages(graph), _rows(study)
+
+    def gone(stage: str) -> bool:
+        kind, _, row = stage.partition("@")
+        return kind not in stages or (kind in ROWS and row not in rows[kind])
+
+    return Leftovers(_outputs(study), [stage for stage in locked(graph) if gone(stage)])
 
 
-def _name(params: Path) -> object:
-    content = yaml.safe_load(params.read_text())
-    section = content.get("study") if isinstance(content, dict) else None
-    return section.get("name") if isinstance(section, dict) else None
+def _rows(study: Study) -> dict[str, set[str]]:
+    return {stage: set(getattr(study, section)) for stage, section in ROWS.items()}
 
 
 def _outputs(study: Study) -> list[Path]:
-    """What stands where a row's outputs stand, and is no row's. Hidden files are of stages that run."""
+    """What stands where a row's outputs stand, and is no row's: other names than a row may have are somebody's own, or
+    of stages that run, and one that a row has but for case is that row's own on some file systems."""
     paths, found = Paths(study.study.name), []
     of_stage = {
         "train": [paths.model("*"), paths.training_curve("*")],
         "sweep": [paths.curve("*")],
         "measure": [paths.set("*")],
     }
-    for stage, section in ROWS.items():
+    for stage, rows in _rows(study).items():
+        kept = {row.lower() for row in rows}
         for place in (*of_stage[stage], paths.metrics(stage, "*"), paths.timing(f"{stage}_*")):
             if link := next((folder for folder in place.parents if folder.is_symlink()), None):
                 raise StudyError(f"{link}: a link; nothing is deleted behind it")
             before, after = place.name.split("*")
             for path in sorted(place.parent.glob(place.name)):
                 row = path.name[len(before) : len(path.name) - len(after)]
-                if row not in getattr(study, section) and not path.name.startswith("."):
+                if re.fullmatch(NAME, row) and row.lower() not in kept:
                     found.append(path)
     return found
 
@@ -75,7 +79,7 @@ def delete(found: Leftovers, lock: Path) -> None:
             if found.stages:
                 with modify_yaml(lock, fs=repo.fs) as content:
                     for stage in found.stages:
-                        del content["stages"][stage]
+                        content["stages"].pop(stage, None)
             for path in found.outputs:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

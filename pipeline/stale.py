@@ -41,12 +41,13 @@ class Reason:
     what: str = ""
 
 
-def _read(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, {} where there is none. Raises StudyError where it is not valid."""
     try:
         return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         return {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
 
 
@@ -76,11 +77,19 @@ def _stage(name: str, written: dict[str, Any], values: Mapping[str, Any]) -> Sta
     return Stage(name, _filled(written["cmd"], values), *map(tuple, filled))
 
 
+def written_stages(graph: Path) -> dict[str, Any]:
+    """The stages of a dvc.yaml as they are written. Raises StudyError where there are none."""
+    try:
+        return dict(read_yaml(graph)["stages"])
+    except (KeyError, TypeError, ValueError):
+        raise StudyError(f"{graph}: has no stages") from None
+
+
 def stages_of(graph: Path, study: Mapping[str, Any]) -> list[Stage]:
     """All stages of a dvc.yaml for a study file's content. Raises StudyError where that has no key that they name."""
     found = []
     try:
-        for name, written in _read(graph)["stages"].items():
+        for name, written in written_stages(graph).items():
             if "foreach" not in written:
                 found.append(_stage(name, written, study))
                 continue
@@ -92,8 +101,9 @@ def stages_of(graph: Path, study: Mapping[str, Any]) -> list[Stage]:
 
 
 def locked(graph: Path) -> dict[str, Any]:
-    """What each stage was last run with: dvc.lock, beside dvc.yaml."""
-    return _read(graph.with_suffix(".lock")).get("stages", {})
+    """What each stage was last run with, in its order: dvc.lock, beside dvc.yaml."""
+    content = read_yaml(graph.with_suffix(".lock"))
+    return content.get("stages") or {} if isinstance(content, dict) else {}
 
 
 def file_text(row: Any) -> bytes:

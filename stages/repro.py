@@ -4,7 +4,8 @@ import argparse
 import subprocess
 
 from pipeline.errors import StudyError
-from pipeline.jobs import DVC, locked_stages, read_plan, run, sort_lock
+from pipeline.jobs import DVC, read_plan, run, sort_lock
+from pipeline.stale import locked
 from stages import Arguments, run_stage
 
 
@@ -15,7 +16,7 @@ def main(arguments: Arguments) -> None:
     if not jobs.isascii() or not jobs.isdigit() or int(jobs) < 1:
         raise StudyError(f"--jobs {jobs!r}: stages at a time, a number from 1 on")
     graph, lock = (arguments.params.with_name(name) for name in ("dvc.yaml", "dvc.lock"))
-    plan, before = read_plan(graph), locked_stages(lock)
+    plan, before = read_plan(graph), list(locked(graph))
     try:
         run(plan, int(jobs))
     finally:

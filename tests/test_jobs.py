@@ -9,7 +9,8 @@ import yaml
 from dvc.repo import Repo
 
 from pipeline.errors import StudyError
-from pipeline.jobs import DVC, Plan, locked_stages, read_plan, run, sort_lock
+from pipeline.jobs import DVC, Plan, read_plan, run, sort_lock
+from pipeline.stale import locked
 
 # Each stage adds its name to the source. With `meet` two trainings wait until both of them have begun.
 COMMAND = """
@@ -54,7 +55,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def repro(jobs: int) -> Plan:
-    plan, before = read_plan(Path("dvc.yaml")), locked_stages(Path("dvc.lock"))
+    plan, before = read_plan(Path("dvc.yaml")), list(locked(Path("dvc.yaml")))
     try:
         run(plan, jobs)
     finally:
@@ -96,7 +97,7 @@ def test_a_failure_ends_it_and_keeps_what_is_done(repository: Path, capfd: pytes
     with pytest.raises(StudyError, match="train@b: failed"):
         repro(2)
     assert "what went wrong" in capfd.readouterr().out
-    assert not Path("out/report").exists() and "train@b" not in locked_stages(Path("dvc.lock"))
+    assert not Path("out/report").exists() and "train@b" not in locked(Path("dvc.yaml"))
     Path("broken").unlink()
     assert {"train@b", "report"} <= set(repro(2).todo) < set(read_plan(Path("dvc.yaml")).order)
     assert read_plan(Path("dvc.yaml")).todo == []

@@ -1,8 +1,10 @@
 """What deleted rows left is deleted, and nothing else is."""
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +16,7 @@ from stages import Arguments
 from stages.prune import main
 from tests.imports import ROOT
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "study": {"name": "tiny"},
     "models": {"edm": {}, "flow": {"parametrization": "flow", "noise": "flow_uniform"}},
     "curves": {"edm": {"model": "edm"}, "flow": {"model": "flow"}},
@@ -27,6 +29,8 @@ KEPT = (
     *("build/other/models/gone/seed_0.safetensors", "reports/other/training/gone.csv", ".cache/cells/gone"),
     *("reports/tiny/training/edm.csv", "reports/tiny/metrics/sweep/flow.json", "reports/tiny/metrics/oracle/gone.json"),
     *("reports/tiny/notes.md", "reports/tiny/training/notes.md", "reports/tiny/results.csv"),
+    *("build/tiny/models/edm.old/seed_0.safetensors", "reports/tiny/training/edm, mine.csv"),  # no row has such a name
+    *("reports/tiny/metrics/train/EDM.json", "build/tiny/timings/sweep_EDM.json"),  # edm's, on some file systems
 )
 GONE = (
     *("build/tiny/models/gone/seed_0.safetensors", "build/tiny/curves/gone/results.json"),
@@ -34,7 +38,10 @@ GONE = (
     *("reports/tiny/training/gone.csv", "reports/tiny/metrics/train/gone.json"),
     *("reports/tiny/metrics/sweep/gone.json", "reports/tiny/metrics/measure/edm.json"),
 )
-LOCKED = ("resolve", "train@edm", "train@gone", "report", "sweep@flow", "sweep@gone", "measure@edm", "long_ago")
+LOCKED = (
+    *("resolve", "train@edm", "train@gone", "report", "sweep@flow", "sweep@gone", "measure@edm", "long_ago"),
+    "own@first",
+)
 STALE = ["train@gone", "sweep@gone", "measure@edm", "long_ago"]
 
 
@@ -44,7 +51,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Repo.init(no_scm=True).close()
     Path("params.yaml").write_text(yaml.safe_dump(STUDY))
-    Path("dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    graph["stages"]["own"] = {"foreach": ["first"], "do": {"cmd": "echo"}}
+    Path("dvc.yaml").write_text(yaml.safe_dump(graph))
     entries = {name: {"cmd": "python -m stages.x"} for name in LOCKED}
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}, sort_keys=False))
     for name in (*KEPT, *GONE):
@@ -96,17 +105,47 @@ def test_nothing_is_deleted_behind_a_link(study: Path, tmp_path_factory: pytest.
         leftovers(Path("params.yaml"))
 
 
-def test_a_study_file_that_is_not_valid_deletes_nothing(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump(STUDY | {"models": ["edm"]}))
-    with pytest.raises(StudyError, match="models"):
+BAD = {
+    "no rows": ({"models": ["edm"]}, "models"),
+    "a row of nothing": ({"models": STUDY["models"] | {"edm": {"nosie": "x"}}}, "models.edm.nosie: unknown key"),
+    "a model that curves still name": ({"models": {"edm": {}}}, "curves.flow.model: no model 'flow'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_study_file_that_is_not_valid_deletes_nothing(
+    study: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    sections, cause = BAD[case]
+    Path("params.yaml").write_text(yaml.safe_dump(STUDY | sections))
+    with pytest.raises(StudyError, match=cause):
         prune(monkeypatch)
-    assert all(Path(name).exists() for name in (*KEPT, *GONE))
+    assert all(Path(name).exists() for name in (*KEPT, *GONE)) and locked() == list(LOCKED)
 
 
-def test_a_study_that_has_the_name_of_another_one_deletes_nothing(study: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny", "Tiny"])
+def test_a_study_that_has_the_name_of_another_one_deletes_nothing(study: Path, name: str) -> None:
     copy = Path("studies/copy/params.yaml")
     copy.parent.mkdir(parents=True)
-    copy.write_text(yaml.safe_dump(STUDY | {"curves": {"edm": {"model": "edm"}}}))
+    own = {"name": name, "root": "../..", "params": str(copy)}
+    copy.write_text(yaml.safe_dump(STUDY | {"study": own, "curves": {"edm": {"model": "edm"}}}))
+    copy.with_name("dvc.yaml").write_text(Path("dvc.yaml").read_text())
     for params in (copy, Path("params.yaml")):
-        with pytest.raises(StudyError, match=r"same study\.name"):
+        with pytest.raises(StudyError, match=r"study\.name: '[Tt]iny' is that of "):
             leftovers(params)
+
+
+def test_another_study_may_be_broken(study: Path) -> None:
+    for name, content in (("open", b"models: {"), ("binary", b"\xff"), ("empty", b"")):
+        (folder := Path("studies") / name).mkdir(parents=True)
+        (folder / "params.yaml").write_bytes(content)
+    assert leftovers(Path("params.yaml")).stages == STALE
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("dvc.lock", "stages:\n<<<<<<< HEAD\n  resolve:\n"), ("dvc.yaml", "stages:\n")]
+)
+def test_a_graph_or_lock_that_is_broken_is_one_line(study: Path, file: str, text: str) -> None:
+    Path(file).write_text(text)
+    with pytest.raises(StudyError, match=rf"^{re.escape(file)}: "):
+        leftovers(Path("params.yaml"))
