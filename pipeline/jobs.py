@@ -7,6 +7,7 @@ repository's lock is needed, while another one writes dvc.lock.
 
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -61,17 +62,21 @@ def run(plan: Plan, jobs: int) -> None:
     pool = ThreadPoolExecutor(jobs)
     sorter = TopologicalSorter({stage: plan.needs[stage] & set(plan.todo) for stage in plan.todo})
     sorter.prepare()
-    running: dict[Future, str] = {}
+    ready: deque[str] = deque()
+    running: dict[Future[int], str] = {}
     try:
         while sorter.is_active():
-            running |= {pool.submit(_repro, stage): stage for stage in sorter.get_ready()}
+            ready += sorter.get_ready()
+            while ready and len(running) < jobs:  # a worker that had more to do would begin it before a failure is seen
+                stage = ready.popleft()
+                running[pool.submit(_repro, stage)] = stage
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage = running.pop(future)
                 if code := future.result():
                     raise StudyError(f"{stage}: failed with exit code {code}, see above; run the same command again")
                 sorter.done(stage)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def _repro(stage: str) -> int:

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from dvc.repo import Repo
 
+from pipeline import jobs
 from pipeline.errors import StudyError
 from pipeline.jobs import DVC, Plan, read_plan, run, sort_lock
 from pipeline.stale import locked
@@ -54,10 +56,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def repro(jobs: int) -> Plan:
+def repro(at_once: int) -> Plan:
     plan, before = read_plan(Path("dvc.yaml")), list(locked(Path("dvc.yaml")))
     try:
-        run(plan, jobs)
+        run(plan, at_once)
     finally:
         sort_lock(Path("dvc.lock"), before, plan.order)
     return plan
@@ -101,3 +103,20 @@ def test_a_failure_ends_it_and_keeps_what_is_done(repository: Path, capfd: pytes
     Path("broken").unlink()
     assert {"train@b", "report"} <= set(repro(2).todo) < set(read_plan(Path("dvc.yaml")).order)
     assert read_plan(Path("dvc.yaml")).todo == []
+
+
+def test_nothing_begins_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def fail(stage: str) -> int:
+        begun.append(stage)
+        time.sleep(0.01)
+        return 1
+
+    monkeypatch.setattr(jobs, "_repro", fail)
+    stages = [f"train@{name}" for name in "abcdef"]
+    for _ in range(5):
+        begun.clear()
+        with pytest.raises(StudyError, match="train@a: failed"):
+            run(Plan(stages, {stage: set() for stage in stages}, stages), 1)
+        assert begun == ["train@a"]
