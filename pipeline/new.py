@@ -3,7 +3,6 @@
 The rule, in words and with its sources, is in docs/your-images.md.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,12 +156,15 @@ def _flow(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, str):
-        return (
-            value
-            if re.fullmatch(r"[A-Za-z_][\w/]*|\.\./\.\.|studies/\w+/params\.yaml", value, re.A)
-            else json.dumps(value)
-        )
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+        plain = re.fullmatch(r"[A-Za-z_][\w/]*|\.\./\.\.|studies/\w+/params\.yaml", value, re.A)
+        if plain and yaml.safe_load(value) == value:  # "no" and "null" are none
+            return value
+        return _one_line(value, default_style='"', allow_unicode=True)
+    return _one_line(value, default_flow_style=True)
+
+
+def _one_line(value: Any, **style: Any) -> str:
+    return yaml.safe_dump(value, width=float("inf"), **style).removesuffix("\n").removesuffix("\n...")
 
 
 def check_name(name: str) -> None:

@@ -164,13 +164,24 @@ def test_the_classifier_sees_about_as_many_images_whatever_their_number(count: i
     assert found.get("epochs", 30) == epochs
 
 
-HOSTILE = 'it\'s "here": {a}, #b, $(touch pwned), ${study.name}, é'
+HOSTILE = (
+    *('it\'s "here": {a}, #b, $(touch pwned), ${study.name}, é', "photos 😀", "back\\slash\t" + "and spaces " * 20),
+    *("null", "no", "true", "1e3", "2020-01-01"),
+)
 
 
-def test_a_hostile_path_is_a_path(workspace: Path) -> None:
-    draw(workspace / HOSTILE)
-    new_study("pets", HOSTILE)
-    assert read_study(Path("studies/pets/params.yaml")).data.source == HOSTILE
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_hostile_path_is_a_path(workspace: Path, path: str) -> None:
+    draw(workspace / path)
+    new_study("pets", path)
+    assert read_study(Path("studies/pets/params.yaml")).data.source == path
+
+
+@pytest.mark.parametrize("name", ["no", "null", "True", "123", "1e3", "_"])
+def test_a_name_that_yaml_takes_for_another_value_is_a_name(workspace: Path, name: str) -> None:
+    draw(workspace / "images")
+    new_study(name, "images")
+    assert read_study(Path(f"studies/{name}/params.yaml")).study.name == name
 
 
 REFUSED = {
