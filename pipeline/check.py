@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import Any
 
@@ -61,12 +61,21 @@ def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
     found = load(row.model_copy(update={"limit": min(FIRST, row.limit or FIRST)}), place).summary()
     path = Path(row.source).expanduser()
     if path.is_dir():
-        names: Iterable[str] = (name for _, _, files in os.walk(path, followlinks=True) for name in files)
+        walk = os.walk(path, followlinks=True)
+        names: Iterable[str] = (
+            os.path.relpath(f"{folder}/{name}", path) for folder, _, files in walk for name in files
+        )
     else:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    count = sum(name.lower().endswith(EXTENSIONS) for name in names)
+            names = set(archive.namelist())
+    count = sum(map(_is_image, names))
     return found | {"count": min(count, row.limit or count)}
+
+
+def _is_image(name: str) -> bool:
+    """Whether `load` takes a file for an image, by its path below the folder or in the zip."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    return name.lower().endswith(EXTENSIONS) and not hidden
 
 
 def _prepared(paths: Paths, reason: Reason | None) -> dict[str, Any] | None:

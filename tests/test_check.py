@@ -173,7 +173,10 @@ def test_what_cannot_be_is_one_line_that_names_the_row(repository: Callable[...,
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_the_first_images_tell_what_all_would(tmp_path: Path, kind: str) -> None:
-    images(source := tmp_path / "data")
+    images(source := tmp_path / ".data")
+    for folder in (source / "a", source / "__MACOSX/a", source / ".thumbnails"):  # which no data set has
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "._0.png").write_bytes(b"hidden")
     if kind == "zip":
         with zipfile.ZipFile(archive := tmp_path / "data.zip", "w") as file:
             for path in sorted(source.rglob("*.png")):
