@@ -4,6 +4,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Recipes read NAME and J from the environment, where make puts what its command line says: no shell reads them as code.
+# A NAME that was there before is none of ours; the Windows Subsystem for Linux names the computer in it.
+ifeq ($(origin NAME),environment)
+NAME :=
+endif
 
 .PHONY: install repro study check verify prune new test lint format docs bench timings pins
 
@@ -19,22 +24,22 @@ install: .venv/installed
 
 repro: install
 	@$(BIN)/python -m stages.resolve --check
-	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$(J)",$(BIN)/dvc repro)
+	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$$J",$(BIN)/dvc repro)
 
 study: install  # another study: make study NAME=solvers
-	@test -f "studies/$(NAME)/dvc.yaml" || { echo "error: make study NAME=..., one of: $$(ls studies)" >&2; exit 1; }
-	@$(BIN)/python -m stages.resolve --check --params "studies/$(NAME)/params.yaml"
-	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$(J)" --params "studies/$(NAME)/params.yaml",\
-	  $(BIN)/dvc repro "studies/$(NAME)/dvc.yaml")
+	@test -f "studies/$$NAME/dvc.yaml" || { echo "error: make study NAME=..., one of: $$(ls studies)" >&2; exit 1; }
+	@$(BIN)/python -m stages.resolve --check --params "studies/$$NAME/params.yaml"
+	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$$J" --params "studies/$$NAME/params.yaml",\
+	  $(BIN)/dvc repro "studies/$$NAME/dvc.yaml")
 
 check: install  # what the root study, or NAME, would run and what that costs here
-	@$(BIN)/python -m stages.check --params "$(if $(NAME),studies/$(NAME)/)params.yaml"
+	@$(BIN)/python -m stages.check --params "$${NAME:+studies/$$NAME/}params.yaml"
 
 verify: install  # make cells again from nothing and compare: CELLS=all or "edm:35:0,0 ddim:7"
 	@$(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"
 
 prune: install  # delete what rows that are gone from params.yaml have left; DRY=1 prints only
-	@$(BIN)/python -m stages.prune $(if $(NAME),--params "studies/$(NAME)/params.yaml") $(if $(DRY),--dry)
+	@$(BIN)/python -m stages.prune --params "$${NAME:+studies/$$NAME/}params.yaml" $(if $(DRY),--dry)
 
 # a study of your own images: make new NAME=pets IMAGES=path/to/folder (or .zip), and SCALE=published, LABELS=classes
 new: install
@@ -64,8 +69,8 @@ bench: install
 	$(BIN)/python -m benchmarks.page
 
 timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
-	$(BIN)/python -m stages.timings --name "$(or $(NAME),digits)"
-	$(BIN)/dvc repro --force --single-item "$(if $(NAME),studies/$(NAME)/dvc.yaml:)report"
+	$(BIN)/python -m stages.timings --name "$${NAME:-digits}"
+	$(BIN)/dvc repro --force --single-item "$${NAME:+studies/$$NAME/dvc.yaml:}report"
 
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \

@@ -253,14 +253,3 @@ def test_make_new_and_its_stage_are_one_line_on_a_mistake(workspace: Path) -> No
     done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"error: IMAGES: 'nowhere' is no folder.*\n", done.stderr)
-
-
-def test_make_passes_what_it_is_given_as_it_is() -> None:
-    """Through the environment: no text is read twice by a shell."""
-    recipe = (ROOT / "Makefile").read_text().partition("\nnew:")[2].partition("\n\n")[0]
-    assert re.findall(r'--(\w+) ("[^"]*")', recipe) == [
-        ("name", '"$${NAME-}"'),
-        ("images", '"$${IMAGES-}"'),
-        ("scale", '"$${SCALE:-cpu}"'),
-        ("labels", '"$${LABELS:-none}"'),
-    ]
