@@ -59,7 +59,6 @@ format: install
 
 docs: install  # what is made from the code: docs/design-space.md, and params.schema.json, by which editors check a study
 	$(BIN)/python -m stages.docs
-	$(BIN)/python -m pipeline.schema
 
 bench: install
 	$(BIN)/python -m benchmarks.measurement

@@ -4,13 +4,11 @@ Types, names, limits and defaults are those of the models that validate a study;
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pipeline.data import Data
 from pipeline.explain import NAME
 from pipeline.features import Features
-from pipeline.files import write_text
 from pipeline.imageset import ImageSet
 from pipeline.model import Model
 from pipeline.params import Curve, Study, StudyInfo
@@ -204,7 +202,3 @@ def study_schema() -> dict[str, Any]:
 def text() -> str:
     """The schema as its file has it."""
     return json.dumps(study_schema(), indent=1, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    write_text(Path(FILE), text())

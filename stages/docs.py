@@ -1,17 +1,19 @@
-"""Write docs/design-space.md from the code. No stage of a study; `make docs` runs it."""
+"""Write docs/design-space.md and params.schema.json, which are made from the code: `make docs`. No stage of a study."""
 
 from pathlib import Path
 
+from pipeline import schema
 from pipeline.design_space import page
 from pipeline.files import write_text
 from stages import Arguments, run_stage
 
-DESIGN_SPACE = Path("docs/design-space.md")
+FILES = {Path("docs/design-space.md"): page, Path(schema.FILE): schema.text}
 
 
 def main(arguments: Arguments) -> None:
-    write_text(DESIGN_SPACE, page())
-    print(f"wrote {DESIGN_SPACE}")
+    for file, text in FILES.items():
+        write_text(file, text())
+        print(f"wrote {file}")
 
 
 if __name__ == "__main__":
