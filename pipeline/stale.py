@@ -15,7 +15,7 @@ import yaml
 from pipeline.errors import StudyError
 
 NEW, CHANGED, AFTER = "new", "changed", "after others"
-ITS_ROW = "its row"
+ITS_ROW, MISSING, ANOTHER = "its row", "an output is missing", "an output is another"  # the same words for all rows
 CACHE = Path(".dvc/cache/files/md5")  # where DVC keeps what it can put back
 
 
@@ -164,10 +164,8 @@ class Stale:
                 return Reason(CHANGED, ITS_ROW if self._is_of_rows(dep) else dep)
         for out in entry.get("outs", []):
             if out["path"] in stage.outs and not _there(out):
-                return Reason(CHANGED, f"{out['path']} is missing, or another")
-        if missing := set(stage.outs) - {out["path"] for out in entry.get("outs", [])}:
-            return Reason(CHANGED, min(missing))
-        return None
+                return Reason(CHANGED, ANOTHER if Path(out["path"]).exists() else MISSING)
+        return Reason(CHANGED, MISSING) if set(stage.outs) - {out["path"] for out in entry.get("outs", [])} else None
 
     def _others(self, stage: Stage) -> Reason | None:
         for dep in stage.deps:

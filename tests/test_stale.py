@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.errors import StudyError
-from pipeline.stale import AFTER, CHANGED, ITS_ROW, NEW, Reason, Stale, file_text, locked, stages_of
+from pipeline.stale import AFTER, ANOTHER, CHANGED, ITS_ROW, MISSING, NEW, Reason, Stale, file_text, locked, stages_of
 
 GRAPH = """
 stages:
@@ -117,8 +117,18 @@ def test_what_is_told_to_run_is_what_dvc_runs(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "report.txt").exists() and (tmp_path / "build/t t/a").exists()
 
     (tmp_path / "build/t t/curve_x").write_text("of somebody else")
-    assert set(toy.told()) == {"sweep@x"}
+    assert toy.told() == {"sweep@x": Reason(CHANGED, ANOTHER)}
     assert set(json.loads(toy.dvc("status", "--json"))) == {"sweep@x"}
+
+
+def test_a_clean_clone_says_the_same_of_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has dvc.lock and neither outputs nor DVC's cache."""
+    monkeypatch.chdir(tmp_path)
+    graph = Path("dvc.yaml")
+    graph.write_text("stages: {one: {foreach: '${rows}', do: {cmd: do it, outs: ['${key}']}}}")
+    lock({f"one@{key}": {"cmd": "do it", "outs": [{"path": key, "md5": "0" * 32}]} for key in "ab"})
+    stages = stages_of(graph, {"rows": {"a": {}, "b": {}}})
+    assert set(Stale(stages, locked(graph), {}).reasons().values()) == {Reason(CHANGED, MISSING)}
 
 
 def lock(stages: dict[str, Any]) -> None:
