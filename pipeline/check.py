@@ -3,6 +3,7 @@
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -37,18 +38,17 @@ def check_place(path: Path, study: Study) -> Path:
         raise StudyError(f"study.root: {about.root!r} does not lead to the repository's root; write {way}")
     if Path(about.params).resolve() != path.resolve():
         raise StudyError(f"study.params: {about.params!r} is not this file; write {os.path.relpath(path)}")
-    for other in [Path("params.yaml"), *sorted(Path("studies").glob("*/params.yaml"))]:
-        if other.is_file() and other.resolve() != path.resolve() and _name_in(other) == about.name.lower():
+    for other, name in names_taken():
+        if name == about.name.lower() and other.resolve() != path.resolve():
             raise StudyError(f"study.name: {about.name!r} is that of {other}, whose results it would replace")
     return graph
 
 
-def _name_in(path: Path) -> str | None:
-    """The name in another study's file, in small letters."""
-    try:
-        return str(read_yaml(path)["study"]["name"]).lower()
-    except (StudyError, KeyError, TypeError):
-        return None  # its own check tells
+def names_taken() -> Iterator[tuple[Path, str]]:
+    """Every study file here, and the name in it in small letters, as some file systems take no others."""
+    for path in [Path("params.yaml"), *sorted(Path("studies").glob("[!.]*/params.yaml"))]:
+        with suppress(StudyError, KeyError, TypeError):  # its own check tells
+            yield path, str(read_yaml(path)["study"]["name"]).lower()
 
 
 def glance(row: Data, place: str = "data.source") -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.check import names_taken
 from pipeline.data import Data, Dataset, is_points, load
 from pipeline.errors import StudyError, nearest
 from pipeline.explain import NAME
@@ -173,19 +174,12 @@ def check_name(name: str) -> None:
         raise StudyError(f"NAME: {name[:100]!r}: a name has 1 to 60 letters, digits and underscores; write NAME=pets")
     folders = [path.name for path in STUDIES.iterdir()] if STUDIES.is_dir() else []
     taken = {path.lower(): STUDIES / path for path in folders}
-    for file in (Path("params.yaml"), *sorted(STUDIES.glob("*/params.yaml"))):
-        taken.setdefault(_name_in(file).lower(), file)
+    for file, other in names_taken():
+        taken.setdefault(other, file)
     if place := taken.get(name.lower()):
         raise StudyError(f"NAME: {name}: {place} has this name; take another, or edit that study")
     if Paths(name).reports.exists():
         raise StudyError(f"NAME: {name}: {Paths(name).reports} is there already; take another name")
-
-
-def _name_in(file: Path) -> str:
-    try:
-        return read_study(file).study.name
-    except StudyError:
-        return ""  # that study's own mistake, which its own check tells
 
 
 def look(source: str, place: str = "IMAGES") -> tuple[dict[str, Any], Images, str]:

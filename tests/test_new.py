@@ -193,6 +193,11 @@ REFUSED = {
     "another study": ("points", "images", "NAME: points: studies/points has this name; take another"),
     "the root's": ("digits", "images", "NAME: digits: params.yaml has this name; take another"),
     "but for case": ("Points", "images", "NAME: Points: studies/points has this name; take another"),
+    "a study that is not valid now": (
+        "Mine",
+        "images",
+        "NAME: Mine: studies/a/params.yaml has this name; take another",
+    ),
     "an old report": ("old", "images", "NAME: old: reports/old is there already; take another name"),
     "no images named": ("pets", "", "IMAGES: missing; write IMAGES=path/to/folder, or a .zip"),
     "nowhere": ("pets", "nowhere", "IMAGES: 'nowhere' is no folder, no .zip file and no built-in data set"),
@@ -213,11 +218,14 @@ def test_what_is_refused_is_one_line_and_nothing_is_written(workspace: Path, cas
     Image.new("RGB", (5, 5)).save(workspace / "sizes/z.png")
     (draw(workspace / "broken") / "z.png").write_bytes(b"no image")
     (workspace / "reports/old").mkdir(parents=True)
+    for folder, text in (("a", "study: {name: mine, rot: x}"), ("b", "study: ["), (".c", "study: {name: pets}")):
+        (workspace / "studies" / folder).mkdir()
+        (workspace / "studies" / folder / "params.yaml").write_text(text)
     before = files(workspace)
     with pytest.raises(StudyError) as caught:
         new_study(name, source)
     assert str(caught.value).startswith(line) and len(str(caught.value).splitlines()) == 1
-    assert files(workspace) == before and not list(workspace.glob("studies/.*"))
+    assert files(workspace) == before and not list(workspace.glob("studies/.*.partial"))
 
 
 def test_a_template_that_lost_a_line_is_refused(workspace: Path) -> None:
