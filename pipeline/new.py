@@ -278,14 +278,21 @@ def new_study(name: str, source: str, scale: str = "cpu", labels: str = "none") 
     return _said(name, found, flops)
 
 
+def _rounded(value: float, digits: int) -> str:
+    """A number to so many digits, without an exponent where it is large."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if rounded >= 10 ** (digits - 1) else f"{rounded:g}"
+
+
 def _said(name: str, found: str, flops: dict[str, float]) -> str:
-    parts = ", ".join(f"{part} {value / 1e12:.3g}" for part, value in flops.items())
+    parts = ", ".join(f"{part} {_rounded(value / 1e12, 3)}" for part, value in flops.items())
     total = sum(flops.values())
-    hours = total / CORE_FLOPS / 3600
+    tflop, speed = _rounded(total / 1e12, 3), f"{CORE_FLOPS / 1e9:.0f} GFLOP/s"
+    hours = _rounded(total / CORE_FLOPS / 3600, 2)
     lines = [
         found,
         f"wrote studies/{name}/params.yaml: its choices are a start, and yours to edit",
-        f"cost: about {total / 1e12:.3g} TFLOP ({parts}): {hours:.2g} h of a core at {CORE_FLOPS / 1e9:.0f} GFLOP/s",
+        f"cost: about {tflop} TFLOP ({parts}): {hours} h of a core at {speed}",
         f"next: make study NAME={name}, and read reports/{name}/report.html",
         f"then: copy the row in reports/{name}/proposed.yaml (P_mean, P_std for your images) under models; run again",
     ]

@@ -16,7 +16,19 @@ from PIL import Image
 from pipeline.errors import StudyError
 from pipeline.model import Model
 from pipeline.networks.network import cost
-from pipeline.new import FEWEST_IMAGES, TEMPLATE, Images, curve_choices, halvings, model_choices, new_study, study_flops
+from pipeline.new import (
+    FEWEST_IMAGES,
+    TEMPLATE,
+    Images,
+    _said,
+    curve_choices,
+    feature_choices,
+    halvings,
+    model_choices,
+    new_study,
+    study_flops,
+    study_text,
+)
 from pipeline.params import read_study, resolve
 from tests.imports import ROOT
 
@@ -158,8 +170,6 @@ def test_images_that_cannot_be_turned_are_measured_with_inception(workspace: Pat
 
 @pytest.mark.parametrize(("count", "epochs"), [(96, 30), (5000, 6), (500_000, 1)])
 def test_the_classifier_sees_about_as_many_images_whatever_their_number(count: int, epochs: int) -> None:
-    from pipeline.new import feature_choices
-
     found = feature_choices(Images(count, (3, 8, 8)), "cpu")
     assert found.get("epochs", 30) == epochs
 
@@ -253,6 +263,17 @@ def test_the_cost_is_that_of_the_rows(workspace: Path) -> None:
     found = study_flops(study, Images(100, (3, 16, 16)))
     assert found["training"] == 3 * 1000 * one
     assert found["sampling"] == 7 * 50 * 2 * one  # Heun's method takes 4 steps of a budget of 8, which cost 7
+
+
+@pytest.mark.parametrize(("size", "said"), [(24, "132 TFLOP"), (32, "234 TFLOP"), (64, "1,190 TFLOP")])
+def test_the_cost_that_the_page_tells_is_what_is_said(workspace: Path, size: int, said: str) -> None:
+    images = Images(5000, (3, size, size))
+    text = study_text((TEMPLATE / "params.yaml").read_text(), "t", "t", {"source": "x"}, images, "cpu")
+    Path("params.yaml").write_text(text)
+    line = _said("t", "", study_flops(read_study(Path("params.yaml")), images)).splitlines()[2]
+    told = re.fullmatch(rf"cost: about {said} \(.*\): ([\d.,]+) h of a core at 20 GFLOP/s", line)
+    page = (ROOT / "docs/your-images.md").read_text()
+    assert told and re.search(rf"\b{said.partition(' ')[0]}( TFLOP)? \({told[1]} hours[^)]*\) at {size} x {size}", page)
 
 
 def test_make_new_and_its_stage_are_one_line_on_a_mistake(workspace: Path) -> None:
