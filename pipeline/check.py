@@ -3,7 +3,6 @@
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -20,35 +19,12 @@ from pipeline.model import Model
 from pipeline.null_axes import remarks
 from pipeline.params import Study, read_study, resolve
 from pipeline.provenance import machine
-from pipeline.stale import AFTER, ITS_ROW, NEW, Reason, Stage, Stale, file_text, locked, read_yaml, stages_of
+from pipeline.stale import AFTER, ITS_ROW, NEW, Reason, Stage, Stale, file_text, locked, stages_of
+from pipeline.studies import check_place, read_yaml
 from pipeline.training import check_examples
 
 FIRST = 32  # images of a folder or zip that are looked at
 NAMED = 3  # rows that are named where there are more
-
-
-def check_place(path: Path, study: Study) -> Path:
-    """The dvc.yaml beside a study file, below the repository's root as working folder. Raises StudyError where there is
-    none, where the study's section leads elsewhere, and where its name is another study's, be it but for case."""
-    graph, about = path.parent / "dvc.yaml", study.study
-    if not graph.is_file():
-        raise StudyError(f"{graph}: missing; copy the dvc.yaml of the root there")
-    if (graph.parent / about.root).resolve() != Path.cwd().resolve():
-        way = os.path.relpath(Path.cwd().resolve(), graph.parent.resolve())
-        raise StudyError(f"study.root: {about.root!r} does not lead to the repository's root; write {way}")
-    if Path(about.params).resolve() != path.resolve():
-        raise StudyError(f"study.params: {about.params!r} is not this file; write {os.path.relpath(path)}")
-    for other, name in names_taken():
-        if name == about.name.lower() and other.resolve() != path.resolve():
-            raise StudyError(f"study.name: {about.name!r} is that of {other}, whose results it would replace")
-    return graph
-
-
-def names_taken() -> Iterator[tuple[Path, str]]:
-    """Every study file here, and the name in it in small letters, as some file systems take no others."""
-    for path in [Path("params.yaml"), *sorted(Path("studies").glob("[!.]*/params.yaml"))]:
-        with suppress(StudyError, KeyError, TypeError):  # its own check tells
-            yield path, str(read_yaml(path)["study"]["name"]).lower()
 
 
 def glance(row: Data, place: str = "data.source") -> dict[str, Any]:

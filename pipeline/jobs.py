@@ -83,7 +83,7 @@ def _repro(stage: str) -> int:
     """The exit code of one stage, whose output is printed in one piece when it has ended."""
     print(f"{stage}: begins\n", end="", flush=True)  # in one piece, for another one may begin now
     command = [*DVC, "--wait-for-lock", "repro", "--quiet", "--single-item", stage]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     print(done.stdout, end="", flush=True)
     return done.returncode
 

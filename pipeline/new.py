@@ -13,7 +13,6 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.check import names_taken
 from pipeline.data import Data, Dataset, is_points, load
 from pipeline.errors import StudyError, nearest
 from pipeline.explain import NAME
@@ -26,6 +25,7 @@ from pipeline.networks.network import cost
 from pipeline.params import Study, read_study, resolve
 from pipeline.propose import BRIEF_IMAGES
 from pipeline.sampler import sampler_of
+from pipeline.studies import names_taken
 
 STUDIES = Path("studies")
 TEMPLATE = STUDIES / "template"

@@ -10,12 +10,12 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
-from pipeline.check import check_place
 from pipeline.errors import StudyError
 from pipeline.explain import NAME
 from pipeline.files import Paths
 from pipeline.params import Study, read_study, resolve
 from pipeline.stale import locked, written_stages
+from pipeline.studies import check_place
 
 ROWS = {"train": "models", "sweep": "curves", "measure": "sets"}  # which section's rows a stage has one run of each
 

@@ -10,9 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.errors import StudyError
+from pipeline.studies import read_yaml
 
 NEW, CHANGED, AFTER = "new", "changed", "after others"
 ITS_ROW, MISSING, ANOTHER = "its row", "an output is missing", "an output is another"  # the same words for all rows
@@ -39,16 +38,6 @@ class Reason:
 
     how: str
     what: str = ""
-
-
-def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, {} where there is none. Raises StudyError where it is not valid."""
-    try:
-        return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise StudyError(f"{path}: not valid YAML: {error}") from None
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import torch
 from pipeline.files import Paths, whole_folder, write_json
 from pipeline.null_axes import remarks
 from pipeline.params import read_study, resolve
+from pipeline.studies import check_place
 from stages import Arguments, run_stage
 
 
@@ -16,7 +17,9 @@ def main(arguments: Arguments) -> None:
     rows = resolve(study)
     for warning in (*rows["report"]["warnings"], *remarks(rows)):
         print(f"warning: {warning}", file=sys.stderr)
-    if not arguments.check:
+    if arguments.check:
+        check_place(arguments.params, study)
+    else:
         with whole_folder(Paths(study.study.name).rows) as folder:
             for name, row in rows.items():
                 write_json(folder / f"{name}.json", row)

@@ -18,7 +18,7 @@ from PIL import Image
 
 import pipeline.check as check
 import pipeline.estimate as estimate
-from pipeline.check import check_place, glance, preview
+from pipeline.check import glance, preview
 from pipeline.data import Data
 from pipeline.errors import StudyError
 from pipeline.estimate import Estimate, Size, Speed, off_by, size_of
@@ -26,6 +26,7 @@ from pipeline.files import write_json
 from pipeline.networks.network import build, cost
 from pipeline.params import read_study, resolve
 from pipeline.stale import CHANGED, ITS_ROW, NEW
+from pipeline.studies import check_place
 from tests.imports import ROOT
 
 HERE = Speed(2, 2e-4, 2.5e-11, 8e-5, 6.5e-12, 640.0, 2.0)

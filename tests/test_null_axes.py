@@ -1,5 +1,6 @@
 """Choices that cannot change a result are found, named with their reason, and nothing else is."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,9 +191,11 @@ def test_the_studies_here_have_no_null_axis(path: Path) -> None:
 
 def test_the_warning_comes_before_anything_runs(tmp_path: Path) -> None:
     found(tmp_path, {"x": NULL["rho, vp grid"][0]})
-    command = [sys.executable, "-m", "stages.resolve", "--check", "--params", str(tmp_path / "params.yaml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
+    (tmp_path / "dvc.yaml").touch()
+    command = [sys.executable, "-m", "stages.resolve", "--check"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     first, *others = done.stderr.splitlines()
     assert first == "warning: curves.x.rho: 3.0 changes nothing: discretization vp has no rho"
     assert [line.split()[1] for line in others] == ["models.edm.classifier_images:", "models.edm.snapshots:"]
