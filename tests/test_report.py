@@ -584,11 +584,11 @@ def test_a_choice_that_is_not_set_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     paths = made_up_study(tmp_path, CURVES, [0])
     rows = json.loads((paths.rows / "report.json").read_text())
     for name, row in rows["curves"].items():
-        row |= {"sigma_max": None, "S_max": None if name == "rho_3" else 50.0}
+        row["S_max"] = None if name == "rho_3" else 50.0
     write_json(paths.rows / "report.json", rows)
     build(paths)
     _, curves = design_tables(paths)
-    assert "sigma_max none" in curves.split("All others: ")[1] and "**none**" in curves.split("All others: ")[0]
+    assert "order none" in curves.split("All others: ")[1] and "**none**" in curves.split("All others: ")[0]
 
 
 def test_choices_without_effect_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
