@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -224,6 +225,21 @@ def test_means_with_intervals_sort_by_the_mean(opened: Opened) -> None:
 
 
 @needs_browser
+def test_effects_sort_by_what_is_behind_their_budget(opened: Opened) -> None:
+    page = opened()
+    table = page.locator(table_of(page, "The design table"))
+    column = table.locator("td:nth-child(6)")
+    before = column.all_inner_texts()
+    table.locator("th:nth-child(6)").click()
+
+    def effect(text: str) -> float:
+        found = text.removeprefix("8: ").split(" ")[0].replace("−", "-")
+        return 0.0 if found == "equal" else math.inf if found == "failed" else float(found)
+
+    assert column.all_inner_texts() == sorted(before, key=effect) != before
+
+
+@needs_browser
 def test_tables_are_copied_in_three_formats(opened: Opened) -> None:
     page = opened(permissions=["clipboard-read", "clipboard-write"])
     table = page.locator(table_of(page, "Methods"))
@@ -287,10 +303,11 @@ def test_a_failure_is_said_letter_by_letter(opened: Opened) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("address", ["#cell/nobody/7/fd_corrected", "#cell/", "#cell/edm/7/<script>", "#cell/edm/x/fd"])
+@pytest.mark.parametrize(
+    "address", ["#cell/nobody/7/fd_corrected", "#cell/", "#cell/edm/7/<script>", "#cell/edm/x/fd", "#cell/%"]
+)
 def test_an_address_of_no_cell_does_no_harm(opened: Opened, address: str) -> None:
-    page = opened(address=address)
-    page.wait_for_selector("html.interactive")
+    drawn(opened(address=address))
 
 
 @needs_browser

@@ -79,6 +79,7 @@ function prepare(element) {
   for (const {encoding} of specs) encoding.color.legend = null;  // the page's own stands below
   const figure = {element, specs, muted: new Set(), views: [], drawn: null, meaning: spec.usermeta ?? {}};
   figure.ratio = specs.length > 1 ? 0.72 : 0.56;
+  if (figure.meaning.series === "curves" || figure.meaning.note) element.classList.add("opens");
   figures.push(figure);
   return figure;
 }
@@ -127,6 +128,15 @@ async function draw(figure) {
   figure.element.dataset.ready = "";
 }
 
+// What the charts' library cannot draw stays a picture.
+function show(figure) {
+  draw(figure).catch((error) => {
+    figure.element.classList.remove("live");
+    figure.drawn?.remove();
+    console.error(error);
+  });
+}
+
 function refresh(figure) {
   figure.views.forEach((view, i) => {
     view.data("points", left(figure, i)).runAsync();
@@ -146,7 +156,7 @@ function legend(figure) {
   const seen = new Set();
   for (const spec of figure.specs) {
     const {domain, range} = spec.encoding.color.scale;
-    const shape = spec.layer.map((layer) => layer.encoding.shape?.scale).find((scale) => scale);
+    const shape = spec.layer.map((layer) => layer.mark.opacity !== 0 && layer.encoding.shape?.scale).find(Boolean);
     domain.forEach((label, i) => {
       if (seen.has(label)) return;
       seen.add(label);
@@ -217,15 +227,11 @@ function startCharts() {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       watcher.unobserve(entry.target);
-      // What the charts' library cannot draw stays a picture.
-      draw(prepare(entry.target)).catch((error) => {
-        entry.target.classList.remove("live");
-        console.error(error);
-      });
+      show(prepare(entry.target));
     }
   }, {rootMargin: "400px"});
   elements.forEach((element) => watcher.observe(element));
-  darkness.addEventListener("change", () => figures.forEach(draw));
+  darkness.addEventListener("change", () => figures.forEach(show));
 }
 
 // ---- the filter
@@ -282,9 +288,12 @@ function startFilter() {
 
 // ---- tables
 
-// A cell's number: that at its beginning, "0.389 ± 0.02" by its mean; NaN where there is none.
+// A cell's number: "0.389 ± 0.02" by its mean, "35: −0.1 (−0.2 to 0)" by what is behind the colon, "equal" as a
+// difference of 0; NaN where there is none.
 function number(text) {
-  const found = /^[+\-−]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-−]?\d+)?/i.exec(text);
+  const own = text.replace(/^[^:]*: /, "");
+  if (own === "equal") return 0;
+  const found = /^[+\-−]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-−]?\d+)?/i.exec(own);
   return found ? Number(found[0].replaceAll(",", "").replaceAll("−", "-")) : NaN;
 }
 
@@ -368,7 +377,10 @@ function startTables() {
         self.textContent = "copied";
         setTimeout(() => { self.textContent = name; }, 1200);
       }, {"data-format": name}))));
-    [...table.tHead.rows[0].cells].forEach((cell) => cell.setAttribute("tabindex", "0"));
+    for (const cell of table.tHead.rows[0].cells) {
+      cell.setAttribute("tabindex", "0");
+      cell.setAttribute("title", "sort by this column");
+    }
   }
   // One listener for all headers: a click, or Enter, sorts up, then down, then as it was.
   const act = (event) => {
@@ -463,7 +475,7 @@ function startCells() {
     }
   });
   dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname + location.search));
-  const linked = () => location.hash.startsWith("#cell/") && openCell(decodeURIComponent(location.hash.slice(6)));
+  const linked = () => location.hash.startsWith("#cell/") && openCell(location.hash.slice(6));
   addEventListener("hashchange", linked);
   linked();
 }
