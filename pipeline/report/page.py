@@ -23,7 +23,7 @@ from markdown_it.token import Token
 
 LONG = 60  # letters: longer cells of a table are broken into lines
 NOTHING: dict[str, Any] = {"headline": "", "metrics": [], "curves": [], "models": [], "series": []}
-LABELLED = ("method", "")  # headers of first columns that hold what curves are called
+LABELLED = "method"  # the header of first columns that hold what curves are called
 # A number that links to its cell stands between marks from Unicode's private use area, which go through Markdown as
 # letters do: OPEN, the place of the cell's key among all, MIDDLE, the number, CLOSE.
 OPEN, MIDDLE, CLOSE = "\ue000", "\ue001", "\ue002"
@@ -251,7 +251,7 @@ def _name_rows(tokens: list[Token], behind: Mapping[str, Any]) -> dict[str, str]
             own = [text] if title in ("curve", "step") and text in curves else []
             if cells == 0 and not own:
                 own = by_model.get(text, []) if title == "model" else []
-                own = by_label.get(text, []) if title in LABELLED or title.startswith("minus ") else own
+                own = by_label.get(text, []) if title == LABELLED or title.startswith("minus ") else own
             if own:
                 row.attrSet("data-curves", " ".join(own))
         elif before.type == "table_close" and list(rows) == curves:

@@ -59,7 +59,7 @@ def floor_text(report: Report, metric: str) -> str:
 
 def best_points(report: Report) -> Markdown:
     """Every metric of each method and image set at its best score, with the floor of each."""
-    header = ["", "at NFE", report.score, "minimum of repetitions", *map(report.metric, report.metrics[1:])]
+    header = ["method", "at NFE", report.score, "minimum of repetitions", *map(report.metric, report.metrics[1:])]
     lines: list[list[object]] = []
     failed = {failure.curve for failure in report.failures}
     for name in [*report.methods, *report.sets]:
