@@ -123,7 +123,7 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     found = averages.section(report)
     assert found is not None
     half, score_half = (stats.t.ppf(0.975, 2) * sd / 3**0.5 for sd in (0.1, 1))
-    change = f"−1 (−{1 + half:.3g} to −{1 - half:.3g})"
+    change = f"−1.00 (−{1 + half:#.3g} to −{1 - half:#.3g})"
     found["table"] = unmarked(found["table"])
     own = row(found["table"], "`edm` |", "---")
     assert own[:3] == ["edm", "`edm`", "**half-life of 10000 images**"]

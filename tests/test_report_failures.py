@@ -98,7 +98,7 @@ def test_failed_cells_are_told_everywhere(tmp_path: Path, monkeypatch: pytest.Mo
     assert by_budget[-1] == "failed" and "±" in by_budget[-2]
     assert row(text, "| flow", "Paired differences")[-1] == "failed"
     assert row(text, "`rho_3`", "### Rho")[3] == "failed" != row(text, "`rho_3`", "### Rho")[4]
-    assert row(text, "`flow`", "within 5%")[2] == "3"
+    assert row(text, "`flow`", "## Cost of coming near the best")[2] == "3"
     assert "flow at NFE 7" not in text and "At a budget of 4" in text and "At a budget of 8" not in text
 
     found = pd.read_csv(paths.reports / "results.csv")
@@ -141,7 +141,7 @@ def test_curves_that_failed_wholly_break_nothing(
     for name in lost:
         if name in METHODS:
             assert row(text, f"`{name}`", "## Methods")[-2:] == ["failed", "failed"]
-        assert row(text, f"`{name}`", "within 5%")[1:3] == ["failed", ""]
+        assert row(text, f"`{name}`", "## Cost of coming near the best")[1:3] == ["failed", ""]
     figures = {figure.stem for figure in (paths.reports / "figures").iterdir()}
     assert ("samples" in figures) is ("methods" in figures) is (not set(METHODS) <= set(lost))
     assert ("## Samples" in text) is ("samples" in figures)
@@ -184,7 +184,7 @@ def test_a_curve_above_its_budgets_has_points_and_no_failures(tmp_path: Path, mo
     first, second = row(text, "`flow`", "## Methods")[2:]
     assert first == "" and "±" in second  # NFE 6 within 8, nothing within 4
     assert row(text, "`rho_3`", "### Rho")[3:] == ["", ""]
-    assert row(text, "`rho_3`", "within 5%")[2] in ("20", "30")
+    assert row(text, "`rho_3`", "## Cost of coming near the best")[2] in ("20", "30")
     assert "rho 3 has no result there" in text
     assert "At a budget of 4 evaluations" not in text and "At a budget of 8 evaluations" in text
 

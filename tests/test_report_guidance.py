@@ -189,7 +189,7 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     found = guidance.section(Report(paths, tmp_path))
     assert found is not None and found["budget"] == 16
     half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
-    change = f"−1 (−{1 + half:.3g} to −{1 - half:.3g})"
+    change = f"−1.00 (−{1 + half:#.3g} to −{1 - half:#.3g})"
     score_half = stats.t.ppf(0.975, 2) / 3**0.5
     table = unmarked(found["table"]).replace("\\", "")
     heading = table.splitlines()[0]
@@ -217,7 +217,7 @@ def test_a_difference_that_holds_0_is_called_a_tie(tmp_path: Path, monkeypatch: 
     report = Report(study(tmp_path, SCALES, scores), tmp_path)
     [family] = families(report)
     half = stats.t.ppf(0.975, 2) * stats.tstd([-1, 1, -0.3]) / 3**0.5
-    said = f"−0.1 (−{0.1 + half:.3g} to +{half - 0.1:.3g}) against no guidance, a tie; from"
+    said = f"−0.100 (−{0.1 + half:#.3g} to +{half - 0.1:#.3g}) against no guidance, a tie; from"
     assert said in finding(report, family)
 
 

@@ -252,8 +252,8 @@ def moved_study(folder: Path, curves: dict[str, dict], scores: list[float], seed
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        ([4.0, 4.1, 4.2], "−0.9 (−1.15 to −0.652), better."),
-        ([6.0, 6.1, 6.2], "+1.1 (+0.852 to +1.35), worse."),
+        ([4.0, 4.1, 4.2], "−0.900 (−1.15 to −0.652), better."),
+        ([6.0, 6.1, 6.2], "+1.10 (+0.852 to +1.35), worse."),
         ([4.0, 5.0, 6.0], ", tie."),
         ([5.0, 5.0, 5.0], ": equal."),
     ],

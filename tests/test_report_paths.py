@@ -64,10 +64,10 @@ def test_a_path_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert row(text, "`config_f`", "to `config_f`")[1] == "noise flow_uniform + solver euler"
     step = row(text, "`config_e`", "changes")
     assert step[1] == "noise lognormal + weighting min_snr" and step[3] == "1.50 ± 2.62"
-    assert step[4] == "−0.5 (−0.748 to −0.252)"
+    assert step[4] == "−0.500 (−0.748 to −0.252)"
     assert row(text, "`config_b`", "changes")[4] == "equal" and "nan" not in text
     [said] = [line for line in markdown(study).splitlines() if line.startswith("- Along config_a to config_e")]
-    assert "step by step at a budget of 8: config_e −0.5 (−0.748 to −0.252); " in said
+    assert "step by step at a budget of 8: config_e −0.500 (−0.748 to −0.252); " in said
     assert said.endswith("tie with the step before.")
     figures = {figure.name for figure in (study.reports / "figures").iterdir() if figure.name.startswith("path_")}
     assert figures == {f"path_{end}.{kind}" for end in ("config_e", "config_f") for kind in ("png", "svg", "json")}

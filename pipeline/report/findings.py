@@ -174,8 +174,9 @@ def _reach(report: Report) -> list[str]:
         nfe = reached(report, name, best_of(report, name)[0])[0]
         if nfe is not None:
             found.setdefault(nfe, []).append(report.label(name))
-    text = "; ".join(f"{listed(found[nfe])} at {nfe} evaluations" for nfe in sorted(found))
-    return [f"Within {SHARES[0]:.0%} of its own best, above the floor: {text}."] if found else []
+    text = "; ".join(f"{listed(found[nfe])} with {nfe}" for nfe in sorted(found))
+    near = f"a method's excess over the floor is within {SHARES[0]:.0%} of its own best"
+    return [f"Fewest evaluations with which {near}: {text}."] if found else []
 
 
 def _best(report: Report) -> list[str]:

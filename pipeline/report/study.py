@@ -254,6 +254,11 @@ def number(value: float) -> str:
     return f"{value:.0f}" if size >= 1 or value == 0 else f"{value:.1e}"
 
 
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return ("−" if value < 0 else "+") + number(abs(value))
+
+
 def plain(value: Any) -> str:
     """A value of a row."""
     if value is None:
@@ -273,10 +278,10 @@ def stated_difference(found: Interval | None) -> str:
     if found is None:
         return "no common seeds"
     if math.isnan(found.low):
-        return f"{found.mean:+.3g} (error unknown)"
+        return f"{signed(found.mean)} (error unknown)"
     if found.low == found.high == 0:
         return "equal"
-    text = f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})".replace("-", "−")
+    text = f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
     return text + (", tie" if is_tie(found) else "") + (", one repetition" if found.count < 2 else "")
 
 
