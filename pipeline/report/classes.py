@@ -140,10 +140,16 @@ def _distance(x: Tensor, y: Tensor) -> Estimate | None:
 
 
 def share(count: int, total: int, real: int, real_total: int) -> tuple[float, float, float]:
-    """How many times as often as in the data, and its 95% interval, that of independent counts (Katz et al. 1978)."""
-    ratio = count / total / (real / real_total) if real else math.nan
-    if not count or not real:
-        return ratio, math.nan, math.nan
+    """How many times as often as in the data, and its 95% interval, that of independent counts (Katz et al. 1978).
+
+    Of a class that was never made it is that of its count alone (Clopper and Pearson 1934). NaN where the data have
+    none.
+    """
+    if not real:
+        return math.nan, math.nan, math.nan
+    ratio = count / total / (real / real_total)
+    if not count:
+        return 0.0, 0.0, (1 - ((1 - CONFIDENCE) / 2) ** (1 / total)) / (real / real_total)
     half = WIDTH * math.sqrt(max(1 / count - 1 / total + 1 / real - 1 / real_total, 0))
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
@@ -183,8 +189,8 @@ def _by_class(report: Report, real: Real, methods: dict[str, View], places: list
         line: list[object] = [real.names[k], int(real.counts[k])]
         for own, shares in zip(methods.values(), often, strict=True):
             ratio, low, high = shares[k]
-            text = f"{number(ratio)} ({number(low)} to {number(high)})" if math.isfinite(low) else number(ratio)
-            line += [bold(text) if not low <= 1 <= high else text, _stated(own.distances[k])]
+            text = f"{number(ratio)} ({number(low)} to {number(high)})" if math.isfinite(ratio) else ""
+            line += [bold(text) if low > 1 or high < 1 else text, _stated(own.distances[k])]
         lines.append(line)
     header: list[object] = ["class", report.things]
     for name in methods:
