@@ -51,7 +51,7 @@ def test_the_least_error_is_that_within_the_budget(tmp_path: Path, monkeypatch: 
     said += " and 127 (0.100 at NFE 15)."
     assert f"The least error on the mixture, by budget of evaluations: {said}" in text
     assert "The least error on the data, by budget of evaluations: heun at 7 (0.800 at NFE 7)" in text
-    assert "; ddim, eta 1 at 127 (0.0200 at NFE 64). Exact samples are at 0.0120 (sd 0.00100)." in text
+    assert "; ddim (eta 1) at 127 (0.0200 at NFE 64). Exact samples are at 0.0120 (sd 0.00100)." in text
 
 
 @pytest.mark.parametrize("part", ["orders", "errors", "distances"])

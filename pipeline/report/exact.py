@@ -105,6 +105,12 @@ def _named(row: str) -> str:
     return code(row) if row.isidentifier() else row
 
 
+def _in_a_list(row: str) -> str:
+    """A row's name where commas part several of them: "unipc (order 2)" for "unipc, order 2"."""
+    name, _, rest = row.partition(", ")
+    return f"{name} ({rest})" if rest else name
+
+
 def _within(points: Points, budget: int) -> dict[str, tuple[float, float, int]]:
     """Each row's value, sd and NFE at its largest NFE within a budget; rows that have none are left out."""
     found = {}
@@ -153,7 +159,9 @@ def _leaders(points: Points, seeds: int) -> str:
         if best:
             value, sd, nfe = min(best.values())
             alike = [r for r, (v, s, _) in best.items() if v - value <= 2 * math.hypot(s, sd) / math.sqrt(seeds)]
-            leaders.setdefault(listed(alike), []).append(f"{budget} ({number(value)} at NFE {nfe})")
+            leaders.setdefault(listed(list(map(_in_a_list, alike))), []).append(
+                f"{budget} ({number(value)} at NFE {nfe})"
+            )
     return "; ".join(f"{rows} at {listed(budgets)}" for rows, budgets in leaders.items())
 
 
