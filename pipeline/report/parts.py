@@ -121,15 +121,15 @@ def warning(report: Report) -> str:
     if report.of_points or not report.finished:
         return ""
     name, nfe, best = best_of_all(report)
-    plain_value = report.points(name, "fd")[nfe].mean
-    bias, dimensions = plain_value - best, report.extractor["dimensions"]
+    measured = report.points(name, "fd")[nfe].mean
+    bias, dimensions = measured - best, report.extractor["dimensions"]
     small = few(report.samples, dimensions)
     if not small and bias < BIASED * abs(best):
         return ""
     return (
-        f"{small}The plain distance is too large by about {number(bias)} at the best point, where "
-        f"{number(plain_value)} is measured and {number(best)} is left without that bias; plain values at other counts "
-        "can't be compared with these."
+        f"{small}{report.metric('fd')}, the plain distance, is too large by about {number(bias)} at the best point, "
+        f"where {number(measured)} is measured and {number(best)} is left without that bias; its values at other "
+        "counts of samples can't be compared with these."
     )
 
 
@@ -236,7 +236,7 @@ def fronts(report: Report) -> list[dict[str, Any]]:
     points = {(name, nfe): p for name in [*report.distinct, *report.sets] for nfe, p in report.points(name).items()}
     costs = {"NFE": {key: float(key[1]) for key in points if key[1]}}
     seconds = {(row.curve, row.nfe): row.seconds_per_image for row in report.timings.itertuples()}
-    costs["seconds per image"] = {key: seconds[key] for key in points if key in seconds}
+    costs[f"seconds per {report.thing}"] = {key: seconds[key] for key in points if key in seconds}
     found = []
     for title, cost in costs.items():
         if not cost:
@@ -314,11 +314,12 @@ def costs(report: Report) -> Markdown:
 
 def timed_on(report: Report) -> str:
     """How seconds were measured, and of how many curves they are missing."""
+    seconds = f"Seconds per {report.thing}"
     if report.timings.empty:
-        return "Seconds per image are measured by make timings, which has not been run for the curves as they stand."
+        return f"{seconds} are measured by make timings, which has not been run for the curves as they stand."
     missing = sorted(set(report.curves) - set(report.timings.curve))
     how = (
-        f"Seconds per image were measured on one thread of {listed(sorted(set(report.timings.device)))}, in batches of "
+        f"{seconds} were measured on one thread of {listed(sorted(set(report.timings.device)))}, in batches of "
         f"{listed([str(n) for n in sorted(set(report.timings.images))])}, each the median of several."
     )
     return how + (f" They are missing for {listed(missing)}." if missing else "")
