@@ -336,9 +336,8 @@ def agreement(report: Report) -> Markdown:
         own = [row for row in rows if (row["library"], row["metric"]) == (library, metric)]
         worst = max(own, key=lambda row: row["difference"])
         values = f"{worst['ours']:.8g} against {worst['theirs']:.8g}"
-        lines.append(
-            [library, report.metric(metric), len(own), f"{worst['difference']:.1e}", code(worst["curve"]), values]
-        )
+        apart = f"{worst['difference']:.1e}" if worst["difference"] else 0
+        lines.append([library, report.metric(metric), len(own), apart, code(worst["curve"]), values])
     return table(["library", "metric", "cells", "largest relative difference", "in", "ours against theirs"], lines)
 
 
