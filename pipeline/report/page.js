@@ -45,6 +45,8 @@ const SHAPES = {
   "triangle-left": "M-0.9,0L0.8,-0.9V0.9Z",
   "triangle-right": "M0.9,0L-0.8,-0.9V0.9Z",
 };
+// What the charts' library says on the console: of a chart that the filter has emptied, no warnings.
+const ERRORS = 1, WARNINGS = 2;
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 const tip = make("div", {id: "tip", role: "status"});
 let library;
@@ -109,16 +111,17 @@ async function draw(figure) {
   figure.element.classList.add("live");
   figure.panels = panels;
   const results = await Promise.all(figure.specs.map((spec, i) => {
-    const width = panels[i].clientWidth || 600;
+    const width = panels[i].clientWidth || 600, {values} = spec.data, left = values.filter((p) => visible(figure, p));
     const shown = {
       ...spec, width: "container", height: Math.round(Math.min(380, Math.max(230, width * figure.ratio))),
       autosize: {type: "fit-x", contains: "padding"},
-      data: {...spec.data, values: left(figure, i)},
+      data: {...spec.data, values: left},
     };
     // Errors alone are told: that a layer has no range is none, where the filter has left nothing of it.
     return embed(panels[i], shown, {
       logLevel: 1,
       ast: true, actions: false, defaultStyle: false, renderer: "svg", mode: "vega-lite", config: theme(), tooltip: hover,
+      logLevel: left.length < values.length ? ERRORS : WARNINGS,
     });
   }));
   figure.views = results.map((result) => result.view);
@@ -139,7 +142,7 @@ function show(figure) {
 
 function refresh(figure) {
   figure.views.forEach((view, i) => {
-    view.data("points", left(figure, i)).runAsync();
+    view.logLevel(ERRORS).data("points", figure.specs[i].data.values.filter((point) => visible(figure, point))).runAsync();
   });
 }
 
