@@ -62,8 +62,9 @@ def mixture() -> Mixture:
 def in_span(oracle: Mixture) -> Mixture:
     """The mixture in orthonormal coordinates of its means' span, where these are fewer than its dimensions.
 
-    For a mixture of single points that loses nothing: denoised values lie in the span, white noise is white in it, and
-    what is beyond it shrinks with sigma alone, to nothing at 0.
+    For a mixture of single points (std 0) that loses nothing: denoised values lie in the span, white noise is white in
+    it, and what is beyond it shrinks with sigma alone, to nothing at 0. An adaptive solver's error is then a mean over
+    these coordinates.
     """
     flat = oracle.means.flatten(1)
     if len(flat) >= flat.shape[1]:

@@ -96,7 +96,7 @@ def test_choices_are_counted_and_the_furthest_named(tmp_path: Path, monkeypatch:
     [text] = [text for text in first if text.startswith("Of 5 choices")]
     assert "2 are better, most of all rho 4: −0.500 (−0.500 to −0.500) from edm at 8; " in text
     assert "; 2 are worse, most of all rho 2: +3.00 " in text
-    assert text.endswith("; 1 ties.")
+    assert text.endswith("; 1 ties. Chance alone sets about one in twenty apart.")
     [text] = [text for text in more if text.startswith("Rho, against edm")]
     assert "of 5 rows 1 ties; 2 are better, the best rho 4 −0.500 " in text
     assert "2 are worse, the worst rho 2 +3.00 " in text

@@ -150,7 +150,7 @@ def _deviations(orders: list[dict[str, Any]]) -> list[str]:
 def _leaders(points: Points, seeds: int) -> str:
     """The rows of the least value at each budget: "heun at 8 (0.4 at NFE 7) and 16 (0.1 at NFE 15); rk4 at 32 (..)".
 
-    Several where their values are equal, or differ by less than two standard errors over the seeds.
+    Several, without an NFE, where their values are equal, or differ by less than two standard errors over the seeds.
     """
     leaders: dict[str, list[str]] = {}
     for budget in BUDGETS:
@@ -159,9 +159,8 @@ def _leaders(points: Points, seeds: int) -> str:
         if best:
             value, sd, nfe = min(best.values())
             alike = [r for r, (v, s, _) in best.items() if v - value <= 2 * math.hypot(s, sd) / math.sqrt(seeds)]
-            leaders.setdefault(listed(list(map(_in_a_list, alike))), []).append(
-                f"{budget} ({number(value)} at NFE {nfe})"
-            )
+            where = f" at NFE {nfe}" if len(alike) == 1 else ""
+            leaders.setdefault(listed(list(map(_in_a_list, alike))), []).append(f"{budget} ({number(value)}{where})")
     return "; ".join(f"{rows} at {listed(budgets)}" for rows, budgets in leaders.items())
 
 

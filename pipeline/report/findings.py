@@ -243,7 +243,8 @@ def _all_choices(report: Report) -> list[str]:
             parts.append(f"{len(entries)} {'is' if len(entries) == 1 else 'are'} {word}, {furthest}")
     ties = len(found) - len(apart)
     parts += [f"{ties} {'ties' if ties == 1 else 'tie'}"] if ties else []
-    return [f"Of {len(found)} choices, each against its base at the largest budget: {'; '.join(parts)}."]
+    chance = " Chance alone sets about one in twenty apart." if apart else ""
+    return [f"Of {len(found)} choices, each against its base at the largest budget: {'; '.join(parts)}.{chance}"]
 
 
 def _choices(report: Report) -> list[str]:

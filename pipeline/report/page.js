@@ -79,7 +79,7 @@ function prepare(element) {
   delete shared.hconcat;
   const specs = (spec.hconcat ?? [spec]).map((part) => ({...shared, ...part}));
   for (const {encoding} of specs) encoding.color.legend = null;  // the page's own stands below
-  const figure = {element, specs, muted: new Set(), views: [], drawn: null, meaning: spec.usermeta ?? {}};
+  const figure = {element, specs, muted: new Set(), views: [], drawn: null, done: Promise.resolve(), meaning: spec.usermeta ?? {}};
   figure.ratio = specs.length > 1 ? 0.72 : 0.56;
   if (figure.meaning.series === "curves" || figure.meaning.note) element.classList.add("opens");
   figures.push(figure);
@@ -111,17 +111,15 @@ async function draw(figure) {
   figure.element.classList.add("live");
   figure.panels = panels;
   const results = await Promise.all(figure.specs.map((spec, i) => {
-    const width = panels[i].clientWidth || 600, {values} = spec.data, left = values.filter((p) => visible(figure, p));
+    const width = panels[i].clientWidth || 600, values = left(figure, i);
     const shown = {
       ...spec, width: "container", height: Math.round(Math.min(380, Math.max(230, width * figure.ratio))),
       autosize: {type: "fit-x", contains: "padding"},
-      data: {...spec.data, values: left},
+      data: {...spec.data, values},
     };
-    // Errors alone are told: that a layer has no range is none, where the filter has left nothing of it.
     return embed(panels[i], shown, {
-      logLevel: 1,
       ast: true, actions: false, defaultStyle: false, renderer: "svg", mode: "vega-lite", config: theme(), tooltip: hover,
-      logLevel: left.length < values.length ? ERRORS : WARNINGS,
+      logLevel: values.length < spec.data.values.length ? ERRORS : WARNINGS,
     });
   }));
   figure.views = results.map((result) => result.view);
@@ -131,9 +129,9 @@ async function draw(figure) {
   figure.element.dataset.ready = "";
 }
 
-// What the charts' library cannot draw stays a picture.
+// What is done with a chart is done one after the other. What the charts' library cannot draw stays a picture.
 function show(figure) {
-  draw(figure).catch((error) => {
+  figure.done = figure.done.then(() => draw(figure)).catch((error) => {
     figure.element.classList.remove("live");
     figure.drawn?.remove();
     console.error(error);
@@ -141,9 +139,9 @@ function show(figure) {
 }
 
 function refresh(figure) {
-  figure.views.forEach((view, i) => {
-    view.logLevel(ERRORS).data("points", figure.specs[i].data.values.filter((point) => visible(figure, point))).runAsync();
-  });
+  figure.done = figure.done.then(() => figure.views.forEach((view, i) => {
+    view.logLevel(ERRORS).data("points", left(figure, i)).runAsync();
+  }));
 }
 
 // The points of a chart that are shown; a panel where there are none but levels says so instead.
