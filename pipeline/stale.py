@@ -129,6 +129,7 @@ class Stale:
     lock: Mapping[str, Any]
     rows: Mapping[str, bytes]
     _found: dict[str, Reason | None] = field(default_factory=dict)
+    _made: dict[str, list[Stage]] = field(default_factory=dict)
 
     def reasons(self) -> dict[str, Reason]:
         """Why each of the stages that would run does, by name, in the order of dvc.yaml."""
@@ -183,11 +184,12 @@ class Stale:
         return isinstance(old, dict) and isinstance(new, dict) and old.get(key) == new.get(key) and key in new
 
     def _makers(self, stage: Stage, dep: str) -> list[Stage]:
-        return [
-            other
-            for other in self.stages
-            if other is not stage and any(_inside(dep, out) or _inside(out, dep) for out in other.outs)
-        ]
+        """The other stages that write a dependency or a part of it, looked up once."""
+        if dep not in self._made:
+            self._made[dep] = [
+                other for other in self.stages if any(_inside(dep, out) or _inside(out, dep) for out in other.outs)
+            ]
+        return [other for other in self._made[dep] if other is not stage]
 
     def _is_of_rows(self, dep: str) -> bool:
         return any(_inside(path, dep) for path in self.rows)
