@@ -306,9 +306,10 @@ def test_what_came_from_the_cache_tells_nothing_of_an_estimate() -> None:
 
 
 COMMAND = """
-import runpy, sys
+import sys
 sys.argv = ["check"]
-runpy.run_module("stages.check", run_name="__main__")
+from stages import check, run_stage
+run_stage(check.main, "")
 print(sorted({"torch._dynamo", "sklearn", "dvc"} & set(sys.modules)))
 """
 
