@@ -29,6 +29,7 @@ from pipeline.report.results import Floor, Interval
 MARKERS = "osD^vP*Xhd"
 MANY_MARKERS = (*MARKERS, "<", ">", "p")  # 13 of them: with 10 colours, each pair returns after 130 lines
 MANY = 8  # more curves have their legend beside the figure
+LEGEND_LINES = 25  # of such a legend's column
 DPI = 130
 EVERY = 3  # of the points of a density, of which a chart shows this one
 NFE = "number of function evaluations (NFE), counted"
@@ -360,7 +361,9 @@ def _sigma_axis(axes: Axes) -> None:
 
 
 def _legend_beside(axes: Axes, note: str = "") -> None:
+    """A legend to the right of the axes, in as many columns as their height asks for."""
     axes.legend(
+        ncols=1 + (len(axes.get_legend_handles_labels()[1]) - 1) // LEGEND_LINES,
         title=note,
         title_fontsize=9,
         alignment="left",
