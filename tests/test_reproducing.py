@@ -41,7 +41,7 @@ QUEUED_SECONDS = 1200  # of a busy machine
 SECONDS = 1200
 
 
-class Session(Workspace):
+class Walk(Workspace):
     """The tiny study, and what each command printed."""
 
     def __init__(self, folder: Path) -> None:
@@ -101,16 +101,16 @@ class Session(Workspace):
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     if not shutil.which("make"):
         pytest.skip("make is not installed")
-    session = Session(tmp_path_factory.mktemp("session"))
-    session.walk()
-    return session
+    walk = Walk(tmp_path_factory.mktemp("walk"))
+    walk.walk()
+    return walk
 
 
-def of(session: Session, command: str, folder: str = "repository") -> str:
-    return session.printed[f"{folder}: {command}"]
+def of(walked: Walk, command: str, folder: str = "repository") -> str:
+    return walked.printed[f"{folder}: {command}"]
 
 
 def test_the_page_has_the_commands() -> None:
@@ -120,43 +120,43 @@ def test_the_page_has_the_commands() -> None:
     assert len(commands) == len({c for b in BLOCKS for c in b}) + 1, "but for dvc status in the clone, each stands once"
 
 
-def test_a_second_run_has_nothing_to_do(session: Session) -> None:
-    begun = re.findall(r"^(\S+): begins$", of(session, "make repro J=2"), re.M)
+def test_a_second_run_has_nothing_to_do(walked: Walk) -> None:
+    begun = re.findall(r"^(\S+): begins$", of(walked, "make repro J=2"), re.M)
     assert {"resolve", "train@edm", "sweep@edm", "sweep@rho_3", "report"} <= set(begun)
-    assert "Data and pipelines are up to date" in of(session, "dvc status")
-    assert "Running stage" not in of(session, "make repro")
+    assert "Data and pipelines are up to date" in of(walked, "dvc status")
+    assert "Running stage" not in of(walked, "make repro")
 
 
-def test_metrics_are_few_and_differences_are_named(session: Session) -> None:
-    header = of(session, "dvc metrics show").splitlines()[0].split()
+def test_metrics_are_few_and_differences_are_named(walked: Walk) -> None:
+    header = of(walked, "dvc metrics show").splitlines()[0].split()
     assert "methods.edm" in header and "best.score" in header and len(header) < 12
-    assert "methods.edm" in of(session, "dvc metrics diff")
-    changed = [line.split()[1] for line in of(session, "dvc params diff").splitlines()[1:]]
+    assert "methods.edm" in of(walked, "dvc metrics diff")
+    changed = [line.split()[1] for line in of(walked, "dvc params diff").splitlines()[1:]]
     assert changed == ["curves.edm.rho"]
-    shown = of(session, 'dvc exp show --only-changed --drop "build/.*|.*yaml"')
+    shown = of(walked, 'dvc exp show --only-changed --drop "build/.*|.*yaml"')
     assert "rho_5" in shown and "curves.edm.rho" in shown and "build/" not in shown
-    assert "methods.edm" in of(session, "dvc metrics diff HEAD rho_4")
+    assert "methods.edm" in of(walked, "dvc metrics diff HEAD rho_4")
 
 
-def test_plots_compare_the_revisions(session: Session) -> None:
-    page = (session.root / "dvc_plots/index.html").read_text()
+def test_plots_compare_the_revisions(walked: Walk) -> None:
+    page = (walked.root / "dvc_plots/index.html").read_text()
     specifications = [json.loads(found) for found in re.findall(r"var spec = (\{.*\});?$", page, re.M)]
     assert len(specifications) == 2
     for specification in specifications:
         assert {row["rev"] for row in specification["data"]["values"]} == {"HEAD", "workspace"}
 
 
-def test_a_clean_clone_runs_nothing(session: Session) -> None:
-    assert "Running stage" not in of(session, "dvc repro --pull --allow-missing", "clone")
-    assert "Data and pipelines are up to date" in of(session, "dvc status", "clone")
+def test_a_clean_clone_runs_nothing(walked: Walk) -> None:
+    assert "Running stage" not in of(walked, "dvc repro --pull --allow-missing", "clone")
+    assert "Data and pipelines are up to date" in of(walked, "dvc status", "clone")
     weights = "build/digits/models/edm/seed_0.safetensors"
-    assert (session.root / weights).read_bytes() == (session.root.parent / "clone" / weights).read_bytes()
+    assert (walked.root / weights).read_bytes() == (walked.root.parent / "clone" / weights).read_bytes()
 
 
-def test_a_deleted_row_leaves_nothing(session: Session) -> None:
-    would = of(session, "make prune DRY=1")
+def test_a_deleted_row_leaves_nothing(walked: Walk) -> None:
+    would = of(walked, "make prune DRY=1")
     assert "would delete build/digits/curves/rho_3" in would and "would delete sweep@rho_3 in dvc.lock" in would
-    assert of(session, "make prune") == would.replace("would delete", "deleted")
-    assert not [path for path in session.root.glob("*/digits/**/*rho_3*") if path.is_file()]
-    assert "rho_3" not in (session.root / "dvc.lock").read_text()
-    assert "sweep@edm" not in re.findall(r"Running stage '(.+)'", of(session, "dvc repro"))
+    assert of(walked, "make prune") == would.replace("would delete", "deleted")
+    assert not [path for path in walked.root.glob("*/digits/**/*rho_3*") if path.is_file()]
+    assert "rho_3" not in (walked.root / "dvc.lock").read_text()
+    assert "sweep@edm" not in re.findall(r"Running stage '(.+)'", of(walked, "dvc repro"))
