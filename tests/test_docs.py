@@ -23,8 +23,6 @@ from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, par
 from pipeline.averages import HalfLife, Power, exponent
 from pipeline.design_space import (
     AXES,
-    CURVE_KEYS,
-    MODEL_KEYS,
     NETWORK_PATH,
     TARGET,
     coefficients,
@@ -32,7 +30,6 @@ from pipeline.design_space import (
     page,
 )
 from pipeline.discretization import DISCRETIZATIONS, SPACINGS
-from pipeline.explain import FILLED_IN
 from pipeline.guidance import GUIDES
 from pipeline.model import Model
 from pipeline.noise import NOISES
@@ -165,11 +162,6 @@ def test_every_axis_of_names_has_its_section() -> None:
         own = whole["$defs"]["Model"]["properties"] if "$ref" in whole else whole["properties"]
         named = {key for key, part in own.items() if any("enum" in p for p in part.get("anyOf", [part]))}
         assert named - settings == {axis.key for axis in AXES if axis.section == section and axis.key}
-
-
-def test_every_key_of_a_row_is_told_and_no_other() -> None:
-    assert set(MODEL_KEYS) == set(Model.model_fields) - set(FILLED_IN)
-    assert set(CURVE_KEYS) == set(Curve.model_fields)
 
 
 def test_targets_and_paths_are_the_codes() -> None:
