@@ -46,7 +46,7 @@ new: install
 	@$(BIN)/python -m stages.new --name "$${NAME-}" --images "$${IMAGES-}" --scale "$${SCALE:-cpu}" --labels "$${LABELS:-none}"
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
