@@ -343,7 +343,11 @@ def of_another_network(path: Path) -> None:
     Run(SPEC | {"channels": 16}, ROW, 0).save(path, own)
 
 
-@pytest.mark.parametrize("harm", [truncate, foreign, of_another_network, partial(Path.write_bytes, data=b"")], ids=str)
+@pytest.mark.parametrize(
+    "harm",
+    [truncate, foreign, of_another_network, partial(Path.write_bytes, data=b"")],
+    ids=["truncated", "foreign", "of another network", "empty"],
+)
 def test_a_broken_checkpoint_is_one_line_that_names_it(tmp_path: Path, harm: Callable[[Path], object]) -> None:
     checkpoint = tmp_path / "checkpoint"
     killed(3, checkpoint)
