@@ -92,7 +92,7 @@ def model_choices(shape: Sequence[int], count: int, scale: str) -> dict[str, Any
         "attention": [min(heights, key=lambda level: abs(level - 16))],
         "dropout": 0.13 if small else 0.05,
         "augment": 0.12 if small else 0.15,
-        "batch": 512 if small else 256,
+        "batch": min(512 if small else 256, max(64, 2 ** (count.bit_length() - 1))),
         "learning_rate": 1e-3 if small else 2e-4,
         "warmup_images": 10_000_000,
         "learning_rate_decay": "none",
@@ -272,7 +272,7 @@ def new_study(name: str, source: str, scale: str = "cpu", labels: str = "none") 
         text = text.replace("  models: {", "  models: {labels: classes, ", 1)
     with whole_folder(STUDIES / name) as folder:
         write_text(folder / "params.yaml", text)
-        write_text(folder / "dvc.yaml", (TEMPLATE / "dvc.yaml").read_text())
+        write_text(folder / "dvc.yaml", Path("dvc.yaml").read_text())
         study = read_study(folder / "params.yaml")
         flops = study_flops(study, images)
     return _said(name, found, flops)
@@ -293,7 +293,8 @@ def _said(name: str, found: str, flops: dict[str, float]) -> str:
         found,
         f"wrote studies/{name}/params.yaml: its choices are a start, and yours to edit",
         f"cost: about {tflop} TFLOP ({parts}): {hours} h of a core at {speed}",
-        f"next: make study NAME={name}, and read reports/{name}/report.html",
+        f"next: make check NAME={name} for the minutes on this machine, then make study NAME={name}",
+        f"read: reports/{name}/report.html",
         f"then: copy the row in reports/{name}/proposed.yaml (P_mean, P_std for your images) under models; run again",
     ]
     return "\n".join(lines)

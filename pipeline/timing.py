@@ -1,13 +1,17 @@
 """Seconds per image of every curve: measured apart from the study, since a clock never repeats itself."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from pipeline.denoiser import DenoiserFunction
 from pipeline.errors import NotFinite
 from pipeline.files import content_hash
+from pipeline.guidance import BySample
 from pipeline.optimised import on_fitted_grid
 from pipeline.provenance import machine
 from pipeline.report.results import SHORT_HASH
@@ -27,11 +31,18 @@ def sampler_hash(curve: dict[str, Any]) -> str:
     return content_hash({key: curve[key] for key in (*Sampler.model_fields, *CHOSEN) if key != "nfe"})[:SHORT_HASH]
 
 
-def time_curve(name: str, curve: dict[str, Any], model: Path, grids: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The median time to sample one batch with each number of steps of a resolved curve row: rows with COLUMNS.
+class Timed(NamedTuple):
+    """One number of steps of a curve: its row of COLUMNS but for the seconds, and what samples one batch that way."""
 
-    On the calling thread's number of threads; a first batch is not counted. The hashes tell whether a time is still
-    that of the curve as it stands. grids: what was fitted to the model. What cannot be sampled is left out.
+    row: dict[str, Any]
+    run: Callable[[], object]
+
+
+def timed_points(name: str, curve: dict[str, Any], model: Path, grids: list[dict[str, Any]]) -> Iterator[Timed]:
+    """What there is to time of a resolved curve row, each point run once, which is not counted.
+
+    On the calling thread's number of threads. The hashes tell whether a time is still that of the curve as it stands.
+    grids: what was fitted to the model. What cannot be sampled is left out.
     """
     sampler = sampler_of(curve)
     seed = curve["seeds"][0][0]
@@ -43,15 +54,30 @@ def time_curve(name: str, curve: dict[str, Any], model: Path, grids: list[dict[s
     }
     for count in sorted({sampler.steps(budget) for budget in sampler.nfe}):
         row = on_fitted_grid(sampler, grids, main_file(model, seed).name, count)
-        seconds: list[float] = []
+        batch = partial(_batch, denoiser, shape, row, count)
         try:
-            for repetition in range(-1, REPETITIONS):
-                start = time.perf_counter()
-                made = list(generate(denoiser, shape, row, count, max(repetition, 0), IMAGES, IMAGES))
-                seconds.append(time.perf_counter() - start)
+            nfe = mean_nfe((len(images), nfe) for images, nfe in batch())
         except NotFinite:
             continue
-        nfe = mean_nfe((len(images), nfe) for images, nfe in made)
-        found = {"curve": name, "steps": count, "nfe": nfe}
-        found["seconds_per_image"] = f"{median(seconds[1:]) / IMAGES:.3g}"
-        yield found | {"images": IMAGES, "repetitions": REPETITIONS} | origin
+        found = {"curve": name, "steps": count, "nfe": nfe, "images": IMAGES, "repetitions": REPETITIONS}
+        yield Timed(found | origin, batch)
+
+
+def _batch(
+    denoiser: DenoiserFunction | BySample, shape: tuple[int, ...], row: Sampler, count: int
+) -> list[tuple[Tensor, int]]:
+    return list(generate(denoiser, shape, row, count, 0, IMAGES, IMAGES))
+
+
+def seconds_of(points: list[Timed]) -> list[dict[str, Any]]:
+    """Rows of COLUMNS: the least time to sample one batch, of REPETITIONS.
+
+    The points are timed in turns, so that what else a machine does falls on all alike, and it only ever adds to a time.
+    """
+    least = [float("inf")] * len(points)
+    for _ in range(REPETITIONS):
+        for i, point in enumerate(points):
+            start = time.perf_counter()
+            point.run()
+            least[i] = min(least[i], time.perf_counter() - start)
+    return [p.row | {"seconds_per_image": f"{s / IMAGES:.3g}"} for p, s in zip(points, least, strict=True)]

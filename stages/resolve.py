@@ -23,7 +23,8 @@ def main(arguments: Arguments) -> None:
         with whole_folder(Paths(study.study.name).rows) as folder:
             for name, row in rows.items():
                 write_json(folder / f"{name}.json", row)
-    print(f"{arguments.params}: {len(study.models)} models, {len(study.curves)} curves")
+    size = f"{len(study.models)} models, {len(study.curves)} curves"
+    print(f"{arguments.params}: {size}; its report: {Paths(study.study.name).reports / 'report.html'}")
 
 
 if __name__ == "__main__":

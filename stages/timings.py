@@ -4,18 +4,18 @@ from itertools import chain
 
 from pipeline.files import read_json, write_csv
 from pipeline.parallel import side_by_side
-from pipeline.timing import COLUMNS, time_curve
+from pipeline.timing import COLUMNS, seconds_of, timed_points
 from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     curves = read_json(paths.rows / "report.json")["curves"]
-    timed = (
-        time_curve(name, curve, paths.model(curve["model"]), read_json(paths.grids(curve["model"])))
+    points = (
+        timed_points(name, curve, paths.model(curve["model"]), read_json(paths.grids(curve["model"])))
         for name, curve in curves.items()
     )
-    [rows] = side_by_side([lambda: list(chain.from_iterable(timed))])
+    [rows] = side_by_side([lambda: seconds_of(list(chain.from_iterable(points)))])
     write_csv(paths.timings, COLUMNS, rows)
     print(f"{paths.timings}: {len(rows)} points of {len(curves)} curves")
 

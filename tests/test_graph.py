@@ -84,8 +84,11 @@ def test_a_failing_stage_loses_nothing() -> None:
 
 
 def test_the_copies_of_the_graph_in_other_studies_are_equal() -> None:
+    """The template's says nothing of metrics and plots, which DVC would miss until somebody runs it."""
+    whole = (ROOT / "dvc.yaml").read_text()
+    bare = re.sub(r"\n# What DVC compares.*?\n(?=artifacts:)", "\n", whole, flags=re.S)
     for copy in ROOT.glob("studies/*/dvc.yaml"):
-        assert copy.read_text() == (ROOT / "dvc.yaml").read_text(), copy
+        assert copy.read_text() == (bare if copy.parent.name == "template" else whole), copy
 
 
 @pytest.mark.parametrize("params", [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))], ids=str)

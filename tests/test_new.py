@@ -44,7 +44,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / study).mkdir(parents=True)
         for name in ("params.yaml", "dvc.yaml"):
             (tmp_path / study / name).write_bytes((ROOT / study / name).read_bytes())
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -116,7 +117,7 @@ def test_a_new_study_resolves_and_says_what_was_found(workspace: Path, mode: str
     assert said.startswith(
         f"240 {'colour' if mode == 'RGB' else 'grey'} images of 16 x 16, {'3' if of == 3 else 'no'} classes\n"
     )
-    assert "next: make study NAME=pets," in said and "reports/pets/proposed.yaml" in said
+    assert "then make study NAME=pets\n" in said and "reports/pets/proposed.yaml" in said
     assert {path.name for path in Path("studies/pets").iterdir()} == {"params.yaml", "dvc.yaml"}
     assert Path("studies/pets/dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
     study = read_study(Path("studies/pets/params.yaml"))

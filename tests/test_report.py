@@ -443,6 +443,8 @@ def test_image_sets_stand_beside_the_curves(tmp_path: Path, monkeypatch: pytest.
     table = pd.read_csv(paths.reports / "results.csv").set_index("curve")
     assert set(table.loc["theirs"].nfe) == {35} and table.loc["unknown"].nfe.isna().all()
     assert table.loc["theirs"].steps.isna().all() and table.loc["theirs"].model.isna().all()
+    page = (paths.reports / "report.html").read_text()  # numbers lead to their cells as they do without sets
+    assert page.count('<a class="cell" href="#curve-rho_3"') > 3 and page.count(' id="curve-rho_3"') == 1
 
 
 def test_results_that_were_measured_otherwise_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

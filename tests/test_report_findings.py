@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import Paths
+from pipeline.files import Paths, read_json, write_json
 from pipeline.report import parts
 from pipeline.report.findings import FIRST, findings, tied_from
 from pipeline.report.page import unmarked
 from pipeline.report.study import Report
-from tests.test_report import made_up_study
+from tests.test_report import made_up_study, write_cells
 from tests.test_report_failures import change, fail
 
 METHODS: dict[str, dict] = {
@@ -112,6 +112,27 @@ def test_other_sections_findings_fill_the_first_screen(tmp_path: Path, monkeypat
     assert {text for own in others for text in own} == {t for t in (*first, *more) if t.startswith("section")}
 
 
+def test_a_training_choice_of_one_training_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samplings of one network each are told apart, which says nothing of what was trained; a sampler's are."""
+    monkeypatch.chdir(tmp_path)
+    curves = {"edm": METHODS["edm"], "weighted": {"model": "edm_snr"}, "rho_3": {"model": "edm", "rho": 3}}
+    paths = made_up_study(tmp_path, curves, [0])
+    for name in curves:
+        write_cells(paths.curve(name), [[0, 0], [0, 1]], [(2, 3), (4, 7)], {})
+    rows = read_json(paths.row("", "report"))
+    for row in rows["curves"].values():
+        row["seeds"] = [[0, 0], [0, 1]]
+    write_json(paths.row("", "report"), rows)
+    for name, score in (("edm", 2.0), ("weighted", 1.0), ("rho_3", 1.0)):
+        change(paths, name, {3: [score], 7: [score]})
+    report = Report(paths, tmp_path)
+    lines = {line.split("`")[1]: line for line in unmarked(parts.effects(report)).splitlines()[2:]}
+    assert lines["weighted"].count(", better (one training each)") == 2
+    assert lines["rho_3"].count(", better") == 2 and "one training" not in lines["rho_3"]
+    told = " ".join(findings(report).more)
+    assert "weighting snr (one training each) " in told and "rho 3 (one" not in told
+
+
 def test_the_design_table_links_each_row_to_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scores = {"edm": shifted(0), "rho_2": shifted(3), "rho_3": shifted(-0.5), "rho_4": {3: [1.1, 1.1, 1.4], 7: BASE}}
@@ -119,9 +140,10 @@ def test_the_design_table_links_each_row_to_its_figure(tmp_path: Path, monkeypat
     fail(paths, "rho_5", (7,), (1,))
     report = Report(paths, tmp_path)
     lines = {
-        line.split(" | ")[2]: line.strip("| ").split(" | ") for line in unmarked(parts.effects(report)).splitlines()[2:]
+        line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")
+        for line in unmarked(parts.effects(report)).splitlines()[2:]
     }
-    assert lines["`rho_2`"][:4] == ["rho", "rho 2", "`rho_2`", "`edm`"]
+    assert lines["`rho_2`"][:4] == ["`rho_2`", "rho", "rho 2", "`edm`"]
     assert lines["`rho_2`"][4].startswith("4: +3.00 (") and lines["`rho_2`"][5].startswith("8: +3.00 (")
     assert all(text.endswith(", worse") for text in lines["`rho_2`"][4:6])
     assert lines["`rho_3`"][5].endswith(", better") and lines["`rho_4`"][4].endswith(", tie")

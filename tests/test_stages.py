@@ -104,7 +104,11 @@ def test_what_is_wrong_is_one_line_and_earlier_outputs_stay(outcomes: dict[str, 
 
 def test_checking_a_study_writes_nothing(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["good params checked"]
-    assert (outcome.code, outcome.out, outcome.err) == (0, "params.yaml: 1 models, 1 curves\n", "")
+    assert (outcome.code, outcome.out, outcome.err) == (
+        0,
+        "params.yaml: 1 models, 1 curves; its report: reports/t/report.html\n",
+        "",
+    )
     assert outcome.after == outcome.before
 
 

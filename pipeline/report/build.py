@@ -78,7 +78,7 @@ def render(report: Report) -> str:
     ]
     guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
     by_class = classes.section(report)
-    others = [part["findings"] for part in (guided, averaged, by_class, curved) if part]
+    others = [part["findings"] for part in (guided, averaged) if part]
     return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
         title=report.title,
         report=report,

@@ -219,7 +219,10 @@ def _compared(report: Report) -> list[Compared]:
             budget = _compared_at(report, base, names)
             having = report.having(names, budget) if budget else []
             differences = [
-                (report.choice(name), difference(report.cells(name, budget), report.cells(base, budget)))
+                (
+                    report.choice(name) + report.once(name, base, budget),
+                    difference(report.cells(name, budget), report.cells(base, budget)),
+                )
                 for name in having
             ]
             lost = {name: report.choice(name) for name in names if name not in having}

@@ -433,7 +433,7 @@ function about(name, nfe, metric) {
   const [short, model] = models.get(own.model) ?? ["", ""];
   const yaml = make("pre", {}, `${model ? `models:\n${indented(short)}` : ""}curves:\n${indented(own.short)}`);
   return make("section", {}, make("h3", {}, own.label === name ? name : `${own.label}, curve ${name}`),
-    grid(header, rows), facts, make("p", {}, "In params.yaml, by what differs from its base:"), yaml,
+    grid(header, rows), facts, make("p", {}, "By what differs from its base:"), yaml,
     full("the curve with all defaults", own.row), ...(model ? [full("its model with all defaults", model)] : []));
 }
 

@@ -227,6 +227,7 @@ def _name_rows(tokens: list[Token], behind: Mapping[str, Any]) -> dict[str, str]
     """Say of every row of a table which curves it is about, and mark long cells; returns each curve's anchor: its row
     in the table of all curves' settings."""
     curves, by_label, by_model = [name for name, _ in behind["curves"]], dict(behind["series"]), _by_model(behind)
+    sampled = [name for name, own in behind["curves"] if own["model"]]  # the others are image sets
     anchors: dict[str, str] = {}
     header: list[str] = []
     rows: dict[str, Token] = {}
@@ -254,7 +255,7 @@ def _name_rows(tokens: list[Token], behind: Mapping[str, Any]) -> dict[str, str]
                 own = by_label.get(text, []) if title == LABELLED or title.startswith("minus ") else own
             if own:
                 row.attrSet("data-curves", " ".join(own))
-        elif before.type == "table_close" and list(rows) == curves:
+        elif before.type == "table_close" and list(rows) == sampled:
             # Models may be called as curves are; the table of curves is the later one.
             anchors = {name: f"curve-{name}" for name in rows}
             last = rows

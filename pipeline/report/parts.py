@@ -14,7 +14,7 @@ from pipeline.report.lines import few
 from pipeline.report.networks import mega
 from pipeline.report.page import Markdown, bold, code, escape, table
 from pipeline.report.results import FAILED, cells, difference, is_tie, of_curve, pareto, spread
-from pipeline.report.study import Report, listed, number, plain, stated
+from pipeline.report.study import Report, listed, number, percent, plain, stated
 from pipeline.rows import Row
 
 SHOWN_BUDGETS = 7
@@ -175,8 +175,8 @@ def effects(report: Report) -> Markdown:
             few = [low if low < high else shared[0]] if len(shared) > 1 else []
             texts = [*([] if few else [""]), *(_effect(report, name, base, budget) for budget in (*few, high))]
             figure = Markdown(f"[{escape(title)}](figures/{ablation_file(title)})") if _drawn(report, names) else ""
-            lines.append([title, report.choice(name), code(name), code(base), *texts, figure])
-    header = ["choice", "differs in", "curve", "base", "effect at few evaluations", "effect at the most", "figure"]
+            lines.append([code(name), title, report.choice(name), code(base), *texts, figure])
+    header = ["curve", "choice", "differs in", "base", "effect at few evaluations", "effect at the most", "figure"]
     return table(header, lines) if lines else Markdown("")
 
 
@@ -187,7 +187,7 @@ def _effect(report: Report, name: str, base: str, budget: int) -> str:
         return f"{budget}: {text}" if text else ""
     found = difference(report.cells(name, budget), report.cells(base, budget))
     verdict = "" if found is None or is_tie(found) else ", better" if found.mean < 0 else ", worse"
-    return f"{budget}: {text}{verdict}"
+    return f"{budget}: {text}{verdict}{report.once(name, base, budget) if verdict else ''}"
 
 
 def ablation_file(title: str) -> str:
@@ -252,8 +252,22 @@ def fronts(report: Report) -> list[dict[str, Any]]:
             report.score,
         )
         header = [title, "curve", "at NFE", report.score]
-        found.append({"title": title, "file": file, "table": table(header, lines)})
+        note = _clock(report, cost) if title != "NFE" else ""
+        found.append({"title": title, "file": file, "table": table(header, lines), "note": note})
     return found
+
+
+def _clock(report: Report, seconds: dict[tuple[str, int], float]) -> str:
+    """How far seconds lie apart where networks and evaluations are the same, so that they should be nearly equal."""
+    alike: dict[tuple[str, int], list[float]] = {}
+    for (curve, nfe), value in seconds.items():
+        alike.setdefault((report.curves[curve]["model"], nfe), []).append(value)
+    ratio = max((max(values) / min(values) for values in alike.values()), default=1.0)
+    return (
+        f"A clock measured these, in turns, the least of several times. Samplers of one network with one NFE lie up to "
+        f"{percent(ratio - 1)} apart, by what they do besides and by chance; points of the front that are nearer to "
+        "each other are not told apart."
+    )
 
 
 def best_samplers(report: Report) -> Markdown:

@@ -210,6 +210,13 @@ class Report:
         text = stated_difference(difference(self.cells(curve, budget), self.cells(base, budget)))
         return self.linked(text, curve, self.nfe(curve, budget), base=(base, self.nfe(base, budget)))
 
+    def once(self, curve: str, base: str, budget: int) -> str:
+        """What is to be said of a difference between two models of one training each: its interval knows nothing of
+        retraining, so that it tells these two networks apart and not what made them."""
+        trained = [set(self.cells(name, budget).index.get_level_values(0)) for name in (curve, base)]
+        another = self.curves[curve]["model"] != self.curves[base]["model"]
+        return " (one training each)" if another and len(set.intersection(*trained)) < 2 else ""
+
     def nfe(self, curve: str, budget: int) -> int:
         """What a curve that has a result at a budget really spends of it."""
         return int(self.cells(curve, budget).nfe.iloc[0])
