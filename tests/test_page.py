@@ -229,9 +229,9 @@ def test_means_with_intervals_sort_by_the_mean(opened: Opened) -> None:
 def test_effects_sort_by_what_is_behind_their_budget(opened: Opened) -> None:
     page = opened()
     table = page.locator(table_of(page, "The design table"))
-    column = table.locator("td:nth-child(6)")
+    column = table.locator("td:nth-child(5)")
     before = column.all_inner_texts()
-    table.locator("th:nth-child(6)").click()
+    table.locator("th:nth-child(5)").click()
 
     def effect(text: str) -> float:
         found = text.removeprefix("8: ").split(" ")[0].replace("−", "-")

@@ -143,12 +143,12 @@ def test_the_design_table_links_each_row_to_its_figure(tmp_path: Path, monkeypat
         line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")
         for line in unmarked(parts.effects(report)).splitlines()[2:]
     }
-    assert lines["`rho_2`"][:4] == ["`rho_2`", "rho", "rho 2", "`edm`"]
-    assert lines["`rho_2`"][4].startswith("4: +3.00 (") and lines["`rho_2`"][5].startswith("8: +3.00 (")
-    assert all(text.endswith(", worse") for text in lines["`rho_2`"][4:6])
-    assert lines["`rho_3`"][5].endswith(", better") and lines["`rho_4`"][4].endswith(", tie")
-    assert "equal" in lines["`rho_4`"][5] and lines["`rho_5`"][5] == "8: failed"
-    assert all(line[6] == "[rho](figures/ablation_rho.png)" for line in lines.values())
+    assert lines["`rho_2`"][:3] == ["`rho_2`", "rho 2", "`edm`"]
+    assert lines["`rho_2`"][3].startswith("4: +3.00 (") and lines["`rho_2`"][4].startswith("8: +3.00 (")
+    assert all(text.endswith(", worse") for text in lines["`rho_2`"][3:5])
+    assert lines["`rho_3`"][4].endswith(", better") and lines["`rho_4`"][3].endswith(", tie")
+    assert "equal" in lines["`rho_4`"][4] and lines["`rho_5`"][4] == "8: failed"
+    assert all(line[5] == "[rho](figures/ablation_rho.png)" for line in lines.values())
 
 
 def test_costs_are_those_of_the_best_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,9 +174,9 @@ def effects(report: Report) -> Markdown:
             low, high = low_and_high(shared)[0], shared[-1]
             few = [low if low < high else shared[0]] if len(shared) > 1 else []
             texts = [*([] if few else [""]), *(_effect(report, name, base, budget) for budget in (*few, high))]
-            figure = Markdown(f"[{escape(title)}](figures/{ablation_file(title)})") if _drawn(report, names) else ""
-            lines.append([code(name), title, report.choice(name), code(base), *texts, figure])
-    header = ["curve", "choice", "differs in", "base", "effect at few evaluations", "effect at the most", "figure"]
+            figure = Markdown(f"[{escape(title)}](figures/{ablation_file(title)})") if _drawn(report, names) else title
+            lines.append([code(name), report.choice(name), code(base), *texts, figure])
+    header = ["curve", "differs in", "base", "effect at few evaluations", "effect at the most", "filed under"]
     return table(header, lines) if lines else Markdown("")
 
 
