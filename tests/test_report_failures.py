@@ -165,7 +165,7 @@ def test_a_study_without_any_point_says_what_is_missing(
     assert f"- {2 * len(seeds) * len(CURVES)} sets of samples failed, of edm, flow, " in first
     assert len([line for line in text.splitlines() if REASON in line]) == 2 * len(CURVES)
     assert "nan" not in text and "best mean score" not in text and "## Cost of coming near" not in text
-    assert row(text, "`rho_3`", "## The design table")[-3:] == ["4: failed", "8: failed", ""]
+    assert row(text, "`rho_3`", "## The design table")[-3:] == ["4: failed", "8: failed", "rho"]
     for heading in ("Solvers on exact denoisers", "Trajectories", "Training", "Every setting", "What was run on what"):
         assert f"\n## {heading}\n" in text
     found = pd.read_csv(paths.reports / "results.csv")
