@@ -9,7 +9,7 @@ import pytest
 
 from tests.imports import ROOT
 
-VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", "MAKEFLAGS")
+VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -61,6 +61,8 @@ class Walk(Workspace):
             f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
         }
         self.environment["COLUMNS"] = "200"
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the make that runs the tests
+            self.environment.pop(name, None)
         self.type("git add --all", self.root)
         self.type("git commit --quiet --message study", self.root)
 
