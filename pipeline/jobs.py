@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 from dvc.utils.serialize import modify_yaml
 
 from pipeline.errors import StudyError
+from pipeline.studies import read_yaml
 
 DVC = (sys.executable, "-m", "dvc")
 
@@ -45,7 +45,7 @@ def read_plan(graph: Path) -> Plan:
         raise StudyError(str(error)) from None
     # A second flow's teacher is its base, which both would train if they began together.
     prefix = next(iter(needs)).rpartition(":")[0]
-    rows = yaml.safe_load(graph.with_name("params.yaml").read_text())["models"]
+    rows = read_yaml(graph.with_name("params.yaml"))["models"]
     for name, row in rows.items():
         stage, base = (f"{prefix}:train@{each}".lstrip(":") for each in (name, (row or {}).get("base")))
         needs[stage] |= {base} & needs.keys() - {stage}

@@ -9,7 +9,8 @@ import pytest
 
 from tests.imports import ROOT
 
-VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # what the make that runs the tests tells those below it
+VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", *OF_MAKE)
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ import yaml
 
 from tests.imports import ROOT
 from tests.test_graph import Workspace
+from tests.test_makefile import OF_MAKE
 
 PAGE = (ROOT / "docs/reproducing.md").read_text()
 BLOCKS = [block.strip().splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)]
@@ -61,7 +62,7 @@ class Walk(Workspace):
             f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
         }
         self.environment["COLUMNS"] = "200"
-        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the make that runs the tests
+        for name in OF_MAKE:
             self.environment.pop(name, None)
         self.type("git add --all", self.root)
         self.type("git commit --quiet --message study", self.root)
