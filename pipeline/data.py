@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 
-from pipeline import points
+from pipeline import cifar10, points
 from pipeline.errors import NotFinite, StudyError, nearest
 from pipeline.files import content_hash, read_json, write_bytes, write_json
 
+ARCHIVE_SUFFIX = ".tar.gz"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 GREY_MODES = frozenset({"1", "L", "LA", "La"})
 DIVERGED = 1e6  # a sample that far out is none: its metrics would be of nothing but it
@@ -36,7 +37,10 @@ Labels = tuple[list[int] | None, tuple[str, ...]]  # a class index per image, or
 
 
 class Data(BaseModel, extra="forbid", frozen=True):
-    """The study's data set. `source` is a key of SOURCES, else a path to a folder or a .zip of images of one size."""
+    """The study's data set.
+
+    `source` is a key of SOURCES, else a path: to a folder or a .zip of images of one size, or to CIFAR-10's archive.
+    """
 
     source: str = Field(default="digits", min_length=1)  # "./digits" is a folder of that name
     limit: int | None = Field(default=None, ge=2)  # the first so many images, where there are more
@@ -47,15 +51,20 @@ class Data(BaseModel, extra="forbid", frozen=True):
 class Dataset:
     """images: uint8 (N, C, H, W), C = 1 or 3, or points: float32 (N, 2), about in [-1, 1].
 
-    labels: int64 (N,), indices into classes, or None where unlabelled.
+    labels: int64 (N,), indices into classes, or None where unlabelled. lossy: in which format images were stored that
+    had changed their pixels, such as JPEG; empty for none. The content hash does not tell it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     classes: tuple[str, ...] = ()
+    lossy: str = ""
 
     def summary(self) -> dict[str, Any]:
-        """Facts for JSON: sizes, classes, content hash; mean and sigma_data (population) of all values in [-1, 1]."""
+        """Facts for JSON: sizes, classes, content hash; mean and sigma_data (population) of all values in [-1, 1].
+
+        `lossy` is among them where it is so.
+        """
         sizes = ("dimensions",) if is_points(self.images) else ("channels", "height", "width")
         shape = dict(zip(("count", *sizes), self.images.shape, strict=True))
         mean, sigma_data = _moments(self.images)
@@ -66,6 +75,7 @@ class Dataset:
             "classes": list(self.classes),
             "class_counts": dict(zip(self.classes, counts, strict=True)),
             "content_hash": _hash(self),
+            **({"lossy": self.lossy} if self.lossy else {}),
         }
 
 
@@ -109,17 +119,15 @@ def to_data(x0: torch.Tensor) -> torch.Tensor:
 def load(row: Data, place: str = "data.source") -> Dataset:
     """The data set that `row` describes, in an order that depends on its content alone.
 
-    A folder is read sorted by relative path, a zip in its stored order. Labels come from a top-level `dataset.json`
-    ({"labels": [[name, class], ...] or null, "classes": [name, ...]}, "classes" being optional), else from top-level
-    folders, one a class. A set with any colour image is RGB throughout. Raises StudyError on anything unusable, saying
-    that it was named in `place`.
+    A folder is read sorted by relative path, a zip in its stored order; a .tar.gz is CIFAR-10's or refused, and
+    `cifar10` is downloaded once. Labels come from a top-level `dataset.json` ({"labels": [[name, class], ...] or null,
+    "classes": [name, ...]}, "classes" being optional), else from top-level folders, one a class. A set with any colour
+    image is RGB throughout. Raises StudyError on anything unusable, saying that it was named in `place`.
     """
     with _blame(place, f"{row.source!r} names no home folder"):
         path = Path(row.source).expanduser()
     if row.source in SOURCES:
-        built_in = SOURCES[row.source]()
-        labels = built_in.labels[: row.limit] if row.labels and built_in.labels is not None else None
-        dataset = Dataset(built_in.images[: row.limit], labels, () if labels is None else built_in.classes)
+        dataset = _part(SOURCES[row.source](), row)
     elif path.is_dir():
         dataset = _collect(path, _walk(path), lambda name: (path / name).read_bytes(), row)
     elif path.is_file() and path.suffix.lower() == ".zip":
@@ -127,12 +135,25 @@ def load(row: Data, place: str = "data.source") -> Dataset:
             archive = zipfile.ZipFile(path)
         with archive:
             dataset = _collect(path, list(dict.fromkeys(archive.namelist())), archive.read, row)
+    elif path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIX):
+        dataset = _part(_cifar10(path), row)
     else:
-        hint = nearest(row.source, SOURCES)
-        raise StudyError(f"{place}: {row.source!r} is no folder, no .zip file and no built-in data set; {hint}")
+        raise StudyError(f"{place}: {unknown_source(row.source)}")
     if _moments(dataset.images)[1] == 0:
         raise StudyError(f"{place}: {row.source}: all pixels are equal, so sigma_data = 0; use images that vary")
     return dataset
+
+
+def unknown_source(source: str) -> str:
+    """What is wrong with a source that is none, and which there are."""
+    kinds = "no folder, no .zip file, no .tar.gz of CIFAR-10 and no built-in data set"
+    return f"{source!r} is {kinds}; {nearest(source, SOURCES)}"
+
+
+def _part(dataset: Dataset, row: Data) -> Dataset:
+    """What `row` asks for of a data set that is there as a whole."""
+    labels = dataset.labels[: row.limit] if row.labels and dataset.labels is not None else None
+    return Dataset(dataset.images[: row.limit], labels, () if labels is None else dataset.classes)
 
 
 def save(dataset: Dataset, folder: Path) -> None:
@@ -170,7 +191,8 @@ def load_prepared(folder: Path) -> Dataset:
     summary = load_summary(folder)
     try:
         tensors = load_file(path)
-        dataset = Dataset(tensors["images"], tensors.get("labels"), tuple(summary["classes"]))
+        classes, lossy = tuple(summary["classes"]), summary.get("lossy", "")
+        dataset = Dataset(tensors["images"], tensors.get("labels"), classes, lossy)
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
     except (SafetensorError, KeyError, TypeError) as error:
@@ -226,15 +248,26 @@ def _walk(root: Path) -> list[str]:
     return sorted((Path(folder) / file).relative_to(root).as_posix() for folder, _, files in found for file in files)
 
 
+def _is_visible(name: str) -> bool:
+    """Whether a file, by its path below the folder or in the zip, is neither hidden nor one that macOS adds."""
+    return not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def is_image(name: str) -> bool:
+    """Whether `load` takes a file for an image, by its path below the folder or in the zip."""
+    return name.lower().endswith(EXTENSIONS) and _is_visible(name)
+
+
 def _collect(root: Path, files: list[str], read: Read, row: Data) -> Dataset:
-    """The images among `files`, in that order, without the hidden ones and those that macOS adds to archives."""
-    visible = [f for f in files if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(f).parts)]
-    names = [f for f in visible if f.lower().endswith(EXTENSIONS)]
+    """The images among `files`, in that order."""
+    visible, names = list(filter(_is_visible, files)), list(filter(is_image, files))
     if len(names) < 2:
         raise StudyError(f"{root}: {len(names) or 'no'} images in it; at least 2 are needed ({' '.join(EXTENSIONS)})")
     labels, classes = _find_labels(root, visible, names, read) if row.labels else (None, ())
-    images = torch.from_numpy(_decode(root, names[: row.limit], read))
-    return Dataset(images, None if labels is None else torch.tensor(labels[: row.limit]), classes)
+    pixels, lossy = _decode(root, names[: row.limit], read)
+    return Dataset(
+        torch.from_numpy(pixels), None if labels is None else torch.tensor(labels[: row.limit]), classes, lossy
+    )
 
 
 def _find_labels(root: Path, visible: list[str], names: list[str], read: Read) -> Labels:
@@ -294,11 +327,11 @@ def _opened(root: Path, name: str, read: Read) -> Iterator[Image.Image]:
         yield image
 
 
-def _decode(root: Path, names: list[str], read: Read) -> np.ndarray:
-    """uint8 (N, C, H, W). The headers are read first, so that there is one array, allocated once."""
+def _decode(root: Path, names: list[str], read: Read) -> tuple[np.ndarray, str]:
+    """uint8 (N, C, H, W), and the lossy formats. The headers are read first: so there is one array, allocated once."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        (width, height), mode = _survey(root, names, read)
+        (width, height), mode, lossy = _survey(root, names, read)
         channels = len(mode)
         with _blame(root, f"{len(names)} images of {width} x {height} do not fit into memory; set a smaller limit"):
             pixels = np.empty((len(names), channels, height, width), np.uint8)
@@ -306,24 +339,42 @@ def _decode(root: Path, names: list[str], read: Read) -> np.ndarray:
             with _opened(root, name, read) as image:
                 flat = _pixels(f"{root}/{name}", image, mode)
                 pixels[i] = flat.reshape(height, width, channels).transpose(2, 0, 1)
-    return pixels
+    return pixels, lossy
 
 
-def _survey(root: Path, names: list[str], read: Read) -> tuple[tuple[int, int], str]:
-    """The one size (width, height) of all images, and the mode to hold them in: L where all are grey, else RGB."""
+def _survey(root: Path, names: list[str], read: Read) -> tuple[tuple[int, int], str, str]:
+    """The one size (width, height) of all images, the mode to hold them in (L where all are grey, else RGB), and the
+    lossy formats among them."""
     sizes: dict[tuple[int, int], str] = {}
-    modes = set()
+    modes, lossy = set(), set()
     for name in names:
         with _opened(root, name, read) as image:
             sizes.setdefault(image.size, name)
             modes.add(image.mode)
+            lossy.add(_lossy(image, name, read))
         if len(sizes) > 1:
             (a, first), (b, other) = sizes.items()
             differ = f"{first} is {a[0]} x {a[1]}, but {other} is {b[0]} x {b[1]}"
             raise StudyError(f"{root}: {differ}; resize all images to one size")
         if image.mode.startswith(("I", "F")):
             raise StudyError(f"{root}/{name}: pixels of mode {image.mode}; save it with 8 bits a channel")
-    return next(iter(sizes)), "L" if modes <= GREY_MODES else "RGB"
+    return next(iter(sizes)), "L" if modes <= GREY_MODES else "RGB", "/".join(sorted(lossy - {""}))
+
+
+def _lossy(image: Image.Image, name: str, read: Read) -> str:
+    """The format, whatever the file is called, where it changes pixels; else nothing."""
+    if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg"):  # in a TIFF
+        return "JPEG"
+    return "WebP" if image.format == "WEBP" and _is_lossy_webp(read(name)) else ""
+
+
+def _is_lossy_webp(content: bytes) -> bool:
+    """Whether a WebP has a chunk "VP8 ": pixels without loss are in "VP8L" (RFC 9649, section 2)."""
+    place = len("RIFF....WEBP")
+    while place < len(content) and content[place : place + 4] != b"VP8 ":
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    return place < len(content)
 
 
 def _pixels(place: str, image: Image.Image, mode: str) -> np.ndarray:
@@ -352,7 +403,12 @@ def _points(name: str) -> Dataset:
     return Dataset(drawn.x.float(), drawn.labels, drawn.classes)
 
 
+def _cifar10(path: Path | None = None) -> Dataset:
+    return Dataset(*cifar10.read(path), cifar10.CLASSES)
+
+
 SOURCES: dict[str, Callable[[], Dataset]] = {
     "digits": _digits,
+    "cifar10": _cifar10,
     **{name: partial(_points, name) for name in points.POINTS},
 }

@@ -13,7 +13,8 @@ def main(arguments: Arguments) -> None:
     summary = load_summary(paths.data)
     write_json(paths.metrics("prepare", "data"), summary)
     found = f"{summary['count']} {described(shape_of(summary))}"
-    print(f"{row.source}: {found}, {len(summary['classes'])} classes, sigma_data {summary['sigma_data']:.4f}")
+    lossy = f"; {summary['lossy']}-compressed before" if "lossy" in summary else ""
+    print(f"{row.source}: {found}, {len(summary['classes'])} classes, sigma_data {summary['sigma_data']:.4f}{lossy}")
 
 
 if __name__ == "__main__":

@@ -164,6 +164,63 @@ def test_labels_false_reads_no_labels_at_all(pack: Callable) -> None:
     assert loaded(path, labels=False).labels is None
 
 
+def webp(seed: int, **options: object) -> bytes:
+    return encoded(pixels(seed), "WEBP", **options)
+
+
+def jpeg(seed: int) -> bytes:
+    return encoded(pixels(seed), "JPEG")
+
+
+TWO = {"save_all": True, "append_images": [Image.new("RGB", (3, 2))]}
+STORED: dict[str, tuple[dict[str, bytes], str]] = {  # files, what the summary says of them
+    "png": ({"0.png": png(0), "1.png": png(1)}, ""),
+    "all jpeg": ({"0.jpg": jpeg(0), "1.jpg": jpeg(1)}, "JPEG"),
+    "one jpeg": ({"0.png": png(0), "1.jpeg": jpeg(1)}, "JPEG"),
+    "a jpeg that is called png": ({"0.png": png(0), "1.png": jpeg(1)}, "JPEG"),
+    "a png that is called jpg": ({"0.jpg": png(0), "1.jpg": png(1)}, ""),
+    "a jpeg with a preview": ({"0.png": png(0), "1.jpg": encoded(pixels(1), "MPO", **TWO)}, "JPEG"),
+    "jpeg in a tiff": ({"0.png": png(0), "1.tif": encoded(pixels(1), "TIFF", compression="jpeg")}, "JPEG"),
+    "a plain tiff": ({"0.png": png(0), "1.tif": encoded(pixels(1), "TIFF", compression="tiff_lzw")}, ""),
+    "webp": ({"0.png": png(0), "1.webp": webp(1)}, "WebP"),
+    "webp with a profile": ({"0.png": png(0), "1.webp": webp(1, icc_profile=b"odd")}, "WebP"),
+    "lossless webp": ({"0.png": png(0), "1.webp": webp(1, lossless=True)}, ""),
+    "lossless webp with a profile": ({"0.png": png(0), "1.webp": webp(1, lossless=True, icc_profile=b"VP8 ")}, ""),
+    "both": ({"0.jpg": jpeg(0), "1.webp": webp(1)}, "JPEG/WebP"),
+}
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_images_that_were_stored_with_loss_are_told_by_their_format(pack: Callable, tmp_path: Path, case: str) -> None:
+    files, lossy = STORED[case]
+    summary = (dataset := loaded(pack(files))).summary()
+    assert summary.get("lossy", "") == lossy and ("lossy" in summary) == bool(lossy)
+    save(dataset, tmp_path / "prepared")
+    assert load_prepared(tmp_path / "prepared").summary() == load_summary(tmp_path / "prepared") == summary
+
+
+def test_only_images_that_are_read_are_told_of(pack: Callable) -> None:
+    assert "lossy" not in loaded(pack({"0.png": png(0), "1.png": png(1), "2.jpg": jpeg(2)}), limit=2).summary()
+
+
+def test_the_hash_does_not_follow_how_pixels_were_stored(tmp_path: Path) -> None:
+    lossy = loaded(folder_of(tmp_path / "jpeg", {"0.jpg": jpeg(0), "1.jpg": jpeg(1)}))
+    again = {f"{i}.png": encoded(image.permute(1, 2, 0).numpy()) for i, image in enumerate(lossy.images)}
+    summary = loaded(folder_of(tmp_path / "png", again)).summary()
+    assert lossy.summary() == summary | {"lossy": "JPEG"} and "lossy" not in summary
+
+
+def test_the_stage_says_that_images_had_been_compressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder_of(tmp_path, {"set/0.jpg": jpeg(0), "set/1.jpg": jpeg(1)}))
+    row = {"build/small/rows/data.json": json.dumps({"source": "set", "limit": None, "labels": True}).encode()}
+    folder_of(tmp_path, row)
+    prepare.main(Arguments("small", "", Path("params.yaml"), False, ""))
+    assert capsys.readouterr().out.endswith("; JPEG-compressed before\n")
+    assert json.loads((tmp_path / "reports/small/metrics/prepare/data.json").read_text())["lossy"] == "JPEG"
+
+
 def test_limit_leaves_the_rest_undecoded(pack: Callable) -> None:
     dataset = loaded(pack({"0.png": png(0), "1.png": png(1), "2.png": b"not an image"}), limit=2)
     assert len(dataset.images) == 2
@@ -404,7 +461,7 @@ def test_a_limit_below_two_and_unknown_keys_are_refused() -> None:
 def test_a_source_that_does_not_exist_names_the_choices(source: str) -> None:
     message = one_line(lambda: load(Data(source=source)))
     assert (
-        repr(source) in message and "no folder, no .zip file" in message and "valid: checkerboard, digits, " in message
+        repr(source) in message and "no folder, no .zip file" in message and "valid: checkerboard, cifar10, " in message
     )
     assert ("did you mean 'digits'?" in message) == (source == "digts")
 
