@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 
+from pipeline import augmentation
 from pipeline.data import to_range
 from pipeline.denoiser import per_sample
+from pipeline.devices import CPU, autocast
 from pipeline.model import Model
+from pipeline.networks.layers import Dropout
 from pipeline.optimisation import adam
 from pipeline.training import Examples, Run, new_denoiser
 
@@ -44,17 +47,22 @@ def our_step(row: Model, shape: tuple[int, ...]) -> Callable[[], None]:
     return lambda: run.advance(examples)
 
 
-def bare_step(row: Model, shape: tuple[int, ...]) -> Callable[[], None]:
-    """EDM's loss on EDM's noise with nothing around it."""
-    denoiser, images = new_denoiser(row.spec(SIGMA_DATA, shape), 0), made_up(row, shape)
+def bare_step(row: Model, shape: tuple[int, ...], device: torch.device = CPU) -> Callable[[], None]:
+    """EDM's loss on EDM's noise with nothing around it, in the row's precision, compiled as it says."""
+    denoiser, images = new_denoiser(row.spec(SIGMA_DATA, shape), 0).to(device), made_up(row, shape).to(device)
     optimizer = adam(denoiser.parameters(), row.learning_rate)
+    network = torch.compile(denoiser.network, dynamic=False) if row.compile == "default" else denoiser.network
+    for layer in (each for each in denoiser.modules() if isinstance(each, Dropout)):
+        layer.generator = torch.Generator(device)
+    told = torch.zeros(row.batch, augmentation.LABELS, device=device) if row.augment else None
 
     def step() -> None:
-        x0 = to_range(images[torch.randint(len(images), (row.batch,))])
-        sigma = (torch.randn(row.batch, dtype=torch.float64) * row.P_std + row.P_mean).exp()
+        x0 = to_range(images[torch.randint(len(images), (row.batch,), device=device)])
+        sigma = (torch.randn(row.batch, dtype=torch.float64, device=device) * row.P_std + row.P_mean).exp()
         c_skip, c_out, c_in, c_noise = denoiser.coefficients(sigma, SIGMA_DATA)
         z = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
-        f = denoiser.network(per_sample(c_in, x0) * z, c_noise.float())
+        with autocast(row.precision, device):
+            f = network(per_sample(c_in, x0) * z, c_noise.float(), None, told)
         target = (x0 - per_sample(c_skip, x0) * z) / per_sample(c_out, x0)
         optimizer.zero_grad()
         (f - target).square().mean().backward()

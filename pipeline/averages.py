@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Protocol
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -73,6 +72,8 @@ def exponent(sigma_rel: float) -> float:
     """
     if not 0 < sigma_rel < LARGEST_SIGMA_REL:
         raise ValueError(f"sigma_rel is above 0 and below {LARGEST_SIGMA_REL:.4f}, not {sigma_rel}")
+    from scipy.optimize import brentq  # only here: few trainings need it, and it takes long to load
+
     # From 0 on, width falls, and it is below 1 / (gamma + 1).
     return float(brentq(lambda gamma: width(gamma) - sigma_rel, 0, 1 / sigma_rel, xtol=1e-13, rtol=1e-14))
 

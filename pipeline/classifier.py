@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.data import to_range
 from pipeline.denoiser import per_sample
+from pipeline.devices import CPU, to_device
 from pipeline.errors import StudyError
 from pipeline.files import write_bytes
 from pipeline.parametrization import edm_path
@@ -96,10 +97,11 @@ class NoisyClassifier(nn.Module):
 
     def forward(self, z: Tensor, sigma: Tensor) -> Tensor:
         """ln p(y | z; sigma): z (N, *shape) at noise level sigma, a scalar or (N,), to (N, classes), float32."""
-        sigma = sigma.to(z.device, torch.float64).expand(len(z))
+        sigma = sigma.double().expand(len(z))
         c_in, c_noise = edm_path(sigma, self.sigma_data)
-        logits = self.network((per_sample(c_in, z) * z).float(), c_noise.float())
-        return (self.log_shares.to(z.device) + per_sample(self.scale(sigma), logits) * logits).log_softmax(1)
+        logits = self.network((per_sample(c_in, z) * z).float(), to_device(c_noise.float(), z.device))
+        shares = to_device(self.log_shares, z.device)
+        return (shares + per_sample(self.scale(sigma), logits) * logits).log_softmax(1)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """c(sigma), in sigma's shape."""
@@ -109,7 +111,7 @@ class NoisyClassifier(nn.Module):
         """grad_z ln p(labels | z; sigma): z (N, *shape), sigma a scalar or (N,), labels (N,), to z's shape."""
         with torch.enable_grad():
             at = z.detach().requires_grad_()
-            chosen = self(at, sigma).gather(1, labels.to(z.device)[:, None]).sum()
+            chosen = self(at, sigma).gather(1, to_device(labels, z.device)[:, None]).sum()
         return torch.autograd.grad(chosen, at)[0]
 
 
@@ -133,18 +135,26 @@ def _noisy(images: Tensor, sigma: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, classes: Sequence[int], sigma_data: float, seed: int, count_images: int
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[int],
+    sigma_data: float,
+    seed: int,
+    count_images: int,
+    device: torch.device = CPU,
 ) -> NoisyClassifier:
     """Train on `count_images` draws from images (N, C, H, W), uint8, or points (N, 2), with labels (N,), int64.
 
     classes: how many images of each there are. By cross-entropy at noise levels spread evenly in ln sigma from
     SIGMA_MIN to SIGMA_MAX, since samplers ask for its gradient over that whole range, about as often in every stretch.
     The loss is weighed with 1 / c(sigma), or else little would be learned at large sigma, where F moves it by c: so all
-    levels pull at F with one strength. AdamW, with half a cosine down to 0. The result depends on the arguments alone.
+    levels pull at F with one strength. AdamW, with half a cosine down to 0. The result depends on the arguments alone,
+    and is on the CPU, wherever it was trained.
     """
     spec = {"sigma_data": sigma_data, "shape": list(images.shape[1:]), "classes": [int(count) for count in classes]}
     classifier = NoisyClassifier(spec)
     _begin(classifier.network, generator("noisy classifier", seed))
+    classifier.to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), LEARNING_RATE, weight_decay=0.01)
     steps = max(count_images // BATCH, 1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -152,13 +162,13 @@ def train_classifier(
         draw = generator("noisy classifier step", seed, step)
         chosen = torch.randint(len(images), (BATCH,), generator=draw)
         sigma = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** torch.rand(BATCH, generator=draw, dtype=torch.float64)
-        z = _noisy(images[chosen], sigma, draw)
+        z = to_device(_noisy(images[chosen], sigma, draw), device)
         optimizer.zero_grad()
-        losses = F.nll_loss(classifier(z, sigma), labels[chosen], reduction="none")
-        (losses / classifier.scale(sigma).float()).mean().backward()
+        losses = F.nll_loss(classifier(z, sigma), to_device(labels[chosen], device), reduction="none")
+        (losses / to_device(classifier.scale(sigma).float(), device)).mean().backward()
         optimizer.step()
         schedule.step()
-    return classifier.eval().requires_grad_(False)
+    return classifier.to(CPU).eval().requires_grad_(False)
 
 
 @torch.no_grad()

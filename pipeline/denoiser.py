@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from pipeline.devices import Network, autocast, compiled_calls, state_type, to_device
 from pipeline.errors import StudyError
 from pipeline.files import write_bytes
 from pipeline.networks.network import build
@@ -23,7 +24,7 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Shape (N,) as (N, 1, 1, ...), to multiply a batch `like` (N, ...) in its dtype and on its device."""
-    return values.reshape(-1, *(1,) * (like.ndim - 1)).to(like)
+    return to_device(values.to(like.dtype), like.device).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 class Denoiser(nn.Module):
@@ -43,6 +44,8 @@ class Denoiser(nn.Module):
         self.shape: tuple[int, ...] = tuple(spec["shape"])
         self.classes: list[int] = spec["classes"]
         self.network = build(spec)
+        self.precision = "float32"
+        self.calls: list[Network] = []  # what is called instead of the network, where that is compiled
         if len(self.shape) == 3:
             self.network.to(memory_format=MEMORY_FORMATS[spec["memory_format"]])
 
@@ -51,10 +54,18 @@ class Denoiser(nn.Module):
 
         labels (N,), int64, -1 for none: of each image, what a network with classes is told of it.
         """
-        sigma = sigma.to(z.device, torch.float64).expand(len(z))
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma, self.sigma_data)
-        f = self.network((per_sample(c_in, z) * z).float(), c_noise.float(), labels)
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma.double().expand(len(z)), self.sigma_data)
+        labels = None if labels is None else to_device(labels, z.device)
+        [network] = self.calls or [self.network]
+        with autocast(self.precision, z.device):
+            f = network((per_sample(c_in, z) * z).float(), to_device(c_noise.float(), z.device), labels)
         return torch.addcmul(per_sample(c_skip, z) * z, per_sample(c_out, z), f.to(z))
+
+    def run_on(self, device: torch.device, precision: str = "float32", compile: str = "none") -> Self:
+        """Bring it to a device, to be called in a precision and compiled as a curve's row says. Returns itself."""
+        self.precision = precision
+        self.calls = [compiled_calls(self.network, device)] if compile == "default" else []
+        return self.to(device)
 
 
 @runtime_checkable
@@ -90,16 +101,20 @@ class Counted:
         def counting(z: Tensor, sigma: Tensor) -> Tensor:
             answer = network(z, sigma)
             self.sigmas.append(sigma)
-            self.sums.append(answer.sum(dtype=torch.float64))  # not finite where an answer is not, and cheap
+            self.sums.append(_sum(answer))  # not finite where an answer is not, and cheap
             return answer
 
         return counting
 
     def not_finite(self, *others: Tensor) -> int | None:
         """The index of the first answer that is not finite, of `others` behind them; None where all are."""
-        sums = [*self.sums, *(other.sum(dtype=torch.float64) for other in others)]
+        sums = [*self.sums, *map(_sum, others)]
         finite = torch.stack(sums).isfinite().tolist() if sums else []
         return finite.index(False) if False in finite else None
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(dtype=state_type(values.device))
 
 
 def save_denoiser(denoiser: Denoiser, path: Path) -> None:

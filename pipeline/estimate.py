@@ -23,13 +23,13 @@ from pipeline import classifier, features, losses, propose
 from pipeline.averages import profiles
 from pipeline.bound import REPEATS
 from pipeline.data import shape_of
+from pipeline.devices import CPU_BATCH, default_device
 from pipeline.discretization import LEVELS
 from pipeline.features import Features
 from pipeline.files import CACHE, content_hash, read_json, write_json
 from pipeline.model import Model
 from pipeline.networks.network import build
 from pipeline.noise import Levels
-from pipeline.optimisation import default_device
 from pipeline.optimised import TRAJECTORIES
 from pipeline.pairs import REFLOW_STEPS
 from pipeline.parallel import cores, side_by_side
@@ -159,7 +159,8 @@ def _timed(channels: int) -> _Timed:
     row = Model(images=BATCH * (STEPS + 1), batch=BATCH, channels=channels)
     about = {"sigma_data": 0.5, "channels": SHAPE[0], "height": SHAPE[1], "width": SHAPE[2]}
     run = Run(spec_of(row, about), row, 0, default_device())
-    examples = Examples(torch.randint(256, (BATCH, *SHAPE), dtype=torch.uint8, generator=torch.Generator()))
+    images = torch.randint(256, (BATCH, *SHAPE), dtype=torch.uint8, generator=torch.Generator())
+    examples = Examples(images.to(run.device))
     steps, calls = [], []
     clock = time.perf_counter if run.device.type == "cuda" else time.thread_time  # as if there were nothing else to do
     for _ in range(STEPS + 1):
@@ -281,16 +282,17 @@ class Estimate:
         """All cells of a curve row, the longest first on as many threads as there are cores."""
         curve = self.rows[f"curves/{name}"]
         sampler, size, count = sampler_of(curve), self.sizes[curve["model"]], curve["samples"]
+        batch = min(CPU_BATCH if curve["batch"] == "auto" else curve["batch"], count)
         adaptive = sampler.build_solver().adaptive
         evaluations, seconds = 0, list[float]()
         for steps in {sampler.steps(budget) for budget in sampler.nfe}:
             calls = count * (max(sampler.nfe) if adaptive else sampler.evaluations(steps))
             evaluations += calls * len(curve["seeds"])
             features = count * self._feature_seconds + CELL_SECONDS[self.data] * self.speed.slower * count / 1024
-            cell = self.speed.calling(size, calls, min(curve["batch"], count)) + features
+            cell = self.speed.calling(size, calls, batch) + features
             seconds += [cell] * len(curve["seeds"])
         workers = self._workers(len(seconds))
-        held = size.parameters * 4 + 3 * min(curve["batch"], count) * size.largest
+        held = size.parameters * 4 + 3 * batch * size.largest
         mib = self._mib(workers * held) + METRICS_MIB
         return Work(evaluations, max(sum(seconds) / workers, max(seconds)), mib)
 

@@ -3,11 +3,8 @@
 import hashlib
 import io
 import json
-import socket
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
@@ -21,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data import Dataset, is_points, to_range
+from pipeline.devices import default_device, to_device
+from pipeline.download import download, timeout
 from pipeline.errors import StudyError
 from pipeline.files import content_hash, read_json, write_bytes
 from pipeline.modules import FORMATS
@@ -30,7 +29,6 @@ from pipeline.rows import Row
 HELD_OUT = 5  # one image in so many is kept from training
 BATCH = 256
 LARGE_BATCH = 32  # where images are enlarged first
-TIMEOUT_SECONDS = 30
 TOLERANCE = 1e-3  # relative; between features of the same image in different company
 
 COORDINATES = "coordinates"  # the extractor of points, whose features are themselves
@@ -56,6 +54,12 @@ class Extracted:
     features: Tensor
     logits: Tensor | None
 
+    def on(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return replace(
+            self, features=self.features.to(device), logits=None if self.logits is None else self.logits.to(device)
+        )
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -71,6 +75,13 @@ class Extractor:
     batch: int = BATCH
     rgb: bool = False  # grey images are repeated to three channels
     file_hash: str = ""  # sha256 of the file that the weights were published in
+    movable: bool = True  # to a GPU; an exported program stays where it was exported to
+
+    def on(self, device: torch.device) -> Self:
+        """Itself, its network being on the device where it can be."""
+        if self.movable:
+            self.network.to(device)
+        return self
 
     @property
     def official(self) -> bool:
@@ -180,7 +191,7 @@ def pretext(dataset: Dataset) -> tuple[str, Tensor, Tensor, int]:
 def train_classifier(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
     """Train the classifier: its file's content, and how it does on the held-out fifth of the images.
 
-    The split is by image and seeded; the result depends on the arguments alone.
+    The split is by image and seeded; the result depends on the arguments alone, and on the device it is trained on.
     """
     name, images, labels, classes = pretext(dataset)
     count = len(dataset.images)
@@ -192,23 +203,27 @@ def train_classifier(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator("classifier", row.seed).initial_seed())
         network = Network(**shape)
+    device = default_device()
+    network.to(device)
+    images, labels = images.to(device), labels.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=row.learning_rate, weight_decay=0.01)
     seen = (~held).nonzero().squeeze(1)
     batches = -(-len(seen) // row.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, row.learning_rate, total_steps=row.epochs * batches)
     for epoch in range(row.epochs):
         shuffled = seen[torch.randperm(len(seen), generator=generator("classifier order", row.seed, epoch))]
-        for batch in shuffled.split(row.batch):
+        for batch in to_device(shuffled, device).split(row.batch):
             optimizer.zero_grad()
             F.cross_entropy(network(images[batch])[1], labels[batch]).backward()
             optimizer.step()
             schedule.step()
     network.eval()
+    held = held.to(device)
     with torch.no_grad():
         guesses = torch.cat([network(batch)[1].argmax(1) for batch in images[held].split(BATCH)])
     accuracy = float((guesses == labels[held]).double().mean()) if len(guesses) else 0.0
     # One key of metadata: safetensors writes several in an order that changes from run to run.
-    content = save(network.state_dict(), {"extractor": json.dumps({"name": name, "shape": shape})})
+    content = save(network.cpu().state_dict(), {"extractor": json.dumps({"name": name, "shape": shape})})
     return content, {"held_out_images": len(guesses), "held_out_accuracy": accuracy}
 
 
@@ -250,9 +265,7 @@ def _official_file() -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
     try:
         if not _begins_with(path, official_prefix()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _timeout():
-                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), official_prefix(), sys.stderr.isatty())
+            download(URL_INCEPTION_V3, path, official_prefix())
         if not _begins_with(path, official_prefix()):
             raise ValueError(f"{path.name}: its sha256 does not begin with {official_prefix()}")
     except Exception as error:  # whatever a network, a proxy or a full disk brings forth
@@ -305,23 +318,12 @@ def _build_dinov2(content: bytes, record: dict[str, Any]) -> Extractor:
     try:
         from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
-        with _timeout(), torch.random.fork_rng(devices=[]):
+        with timeout(), torch.random.fork_rng(devices=[]):
             network = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
     except Exception as error:  # torch hub runs code from elsewhere
         raise Unavailable(f"{type(error).__name__}: {error}") from None
     weights = content_hash(preprocessing, _digests(network.model.state_dict()))
     return Extractor("dinov2-vit-l-14", weights, preprocessing, network, LARGE_BATCH, rgb=True)
-
-
-@contextmanager
-def _timeout() -> Iterator[None]:
-    """A network that says nothing for TIMEOUT_SECONDS is down."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _obtain_module(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
@@ -333,6 +335,7 @@ def _obtain_module(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str, 
 
 def _build_module(content: bytes, record: dict[str, Any]) -> Extractor:
     preprocessing, kind = PREPROCESSING["module"], FORMATS[Path(record["file"]).suffix]
+    movable = kind is not FORMATS[".pt2"]
     try:
         network = kind(content)
     except StudyError:
@@ -341,7 +344,7 @@ def _build_module(content: bytes, record: dict[str, Any]) -> Extractor:
         cause = shorten(f"{type(error).__name__}: {error}", 300)
         raise StudyError(f"cannot be read as a module ({cause})") from None
     weights = content_hash(preprocessing, content)
-    return Extractor(f"module {record['stem']}", weights, preprocessing, network, LARGE_BATCH, rgb=True)
+    return Extractor(f"module {record['stem']}", weights, preprocessing, network, LARGE_BATCH, True, "", movable)
 
 
 def _obtain_coordinates(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str, Any]]:

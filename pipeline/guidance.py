@@ -42,7 +42,7 @@ def _between(main: Tensor, guide: Tensor, sigma: Tensor, weight: float) -> Tenso
 
 
 def _along(main: Tensor, gradient: Tensor, sigma: Tensor, weight: float) -> Tensor:
-    return main + weight * sigma**2 * gradient
+    return main + weight * float(sigma) ** 2 * gradient
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Guidance:
         return 1 if self.idle or self.alone else 2
 
     def guides(self, sigma: Tensor) -> bool:
-        """Whether there is guidance at a noise level, a scalar. It is looked at, which waits for its device, only where
-        that depends on it."""
+        """Whether there is guidance at a noise level, a scalar. It is looked at, which waits for its device where that
+        isn't the CPU, only where that depends on it."""
         return not self.limited or self.low < float(sigma) <= (math.inf if self.high is None else self.high)
 
     def __call__(self, main: DenoiserFunction, guide: DenoiserFunction) -> DenoiserFunction:

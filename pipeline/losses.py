@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import distributed
 from pipeline.bound import variational_bound
 from pipeline.data import is_points, to_range
 from pipeline.denoiser import Denoiser, load_denoiser
+from pipeline.devices import CPU, default_device, state_type, to_device
 from pipeline.errors import NotFinite
 from pipeline.model import Model
 from pipeline.noise import Levels
@@ -53,13 +55,14 @@ def evenly_spread(images: Tensor, count: int) -> Tensor:
 
 def error_at(denoiser: Denoiser, x0: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
     """The mean of (D - x0)^2 over x0 (N, ...) and its values, with the same noise for every denoiser and sigma."""
-    n = torch.randn(x0.shape, generator=generator("losses", 0))
+    n = to_device(torch.randn(x0.shape, generator=generator("losses", 0)), x0.device)
     return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), labels).mean()
 
 
 def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | None = None) -> Iterator[Measured]:
     """Measure a denoiser of the row on images (N, C, H, W), uint8, or points (N, 2)."""
-    x0 = to_range(images)
+    device = next(denoiser.parameters()).device
+    x0 = to_device(to_range(images), device)
     parameters = list(denoiser.parameters())
     for sigma in noise_levels():
         u = row.distribution.u(sigma).clamp(INSIDE, 1 - INSIDE)
@@ -81,7 +84,8 @@ def straightness(denoiser: Denoiser) -> float:
         level = sigma.minimum(largest)
         return denoiser(z * (level / sigma).to(z), level)
 
-    n = torch.randn(IMAGES, *denoiser.shape, generator=generator("straightness", 0))
+    device = next(denoiser.parameters()).device
+    n = to_device(torch.randn(IMAGES, *denoiser.shape, generator=generator("straightness", 0)), device)
     return float(flow_to(inside, n, STRAIGHTNESS_STEPS)[1].mean())
 
 
@@ -115,12 +119,16 @@ def measure_model(
     folder: where `save_models` wrote the weights; images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
     used; labels (N,), their classes, which a model of classes is told where its losses are measured.
     """
-    x0 = evenly_spread(images, IMAGES)
-    told = evenly_spread(labels, IMAGES) if labels is not None and row.labels == "classes" else None
+    device = default_device()
+    device = CPU if state_type(device) != torch.float64 else device  # the bound is small differences
+    x0 = to_device(evenly_spread(images, IMAGES), device)
+    told = None
+    if labels is not None and row.labels == "classes":
+        told = to_device(evenly_spread(labels, IMAGES), device)
     denoisers: dict[int, dict[str, Denoiser]] = {}
     for seed in row.train_seeds:  # made before there are threads, which would share PyTorch's one random generator
-        trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True)
-        denoisers[seed] = {"initial": new_denoiser(trained.spec, seed).eval(), "trained": trained}
+        trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True).to(device)
+        denoisers[seed] = {"initial": new_denoiser(trained.spec, seed).eval().to(device), "trained": trained}
 
     def task(seed: int) -> tuple[list[dict[str, Any]], float, dict[str, float] | None]:
         states = denoisers[seed]
@@ -133,6 +141,7 @@ def measure_model(
         ]
         return lines, straightness(trained), bound_terms(trained, row, x0) if seed == row.train_seeds[0] else None
 
+    workers = distributed.workers_on(device) if workers is None else workers
     found = side_by_side([partial(task, seed) for seed in row.train_seeds], workers)
     straight = [value for _, value, _ in found]
     finite = all(math.isfinite(value) for value in straight)

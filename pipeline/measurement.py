@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count as numbers
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
+from pipeline import distributed
 from pipeline.errors import StudyError
-from pipeline.features import Extractor
+from pipeline.features import Extracted, Extractor
 from pipeline.metrics import BlockMoments
 from pipeline.provenance import libraries
 from pipeline.reference import Reference
@@ -65,23 +68,42 @@ def measure(
     where all images are equal (a collapsed generator), where there are too few, or where features are not finite.
     """
     blocks = BlockMoments(count, reference.moments.mean)
-    features: list[Tensor] = []
-    logits: list[Tensor] = []
+    extracted: list[Extracted] = []
     kept: list[Tensor] = []
-    first, varied = None, False
-    for images in _chunks(batches):
+    first, varied, seen = None, False, 0
+    for number, images in enumerate(_chunks(batches)):
         first = images[:1] if first is None else first
         varied = varied or bool((images != first).any())
-        found = extractor(images)
-        blocks.add(found.features)
-        features.append(found.features)
-        logits += [] if found.logits is None else [found.logits]
+        seen += len(images)
         kept.append(images[: max(shown - sum(map(len, kept)), 0)])
-    if blocks.seen != count:
-        raise StudyError(f"{blocks.seen} images came where {count} were to be measured")
+        if number % distributed.processes() == distributed.rank():
+            extracted.append(extractor(images))
+    if seen != count:
+        raise StudyError(f"{seen} images came where {count} were to be measured")
     if not varied:
         raise StudyError(f"all {count} images are equal: the generator has collapsed, and there is nothing to measure")
-    every = torch.cat(features)
-    found_metrics = reference.estimates(every, blocks, torch.cat(logits) if logits else None)
+    parts = _all_of(extracted, reference.features.device)
+    for part in parts:
+        blocks.add(part.features)
+    features = torch.cat([part.features for part in parts])
+    logits = [part.logits for part in parts if part.logits is not None]
+    found_metrics = reference.estimates(features, blocks, torch.cat(logits) if logits else None)
     metrics = [{"metric": name, "value": e.value, "se": e.se} for name, e in found_metrics.items()]
-    return Measured(metrics, torch.cat(kept), every)
+    return Measured(metrics, torch.cat(kept).cpu(), features)
+
+
+def _all_of(own: list[Extracted], device: torch.device) -> list[Extracted]:
+    """What all processes of a job have extracted, each of every so many-th chunk, in the order of the chunks, on the
+    device. So sums are made in one order, and round alike, however many processes there are."""
+    if distributed.processes() == 1:
+        return [part.on(device) for part in own]
+    features = {f"features/{i}": part.features for i, part in enumerate(own)}
+    logits = {f"logits/{i}": part.logits for i, part in enumerate(own) if part.logits is not None}
+    told = [load(each) for each in distributed.exchange(save({k: v.cpu() for k, v in (features | logits).items()}))]
+    found: list[Extracted] = []
+    for number in numbers():
+        tensors, index = told[number % len(told)], number // len(told)
+        if f"features/{index}" not in tensors:
+            return found
+        found.append(Extracted(tensors[f"features/{index}"], tensors.get(f"logits/{index}")).on(device))
+    return found

@@ -1,37 +1,13 @@
-"""What a training step goes by beside its loss: the learning rate, the optimizer, clipping, precision, compilation.
-
-What a device can't do is said once on stderr, and the training goes on without.
-"""
+"""What a training step goes by beside its loss: the learning rate, the optimizer, clipping."""
 
 import math
-import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pipeline.devices import say_once
 from pipeline.model import Model
-
-Network = Callable[..., Tensor]  # network(x, c_noise, labels, augmentation), as all of pipeline.networks
-
-
-@cache
-def say_once(message: str) -> None:
-    """One line on stderr, the first time."""
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device, for which nothing waits: a GPU copies it from pinned memory when it gets there."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def learning_rate(row: Model, step: int) -> float:
@@ -84,25 +60,3 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
     Nothing waits for the norm's value: one that is not finite shows in the next loss.
     """
     torch.nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What a network is called in, to multiply in `precision`: a row's `float32` or `bfloat16`."""
-    if precision == "float32":
-        return nullcontext()
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        say_once("precision: the GPU has no bfloat16; float32 takes its place")
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def compiled(network: Network, attempt: Callable[[Network], object]) -> Network:
-    """The network, compiled; itself where there is no compiler, or where `attempt`, a call of it, fails."""
-    try:
-        candidate: Network = torch.compile(network, dynamic=False)
-        attempt(candidate)
-    except Exception as error:  # whatever a compiler raises: what is wrong with the network itself, shows without, too
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        say_once(f"compile: not possible here ({reason[:200]}); training goes on without")
-        return network
-    return candidate

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.denoiser import DenoiserFunction, load_denoiser
+from pipeline.devices import default_device, state_type, to_device
 from pipeline.discretization import LEVELS, edm
 from pipeline.errors import NotFinite, StudyError
 from pipeline.files import CACHE, content_hash, read_json, write_json
@@ -40,7 +41,7 @@ def truncation_errors(denoiser: DenoiserFunction, noise: Tensor, sigmas: Sequenc
     """
     path = Path(denoiser, SCHEDULES["linear"](sigmas[-2], sigmas[0]), SCALINGS["none"])
     teacher: SingleStep = heun(1.0)
-    states, slopes, z = [], [], noise.double() * sigmas[0]
+    states, slopes, z = [], [], noise.to(state_type(noise.device)) * sigmas[0]
     for sigma, sigma_next in pairwise(sigmas):
         slopes.append(path.eps(z, sigma))
         states.append(z)
@@ -92,11 +93,12 @@ def fit(
 def _fit_weights(weights: pathlib.Path, sigma_min: float, sigma_max: float) -> dict[str, Any]:
     """The grids of one training, or what is kept of an earlier time; why there are none, where it fails."""
     found: dict[str, Any] = {"weights": weights.name, "sigma_min": sigma_min, "sigma_max": sigma_max}
-    key = content_hash(weights, sigma_min, sigma_max, code_hash(), machine())
+    device = default_device()
+    key = content_hash(weights, sigma_min, sigma_max, code_hash(), machine(device))
     kept = CACHE / "grids" / f"{key}.json"
     if not kept.exists():
-        denoiser = load_denoiser(weights)
-        noise = torch.randn(TRAJECTORIES, *denoiser.shape, generator=generator("optimised"))
+        denoiser = load_denoiser(weights).run_on(device)
+        noise = to_device(torch.randn(TRAJECTORIES, *denoiser.shape, generator=generator("optimised")), device)
         try:
             write_json(kept, fit(denoiser, noise, sigma_min, sigma_max))
         except NotFinite as error:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.denoiser import Denoiser, DenoiserFunction
+from pipeline.devices import CPU, state_type, to_device
 from pipeline.prediction import convert
 from pipeline.randomness import generator
 
@@ -37,12 +38,12 @@ def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, 
     """
     start = REFLOW_START / (1 + REFLOW_START)
     times = torch.linspace(start, 0, steps + 1, dtype=torch.float64)
-    x, velocities = n.double() * start, []
+    x, velocities = n.to(state_type(n.device)) * start, []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         sigma = t / (1 - t)
         z = x / (1 - t)
-        denoised = denoiser(z.float(), sigma).double()
+        denoised = denoiser(z.float(), sigma).to(z)
         return convert(denoised, z * (1 + sigma**2).rsqrt(), sigma, "x0", "velocity")
 
     for t, t_next in pairwise(times):
@@ -54,11 +55,14 @@ def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, 
     return x, torch.stack(errors).mean(0)
 
 
-def reflow_pairs(teacher: Denoiser, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Samples x0 and the noise n that another flow made them from, float32 (count, C, H, W) each (Liu et al. 2022)."""
+def reflow_pairs(teacher: Denoiser, count: int, seed: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+    """Samples x0 and the noise n that another flow made them from, float32 (count, C, H, W) each (Liu et al. 2022).
+
+    Made on the device, where the teacher is, and returned on the CPU.
+    """
     parts = [
         torch.randn(min(REFLOW_BATCH, count - first), *teacher.shape, generator=generator("reflow", seed, first))
         for first in range(0, count, REFLOW_BATCH)
     ]
-    x0 = [flow_to(teacher, n, REFLOW_STEPS)[0].float() for n in parts]
+    x0 = [flow_to(teacher, to_device(n, device), REFLOW_STEPS)[0].float().cpu() for n in parts]
     return torch.cat(x0), torch.cat(parts)

@@ -20,8 +20,10 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], workers: int | None = No
     """Run the tasks on `workers` threads (default: one a core) and return their results in order.
 
     PyTorch lets go of the interpreter while it computes, and each task computes on one thread. The first error stops
-    what has not begun and is raised at once.
+    what has not begun and is raised at once. No workers: one task after the other, on the calling thread.
     """
+    if workers == 0:
+        return [task() for task in tasks]
     count = min(workers or cores(), len(tasks)) or 1
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     futures = [pool.submit(task) for task in tasks]
@@ -57,6 +59,6 @@ def in_turns(tasks: Sequence[Generator[None, None, Result]], workers: int | None
             else:
                 waiting.append((index, task))
 
-    count = min(workers or cores(), len(tasks))
-    side_by_side([work] * count, count)
+    count = min(cores() if workers is None else workers, len(tasks))
+    side_by_side([work] * max(count, 1), count)
     return [results[index] for index in range(len(tasks))]

@@ -1,7 +1,7 @@
 """What a solver solves, and what every solver is: a way from pure noise down a grid of noise levels to 0.
 
-Solvers see z = x0 + sigma n, (N, ...), in float64. Noise levels and times are Python floats, so that nothing of the
-loop waits for the device; the denoiser alone gets sigma as a tensor.
+Solvers see z = x0 + sigma n, (N, ...), in float64 (float32 on devices without it). Noise levels and times are Python
+floats, so that nothing of the loop waits for the device; the denoiser alone gets sigma as a tensor, on the CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ class Path:
 
     def denoise(self, z: Tensor, sigma: float) -> Tensor:
         """D(z; sigma), in z's precision."""
-        return self.denoiser(z, torch.full((), sigma, dtype=torch.float64, device=z.device)).to(z.dtype)
+        return self.denoiser(z, _scalar(sigma)).to(z.dtype)
 
     def eps(self, z: Tensor, sigma: float) -> Tensor:
         """The noise that D takes z to hold: (z - D) / sigma."""

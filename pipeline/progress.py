@@ -4,11 +4,15 @@ import sys
 
 from tqdm import tqdm
 
+from pipeline import distributed
+
 
 def bar(title: str, total: int, unit: str) -> tqdm:
-    """A progress bar on stderr, with its rate and the time left. Call .update(n) from any thread."""
+    """A progress bar on stderr, with its rate and the time left, of a job's first process. Call .update(n) from any
+    thread."""
+    silent = None if distributed.first() else True
     return tqdm(
-        desc=title, total=total, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, disable=None, leave=False
+        desc=title, total=total, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, disable=silent, leave=False
     )
 
 

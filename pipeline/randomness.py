@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pipeline.devices import to_device
+
 
 def generator(purpose: str, *indices: int) -> torch.Generator:
     """A CPU generator for one purpose and its indices (a seed first), independent of every other one."""
@@ -30,4 +32,4 @@ class SampleNoise:
         return drawn
 
     def randn_like(self, x: Tensor) -> Tensor:
-        return self.randn(x.shape[1:]).to(x)
+        return to_device(self.randn(x.shape[1:]), x.device).to(x.dtype)

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from pipeline.data import Data, Dataset, load, load_prepared, save, shape_of
+from pipeline.devices import default_device
 from pipeline.errors import NotFinite, StudyError
 from pipeline.features import Extractor, Features, load_extractor, make_extractor, save_extractor
 from pipeline.files import content_hash
 from pipeline.imageset import ImageSet, measure_set
 from pipeline.model import Model
-from pipeline.optimisation import default_device
 from pipeline.optimised import fit_model
 from pipeline.parallel import side_by_side
 from pipeline.progress import bar
@@ -67,10 +67,11 @@ def make_instrument(rows: dict[str, Any], folder: Path, **changed: Any) -> Instr
     row = Features(**rows["features"] | changed)
     [(files, _)] = side_by_side([lambda: make_extractor(row, dataset)])
     save_extractor(files, folder / "features")
-    extractor = load_extractor(folder / "features")
+    extractor = load_extractor(folder / "features").on(default_device())
     [(content, _)] = side_by_side([lambda: make_reference(extractor(dataset.images), extractor.hash)])
     save_reference(content, folder / "reference")
-    return Instrument(dataset, dataset.summary(), extractor, load_reference(folder / "reference", extractor.hash))
+    reference = load_reference(folder / "reference", extractor.hash).on(default_device())
+    return Instrument(dataset, dataset.summary(), extractor, reference)
 
 
 def make_models(rows: dict[str, Any], wanted: dict[str, set[int]], data: Instrument, folder: Path) -> None:

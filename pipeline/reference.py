@@ -2,7 +2,7 @@
 other."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,14 @@ class Reference:
     extractor_hash: str = ""
     hash: str = ""
     _nearest: dict[int, Tensor] = field(default_factory=dict, compare=False)
+
+    def on(self, device: torch.device) -> "Reference":
+        """The same on a device."""
+        if self.features.device == device:
+            return self
+        moved = Moments(self.moments.mean.to(device), self.moments.covariance.to(device))
+        sums = KernelSums(*(each.to(device) for each in (self.sums.rows, self.sums.columns, self.sums.squares)))
+        return replace(self, features=self.features.to(device), moments=moved, sums=sums, _nearest={})
 
     def estimates(self, features: Tensor, blocks: BlockMoments, logits: Tensor | None) -> dict[str, Estimate]:
         """Every metric of generated features (n, d), their block moments and, where there are any, logits (n, k).
@@ -113,7 +121,7 @@ def make_reference(found: Extracted, extractor_hash: str, seed: int = 0) -> tupl
         "kernel_squares": reference.sums.squares,
     }
     extra = {"duplicate_distance": reference.duplicate_distance, "extractor_hash": extractor_hash}
-    content = save({name: t.contiguous() for name, t in tensors.items()}, {"reference": json.dumps(extra)})
+    content = save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"reference": json.dumps(extra)})
     summary = {
         "reference_hash": content_hash(content),
         "extractor_hash": extractor_hash,

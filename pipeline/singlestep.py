@@ -141,7 +141,7 @@ class RK45:
         first, last = sigmas[0], sigmas[-2]
         if last < first:
             end = path.t(last)
-            times = torch.tensor([path.t(first), end], dtype=torch.float64, device=z.device)
+            times = torch.tensor([path.t(first), end], dtype=z.dtype, device=z.device)
 
             def slope(t: Tensor, x: Tensor) -> Tensor:
                 time = max(float(t), end)  # the search for a first step may look beyond the end

@@ -3,19 +3,21 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
+from pipeline import distributed
 from pipeline.classifier import NoisyClassifier, load_classifier, missing
-from pipeline.denoiser import DenoiserFunction
+from pipeline.denoiser import Denoiser, DenoiserFunction
+from pipeline.devices import CPU, autocast, default_device, fitting_batch
 from pipeline.errors import NotFinite, StudyError
-from pipeline.features import Extractor, headline
+from pipeline.features import Extractor, headline, label
 from pipeline.files import CACHE, content_hash, write_bytes, write_json
 from pipeline.guidance import ByClass, BySample, guided
 from pipeline.measurement import SHOWN_IMAGES, SHOWN_POINTS, measure
@@ -23,10 +25,11 @@ from pipeline.optimised import on_fitted_grid
 from pipeline.parallel import side_by_side
 from pipeline.provenance import code_hash, machine
 from pipeline.reference import Reference
-from pipeline.sampler import sampler_of
-from pipeline.sampling import generate, mean_nfe
+from pipeline.sampler import Sampler, sampler_of
+from pipeline.sampling import ALL, batches, generate, mean_nfe
 from pipeline.weights import Weights, classifier_file, content_key, main_file, weights_for
 
+CHOSEN = ("samples", "batch", "labels", "precision", "compile")  # of a curve, beside its sampler and its weights
 AGREEMENT_SAMPLES = 10_000  # features kept of one cell a curve, at most, for the comparison with the libraries
 
 
@@ -54,6 +57,13 @@ class Cell:
         """All but the tensors, for JSON."""
         return {k: v for k, v in vars(self).items() if not isinstance(v, Tensor)}
 
+    def said(self, extractor: Extractor) -> str:
+        """What there is to tell of it, in a line: its headline score, or why there is none."""
+        metric = headline(extractor.name)
+        seeds = f"seeds {self.train_seed} and {self.sample_seed}"
+        score = self.failed or f"{label(metric, extractor.name, extractor.official)} {value_of(self, metric):.4g}"
+        return f"NFE {self.nfe}, {seeds}: {score}"
+
 
 def save_cell(cell: Cell, path: Path) -> None:
     tensors = {"images": cell.images, "features": cell.features.contiguous()}
@@ -79,15 +89,48 @@ def checkpoint(curve: dict[str, Any], model: Path, train_seed: int) -> str:
     return content_key(model, train_seed, curve, classifier)
 
 
-def source(curve: dict[str, Any], model: Path, train_seed: int) -> tuple[DenoiserFunction | BySample, tuple[int, ...]]:
-    """What a resolved curve row samples from, guided and given classes as it says, and the shape of a sample.
+@dataclass(frozen=True)
+class Source:
+    """What a resolved curve row samples from: its network on a device, and the same guided and given classes as it
+    says."""
 
-    model: the folder of its weights. Raises StudyError where what guides it is missing.
+    network: Denoiser
+    denoiser: DenoiserFunction | BySample
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.network.shape
+
+    def fitting_batch(self) -> int:
+        """How many samples to make at a time, for all processes alike."""
+        told = distributed.exchange(str(fitting_batch(self._call, self.device)).encode())
+        return min(map(int, told))
+
+    @torch.no_grad()
+    def _call(self, count: int) -> object:
+        x, c_noise = torch.zeros(count, *self.shape, device=self.device), torch.zeros(count, device=self.device)
+        with autocast(self.network.precision, self.device):
+            return self.network.network(x, c_noise, None)
+
+
+def source(curve: dict[str, Any], model: Path, train_seed: int, device: torch.device = CPU) -> Source:
+    """What a resolved curve row samples from. model: the folder of its weights.
+
+    Raises StudyError where what guides it is missing.
     """
     file = _classifier(curve, model, train_seed)
-    classifier = load_classifier(file) if file else None
+    classifier = load_classifier(file).to(device) if file else None
     weights = weights_for(model, train_seed, curve)
-    return _bound(curve, weights, classifier), weights.denoiser.shape
+    for denoiser in filter(None, (weights.denoiser, weights.guide)):
+        denoiser.run_on(device, curve["precision"], curve["compile"])
+    return Source(weights.denoiser, _bound(curve, weights, classifier), device)
+
+
+@lru_cache(maxsize=4)
+def _kept_source(curve: str, model: Path, train_seed: int, weights: str, device: torch.device) -> Source:
+    """The source of a curve's row, as JSON, and weights of this hash: kept, since compiling it takes its time."""
+    return source(json.loads(curve), model, train_seed, device)
 
 
 def _classifier(curve: dict[str, Any], model: Path, train_seed: int) -> Path | None:
@@ -119,23 +162,24 @@ def measure_cell(
     """
     train_seed, sample_seed = seeds
     sampler = on_fitted_grid(sampler_of(curve), grids, main_file(model, train_seed).name, steps)
-    count, batch = curve["samples"], curve["batch"]
-    row = sampler.model_dump(mode="json", exclude={"nfe"}) | {key: curve[key] for key in ("samples", "batch", "labels")}
+    count, device = curve["samples"], default_device()
+    row = sampler.model_dump(mode="json", exclude={"nfe"}) | {key: curve[key] for key in CHOSEN}
     weights = checkpoint(curve, model, train_seed)
-    key = content_hash(weights, row, steps, sample_seed, extractor.hash, reference.hash, code_hash(), machine())
+    key = content_hash(weights, row, steps, sample_seed, extractor.hash, reference.hash, code_hash(), machine(device))
     kept = CACHE / "cells" / f"{key}.safetensors"
     cell = load_cell(kept)
     if cell and len(cell.features) >= min(keep, count):
         return replace(cell, features=cell.features[:keep])
-    denoiser, shape = source(curve, model, train_seed)
+    own = _kept_source(json.dumps(curve, sort_keys=True), model, train_seed, weights, device)
+    batch = own.fitting_batch() if curve["batch"] == "auto" else curve["batch"]
     costs: list[tuple[int, int]] = []
 
     def images() -> Iterator[Tensor]:
-        for part, nfe in generate(denoiser, shape, sampler, steps, sample_seed, count, batch):
+        for part, nfe in _samples(own, sampler, steps, sample_seed, count, batch):
             costs.append((len(part), nfe))
             yield part
 
-    shown = SHOWN_POINTS if len(shape) == 1 else SHOWN_IMAGES
+    shown = SHOWN_POINTS if len(own.shape) == 1 else SHOWN_IMAGES
     found = measure(images(), count, extractor, reference, shown)
     cell = Cell(
         train_seed,
@@ -148,8 +192,38 @@ def measure_cell(
         found.images,
         found.features[:keep].cpu(),
     )
-    save_cell(cell, kept)
+    if distributed.first():
+        save_cell(cell, kept)
     return cell
+
+
+def _samples(
+    own: Source, sampler: Sampler, steps: int, seed: int, count: int, batch: int
+) -> Iterator[tuple[Tensor, int]]:
+    """What `generate` yields. Several processes deal its batches out among them, and each gets all that was made."""
+    processes = distributed.processes()
+    share = ALL if processes == 1 else slice(distributed.rank(), None, processes)
+    made = generate(own.denoiser, own.shape, sampler, steps, seed, count, batch, own.device, share)
+    if processes == 1:
+        yield from made
+        return
+    parts, costs, failed = list[Tensor](), list[int](), ""
+    try:
+        for part, nfe in made:
+            parts.append(part.cpu().contiguous())
+            costs.append(nfe)
+    except NotFinite as error:
+        failed = str(error)
+    mine = save({str(i): part for i, part in enumerate(parts)})
+    every_part = map(load, distributed.exchange(mine))
+    abouts = map(json.loads, distributed.exchange(json.dumps({"nfe": costs, "failed": failed}).encode()))
+    told = list(zip(every_part, abouts, strict=True))
+    for number in range(len(batches(sampler, count, batch))):
+        tensors, about = told[number % processes]
+        index = number // processes
+        if index == len(tensors):
+            raise NotFinite(about["failed"])
+        yield tensors[str(index)].to(own.device), about["nfe"][index]
 
 
 def failed_cell(
@@ -181,7 +255,8 @@ def measure_curve(
 
     The one of the most steps and the first seeds keeps its features, for the comparison with the libraries.
     """
-    own = cells_of(curve)
+    own, device = cells_of(curve), default_device()
+    extractor, reference = extractor.on(device), reference.on(device)
     compared = own[-1][0], tuple(curve["seeds"][0])
 
     def task(count: int, seeds: tuple[int, int]) -> Cell:
@@ -196,6 +271,7 @@ def measure_curve(
         return cell
 
     longest_first = sorted(own, key=lambda cell: -cell[0])
+    workers = distributed.workers_on(device) if workers is None else workers
     done = side_by_side([partial(task, *cell) for cell in longest_first], workers)
     found = dict(zip(longest_first, done, strict=True))
     return [found[cell] for cell in own]
@@ -213,7 +289,8 @@ def save_curve(cells: list[Cell], provenance: dict[str, Any], folder: Path) -> d
     features = cells[compared].features.contiguous()
     write_bytes(folder / "features.safetensors", save({"features": features}, {"cell": str(compared)}))
     records = [cell.record() for cell in cells]
-    write_json(folder / "results.json", {"provenance": provenance, "machine": machine(), "cells": records})
+    about = {"provenance": provenance, "machine": machine(default_device())}
+    write_json(folder / "results.json", about | {"cells": records})
     score, by_nfe = headline(provenance["extractor"]), dict[int, list[float]]()
     for cell in done:
         by_nfe.setdefault(cell.nfe, []).append(value_of(cell, score))

@@ -8,20 +8,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.denoiser import DenoiserFunction
+from pipeline.devices import default_device
 from pipeline.errors import NotFinite
 from pipeline.files import content_hash
-from pipeline.guidance import BySample
 from pipeline.optimised import on_fitted_grid
 from pipeline.provenance import machine
 from pipeline.report.results import SHORT_HASH
 from pipeline.sampler import Sampler, sampler_of
 from pipeline.sampling import generate, mean_nfe
-from pipeline.sweep import checkpoint, source
+from pipeline.sweep import Source, checkpoint, source
 from pipeline.weights import main_file
 
 COLUMNS = ["curve", "steps", "nfe", "seconds_per_image", "images", "repetitions", "device", "checkpoint", "sampler"]
-CHOSEN = ("labels", "guide_images", "ema_halflife_images", "ema_sigma_rel")  # of a curve, beside its sampler
+CHOSEN = ("labels", "precision", "compile", "guide_images", "ema_halflife_images", "ema_sigma_rel")  # of a curve
 IMAGES = 256
 REPETITIONS = 3
 
@@ -46,15 +45,15 @@ def timed_points(name: str, curve: dict[str, Any], model: Path, grids: list[dict
     """
     sampler = sampler_of(curve)
     seed = curve["seeds"][0][0]
-    denoiser, shape = source(curve, model, seed)
+    own = source(curve, model, seed, default_device())
     origin = {
-        "device": machine()["device"],
+        "device": machine(own.device)["device"],
         "checkpoint": checkpoint(curve, model, seed)[:SHORT_HASH],
         "sampler": sampler_hash(curve),
     }
     for count in sorted({sampler.steps(budget) for budget in sampler.nfe}):
         row = on_fitted_grid(sampler, grids, main_file(model, seed).name, count)
-        batch = partial(_batch, denoiser, shape, row, count)
+        batch = partial(_batch, own, row, count)
         try:
             nfe = mean_nfe((len(images), nfe) for images, nfe in batch())
         except NotFinite:
@@ -63,10 +62,9 @@ def timed_points(name: str, curve: dict[str, Any], model: Path, grids: list[dict
         yield Timed(found | origin, batch)
 
 
-def _batch(
-    denoiser: DenoiserFunction | BySample, shape: tuple[int, ...], row: Sampler, count: int
-) -> list[tuple[Tensor, int]]:
-    return list(generate(denoiser, shape, row, count, 0, IMAGES, IMAGES))
+def _batch(own: Source, row: Sampler, count: int) -> list[tuple[Tensor, int]]:
+    found = list(generate(own.denoiser, own.shape, row, count, 0, IMAGES, IMAGES, own.device))
+    return [(images.cpu(), nfe) for images, nfe in found]  # waits for a GPU
 
 
 def seconds_of(points: list[Timed]) -> list[dict[str, Any]]:

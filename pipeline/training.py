@@ -1,5 +1,6 @@
 """Training a denoiser: the loss, the loop, and going on after a crash."""
 
+import copy
 import json
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -13,28 +14,19 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline import augmentation
+from pipeline import augmentation, distributed
 from pipeline.averages import Averages, Profile, profiles, snapshot_steps
 from pipeline.classifier import NoisyClassifier, accuracy_by_sigma, load_classifier, save_classifier, train_classifier
 from pipeline.data import shape_of, to_hash, to_range
 from pipeline.denoiser import Denoiser, per_sample, save_denoiser
+from pipeline.devices import CPU, Network, autocast, compiled, default_device, say_once, to_device
 from pipeline.draws import DRAWS
 from pipeline.errors import StudyError
 from pipeline.files import CACHE, content_hash, write_bytes
 from pipeline.model import Model
 from pipeline.networks.layers import Dropout
 from pipeline.networks.network import cost
-from pipeline.optimisation import (
-    Network,
-    adam,
-    autocast,
-    clip,
-    compiled,
-    default_device,
-    learning_rate,
-    say_once,
-    to_device,
-)
+from pipeline.optimisation import adam, clip, learning_rate
 from pipeline.pairs import matched, reflow_pairs
 from pipeline.parallel import in_turns
 from pipeline.parametrization import Coefficients
@@ -45,7 +37,6 @@ from pipeline.weights import average_file, classifier_file, main_file, save_snap
 
 LOG_POINTS = 50  # the training curve has this many points
 CHECKPOINTS = 10  # and a run this many checkpoints
-CPU = torch.device("cpu")
 
 _INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generator that all threads share
 
@@ -74,8 +65,8 @@ def network_error(
     """What `terms` says, averaged over pixels: x0, n (N, ...) to (N,). labels (N,), told (N, 9): the network's."""
     z = x0 + per_sample(terms.sigma, n) * n
     target = per_sample(terms.signal, x0) * x0 - per_sample(terms.noise, n) * n
-    f = network(per_sample(terms.c_in, z) * z, terms.c_noise.float(), labels, told)
-    return terms.weight.float() * (f - target).square().flatten(1).mean(1)
+    f = network(per_sample(terms.c_in, z) * z, to_device(terms.c_noise.float(), z.device), labels, told)
+    return to_device(terms.weight.float(), z.device) * (f - target).square().flatten(1).mean(1)
 
 
 def loss(
@@ -106,8 +97,8 @@ Pairs = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Examples:
-    """What a run trains on: images (N, C, H, W), uint8, and their classes (N,), int64; or another flow's pairs of x0
-    and n, as `reflow_pairs` returns them, which take their place."""
+    """What a run trains on: images (N, C, H, W), uint8, on the device, and their classes (N,), int64; or another flow's
+    pairs of x0 and n, as `reflow_pairs` returns them, which take their place."""
 
     images: Tensor
     labels: Tensor | None = None
@@ -118,8 +109,9 @@ class Examples:
 
 
 class Batch(NamedTuple):
-    """B images x0, their noise n (B, ...), its quantiles u and their weights (B,), and what the network is told of the
-    images: classes (B,), with -1 for none, and augmentation (B, 9). x0, n, labels and told are on the device."""
+    """This process's P images x0 of a batch of B, their noise n (P, ...), and what the network is told of them: classes
+    (P,), with -1 for none, and augmentation (P, 9), all on the device; of the whole batch the noise's quantiles u and
+    their weights (B,)."""
 
     x0: Tensor
     n: Tensor
@@ -132,29 +124,30 @@ class Batch(NamedTuple):
 def draw_batch(
     row: Model, examples: Examples, indices: Tensor, draws: Any, draw: torch.Generator, device: torch.device = CPU
 ) -> Batch:
-    """The batch of the examples `indices` (B,). All is drawn on the CPU, in an order in which a row that turns flips
-    or labels on keeps the other draws."""
-    count, pairs = len(indices), examples.pairs
+    """The batch of the examples `indices` (B,). All of it is drawn on the CPU by every process, in an order in which a
+    row that turns flips or labels on keeps the other draws; each takes its own part of it."""
+    count, pairs, own = len(indices), examples.pairs, distributed.part(len(indices))
     a = augmentation.draw(count, row.augment, draw) if row.augment else None
     n = pairs[1][indices] if pairs else torch.randn(count, *examples.images.shape[1:], generator=draw)
     u, importance = draws.draw(count, draw)
-    told = None if a is None else augmentation.conditioning(a)
+    told = None if a is None else augmentation.conditioning(a)[own]
     if row.flip:
         a = augmentation.mirror(torch.zeros(count, 8, dtype=torch.float64) if a is None else a, row.flip, draw)
     labels = None
     if row.labels == "classes" and examples.labels is not None:
         dropped = torch.rand(count, generator=draw) < row.label_dropout
-        labels = examples.labels[indices].masked_fill(dropped, -1)
+        labels = examples.labels[indices].masked_fill(dropped, -1)[own]
     if pairs:
-        x0 = to_device(pairs[0][indices], device)
-    else:
-        matching = row.pairs == "optimal_transport"  # which is found on the CPU
-        x0 = to_range(to_device(examples.images[indices], CPU if matching else device))
+        x0, n = pairs[0][indices[own]], n[own]
+    elif row.pairs == "optimal_transport":  # which is found on the CPU, over the whole batch
+        x0 = to_range(examples.images[to_device(indices, device)].to(CPU))
         x0 = x0 if a is None else augmentation.transform(x0, a)
-        n = matched(x0, n) if matching else n
-        x0 = to_device(x0, device) if matching else x0
+        x0, n = x0[own], matched(x0, n)[own]
+    else:
+        x0, n = to_range(examples.images[to_device(indices[own], device)]), n[own]
+        x0 = x0 if a is None else augmentation.transform(x0, a[own])
     labels, told = (None if each is None else to_device(each, device) for each in (labels, told))
-    return Batch(x0, to_device(n, device), u, importance, labels, told)
+    return Batch(to_device(x0, device), to_device(n, device), u, importance, labels, told)
 
 
 def new_denoiser(spec: dict[str, Any], seed: int) -> Denoiser:
@@ -170,8 +163,18 @@ class Run:
     No random generator's state is in it: the draws of a step come from generators that are named by seed and step.
     """
 
-    def __init__(self, spec: dict[str, Any], row: Model, seed: int, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        row: Model,
+        seed: int,
+        device: torch.device = CPU,
+        micro_batch: int | None = None,
+    ) -> None:
+        """micro_batch: what goes through the network at a time, in each process; None: the row's, or else all."""
         self.row, self.seed, self.device = row, seed, device
+        self.own = distributed.part(row.batch)
+        self.micro_batch = min(micro_batch or row.micro_batch or row.batch, self.own.stop - self.own.start)
         self.denoiser = new_denoiser(spec, seed).to(device)
         self.averages = Averages(dict(self.denoiser.named_parameters()), profiles(row))
         self.uncertainty = Uncertainty().to(device) if WEIGHTINGS[row.weighting].learned else None
@@ -192,7 +195,7 @@ class Run:
 
     def _attempt(self, network: Network) -> None:
         """Call a compiled network once, and its gradient, so that it fails here if it does."""
-        count, row = min(self.row.micro_batch or self.row.batch, self.row.batch), self.row
+        count, row = self.micro_batch, self.row
         labels = torch.zeros(count, dtype=torch.int64, device=self.device) if row.labels == "classes" else None
         told = torch.zeros(count, augmentation.LABELS, device=self.device) if row.augment else None
         x = torch.zeros(count, *self.denoiser.shape, device=self.device)
@@ -207,13 +210,17 @@ class Run:
             return self.function(x, c_noise, labels, told)
 
     def advance(self, examples: Examples) -> None:
-        """Train one step. Nothing waits for a GPU, but for `draws: adaptive`, which go by the losses."""
+        """Train one step. Nothing waits for a GPU, but for `draws: adaptive`, which go by the losses.
+
+        Several processes share the batch, and add up what each finds of the gradient.
+        """
         row, draw = self.row, generator("step", self.seed, self.step)
         indices = batch_indices(self.seed, self.step, row.batch, len(examples))
         batch = draw_batch(row, examples, indices, self.draws, draw, self.device)
         for index, layer in enumerate(self.dropouts):
             if layer.generator:  # one for each layer, so that micro-batches draw what the whole batch would
                 layer.generator.manual_seed(generator("dropout", self.seed, self.step, index).initial_seed())
+                layer.skip = self.own.start
         sigma = row.distribution.sigma(batch.u)
         coefficients = self.denoiser.coefficients(sigma, self.denoiser.sigma_data)
         weight = row.weight(batch.u, sigma, self.denoiser.sigma_data, coefficients.c_out)
@@ -235,20 +242,29 @@ class Run:
 
         sigma (B,), float64: what a learned weighting goes by.
         """
-        found, size = [], self.row.micro_batch or self.row.batch
-        for first in range(0, self.row.batch, size):
-            part = slice(first, first + size)
+        found, value = torch.zeros(self.row.batch, device=self.device), torch.zeros(1, device=self.device)
+        for first in range(self.own.start, self.own.stop, self.micro_batch):
+            part = slice(first, min(first + self.micro_batch, self.own.stop))
+            own = slice(part.start - self.own.start, part.stop - self.own.start)
             *factors, importance = terms[:, part]
-            labels, told = (None if each is None else each[part] for each in (batch.labels, batch.told))
-            losses = network_error(self.network, Terms(*factors), batch.x0[part], batch.n[part], labels, told)
+            labels, told = (None if each is None else each[own] for each in (batch.labels, batch.told))
+            losses = network_error(self.network, Terms(*factors), batch.x0[own], batch.n[own], labels, told)
             if self.uncertainty and sigma is not None:
                 uncertainty = self.uncertainty(sigma[part])
                 losses = losses / uncertainty.exp() + uncertainty
-            value = (importance * losses).sum() / self.row.batch
-            value.backward()
-            self.losses[self.step] += value.detach()
-            found.append(losses.detach())
-        return torch.cat(found)
+            share = (importance * losses).sum() / self.row.batch
+            share.backward()
+            value += share.detach()
+            found[part] = losses.detach()
+        if distributed.processes() > 1:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            whole = [found, value, *gradients]
+            flat = torch.cat([each.flatten() for each in whole])
+            distributed.add_up(flat)
+            for each, total in zip(whole, flat.split([each.numel() for each in whole]), strict=True):
+                each.copy_(total.view_as(each))
+        self.losses[self.step] = value[0]
+        return found
 
     def check(self) -> None:
         """Raises StudyError where a loss so far, or a weight by now, is not finite."""
@@ -281,7 +297,8 @@ class Run:
     def save(self, path: Path, setting: dict[str, Any]) -> None:
         """Write a checkpoint of a training with this setting, whole or not at all."""
         tensors = {name: value.contiguous() for name, value in self.tensors().items()}
-        write_bytes(path, save(tensors, {"setting": json.dumps(setting, sort_keys=True)}))
+        if distributed.first():
+            write_bytes(path, save(tensors, {"setting": json.dumps(setting, sort_keys=True)}))
 
     def load(self, path: Path, setting: dict[str, Any]) -> None:
         """Go on from a checkpoint. Raises StudyError where the file is broken, or has another setting."""
@@ -410,26 +427,41 @@ def train(
     """
     check_examples(row, images, labels)
     device = device or default_device()
-    run = Run(spec, row, seed, device)
     own = setting(row, spec, images, labels, seed, device) if checkpoint else {}
     snapshots = {}
     if checkpoint:
         snapshots = {step: beside(checkpoint, f"snapshot_{step * row.batch}") for step in snapshot_steps(row)}
-    if checkpoint and checkpoint.exists():
-        run.load(checkpoint, own)
-        if missing := [path for step, path in snapshots.items() if step <= run.step and not path.exists()]:
-            say_once(f"{missing[0]}: missing, so that {checkpoint} is of no use; training from the start")
-            run = Run(spec, row, seed, device)
-        progress(run.step * row.batch)
+
+    def begin(micro_batch: int | None) -> Run:
+        run = Run(spec, row, seed, device, micro_batch)
+        if checkpoint and checkpoint.exists():
+            run.load(checkpoint, own)
+            if missing := [path for step, path in snapshots.items() if step <= run.step and not path.exists()]:
+                say_once(f"{missing[0]}: missing, so that {checkpoint} is of no use; training from the start")
+                run = Run(spec, row, seed, device, micro_batch)
+            progress(run.step * row.batch)
+        return run
+
+    run = begin(None)
     every = max(row.steps // CHECKPOINTS, 1)
     pairs = make_pairs() if make_pairs and run.step < row.steps else None
-    examples = Examples(images, labels if row.labels == "classes" else None, pairs)
+    examples = Examples(to_device(images, device), labels if row.labels == "classes" else None, pairs)
+    halved = False
     while run.step < row.steps:
-        run.advance(examples)
+        try:
+            run.advance(examples)
+        except torch.OutOfMemoryError:
+            smaller = _smaller(run, halved)
+            progress(-run.step * row.batch)
+            del run  # its memory is needed for the next
+            torch.cuda.empty_cache()
+            run, halved = begin(smaller), True
+            continue
         progress(row.batch)
         if run.step in snapshots:
             run.check()
-            save_snapshot(run.averages, run.step, row.batch, snapshots[run.step])
+            if distributed.first():
+                save_snapshot(run.averages, run.step, row.batch, snapshots[run.step])
         if run.step % every == 0 or run.step == row.steps:
             run.check()
             if checkpoint:
@@ -448,9 +480,28 @@ def train(
     )
 
 
+def _smaller(run: Run, halved: bool) -> int:
+    """Half as many images at a time, after a device's memory didn't suffice: said on stderr, and done but once.
+
+    Raises StudyError the second time, and where several processes, whose batches are of one size, are at work.
+    """
+    size = run.micro_batch // 2
+    if halved or not size or distributed.processes() > 1:
+        raise StudyError(
+            f"seed {run.seed}: out of memory on {run.device} with {run.micro_batch} images at a time; "
+            f"set micro_batch: {max(size, 1)} in the model's row, or use a smaller network"
+        )
+    say_once(f"out of memory with {run.micro_batch} images at a time: from the last checkpoint on with {size}")
+    return size
+
+
 def beside(checkpoint: Path, what: str) -> Path:
     """Another file of a training, beside its checkpoint."""
     return checkpoint.with_name(f"{checkpoint.stem}_{what}.safetensors")
+
+
+def _pairs(teacher: Denoiser, count: int, seed: int, device: torch.device) -> Pairs:
+    return reflow_pairs(copy.deepcopy(teacher).to(device), count, seed, device)
 
 
 def _classifier(
@@ -463,8 +514,9 @@ def _classifier(
     if path and path.exists():
         return load_classifier(path)
     counts = torch.bincount(labels).tolist()
-    classifier = train_classifier(images, labels, counts, spec["sigma_data"], seed, row.classifier_images)
-    if path:
+    many = row.classifier_images
+    classifier = train_classifier(images, labels, counts, spec["sigma_data"], seed, many, default_device())
+    if path and distributed.first():
         save_classifier(classifier, path)
     return classifier
 
@@ -491,12 +543,12 @@ def train_seeds(
 
     def task(seed: int, teacher: Trained | None) -> Generator[None, None, Trained]:
         key = content_hash(setting(row, spec, images, labels, seed, device))
-        make_pairs = partial(reflow_pairs, teacher.denoiser, row.reflow_pairs, seed) if teacher else None
+        make_pairs = partial(_pairs, teacher.denoiser, row.reflow_pairs, seed, device) if teacher else None
         checkpoint = CACHE / "training" / f"{key}.safetensors"
         return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs, labels, device))
 
     tasks = [task(seed, teacher) for seed, teacher in zip(row.train_seeds, teachers, strict=True)]
-    return in_turns(tasks, workers)
+    return in_turns(tasks, distributed.workers_on(device) if workers is None else workers)
 
 
 def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pipeline.devices import default_device
 from pipeline.errors import StudyError, nearest
 from pipeline.explain import NAME
 from pipeline.features import headline
 from pipeline.files import Paths, read_json
-from pipeline.optimisation import default_device
 from pipeline.provenance import machine
 from pipeline.recompute import Instrument, Place, places_of, recompute
 from pipeline.report.results import COLUMNS, FAILED, ORIGIN, SHORT_HASH

@@ -7,8 +7,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.errors import StudyError
 from pipeline.files import Paths, write_json
@@ -50,27 +52,46 @@ def parse_arguments(description: str | None) -> Arguments:
     return Arguments(found.name, found.row, found.params, found.check, found.images)
 
 
-def run_stage(main: Callable[[Arguments], None], description: str | None) -> None:
-    """Run a stage. A StudyError or an unreadable file ends it with one line on stderr and exit code 1.
+def run_stage(main: Callable[[Arguments], None], description: str | None, shared: bool = False) -> NoReturn:
+    """Run a stage as this process's last act, with the exit code of `outcome`. shared: by several processes, where
+    torchrun starts them.
 
     The process then ends at once, without waiting for its threads: whatever they write is written whole or not at all.
+    Nor does it wait for PyTorch's own end, which takes up to a second.
+    """
+    code = outcome(main, description, shared)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # of output that could not be written, `outcome` has told
+            print(end="", file=stream, flush=True)
+    os._exit(code)
+
+
+def outcome(main: Callable[[Arguments], None], description: str | None, shared: bool = False) -> int:
+    """Run a stage and return its exit code: 1 after a StudyError or an unreadable file, of which stderr has one line.
+
     Seconds and peak memory go to a file that nothing depends on.
     """
     arguments = parse_arguments(description)
-    start = time.perf_counter()
+    start, first = time.perf_counter(), os.environ.get("RANK", "0") == "0"
     try:
+        if not shared and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise StudyError("this stage is run by one process; torchrun is for stages.train and stages.sweep")
         main(arguments)
-        if arguments.name and not arguments.check and not arguments.images:
+        print(end="", flush=True)
+        if arguments.name and not arguments.check and not arguments.images and first:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_MAXRSS
             stage = "_".join(filter(None, (Path(sys.argv[0]).stem, arguments.row)))
             timing = {"seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak / 2**20)}
             write_json(arguments.paths.timing(stage), timing)
     except (StudyError, OSError) as error:
         message, code = "error: " + " ".join(str(error).split()), 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which most stages needn't import for this
+            raise
+        message, code = f"error: out of memory; finished work is kept ({str(error).splitlines()[0][:200]})", 1
     except KeyboardInterrupt:
         message, code = "interrupted: finished work is kept; run the same command again to go on", 130
     else:
-        return
+        return 0
     print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
+    return code

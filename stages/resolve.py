@@ -4,9 +4,10 @@ import sys
 
 import torch
 
+from pipeline.errors import StudyError
 from pipeline.files import Paths, whole_folder, write_json
 from pipeline.null_axes import remarks
-from pipeline.params import read_study, resolve
+from pipeline.params import read_study, resolve, unmet
 from pipeline.studies import check_place
 from stages import Arguments, run_stage
 
@@ -15,6 +16,8 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)  # all tensors are small: several threads would take up to ten times as long
     study = read_study(arguments.params)
     rows = resolve(study)
+    if lack := unmet(study):
+        raise StudyError(lack)
     for warning in (*rows["report"]["warnings"], *remarks(rows)):
         print(f"warning: {warning}", file=sys.stderr)
     if arguments.check:

@@ -2,40 +2,40 @@
 
 import sys
 
-from pipeline.features import headline, label, load_extractor
+from pipeline import distributed
+from pipeline.features import headline, load_extractor
 from pipeline.files import read_json, whole_folder, write_json
 from pipeline.measurement import measured_with
 from pipeline.progress import bar, tell
 from pipeline.reference import load_reference
-from pipeline.sweep import Cell, cells_of, measure_curve, save_curve, value_of
+from pipeline.sweep import Cell, cells_of, measure_curve, save_curve
 from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
+    distributed.join()
     paths, name = arguments.paths, arguments.row
     curve = read_json(paths.row("curves", name))
     extractor = load_extractor(paths.features)
     reference = load_reference(paths.reference, extractor.hash)
-    metric = headline(extractor.name)
-    called = label(metric, extractor.name, extractor.official)
     with bar(f"sweep {name}", len(cells_of(curve)) * curve["samples"], "image") as progress:
 
         def finished(cell: Cell) -> None:
             progress.update(cell.samples)
-            seeds = f"seeds {cell.train_seed} and {cell.sample_seed}"
-            tell(
-                progress, f"{name}, NFE {cell.nfe}, {seeds}: {cell.failed or f'{called} {value_of(cell, metric):.4g}'}"
-            )
+            tell(progress, f"{name}, {cell.said(extractor)}")
 
         grids, model = read_json(paths.grids(curve["model"])), paths.model(curve["model"])
         cells = measure_curve(curve, model, grids, extractor, reference, finished)
+    if not distributed.first():
+        return
     with whole_folder(paths.curve(name)) as folder:
         summary = save_curve(cells, measured_with(extractor, reference, curve["samples"]), folder)
     write_json(paths.metrics("sweep", name), summary)
     for cell in (cell for cell in cells if cell.failed):
         print(f"failed: {name}, seeds {cell.train_seed} and {cell.sample_seed}: {cell.failed}", file=sys.stderr)
-    print(f"{name}: " + ", ".join(f"{score:.3g} at {nfe}" for nfe, score in summary[f"{metric}_at_nfe"].items()))
+    scores = summary[f"{headline(extractor.name)}_at_nfe"]
+    print(f"{name}: " + ", ".join(f"{score:.3g} at {nfe}" for nfe, score in scores.items()))
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__)
+    run_stage(main, __doc__, shared=True)

@@ -1,5 +1,6 @@
 """Train one model row, all its seeds."""
 
+from pipeline import distributed
 from pipeline.data import load_prepared, load_summary
 from pipeline.files import read_json, whole_folder, write_csv, write_json
 from pipeline.model import Model
@@ -9,6 +10,7 @@ from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
+    distributed.join()
     paths, name = arguments.paths, arguments.row
     row = Model(**read_json(paths.row("models", name)))
     data, about = load_prepared(paths.data), load_summary(paths.data)
@@ -17,6 +19,8 @@ def main(arguments: Arguments) -> None:
     check_models({name: row} | others, about, data.images, data.labels)
     with bar(f"train {name}", row.images * len(row.train_seeds), "image") as progress:
         trained = train_seeds(row, about, data.images, progress.update, labels=data.labels)
+    if not distributed.first():
+        return
     with whole_folder(paths.model(name)) as folder:
         summary = save_models(trained, folder)
     write_csv(paths.training_curve(name), ["seed", "images", "loss"], [p for t in trained for p in t.curve])
@@ -25,4 +29,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__)
+    run_stage(main, __doc__, shared=True)

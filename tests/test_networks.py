@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import StudyError
 from pipeline.model import Model
 from pipeline.networks import ddpmpp, dit
-from pipeline.networks.embedding import FOURIER_SCALE, Conditioning, Fourier, Told, positional_embedding
+from pipeline.networks.embedding import FOURIER_SCALE, Common, Conditioning, Fourier, Told, positional_embedding
 from pipeline.networks.layers import Dropout, divisor, dropout
 from pipeline.networks.network import KEYS, NETWORKS, Cost, build, cost, equal_channels
 from pipeline.training import new_denoiser
@@ -165,7 +165,7 @@ def test_fourier_frequencies_are_part_of_the_initial_weights() -> None:
 
 def test_labels_weigh_alike_among_few_and_many_classes() -> None:
     """Of the layer's weights W, label i is told as sqrt(classes) times their column i."""
-    told = Told(5, 0, 3)
+    told = Told(Common("positional", 0.0, classes=5, augmentation=0), 3)
     assert told.label is not None
     found = told(torch.tensor([4, -1, 0]), None)
     weight = told.label.weight

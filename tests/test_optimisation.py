@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import optimisation
+from pipeline import devices
+from pipeline.devices import CPU, autocast, compiled, default_device, say_once, to_device
 from pipeline.model import Model
-from pipeline.optimisation import DECAYS, adam, autocast, clip, compiled, learning_rate, say_once, to_device
-
-CPU = torch.device("cpu")
+from pipeline.optimisation import DECAYS, adam, clip, learning_rate
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +127,7 @@ def test_where_nothing_compiles_the_network_is_itself(
     monkeypatch.setattr(torch, "compile", fails if where == "compiler" else lambda network, **_: fails)
     for _ in range(2):
         assert compiled(double, lambda network: network(torch.ones(1))) is double
-    assert capsys.readouterr().err == "compile: not possible here (no compiler); training goes on without\n"
+    assert capsys.readouterr().err == "compile: not possible here (no compiler); it goes on without\n"
 
 
 def test_what_compiles_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,8 +140,11 @@ def test_what_compiles_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NFE_DEVICE", raising=False)
+    monkeypatch.setattr(devices, "_make_repeatable", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for available, kind in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert optimisation.default_device().type == kind
+        assert default_device().type == kind
     values = torch.arange(3)
     assert to_device(values, CPU) is values

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 import torch
@@ -75,3 +75,17 @@ def test_side_by_side_keeps_the_order_and_computes_on_one_thread_each() -> None:
         return i, torch.get_num_threads()
 
     assert side_by_side([lambda i=i: task(i) for i in range(4)], 2) == [(i, 1) for i in range(4)]
+
+
+@pytest.mark.parametrize("run", [side_by_side, in_turns])
+def test_without_workers_the_calling_thread_works_and_keeps_its_own_threads(run: Callable[..., list[int]]) -> None:
+    """CUDA's graphs belong to the thread that records them."""
+    before = torch.get_num_threads()
+
+    def turn() -> Generator[None, None, int]:
+        yield
+        return threading.get_ident()
+
+    tasks = [turn(), turn()] if run is in_turns else [threading.get_ident] * 2
+    assert run(tasks, 0) == [threading.get_ident()] * 2
+    assert torch.get_num_threads() == before

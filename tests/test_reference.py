@@ -160,3 +160,12 @@ def test_a_reference_of_another_extractor_is_refused(tmp_path: Path) -> None:
     assert summary["extractor_hash"] == "e"
     with pytest.raises(StudyError, match="made by another extractor than the present one"):
         load_reference(tmp_path, "other")
+
+
+def test_a_reference_goes_to_a_device_as_a_whole() -> None:
+    own, there = reference_of(drawn(60)), torch.device("meta")
+    assert own.on(torch.device("cpu")) is own
+    moved = own.on(there)
+    tensors = [moved.features, moved.moments.mean, moved.moments.covariance, *vars(moved.sums).values()]
+    assert {tensor.device for tensor in tensors} == {there}
+    assert (moved.hash, moved.duplicate_distance) == (own.hash, own.duplicate_distance)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import stages
 from pipeline.errors import StudyError
 from pipeline.model import Model
 from pipeline.params import read_study, resolve
-from stages import Arguments, parse_arguments, run_stage
+from stages import Arguments, outcome, parse_arguments
 from tests.imports import ROOT
 
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
@@ -51,10 +50,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
     "repro": ("repro", ("--jobs", "two"), {"params.yaml": GOOD}, "--jobs 'two': stages at a time, a number from 1 on"),
     "no sets": ("resolve", BY_DVC, {"params.yaml": GOOD.replace("sets: {}\n", "")}, "params.yaml: sets: missing"),
 }  # fmt: skip
+COMMANDS = ("verify", "check", "prune", "repro", "new", "preset", "docs")  # that go by no study's rows alone
 CASES |= {
     stage: (stage, ("--name", "other"), {}, "build/other/")
     for stage in STAGES
-    if stage not in ("resolve", "train", "sweep", "measure", "verify", "check", "prune", "repro", "new", "docs")
+    if stage not in ("resolve", "train", "sweep", "measure", *COMMANDS)
 }
 
 
@@ -132,10 +132,6 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
         _ = Arguments("t", name or " ", Path("params.yaml"), False, "").paths
 
 
-class Ended(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -147,17 +143,11 @@ class Ended(Exception):
 def test_a_stage_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
 ) -> None:
-    def ends(status: int) -> None:
-        assert status == code
-        raise Ended
-
     def main(arguments: Arguments) -> None:
         raise error
 
     monkeypatch.setattr(sys, "argv", ["stage"])
-    monkeypatch.setattr(stages.os, "_exit", ends)
-    with pytest.raises(Ended):
-        run_stage(main, "")
+    assert outcome(main, "") == code
     assert capsys.readouterr().err == line
 
 
@@ -167,7 +157,7 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(sys, "argv", ["stage"])
     with pytest.raises(ZeroDivisionError):
-        run_stage(main, "")
+        outcome(main, "")
 
 
 def test_a_stage_leaves_its_timing_where_nothing_depends_on_it(
@@ -175,7 +165,41 @@ def test_a_stage_leaves_its_timing_where_nothing_depends_on_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stages/train.py", *BY_DVC, "--row", "edm"])
-    run_stage(lambda arguments: print(Model().steps), "")
+    assert outcome(lambda arguments: print(Model().steps), "") == 0
     assert list(contents(tmp_path)) == [Path("build/t/timings/train_edm.json")]
     timing = json.loads((tmp_path / "build/t/timings/train_edm.json").read_text())
     assert timing["seconds"] >= 0 and timing["peak_memory_mib"] > 0
+
+
+ENDING = """
+import atexit, sys, threading
+from pipeline.errors import StudyError
+from stages import run_stage
+
+def main(arguments):
+    atexit.register(print, "an end of its own")
+    threading.Thread(target=threading.Event().wait).start()
+    print("line\\n" * 100_000, end="")
+    print("note", end=" ", file=sys.stderr)
+    if arguments.name == "wrong":
+        raise StudyError("a: wrong")
+
+run_stage(main, "")
+"""
+
+
+@pytest.mark.parametrize(("name", "code", "told"), [("", 0, "note "), ("wrong", 1, "note error: a: wrong\n")])
+def test_a_stage_ends_at_once_with_all_it_said(name: str, code: int, told: str) -> None:
+    """It waits for no thread, of which one here never ends, and for nothing that is to run at the interpreter's end."""
+    command = [sys.executable, "-c", ENDING, "--name", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (code, told) and done.stdout == "line\n" * 100_000
+
+
+def test_a_stage_whose_output_nobody_takes_has_failed() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = "from stages import run_stage; run_stage(lambda arguments: print('found'), '')"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 32] Broken pipe\n")

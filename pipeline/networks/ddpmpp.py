@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.networks.embedding import Conditioning, Told
+from pipeline.networks.embedding import Common, Conditioned, Told
 from pipeline.networks.layers import divisor, initialize
 from pipeline.networks.layers import dropout as dropout_layer
 
@@ -68,12 +68,12 @@ class Block(nn.Module):
         return self.attention((self.skip(self.resample(x)) + h) * RESCALE)
 
 
-class DDPMpp(nn.Module):
+class DDPMpp(Conditioned):
     """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1).
 
-    height: that of the images; attention: the heights of those levels that have it, in pixels; labels and
-    augmentation: see `Told`. EDM's network for CIFAR-10 has 128 channels, multipliers (2, 2, 2), 4 blocks, attention
-    at 16, and is told 9 numbers of an image's augmentation.
+    height: that of the images; attention: the heights of those levels that have it, in pixels. EDM's
+    network for CIFAR-10 has 128 channels, multipliers (2, 2, 2), 4 blocks, attention at 16, and is told 9 numbers of
+    an image's augmentation.
     """
 
     def __init__(
@@ -84,14 +84,10 @@ class DDPMpp(nn.Module):
         multipliers: tuple[int, ...],
         blocks: int,
         attention: tuple[int, ...],
-        embedding: str = "positional",
-        dropout: float = 0.0,
-        classes: int = 0,
-        augmentation: int = 0,
+        common: Common,
     ) -> None:
-        super().__init__()
-        emb = 4 * channels
-        self.embed = Conditioning(embedding, channels, emb)
+        emb, dropout = 4 * channels, common.dropout
+        super().__init__(common, channels, emb)
         self.stem = nn.Conv2d(image_channels, channels, 3, padding=1)
         width, skips = channels, [channels]
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
@@ -113,15 +109,12 @@ class DDPMpp(nn.Module):
             if i > 0:
                 self.decoder.append(Block(width, width, emb, dropout, "up"))
         self.norm, self.head = norm(width), nn.Conv2d(width, image_channels, 3, padding=1)
-        self.told = Told(classes, augmentation, channels)
+        self.told = Told(common, channels)
         residual = [module.conv2 for module in self.modules() if isinstance(module, Block)]
         attending = [module.project for module in self.modules() if isinstance(module, Attention)]
         initialize(self, last=[*residual, *attending, self.head])
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
-    ) -> Tensor:
-        embedding = self.embed(c_noise, self.told(labels, augmentation))
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
         skips = [self.stem(x)]
         for block in self.encoder:
             skips.append(block(skips[-1], embedding))

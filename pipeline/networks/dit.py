@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.networks.embedding import Conditioning, Told, embedding_width, positional_embedding
+from pipeline.networks.embedding import Common, Conditioned, Told, embedding_width, positional_embedding
 from pipeline.networks.layers import FeedForward, Head, divisor, initialize, modulate
 from pipeline.networks.layers import dropout as dropout_layer
 
@@ -48,43 +48,28 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2[:, None], self.dropout(h))
 
 
-class DiT(nn.Module):
+class DiT(Conditioned):
     """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W), by patches of `patch` x `patch` pixels.
 
-    shape: (C, H, W), H and W divisible by `patch`; blocks: the depth; labels and augmentation: see `Told`, added to
-    the noise level's embedding before its layers.
+    shape: (C, H, W), H and W divisible by `patch`; blocks: the depth.
     """
 
     position: Tensor
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        channels: int,
-        blocks: int,
-        patch: int,
-        embedding: str = "positional",
-        dropout: float = 0.0,
-        classes: int = 0,
-        augmentation: int = 0,
-    ) -> None:
-        super().__init__()
+    def __init__(self, shape: tuple[int, int, int], channels: int, blocks: int, patch: int, common: Common) -> None:
         image_channels, height, width = shape
         emb = embedding_width(channels)
-        self.embed = Conditioning(embedding, channels, emb)
+        super().__init__(common, channels, emb)
         self.stem = nn.Conv2d(image_channels, channels, patch, stride=patch)
         self.register_buffer("position", positions(height // patch, width // patch, channels))
-        self.blocks = nn.ModuleList(Block(channels, emb, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(channels, emb, common.dropout) for _ in range(blocks))
         self.head = Head(channels, image_channels * patch**2, emb)
         self.fold = nn.PixelShuffle(patch)
-        self.told = Told(classes, augmentation, channels)
+        self.told = Told(common, channels)
         modulations = [module.modulation for module in self.modules() if isinstance(module, Block | Head)]
         initialize(self, last=[*modulations, self.head.linear])
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
-    ) -> Tensor:
-        embedding = self.embed(c_noise, self.told(labels, augmentation))
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
         patches = self.stem(x)
         x = patches.flatten(2).transpose(1, 2) + self.position  # (N, patches, channels)
         for block in self.blocks:

@@ -1,6 +1,7 @@
 """How a network is told the noise level, a label, and how an image was augmented: as one embedding."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,20 @@ class Fourier(nn.Module):
 EMBEDDINGS: dict[str, type[Positional] | type[Fourier]] = {"positional": Positional, "fourier": Fourier}
 
 
+@dataclass(frozen=True)
+class Common:
+    """What every network is made with.
+
+    embedding: of the noise level, a key of EMBEDDINGS; dropout: its probability; classes: how many labels there are, 0
+    for a network that knows none; augmentation: how many numbers say how an image was augmented, 0 for none.
+    """
+
+    embedding: str
+    dropout: float
+    classes: int
+    augmentation: int
+
+
 class Conditioning(nn.Module):
     """The embedding (N, width) of c_noise (N,) and of what `Told` made of the rest, (N, inputs) or None."""
 
@@ -71,14 +86,13 @@ class Conditioning(nn.Module):
 class Told(nn.Module):
     """What a network is told of an image beside its noise level, (N, width); None and 0 mean: nothing.
 
-    classes: how many labels there are, 0 for a network that knows none; augmentation: how many numbers (N, A) say how
-    an image was augmented. Networks make this layer last: the order in which layers are made decides how they start.
+    Networks make this layer last: the order in which layers are made decides how they start.
     """
 
-    def __init__(self, classes: int, augmentation: int, width: int) -> None:
+    def __init__(self, common: Common, width: int) -> None:
         super().__init__()
-        self.label = nn.Linear(classes, width, bias=False) if classes else None
-        self.augmentation = nn.Linear(augmentation, width, bias=False) if augmentation else None
+        self.label = nn.Linear(common.classes, width, bias=False) if common.classes else None
+        self.augmentation = nn.Linear(common.augmentation, width, bias=False) if common.augmentation else None
 
     def forward(self, labels: Tensor | None, augmentation: Tensor | None) -> Tensor | None:
         """labels (N,), int64, -1 for none; augmentation (N, A). What the network has no layer for is not looked at."""
@@ -92,3 +106,27 @@ class Told(nn.Module):
             how = self.augmentation(augmentation)
             told = how if told is None else told + how
         return told
+
+
+class Conditioned(nn.Module):
+    """A network: what it is told beside x becomes one embedding, by which `body` makes F of x.
+
+    A subclass makes its other layers, then `told`.
+    """
+
+    told: Told
+
+    def __init__(self, common: Common, channels: int, width: int) -> None:
+        """channels: what the noise level, a label and an augmentation are each written as; width: the embedding's."""
+        super().__init__()
+        self.embed = Conditioning(common.embedding, channels, width)
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
+        """F (N, ...) of x (N, ...) and c_noise (N,); labels and augmentation: see `Told`."""
+        return self.body(x, self.embed(c_noise, self.told(labels, augmentation)))
+
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (N, ...) and the embedding (N, width) to F (N, ...)."""
+        raise NotImplementedError

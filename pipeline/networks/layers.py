@@ -31,18 +31,25 @@ def initialize(network: nn.Module, last: Iterable[nn.Module]) -> None:
 
 
 class Dropout(nn.Module):
-    """Dropout whose masks come from `generator`, which is set from outside: threads share PyTorch's global one."""
+    """Dropout whose masks come from `generator`, which is set from outside: threads share PyTorch's global one.
+
+    `skip`: of how many samples masks are drawn first that other processes use, once.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
         self.generator: torch.Generator | None = None
+        self.skip = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         if self.generator is None:
             raise RuntimeError("dropout in training needs a generator, and this layer has none")
+        if self.skip:
+            torch.rand(self.skip, *x.shape[1:], generator=self.generator, device=self.generator.device)
+            self.skip = 0
         drawn = torch.rand(x.shape, generator=self.generator, device=self.generator.device)
         return x * ((drawn >= self.p) / (1 - self.p)).to(x)
 

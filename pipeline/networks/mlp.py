@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks.embedding import Conditioning, Told, embedding_width
+from pipeline.networks.embedding import Common, Conditioned, Told, embedding_width
 from pipeline.networks.layers import FeedForward, Head, initialize, modulate
 from pipeline.networks.layers import dropout as dropout_layer
 
@@ -23,36 +23,20 @@ class Block(nn.Module):
         return torch.addcmul(x, gate, self.dropout(self.feed_forward(modulate(self.norm(x), shift, scale))))
 
 
-class MLP(nn.Module):
-    """F(x, c_noise): x (N, D) and c_noise (N,) to (N, D).
+class MLP(Conditioned):
+    """F(x, c_noise): x (N, D) and c_noise (N,) to (N, D). dimensions: D; blocks: the depth."""
 
-    dimensions: D; blocks: the depth; labels and augmentation: see `Told`.
-    """
-
-    def __init__(
-        self,
-        dimensions: int,
-        channels: int,
-        blocks: int,
-        embedding: str = "positional",
-        dropout: float = 0.0,
-        classes: int = 0,
-        augmentation: int = 0,
-    ) -> None:
-        super().__init__()
+    def __init__(self, dimensions: int, channels: int, blocks: int, common: Common) -> None:
         width = embedding_width(channels)
-        self.embed = Conditioning(embedding, channels, width)
+        super().__init__(common, channels, width)
         self.stem = nn.Linear(dimensions, channels)
-        self.blocks = nn.ModuleList(Block(channels, width, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(channels, width, common.dropout) for _ in range(blocks))
         self.head = Head(channels, dimensions, width)
-        self.told = Told(classes, augmentation, channels)
+        self.told = Told(common, channels)
         modulations = [module.modulation for module in self.modules() if isinstance(module, Block | Head)]
         initialize(self, last=[*modulations, self.head.linear])
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
-    ) -> Tensor:
-        embedding = self.embed(c_noise, self.told(labels, augmentation))
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.stem(x)
         for block in self.blocks:
             x = block(x, embedding)

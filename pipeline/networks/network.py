@@ -7,12 +7,12 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import StudyError
 from pipeline.networks.ddpmpp import DDPMpp
 from pipeline.networks.dit import DiT
+from pipeline.networks.embedding import Common, Conditioned
 from pipeline.networks.mlp import MLP
 from pipeline.networks.unet import UNet
 
@@ -22,15 +22,16 @@ LARGEST_GAP = 0.25  # of the cost of a network that is meant to cost as another,
 Spec = dict[str, Any]
 
 
-def _check_images(spec: Spec) -> None:
-    if len(spec["shape"]) != 3:
-        raise StudyError(f"network: {spec['network']} is for images, and the data are points; use mlp")
+def check_network(network: str, points: bool, data: str = "the data") -> None:
+    """Raise StudyError where a network, a key of NETWORKS, is for images and the data are points, or vice versa.
 
-
-def _check_points(spec: Spec) -> None:
-    if len(spec["shape"]) != 1:
+    data: what the message calls the data.
+    """
+    if points and network != "mlp":
+        raise StudyError(f"network: {network} is for images, and {data} are points; use mlp")
+    if not points and network == "mlp":
         images = ", ".join(name for name in NETWORKS if name != "mlp")
-        raise StudyError(f"network: mlp is for points, and the data are images; use one of {images}")
+        raise StudyError(f"network: mlp is for points, and {data} are images; use one of {images}")
 
 
 def _check_levels(spec: Spec) -> None:
@@ -62,43 +63,33 @@ def _check_patch(spec: Spec) -> None:
         )
 
 
-def _common(spec: Spec) -> dict[str, Any]:
-    """What every network is made with."""
-    return {
-        "embedding": spec["embedding"],
-        "dropout": spec["dropout"],
-        "classes": len(spec["classes"]),
-        "augmentation": spec["augmentation"],
-    }
+def _common(spec: Spec) -> Common:
+    return Common(spec["embedding"], spec["dropout"], len(spec["classes"]), spec["augmentation"])
 
 
 def _unet(spec: Spec) -> UNet:
-    _check_images(spec)
     _check_levels(spec)
-    return UNet(spec["shape"][0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"], **_common(spec))
+    return UNet(spec["shape"][0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"], _common(spec))
 
 
 def _ddpmpp(spec: Spec) -> DDPMpp:
-    _check_images(spec)
     _check_levels(spec)
     _check_attention(spec)
     (image_channels, height, _), multipliers = spec["shape"], tuple(spec["multipliers"])
     attention = tuple(spec["attention"])
-    return DDPMpp(image_channels, height, spec["channels"], multipliers, spec["blocks"], attention, **_common(spec))
+    return DDPMpp(image_channels, height, spec["channels"], multipliers, spec["blocks"], attention, _common(spec))
 
 
 def _dit(spec: Spec) -> DiT:
-    _check_images(spec)
     _check_patch(spec)
-    return DiT(tuple(spec["shape"]), spec["channels"], spec["blocks"], spec["patch"], **_common(spec))
+    return DiT(tuple(spec["shape"]), spec["channels"], spec["blocks"], spec["patch"], _common(spec))
 
 
 def _mlp(spec: Spec) -> MLP:
-    _check_points(spec)
-    return MLP(spec["shape"][0], spec["channels"], spec["blocks"], **_common(spec))
+    return MLP(spec["shape"][0], spec["channels"], spec["blocks"], _common(spec))
 
 
-NETWORKS: dict[str, Callable[[Spec], nn.Module]] = {"unet": _unet, "ddpmpp": _ddpmpp, "dit": _dit, "mlp": _mlp}
+NETWORKS: dict[str, Callable[[Spec], Conditioned]] = {"unet": _unet, "ddpmpp": _ddpmpp, "dit": _dit, "mlp": _mlp}
 
 _EVERY = ("channels", "blocks", "embedding", "dropout")
 KEYS: dict[str, tuple[str, ...]] = {  # of a model row, that a network goes by
@@ -109,13 +100,14 @@ KEYS: dict[str, tuple[str, ...]] = {  # of a model row, that a network goes by
 }
 
 
-def build(spec: Spec) -> nn.Module:
+def build(spec: Spec) -> Conditioned:
     """The network of a denoiser's spec, with weights from PyTorch's global generator.
 
     It is called as network(x, c_noise, labels=None, augmentation=None), with x (N, *shape), c_noise (N,), labels (N,)
     int64, -1 for none, augmentation (N, A), and returns F (N, *shape), which starts at 0. Raises StudyError where the
     network can't have that shape.
     """
+    check_network(spec["network"], points=len(spec["shape"]) == 1)
     return NETWORKS[spec["network"]](spec)
 
 

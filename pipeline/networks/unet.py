@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.networks.embedding import Conditioning, Told
+from pipeline.networks.embedding import Common, Conditioned, Told
 from pipeline.networks.layers import dropout as dropout_layer
 from pipeline.networks.layers import zero
 
@@ -49,39 +49,24 @@ class Level(nn.Module):
         return x
 
 
-class UNet(nn.Module):
-    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1).
-
-    labels and augmentation: see `Told`.
-    """
+class UNet(Conditioned):
+    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1)."""
 
     def __init__(
-        self,
-        image_channels: int,
-        channels: int,
-        multipliers: tuple[int, ...],
-        blocks: int,
-        embedding: str = "positional",
-        dropout: float = 0.0,
-        classes: int = 0,
-        augmentation: int = 0,
+        self, image_channels: int, channels: int, multipliers: tuple[int, ...], blocks: int, common: Common
     ) -> None:
-        super().__init__()
-        widths = [channels * multiplier for multiplier in multipliers]
         width = 4 * channels
-        self.embed = Conditioning(embedding, channels, width)
+        super().__init__(common, channels, width)
+        widths = [channels * multiplier for multiplier in multipliers]
         self.stem = nn.Conv2d(image_channels, channels, 3, padding=1)
-        self.down = nn.ModuleList(Level(a, b, width, blocks, dropout) for a, b in pairwise([channels, *widths]))
+        self.down = nn.ModuleList(Level(a, b, width, blocks, common.dropout) for a, b in pairwise([channels, *widths]))
         self.downsample = nn.ModuleList(nn.Conv2d(a, a, 3, stride=2, padding=1) for a in widths[:-1])
         self.upsample = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(Level(2 * a, a, width, blocks, dropout) for a in widths[:-1])
+        self.up = nn.ModuleList(Level(2 * a, a, width, blocks, common.dropout) for a in widths[:-1])
         self.norm, self.head = norm(widths[0]), zero(nn.Conv2d(widths[0], image_channels, 3, padding=1))
-        self.told = Told(classes, augmentation, channels)
+        self.told = Told(common, channels)
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
-    ) -> Tensor:
-        embedding = self.embed(c_noise, self.told(labels, augmentation))
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.stem(x)
         skips = []
         for level, downsample in zip(self.down, self.downsample, strict=False):
