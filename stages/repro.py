@@ -4,7 +4,7 @@ import argparse
 import subprocess
 
 from pipeline.errors import StudyError
-from pipeline.jobs import DVC, read_plan, run, sort_lock
+from pipeline.jobs import DVC, devices, read_plan, run, sort_lock
 from pipeline.stale import locked
 from stages import Arguments, run_stage
 
@@ -18,7 +18,7 @@ def main(arguments: Arguments) -> None:
     graph, lock = (arguments.params.with_name(name) for name in ("dvc.yaml", "dvc.lock"))
     plan, before = read_plan(graph), list(locked(graph))
     try:
-        run(plan, int(jobs))
+        run(plan, int(jobs), devices(int(jobs)))
     finally:
         if plan.todo and lock.exists():
             sort_lock(lock, before, plan.order)

@@ -10,7 +10,7 @@ import pytest
 from tests.imports import ROOT
 
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # what the make that runs the tests tells those below it
-VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", *OF_MAKE)
+VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", "PRESET", "DATA", *OF_MAKE)
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,6 +28,14 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 HOSTILE = 'x"; touch pwned; echo "`touch pwned`'
 FILE = f"studies/{HOSTILE}/params.yaml"
+
+
+def preset(name: str, preset: str, data: str) -> str:
+    """The study file that is meant where stages.preset prints what it is given."""
+    return f"studies/-m\nstages.preset\n--study={name}\n--preset={preset}\n--data={data}/params.yaml"
+
+
+MADE = preset(HOSTILE, HOSTILE, "")
 GIVEN = {  # target, what it is given, what is called
     "verify": (("verify",), ["stages.verify", "--study=", "--cells="]),
     "verify cells": (
@@ -43,6 +51,17 @@ GIVEN = {  # target, what it is given, what is called
                                              "repro", f"studies/{HOSTILE}/dvc.yaml"]),
     "study side by side": (("study", f"NAME={HOSTILE}", "J=2"), ["stages.resolve", "--check", "--params", FILE, "-m",
                                                                  "stages.repro", "--jobs", "2", "--params", FILE]),
+    "study at a preset": (  # the study is then the one that stages.preset prints, here all that it was given
+        ("study", f"NAME={HOSTILE}", f"PRESET={HOSTILE}"), ["stages.resolve", "--check", "--params", *MADE.splitlines(),
+                                                            "repro", *MADE.replace("params", "dvc").splitlines()],
+    ),
+    "check at a preset": (
+        ("check", f"NAME={HOSTILE}", f"PRESET={HOSTILE}"), ["stages.check", "--params", *MADE.splitlines()]
+    ),
+    "other data": (
+        ("check", "NAME=c", f"DATA={HOSTILE}"),
+        ["stages.check", "--params", *preset("c", "", HOSTILE).splitlines()],
+    ),
     "new": (
         ("new", f"NAME={HOSTILE}", f"IMAGES={HOSTILE}"),
         ["stages.new", "--name", HOSTILE, "--images", HOSTILE, "--scale", "cpu", "--labels", "none"],
@@ -76,6 +95,21 @@ def test_a_name_that_the_system_sets_names_no_study(tmp_path: Path) -> None:
     assert (
         make(tmp_path, "check", "NAME=points", NAME="DESKTOP-1").stdout.splitlines()[3] == "studies/points/params.yaml"
     )
+    told = make(tmp_path, "check", "NAME=points", PRESET="x", DATA="/data").stdout.splitlines()
+    assert told == ["-m", "stages.check", "--params", "studies/points/params.yaml"]
+
+
+def test_a_preset_that_cannot_be_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "studies/c").mkdir(parents=True)
+    (tmp_path / "studies/c/dvc.yaml").touch()
+    make(tmp_path, "check")
+    (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\n[ "$2" != stages.preset ] && echo "$@" || exit 1\n')
+    (tmp_path / ".venv/bin/dvc").write_text("#!/bin/sh\necho ran\n")
+    for target in ("study", "check"):
+        own = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+        command = ["make", target, "NAME=c", "PRESET=smoke"]
+        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
+        assert done.returncode and done.stdout == ""
 
 
 def test_a_study_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_the_page_has_the_commands() -> None:
 
 
 def test_a_second_run_has_nothing_to_do(walked: Walk) -> None:
-    begun = re.findall(r"^(\S+): begins$", of(walked, "make repro J=2"), re.M)
+    begun = re.findall(r"^\d+/\d+ (\S+) begins \(.*\)$", of(walked, "make repro J=2"), re.M)
     assert {"resolve", "train@edm", "sweep@edm", "sweep@rho_3", "report"} <= set(begun)
     assert "Data and pipelines are up to date" in of(walked, "dvc status")
     assert "Running stage" not in of(walked, "make repro")
