@@ -1,5 +1,7 @@
 # make install | repro | study NAME=solvers | check | verify | prune | new | test | lint | format | docs | bench | timings | pins
-# NAME=solvers names a study for check, verify, prune and timings, too; J=2 runs independent stages side by side.
+# NAME=solvers names a study for check, verify, prune and timings, too; J=2 runs independent stages side by side, each on a
+# GPU of its own where there are some.
+# study and check take PRESET=smoke and DATA=path/to.zip of a study that has presets: studies/NAME_PRESET/ is then meant.
 # PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,6 +11,15 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 ifeq ($(origin NAME),environment)
 NAME :=
 endif
+ifeq ($(origin PRESET),environment)
+PRESET :=
+endif
+ifeq ($(origin DATA),environment)
+DATA :=
+endif
+# What a recipe's shell begins with, so that its NAME is the folder of the study at that preset, written by then.
+CHOSEN = $(if $(PRESET)$(DATA),NAME=$$($(BIN)/python -m stages.preset --study="$$NAME" --preset="$$PRESET" \
+  --data="$$DATA") &&)
 
 .PHONY: install repro study check verify prune new test lint format docs bench timings pins
 
@@ -29,12 +40,12 @@ repro: install
 
 study: install  # another study: make study NAME=solvers
 	@test -f "studies/$$NAME/dvc.yaml" || { echo "error: make study NAME=..., one of: $$(ls studies)" >&2; exit 1; }
-	@$(BIN)/python -m stages.resolve --check --params "studies/$$NAME/params.yaml"
-	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$$J" --params "studies/$$NAME/params.yaml",\
+	@$(CHOSEN) $(BIN)/python -m stages.resolve --check --params "studies/$$NAME/params.yaml" && \
+	  $(if $(J),$(BIN)/python -m stages.repro --jobs "$$J" --params "studies/$$NAME/params.yaml",\
 	  $(BIN)/dvc repro "studies/$$NAME/dvc.yaml")
 
 check: install  # what the root study, or NAME, would run and what that costs here
-	@$(BIN)/python -m stages.check --params "$${NAME:+studies/$$NAME/}params.yaml"
+	@$(CHOSEN) $(BIN)/python -m stages.check --params "$${NAME:+studies/$$NAME/}params.yaml"
 
 verify: install  # make cells again from nothing and compare: CELLS=all or "edm:35:0,0 ddim:7"
 	@$(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"
@@ -67,6 +78,7 @@ bench: install
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.page
+	$(BIN)/python -m benchmarks.device
 
 timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
 	$(BIN)/python -m stages.timings --name "$${NAME:-digits}"

@@ -5,19 +5,19 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from pipeline.data import EXTENSIONS, SOURCES, Data, described, load, shape_of
+from pipeline.data import ARCHIVE_SUFFIX, SOURCES, Data, described, is_image, load, shape_of
 from pipeline.errors import StudyError
 from pipeline.estimate import DVC_SECONDS, WITHIN, Estimate, Size, Work, model_size, off_by, speed
 from pipeline.files import Paths, read_json
 from pipeline.model import Model
 from pipeline.null_axes import remarks
-from pipeline.params import Study, read_study, resolve
+from pipeline.params import Study, read_study, resolve, unmet
 from pipeline.provenance import machine
 from pipeline.stale import AFTER, ITS_ROW, NEW, Reason, Stage, Stale, file_text, locked, stages_of
 from pipeline.studies import check_place, read_yaml
@@ -28,11 +28,12 @@ NAMED = 3  # rows that are named where there are more
 
 
 def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
-    """A data set's summary, of a folder or zip as its first images and its list of files tell it.
+    """A data set's summary, of a folder or zip as its first images and its list of files tell it. CIFAR-10 is
+    downloaded where it is not there.
 
     Raises StudyError where it cannot be read, saying that it was named in `place`.
     """
-    if row.source in SOURCES:
+    if row.source in SOURCES or row.source.lower().endswith(ARCHIVE_SUFFIX):
         return load(row, place).summary()
     found = load(row.model_copy(update={"limit": min(FIRST, row.limit or FIRST)}), place).summary()
     path = Path(row.source).expanduser()
@@ -44,14 +45,8 @@ def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
     else:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
-    count = sum(map(_is_image, names))
+    count = sum(map(is_image, names))
     return found | {"count": min(count, row.limit or count)}
-
-
-def _is_image(name: str) -> bool:
-    """Whether `load` takes a file for an image, by its path below the folder or in the zip."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-    return name.lower().endswith(EXTENSIONS) and not hidden
 
 
 def _prepared(paths: Paths, reason: Reason | None) -> dict[str, Any] | None:
@@ -94,7 +89,8 @@ def check_sets(study: Study, samples: int, about: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a study would do: `reasons` for the stages that would run, the `work` of all, and what they once took."""
+    """What a study would do: `reasons` for the stages that would run, the `work` of all, and what they once took;
+    `lack`: what this machine has too little of to run it."""
 
     path: Path
     rows: Mapping[str, Any]
@@ -105,9 +101,11 @@ class Preview:
     timings: Mapping[str, float]
     start_seconds: float
     cores: int
+    lack: str | None = None
 
     def warnings(self) -> list[str]:
-        return [*self.rows["report"]["warnings"], *remarks(dict(self.rows))]
+        lack = [self.lack] if self.lack else []
+        return [*lack, *self.rows["report"]["warnings"], *remarks(dict(self.rows))]
 
     def lines(self) -> Iterator[str]:
         """The preview, to be printed."""
@@ -199,4 +197,4 @@ def preview(path: Path, start_seconds: float) -> Preview:
         timing = paths.timing(stage.name.replace("@", "_"))
         if stage.kind in ("train", "sweep") and timing.exists():
             timings[stage.name] = read_json(timing)["seconds"]
-    return Preview(path, rows, about, stages, reasons, work, timings, here.start_seconds, here.cores)
+    return Preview(path, rows, about, stages, reasons, work, timings, here.start_seconds, here.cores, unmet(study))

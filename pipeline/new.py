@@ -132,13 +132,13 @@ def study_text(template: str, title: str, name: str, data: dict[str, Any], image
         "# A small study of your own images": f"# A small study of {images.count} {kind} images of {size}, written by "
         f"`make new`. Run it with `make study NAME={name}`.",
         "# or let": "# What the choices go by, and what comes next: docs/your-images.md",
-        "title:": f"title: {_flow(title)}",
-        "study:": f"study: {_flow(info)}",
-        "data:": f"data: {_flow(data)}",
-        "features:": f"features: {_flow(feature_choices(images, scale))}",
+        "title:": f"title: {flow(title)}",
+        "study:": f"study: {flow(info)}",
+        "data:": f"data: {flow(data)}",
+        "features:": f"features: {flow(feature_choices(images, scale))}",
         "defaults:": f"defaults:  # what every row begins with, here for {size} on {where}",
-        "  models: {": f"  models: {_flow(model_choices(images.shape, images.count, scale))}",
-        "  curves: {": f"  curves: {_flow(curve_choices(scale))}",
+        "  models: {": f"  models: {flow(model_choices(images.shape, images.count, scale))}",
+        "  curves: {": f"  curves: {flow(curve_choices(scale))}",
         "  # after a first run:": "  # after a first run: the row edm_proposed from "
         f"reports/{name}/proposed.yaml, P_mean and P_std for your images",
     }
@@ -152,10 +152,10 @@ def study_text(template: str, title: str, name: str, data: dict[str, Any], image
     return text
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """A value on one line of YAML, texts in double quotes where they may hold anything."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, str):
         plain = re.fullmatch(r"[A-Za-z_][\w/]*|\.\./\.\.|studies/\w+/params\.yaml", value, re.A)
         if plain and yaml.safe_load(value) == value:  # "no" and "null" are none

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, StringConstraints, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, ValidationError
 
 from pipeline.averages import (
     LARGEST_ERROR,
@@ -17,22 +17,24 @@ from pipeline.averages import (
     snapshot_steps,
     synthesis_of,
 )
-from pipeline.data import SOURCES, Data
+from pipeline.data import SOURCES, Data, unknown_source
 from pipeline.errors import StudyError, nearest
 from pipeline.explain import FILLED_IN, NAME, explain
 from pipeline.features import Features, check_suits
 from pipeline.imageset import ImageSet, Label
 from pipeline.model import NETWORK_KEYS, Model
-from pipeline.networks.network import KEYS, NETWORKS
+from pipeline.needs import Needs, shortfall
+from pipeline.networks.network import KEYS, check_network
 from pipeline.null_axes import differences, warnings
 from pipeline.parametrization import PARAMETRIZATIONS
 from pipeline.points import POINTS
 from pipeline.rows import Row, Seeds, axis
 from pipeline.sampler import Sampler
 
-__all__ = ["Curve", "Model", "Sampler", "Study", "read_study", "resolve"]
+__all__ = ["Curve", "Model", "Sampler", "Study", "parse_study", "read_study", "resolve", "unmet"]
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\n]*$")]
 COMBINATIONS = "combinations"
 EMA_KEYS = (("ema_halflife_images", "ema_halflives_images"), ("ema_sigma_rel", "ema_sigma_rels"))  # curves', models'
 
@@ -42,7 +44,8 @@ class Curve(Sampler):
 
     `labels`: of classes as frequent as in the data set, or none. `guide_images`: the snapshot that guides, by the
     images it had seen; None: the earliest. `ema_halflife_images`, `ema_sigma_rel`: the average of the weights; None:
-    the model's own. `repetitions`: training and sampling seeds side by side, or each with each.
+    the model's own. `batch` auto: as many as fit into a GPU's memory; `precision` and `compile` are those of the
+    network's calls. `repetitions`: training and sampling seeds side by side, or each with each.
     """
 
     model: Name
@@ -52,9 +55,14 @@ class Curve(Sampler):
     ema_halflife_images: PositiveInt | None = axis(None, "EMA length")
     ema_sigma_rel: Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)] | None = axis(None, "EMA length")
     samples: Annotated[int, Field(ge=40)] = 1024
-    batch: PositiveInt = 512
+    batch: PositiveInt | Literal["auto"] = 512
+    precision: Literal["float32", "bfloat16"] = axis("float32", "sampling precision")
+    compile: Literal["none", "default"] = axis("none", "sampling compilation")
     sample_seeds: Seeds = (0, 1, 2)
     repetitions: Literal["paired", "crossed"] = "paired"
+
+
+DEFAULTS: dict[str, type[Model] | type[Curve]] = {"models": Model, "curves": Curve}  # the sections of `defaults`
 
 
 class StudyInfo(Row):
@@ -65,17 +73,45 @@ class StudyInfo(Row):
     params: str = "params.yaml"
 
 
+class Preset(Row):
+    """One scale of a study: what is laid over its sections of the same names, key by key."""
+
+    needs: Needs | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+    features: dict[str, Any] = Field(default_factory=dict)
+    defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class Published(Row):
+    """A value that others have published, to stand beside a curve's own at `nfe` evaluations.
+
+    `images`: how many their network was trained on, where that is known.
+    """
+
+    curve: Name
+    nfe: PositiveInt
+    metric: Literal["FID"] = "FID"
+    value: PositiveFloat
+    what: Line
+    source: Line
+    images: PositiveInt | None = None
+
+
 class Study(Row):
-    """A whole study file. Rows stay as written; `resolve` fills them in."""
+    """A whole study file, its preset laid over its sections. Rows stay as written; `resolve` fills them in."""
 
     title: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "What a design choice buys"
     study: StudyInfo
+    preset: Name | None = None
+    presets: dict[Name, Preset] = Field(default_factory=dict)
+    needs: Needs = Needs()
     data: Data = Data()
     features: Features = Features()
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
     models: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
     curves: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
     sets: dict[Name, ImageSet] = Field(default_factory=dict)
+    published: tuple[Published, ...] = ()
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -90,11 +126,21 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_study(path: Path) -> Study:
-    """Read and validate a study file's outline. Raises StudyError, one line saying where and what."""
+    """Read and validate a study file's outline, its preset laid over it. Raises StudyError, one line saying where and
+    what."""
     try:
-        content = yaml.load(path.read_text(), _UniqueKeys)
+        text = path.read_text()
     except FileNotFoundError:
         raise StudyError(f"{path}: no such study file") from None
+    except ValueError as error:
+        raise StudyError(f"{path}: not valid YAML: {error}") from None
+    return parse_study(text, path)
+
+
+def parse_study(text: str, path: Path) -> Study:
+    """What `read_study` makes of a study file's text, which stands, or is to stand, at `path`."""
+    try:
+        content = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -105,7 +151,53 @@ def read_study(path: Path) -> Study:
         raise explain(error, "", Study) from None
     if "sets" not in content:
         raise StudyError(f"{path}: sets: missing; where there are none, write `sets: {{}}`, which dvc.yaml goes by")
-    return study
+    return _with_preset(study)
+
+
+def _with_preset(study: Study) -> Study:
+    """A study with its preset laid over its own sections; all presets are looked at, whichever holds."""
+    presets = {name: row.model_copy(update={"needs": row.needs or study.needs}) for name, row in study.presets.items()}
+    laid = {name: _laid(study, name, preset) for name, preset in presets.items()}
+    if study.preset is None:
+        return study.model_copy(update={"presets": presets})
+    if not laid:
+        raise StudyError(f"preset: {study.preset!r}, but there are no presets; write some, or leave it out")
+    if study.preset not in laid:
+        raise StudyError(f"preset: no preset {study.preset!r}; {nearest(study.preset, laid)}")
+    return laid[study.preset].model_copy(update={"presets": presets})
+
+
+def _laid(study: Study, name: str, preset: Preset) -> Study:
+    """A study with one of its presets laid over it, and that preset's name. Raises StudyError for what can't be."""
+    place, over = f"presets.{name}", dict[str, Any]()
+    for section in ("data", "features"):
+        schema: type[Data] | type[Features] = type(getattr(study, section))
+        written = getattr(study, section).model_dump(exclude_unset=True) | getattr(preset, section)
+        try:
+            over[section] = schema(**{str(key): value for key, value in written.items()})
+        except ValidationError as error:
+            raise explain(error, f"{place}.{section}", schema) from None
+    defaults = {section: dict(own) for section, own in study.defaults.items()}
+    for section, own in preset.defaults.items():
+        _check_defaults({section: own}, f"{place}.defaults")
+        defaults[section] = defaults.get(section, {}) | own
+    return study.model_copy(update=over | {"defaults": defaults, "needs": preset.needs, "preset": name})
+
+
+def unmet(study: Study) -> str | None:
+    """What the study needs and this machine lacks, in one line; None where it has all."""
+    others = {name: preset.needs or Needs() for name, preset in study.presets.items()}
+    return shortfall(study.needs, study.preset, others)
+
+
+def _check_defaults(defaults: dict[str, dict[str, Any]], place: str) -> None:
+    """Refuse sections that have no rows, and keys that none of their rows has."""
+    for section, own in defaults.items():
+        if section not in DEFAULTS:
+            raise StudyError(f"{place}.{section}: unknown key; {nearest(section, DEFAULTS)}")
+        keys = [key for key in DEFAULTS[section].model_fields if key not in FILLED_IN]
+        if unknown := [key for key in own if key not in keys]:
+            raise StudyError(f"{place}.{section}.{unknown[0]}: unknown key; {nearest(unknown[0], keys)}")
 
 
 def _written(
@@ -133,9 +225,6 @@ def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict
     """Every row of a section as a validated object."""
     rows: dict[str, dict[str, Any] | None] = getattr(study, section)
     defaults = study.defaults.get(section, {})
-    keys = [key for key in schema.model_fields if key not in FILLED_IN]
-    if unknown := [key for key in defaults if key not in keys]:
-        raise StudyError(f"defaults.{section}.{unknown[0]}: unknown key; {nearest(unknown[0], keys)}")
     resolved = {}
     for name in rows:
         own = _written(rows, name, section)
@@ -161,9 +250,7 @@ def _defaults(defaults: dict[str, Any], own: dict[str, Any], schema: type[Model]
 def _check_source(source: str) -> None:
     """Refuse a built-in data set's name with a typo, before anything is concluded from it."""
     if source not in SOURCES and get_close_matches(source, SOURCES, n=1) and not Path(source).exists():
-        raise StudyError(
-            f"data.source: {source!r} is no folder, no .zip file and no built-in data set; {nearest(source, SOURCES)}"
-        )
+        raise StudyError(f"data.source: {unknown_source(source)}")
 
 
 def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
@@ -203,11 +290,10 @@ def _complete(study: Study, models: dict[str, Model], name: str) -> Model:
 def _check_model(study: Study, name: str, row: Model) -> None:
     """Refuse what a row's data can't have. Raises StudyError, one line saying where and what."""
     source, points = study.data.source, study.data.source in POINTS
-    if points and row.network != "mlp":
-        raise StudyError(f"models.{name}.network: {row.network} is for images, and {source} are points; use mlp")
-    if not points and row.network == "mlp":
-        images = ", ".join(other for other in NETWORKS if other != "mlp")
-        raise StudyError(f"models.{name}.network: mlp is for points, and the data are images; use one of {images}")
+    try:
+        check_network(row.network, points, source if points else "the data")
+    except StudyError as error:
+        raise StudyError(f"models.{name}.{error}") from None
     for key in ("augment", "flip"):
         if points and getattr(row, key):
             raise StudyError(f"models.{name}.{key}: only images have mirror images, and {source} are points; use 0")
@@ -253,9 +339,7 @@ def resolve(study: Study) -> dict[str, Any]:
     A curve on another model than its base's differs in what that model differs in from its own base.
     Raises StudyError, one line saying where and what.
     """
-    for section in study.defaults:
-        if section not in ("models", "curves"):
-            raise StudyError(f"defaults.{section}: unknown key; {nearest(section, ('models', 'curves'))}")
+    _check_defaults(study.defaults, "defaults")
     _check_source(study.data.source)
     points = study.data.source in POINTS
     check_suits(study.features.extractor, points)
@@ -315,9 +399,25 @@ def resolve(study: Study) -> dict[str, Any]:
         out[f"sets/{name}"] = images.model_dump(mode="json")
         report["sets"][name] = out[f"sets/{name}"]
     report["warnings"] = _null_axes(study, models, curves)
+    report |= _published(study)
     for name, found in relation.items():
         report["models"][name] = out[f"models/{name}"] | _filed(found["base"], found["differences"], found["titles"])
     return out | {"report": report}
+
+
+def _published(study: Study) -> dict[str, Any]:
+    """What the report needs in order to set published values beside its own; {} where there are none."""
+    for i, row in enumerate(study.published):
+        if row.curve not in study.curves:
+            raise StudyError(f"published.{i}.curve: no curve {row.curve!r}; {nearest(row.curve, study.curves)}")
+    if not study.published:
+        return {}
+    source, built_in = study.data.source, study.data.source in SOURCES
+    return {
+        "published": [row.model_dump(mode="json") for row in study.published],
+        "data": {"source": source if built_in else Path(source).name, "built_in": built_in, "limit": study.data.limit},
+        "preset": study.preset,
+    }
 
 
 def _check_curve(name: str, curve: Curve, model: Model) -> None:

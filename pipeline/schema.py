@@ -11,7 +11,8 @@ from pipeline.explain import NAME
 from pipeline.features import Features
 from pipeline.imageset import ImageSet
 from pipeline.model import Model
-from pipeline.params import Curve, Study, StudyInfo
+from pipeline.needs import Needs
+from pipeline.params import Curve, Published, Study, StudyInfo
 from pipeline.rows import Row
 from pipeline.solver import SOLVERS
 
@@ -22,12 +23,27 @@ DIFFERENT = ("nfe", "train_seeds", "sample_seeds")  # lists in which nothing sta
 STUDY = {
     "title": "The report's title",
     "study": "Names of the study, which dvc.yaml goes by",
+    "preset": "The preset that holds; none unless given",
+    "presets": "Scales of the study; what one says is laid over the sections below, key by key",
+    "needs": "What the study needs of the machine that runs it",
     "data": "The data set",
     "features": "What distances between images are measured with",
     "defaults": "What all rows of a section have unless they, or their bases, say otherwise",
     "models": "One training each; a row says how it differs from its base. The first row is the baseline",
     "curves": "One sampler row on one model each, over budgets of network evaluations. The first row is the baseline",
     "sets": "Images from anywhere else, measured beside the curves; {} for none",
+    "published": "Values that others published, which the report sets beside those of this study's curves",
+}
+NEEDS = {"gpu_gib": "The memory that a GPU must have, in GiB; 0: none is needed"}
+PRESET = {key: STUDY[key] for key in ("needs", "data", "features", "defaults")}
+PUBLISHED = {
+    "curve": "The curve of this study that does what was published",
+    "nfe": "Evaluations of the published value",
+    "metric": "What was published",
+    "value": "The published value",
+    "what": "What was measured: method, network, setting",
+    "source": "Where it stands: authors, year, arXiv number, table",
+    "images": "Images that the published network was trained on",
 }
 NAMES = {
     "name": "Folder names: reports/<name>, build/<name>",
@@ -35,7 +51,8 @@ NAMES = {
     "params": "The way from the repository's root to this file",
 }
 DATA = {
-    "source": "digits; points: two_moons, spiral, checkerboard, mixture; else a folder or .zip of images of one size",
+    "source": "digits; cifar10 (downloaded); points: two_moons, spiral, checkerboard, mixture; else a folder or .zip "
+    "of images of one size, or a copy of CIFAR-10's .tar.gz",
     "limit": "Only the first so many images",
     "labels": "Whether classes are read (class folders, or dataset.json)",
 }
@@ -140,7 +157,9 @@ CURVE = {
     "ema_sigma_rel": "Another average of the weights than the model's own: one of its ema_sigma_rels, or made from "
     "snapshots",
     "samples": "Images a measurement; the same for all curves",
-    "batch": "Images at a time",
+    "batch": "Images at a time; auto: as many as fit into a GPU's memory",
+    "precision": "What the network multiplies in",
+    "compile": "default: by torch.compile, on a GPU into CUDA graphs",
     "sample_seeds": "Seeds of sampling",
     "repetitions": "Seeds of training and of sampling side by side, or each with each",
 }
@@ -184,11 +203,18 @@ def study_schema() -> dict[str, Any]:
     ]
     defaults = {"models": _mapping(model), "curves": _mapping(curve)}
     top = _keys(Study, STUDY)
-    sections = {
-        "study": _mapping(_keys(StudyInfo, NAMES), ("name",)),
+    scaled = {
+        "needs": _mapping(_keys(Needs, NEEDS)),
         "data": _mapping(_keys(Data, DATA)),
         "features": _mapping(_keys(Features, FEATURES)),
         "defaults": _mapping(defaults),
+    }
+    preset = {key: {"description": told} | scaled[key] for key, told in PRESET.items()}
+    published = _mapping(_keys(Published, PUBLISHED), ("curve", "nfe", "value", "what", "source"))
+    sections = scaled | {
+        "study": _mapping(_keys(StudyInfo, NAMES), ("name",)),
+        "presets": _section(_mapping(preset), STUDY["presets"], 0),
+        "published": {"type": "array", "items": published},
         "models": _section(_mapping(base | model, type=["object", "null"]), STUDY["models"], 1),
         "curves": _section(_mapping(base | curve, ("model",)), STUDY["curves"], 1),
         "sets": _section(_mapping(_keys(ImageSet, SETS), ("source",)), STUDY["sets"], 0),

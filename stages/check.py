@@ -1,6 +1,5 @@
 """Validate a study file, and preview what it would run and what that costs on this machine. Writes no result."""
 
-import os
 import sys
 import time
 
@@ -21,5 +20,3 @@ def main(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     run_stage(main, __doc__)
-    sys.stdout.flush()
-    os._exit(0)  # PyTorch's own end would take another second

@@ -194,6 +194,18 @@ def test_a_built_in_data_set_needs_no_folder() -> None:
     assert (found["count"], found["dimensions"]) == (300, 2)
 
 
+def test_what_the_machine_lacks_is_a_remark_and_the_preview_goes_on(
+    repository: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    presets = {"small": {}, "large": {"needs": {"gpu_gib": 20}}}
+    large = preview(repository(presets=presets, preset="large"), 2.0)
+    assert large.warnings()[0].startswith("needs.gpu_gib: preset large takes a GPU of 20 GiB, and ")
+    small = preview(repository(presets=presets, preset="small"), 2.0)
+    assert small.warnings() == large.warnings()[1:]
+    assert list(small.lines()) == list(large.lines())
+
+
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
     "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; copy the dvc.yaml"),
     "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the repository's root; "
@@ -308,9 +320,10 @@ def test_what_came_from_the_cache_tells_nothing_of_an_estimate() -> None:
 COMMAND = """
 import sys
 sys.argv = ["check"]
-from stages import check, run_stage
-run_stage(check.main, "")
+from stages import check, outcome
+code = outcome(check.main, "")
 print(sorted({"torch._dynamo", "sklearn", "dvc"} & set(sys.modules)))
+sys.exit(code)
 """
 
 

@@ -211,7 +211,11 @@ REFUSED = {
     ),
     "an old report": ("old", "images", "NAME: old: reports/old is there already; take another name"),
     "no images named": ("pets", "", "IMAGES: missing; write IMAGES=path/to/folder, or a .zip"),
-    "nowhere": ("pets", "nowhere", "IMAGES: 'nowhere' is no folder, no .zip file and no built-in data set"),
+    "nowhere": (
+        "pets",
+        "nowhere",
+        "IMAGES: 'nowhere' is no folder, no .zip file, no .tar.gz of CIFAR-10 and no built-in data set",
+    ),
     "no images": ("pets", "studies", "studies: no images in it; at least 2 are needed"),
     "too few": ("pets", "few", f"IMAGES: few has 79 images; {FEWEST_IMAGES} are needed"),
     "sizes that differ": ("pets", "sizes", "sizes: 0.png is 8 x 6, but z.png is 5 x 5; resize all images to one size"),

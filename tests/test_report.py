@@ -519,6 +519,18 @@ def test_a_fallback_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "inception was asked for and could not be had** (no network)" in (paths.reports / "report.md").read_text()
 
 
+def test_images_that_had_been_compressed_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    build(paths)
+    assert "-compressed" not in (paths.reports / "report.md").read_text()
+    summary = paths.metrics("prepare", "data")
+    write_json(summary, json.loads(summary.read_text()) | {"lossy": "JPEG"})
+    build(paths)
+    said = "The images had been JPEG-compressed before, which changes pixels: scores do not compare with those on the"
+    assert all(said in (paths.reports / name).read_text() for name in ("report.md", "report.html"))
+
+
 def test_report_of_a_deleted_row_forgets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     build(made_up_study(tmp_path, CURVES, [0, 1]))

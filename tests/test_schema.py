@@ -14,14 +14,34 @@ from pipeline.explain import FILLED_IN
 from pipeline.features import Features
 from pipeline.imageset import ImageSet
 from pipeline.model import Model
-from pipeline.params import Curve, Study, StudyInfo, read_study, resolve
-from pipeline.schema import CURVE, DATA, FEATURES, FILE, MODEL, NAMES, SETS, STUDY, study_schema, text
+from pipeline.needs import Needs
+from pipeline.params import Curve, Preset, Published, Study, StudyInfo, read_study, resolve
+from pipeline.schema import (
+    CURVE,
+    DATA,
+    FEATURES,
+    FILE,
+    MODEL,
+    NAMES,
+    NEEDS,
+    PRESET,
+    PUBLISHED,
+    SETS,
+    STUDY,
+    study_schema,
+    text,
+)
 from tests.imports import ROOT
 
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
 VALIDATOR = Draft7Validator(study_schema())
 GOOD = """
 study: {name: t}
+preset: small
+presets:
+  small: {data: {limit: 200}, features: {epochs: 1}, defaults: {models: {batch: 64}, curves: {nfe: [4]}}}
+  large: {needs: {gpu_gib: 12.5}}
+needs: {gpu_gib: 0}
 data: {source: digits, limit: 300}
 features: {extractor: classifier}
 defaults: {models: {images: 512}, curves: {samples: 40}}
@@ -32,6 +52,8 @@ curves:
   edm: {model: edm, nfe: [4, 7], S_max: .inf}
   rho_3: {base: edm, model: snr, rho: 3}
 sets: {theirs: {source: x.zip, nfe: 35}}
+published:
+  - {curve: edm, nfe: 35, metric: FID, value: 1.97, what: "EDM", source: "A 2022", images: 7}
 """
 
 
@@ -71,7 +93,7 @@ MISTAKES = {  # what is replaced, by what, the place, a part of the complaint
     "a curve of nothing": ("{base: edm, model: snr, rho: 3}", "", "curves.rho_3", "None is not of type 'object'"),
     "what resolve fills in": ("weighting: snr", "teacher: {}", "models.snr", "'teacher' was unexpected"),
     "a base among the defaults": ("samples: 40", "base: edm", "defaults.curves", "'base' was unexpected"),
-    "a section with a typo": ("sets:", "set:", "", "'sets' is a required property"),
+    "a section with a typo": ("\nsets:", "\nset:", "", "'sets' is a required property"),
     "a name with a dash": ("snr: {", "edm-snr: {", "models", "'edm-snr' does not match"),
     "no models": (
         "models:\n  edm:\n  snr: {base: edm, weighting: snr, sigma_data: null}",
@@ -82,6 +104,13 @@ MISTAKES = {  # what is replaced, by what, the place, a part of the complaint
     "an extractor of nobody": ("extractor: classifier", "extractor: fid", "features.extractor", "not one of"),
     "a limit of one image": ("limit: 300", "limit: 1", "data.limit", "is not valid under any of the given schemas"),
     "a set without images": ("source: x.zip, ", "", "sets.theirs", "'source' is a required property"),
+    "a preset's section": ("{needs: {gpu_gib: 12.5}}", "{models: {}}", "presets.large", "'models' was unexpected"),
+    "a preset's key": ("batch: 64", "bach: 64", "presets.small.defaults.models", "'bach' was unexpected"),
+    "a preset's limit": ("limit: 200", "limit: 1", "presets.small.data.limit", "is not valid under any of the given"),
+    "a negative need": ("12.5", "-1", "presets.large.needs.gpu_gib", "less than the minimum of 0"),
+    "a need of nobody": ("needs: {gpu_gib: 0}", "needs: {gpu: 0}", "needs", "'gpu' was unexpected"),
+    "a published value of nothing": ("value: 1.97, ", "", "published.0", "'value' is a required property"),
+    "a published metric": ("metric: FID", "metric: IS", "published.0.metric", "'FID' was expected"),
     "no name": ("{name: t}", "{root: .}", "study", "'name' is a required property"),
 }
 
@@ -96,6 +125,7 @@ def test_a_typical_mistake_is_told_at_its_place(case: str) -> None:
 
 KINDS: dict[Any, dict[str, str]] = {
     Study: STUDY, StudyInfo: NAMES, Data: DATA, Features: FEATURES, Model: MODEL, Curve: CURVE, ImageSet: SETS,
+    Needs: NEEDS, Preset: PRESET, Published: PUBLISHED,
 }  # fmt: skip
 
 

@@ -10,7 +10,18 @@ from pipeline.files import Paths, whole_folder, write_json, write_text
 from pipeline.metrics import W2_POINTS
 from pipeline.model import WEIGHTING_KEYS, Model
 from pipeline.params import Curve
-from pipeline.report import averages, classes, exact, factorial, guidance, learning, networks, parts, trajectories
+from pipeline.report import (
+    averages,
+    classes,
+    exact,
+    factorial,
+    guidance,
+    learning,
+    networks,
+    parts,
+    published,
+    trajectories,
+)
 from pipeline.report import paths as cumulative
 from pipeline.report.cells import behind
 from pipeline.report.findings import findings
@@ -94,6 +105,7 @@ def render(report: Report) -> str:
         curves=report.curves,
         measurements=len(measured),
         findings=findings(report, others),
+        published=published.section(report),
         effects=parts.effects(report),
         costs=parts.costs(report),
         small_budget=factorial.SMALL_BUDGET,

@@ -57,6 +57,8 @@ class Report:
         rows = read_json(paths.rows / "report.json")
         self.title, self.models, self.curves, self.sets = (rows[k] for k in ("title", "models", "curves", "sets"))
         self.study, self.samples, self.warnings = rows["study"]["name"], rows["samples"], rows["warnings"]
+        # What only studies with published values have: these, the data as named, and the preset.
+        self.published, self.named_data, self.preset = rows.get("published", []), rows.get("data"), rows.get("preset")
         self.results, self.failures, self.machines, self.provenance = read_results(paths, self.curves, self.sets)
         self.measured = next(iter(self.provenance.values()))
         self.data = read_json(paths.metrics("prepare", "data"))
