@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.special import ndtri
 
+from pipeline.devices import to_device
+
 LABELS = 9
 A_SCALE = 2**0.2
 A_ANISO = 2**0.2
@@ -62,12 +64,12 @@ def transform(x0: Tensor, a: Tensor) -> Tensor:
     """
     out = x0.clone()
     for column, axis in ((0, 3), (1, 2)):
-        flipped = _indices(a[:, column]).to(x0.device, non_blocking=True)
+        flipped = to_device(_indices(a[:, column]), x0.device)
         out.index_copy_(0, flipped, out.index_select(0, flipped).flip(axis))
     moved = _indices(a[:, 2:].any(1))
     if len(moved):
-        theta = _sources(a.index_select(0, moved), x0.shape[2], x0.shape[3]).to(x0, non_blocking=True)
-        moved = moved.to(x0.device, non_blocking=True)
+        theta = to_device(_sources(a.index_select(0, moved), x0.shape[2], x0.shape[3]).to(x0.dtype), x0.device)
+        moved = to_device(moved, x0.device)
         still = out.index_select(0, moved)
         grid = F.affine_grid(theta, list(still.shape), align_corners=False)
         warped = F.grid_sample(still, grid, mode="bicubic", padding_mode="reflection", align_corners=False)

@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 CHOICE = "NFE_DEVICE"  # the environment variable that names another device than the default
 CPU_BATCH, LARGEST_BATCH, SMALLEST_BATCH = 512, 4096, 16
 PROBE = 32  # images whose evaluation tells how much memory one takes
+RECOMPILED = 64  # times that one network may be, for other shapes and labels, before it runs as it is
 FREE_SHARE = 0.6  # of the free memory, for a batch: the rest is the allocator's waste, and the solvers' states
 
 Network = Callable[..., Tensor]  # network(x, c_noise, labels, augmentation), as all of pipeline.networks
@@ -57,13 +58,26 @@ def _make_repeatable() -> None:
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A tensor on the device, for which nothing waits: a GPU copies it from pinned memory when it gets there."""
     if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
+        return values.contiguous().pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 
 def state_type(device: torch.device) -> torch.dtype:
     """What samplers keep their state in: float64, but on Apple's GPUs, which have no such numbers, float32."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where sums are made that need float64: on the device, but for Apple's, whose are made on the CPU."""
+    return device if state_type(device) == torch.float64 else CPU
+
+
+def make_gradients_repeatable() -> None:
+    """Have attention's gradients made in one order, so that they are the same bytes each time; a GPU's faster kernels
+    for them are not."""
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -79,6 +93,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 def compiled(network: Network, attempt: Callable[[Network], object], mode: str | None = None) -> Network:
     """The network, compiled; itself where there is no compiler, or where `attempt`, a call of it, fails."""
     try:
+        torch._dynamo.config.recompile_limit = RECOMPILED
         candidate: Network = torch.compile(network, dynamic=False, mode=mode)
         attempt(candidate)
     except torch.OutOfMemoryError:

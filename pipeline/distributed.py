@@ -32,6 +32,9 @@ def join() -> None:
     signal.signal(signal.SIGTERM, _end)
     device = default_device()
     if device.type == "cuda":
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > gpus:
+            raise StudyError(f"--nproc-per-node: {here} processes, but {gpus} GPUs; use at most one a GPU")
         torch.cuda.set_device(device)
     with _lost():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)

@@ -221,7 +221,7 @@ def train_classifier(row: "Features", dataset: Dataset) -> tuple[bytes, dict[str
     held = held.to(device)
     with torch.no_grad():
         guesses = torch.cat([network(batch)[1].argmax(1) for batch in images[held].split(BATCH)])
-    accuracy = float((guesses == labels[held]).double().mean()) if len(guesses) else 0.0
+    accuracy = float((guesses == labels[held]).cpu().double().mean()) if len(guesses) else 0.0
     # One key of metadata: safetensors writes several in an order that changes from run to run.
     content = save(network.cpu().state_dict(), {"extractor": json.dumps({"name": name, "shape": shape})})
     return content, {"held_out_images": len(guesses), "held_out_accuracy": accuracy}

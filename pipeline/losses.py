@@ -15,7 +15,7 @@ from pipeline import distributed
 from pipeline.bound import variational_bound
 from pipeline.data import is_points, to_range
 from pipeline.denoiser import Denoiser, load_denoiser
-from pipeline.devices import CPU, default_device, state_type, to_device
+from pipeline.devices import default_device, exact_device, to_device
 from pipeline.errors import NotFinite
 from pipeline.model import Model
 from pipeline.noise import Levels
@@ -119,8 +119,7 @@ def measure_model(
     folder: where `save_models` wrote the weights; images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
     used; labels (N,), their classes, which a model of classes is told where its losses are measured.
     """
-    device = default_device()
-    device = CPU if state_type(device) != torch.float64 else device  # the bound is small differences
+    device = exact_device(default_device())  # the bound is small differences
     x0 = to_device(evenly_spread(images, IMAGES), device)
     told = None
     if labels is not None and row.labels == "classes":

@@ -59,4 +59,6 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
 
     Nothing waits for the norm's value: one that is not finite shows in the next loss.
     """
-    torch.nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
+    parameters = list(parameters)
+    together = parameters[0].device.type != "mps"  # which can't
+    torch.nn.utils.clip_grad_norm_(parameters, norm, foreach=together)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline import distributed
 from pipeline.classifier import NoisyClassifier, load_classifier, missing
 from pipeline.denoiser import Denoiser, DenoiserFunction
-from pipeline.devices import CPU, autocast, default_device, fitting_batch
+from pipeline.devices import CPU, autocast, default_device, exact_device, fitting_batch
 from pipeline.errors import NotFinite, StudyError
 from pipeline.features import Extractor, headline, label
 from pipeline.files import CACHE, content_hash, write_bytes, write_json
@@ -168,7 +168,12 @@ def measure_cell(
     key = content_hash(weights, row, steps, sample_seed, extractor.hash, reference.hash, code_hash(), machine(device))
     kept = CACHE / "cells" / f"{key}.safetensors"
     cell = load_cell(kept)
-    if cell and len(cell.features) >= min(keep, count):
+    if cell and len(cell.features) < min(keep, count):
+        cell = None
+    told = distributed.exchange(f"{key} {cell is not None}".encode())
+    if len({each.split()[0] for each in told}) > 1:
+        raise StudyError("the processes of this job differ in their code, machine or weights")
+    if cell and all(each.endswith(b"True") for each in told):
         return replace(cell, features=cell.features[:keep])
     own = _kept_source(json.dumps(curve, sort_keys=True), model, train_seed, weights, device)
     batch = own.fitting_batch() if curve["batch"] == "auto" else curve["batch"]
@@ -256,7 +261,7 @@ def measure_curve(
     The one of the most steps and the first seeds keeps its features, for the comparison with the libraries.
     """
     own, device = cells_of(curve), default_device()
-    extractor, reference = extractor.on(device), reference.on(device)
+    extractor, reference = extractor.on(device), reference.on(exact_device(device))
     compared = own[-1][0], tuple(curve["seeds"][0])
 
     def task(count: int, seeds: tuple[int, int]) -> Cell:

@@ -19,7 +19,16 @@ from pipeline.averages import Averages, Profile, profiles, snapshot_steps
 from pipeline.classifier import NoisyClassifier, accuracy_by_sigma, load_classifier, save_classifier, train_classifier
 from pipeline.data import shape_of, to_hash, to_range
 from pipeline.denoiser import Denoiser, per_sample, save_denoiser
-from pipeline.devices import CPU, Network, autocast, compiled, default_device, say_once, to_device
+from pipeline.devices import (
+    CPU,
+    Network,
+    autocast,
+    compiled,
+    default_device,
+    make_gradients_repeatable,
+    say_once,
+    to_device,
+)
 from pipeline.draws import DRAWS
 from pipeline.errors import StudyError
 from pipeline.files import CACHE, content_hash, write_bytes
@@ -172,6 +181,8 @@ class Run:
         micro_batch: int | None = None,
     ) -> None:
         """micro_batch: what goes through the network at a time, in each process; None: the row's, or else all."""
+        if device.type == "cuda":
+            make_gradients_repeatable()
         self.row, self.seed, self.device = row, seed, device
         self.own = distributed.part(row.batch)
         self.micro_batch = min(micro_batch or row.micro_batch or row.batch, self.own.stop - self.own.start)
@@ -228,7 +239,7 @@ class Run:
         terms = to_device(rows.float(), self.device)  # in one transfer
         self.optimizer.param_groups[0]["lr"] = learning_rate(row, self.step)
         self.optimizer.zero_grad()
-        losses = self._backward(batch, terms, to_device(sigma, self.device) if self.uncertainty else None)
+        losses = self._backward(batch, terms, to_device(sigma.log().float(), self.device) if self.uncertainty else None)
         self.suspects[self.step] = terms[0].gather(0, losses.isfinite().logical_not().float().argmax(0, True))[0]
         self.draws.learn(batch.u, losses)
         if row.clip_norm:
@@ -237,10 +248,10 @@ class Run:
         self.averages.update(self.step, row.batch)
         self.step += 1
 
-    def _backward(self, batch: Batch, terms: Tensor, sigma: Tensor | None) -> Tensor:
+    def _backward(self, batch: Batch, terms: Tensor, ln_sigma: Tensor | None) -> Tensor:
         """Add up the gradients of micro-batches: terms (7, B), the `Terms` and the importance; the losses, (B,).
 
-        sigma (B,), float64: what a learned weighting goes by.
+        ln_sigma (B,): what a learned weighting goes by.
         """
         found, value = torch.zeros(self.row.batch, device=self.device), torch.zeros(1, device=self.device)
         for first in range(self.own.start, self.own.stop, self.micro_batch):
@@ -249,8 +260,8 @@ class Run:
             *factors, importance = terms[:, part]
             labels, told = (None if each is None else each[own] for each in (batch.labels, batch.told))
             losses = network_error(self.network, Terms(*factors), batch.x0[own], batch.n[own], labels, told)
-            if self.uncertainty and sigma is not None:
-                uncertainty = self.uncertainty(sigma[part])
+            if self.uncertainty and ln_sigma is not None:
+                uncertainty = self.uncertainty(ln_sigma[part])
                 losses = losses / uncertainty.exp() + uncertainty
             share = (importance * losses).sum() / self.row.batch
             share.backward()
@@ -443,15 +454,19 @@ def train(
         return run
 
     run = begin(None)
+    if len(set(distributed.exchange(str(run.step).encode()))) > 1:
+        raise StudyError(f"{checkpoint}: not the same for all processes; they need one file system")
     every = max(row.steps // CHECKPOINTS, 1)
     pairs = make_pairs() if make_pairs and run.step < row.steps else None
     examples = Examples(to_device(images, device), labels if row.labels == "classes" else None, pairs)
     halved = False
     while run.step < row.steps:
+        smaller = 0
         try:
             run.advance(examples)
         except torch.OutOfMemoryError:
             smaller = _smaller(run, halved)
+        if smaller:  # not above, where the error still holds on to the run's memory
             progress(-run.step * row.batch)
             del run  # its memory is needed for the next
             torch.cuda.empty_cache()

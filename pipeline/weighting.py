@@ -105,7 +105,7 @@ class Weighting:
 
 class Uncertainty(nn.Module):
     """u(sigma) for a learned weighting: linear in Fourier features of ln sigma (Karras et al. 2024, arXiv
-    2312.02696, eq. 21 to 23). sigma (N,) to (N,), float32; 0 at the start."""
+    2312.02696, eq. 21 to 23). ln_sigma (N,) to (N,), float32; 0 at the start."""
 
     FEATURES = 128
     frequencies: Tensor
@@ -117,8 +117,8 @@ class Uncertainty(nn.Module):
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
         self.weight, self.bias = nn.Parameter(torch.zeros(self.FEATURES)), nn.Parameter(torch.zeros(()))
 
-    def forward(self, sigma: Tensor) -> Tensor:
-        angles = sigma.log().float()[:, None] * self.frequencies
+    def forward(self, ln_sigma: Tensor) -> Tensor:
+        angles = ln_sigma[:, None] * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1) @ self.weight + self.bias
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.agreement import compare_curve
 from pipeline.data import load_summary, shape_of
-from pipeline.devices import default_device
+from pipeline.devices import default_device, exact_device
 from pipeline.errors import StudyError
 from pipeline.features import load_extractor
 from pipeline.files import read_json, whole_folder, write_json
@@ -24,7 +24,7 @@ def main(arguments: Arguments) -> None:
     place = "--images" if arguments.images else f"sets.{name}.source"
     device = default_device()
     data, extractor = load_summary(paths.data), load_extractor(paths.features).on(device)
-    reference = load_reference(paths.reference, extractor.hash).on(device)
+    reference = load_reference(paths.reference, extractor.hash).on(exact_device(device))
     shape = shape_of(data)
     [cells] = side_by_side([lambda: measure_set(row, place, shape, samples, extractor, reference)])
     print(lines(cells, extractor, read_json(paths.metrics("reference", "floor"))))

@@ -1,7 +1,7 @@
 """Measure the real images: what measurements against them need, and what they score among each other."""
 
 from pipeline.data import load_prepared
-from pipeline.devices import default_device
+from pipeline.devices import default_device, exact_device
 from pipeline.features import headline, load_extractor
 from pipeline.files import whole_folder, write_json
 from pipeline.parallel import side_by_side
@@ -12,7 +12,8 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     extractor, dataset = load_extractor(paths.features).on(default_device()), load_prepared(paths.data)
-    [(content, summary)] = side_by_side([lambda: make_reference(extractor(dataset.images), extractor.hash)])
+    exact = exact_device(default_device())
+    [(content, summary)] = side_by_side([lambda: make_reference(extractor(dataset.images).on(exact), extractor.hash)])
     with whole_folder(paths.reference) as folder:
         save_reference(content, folder)
     write_json(paths.metrics("reference", "floor"), summary)

@@ -1,5 +1,6 @@
 """Devices: choosing one, nothing that waits for it or mixes it with another, what is compiled, what memory allows."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from pipeline import denoiser as denoisers
 from pipeline import devices, sampling, training
 from pipeline.denoiser import Denoiser
-from pipeline.devices import CPU, compiled_calls, default_device, fitting_batch, say_once, state_type
+from pipeline.devices import CPU, compiled_calls, default_device, fitting_batch, say_once, state_type, to_device
 from pipeline.errors import StudyError
 from pipeline.model import Model
 from pipeline.oracle import Gaussian
@@ -213,6 +214,33 @@ def test_a_share_of_the_batches_is_not_halved_since_others_count_on_it(monkeypat
     short_of_memory(28, monkeypatch)
     with pytest.raises(StudyError, match="out of memory on cpu with 50 samples at a time"):
         list(generate(Gaussian(0.0, 0.5), SHAPE, Sampler(), 4, 0, 100, 50, share=slice(1, None, 2)))
+
+
+def test_what_is_brought_to_a_gpu_is_dense_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pin_memory(self: Tensor) -> Tensor:  # as PyTorch's: memory of the same strides, and a copy
+        return torch.empty_strided(self.shape, self.stride(), dtype=self.dtype).copy_(self)
+
+    def to(self: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
+        return self
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(Tensor, "to", to)
+    for values in (torch.tensor(2.0).expand(4), torch.arange(6).reshape(2, 3).T):
+        assert to_device(values, torch.device("cuda")).equal(values)
+
+
+def test_the_failed_attempt_is_gone_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[training.Run]] = []
+
+    class Watched(training.Run):
+        def __init__(self, *arguments: Any) -> None:
+            assert not any(run() for run in alive)
+            super().__init__(*arguments)
+            alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(training, "Run", Watched)
+    train_within(4, monkeypatch, 5)
+    assert len(alive) == 2
 
 
 def train_within(most: int, monkeypatch: pytest.MonkeyPatch, after: int = 0, **keys: Any) -> training.Trained:
