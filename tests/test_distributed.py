@@ -45,6 +45,24 @@ def stage(folder: Path, name: str, row: str = "", processes: int = 1) -> subproc
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
+APART = """
+import os, runpy, sys
+_, module, *folders = sys.argv
+os.chdir(folders[int(os.environ["RANK"])])
+sys.argv = [module, "--name", "tiny", "--row", "edm"]
+runpy.run_module(module, run_name="__main__")
+"""
+
+
+def stage_apart(name: str, *folders: Path) -> subprocess.CompletedProcess[str]:
+    """A stage of the row edm by as many processes as folders, each in its own."""
+    script = folders[0] / "apart.py"
+    script.write_text(APART)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(folders)}"]
+    command = [sys.executable, *launcher, str(script), f"stages.{name}", *map(str, folders)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
 def succeed(folder: Path, name: str, row: str = "", processes: int = 1) -> str:
     done = stage(folder, name, row, processes)
     assert done.returncode == 0, done.stderr
@@ -132,6 +150,28 @@ def test_what_several_processes_have_made_one_finds_made(trained: Path, tmp_path
     shutil.rmtree(folder / "build/tiny/curves")
     succeed(folder, "sweep", "edm")
     assert {path: path.stat().st_mtime_ns for path in (folder / ".cache/cells").iterdir()} == kept
+
+
+def test_a_cell_that_one_process_alone_finds_made_is_made_by_all(trained: Path, tmp_path: Path) -> None:
+    first, second = (Path(shutil.copytree(trained, tmp_path / str(i))) for i in range(2))
+    succeed(second, "sweep", "edm")
+    [missing, *others] = sorted((second / ".cache/cells").iterdir())
+    assert others
+    (first / ".cache/cells").mkdir()
+    shutil.copy(missing, first / ".cache/cells")
+    missing.unlink()
+    done = stage_apart("sweep", first, second)
+    assert done.returncode == 0, done.stderr
+    results = Path("build/tiny/curves/edm/results.json")
+    assert (first / results).read_bytes() == (second / results).read_bytes()
+
+
+def test_processes_that_see_other_checkpoints_end_with_a_line(prepared: Path, tmp_path: Path) -> None:
+    first, second = (Path(shutil.copytree(prepared, tmp_path / str(i))) for i in range(2))
+    succeed(second, "train", "edm")
+    done = stage_apart("train", first, second)
+    assert done.returncode != 0
+    assert "not the same for all processes; they need one file system" in done.stderr
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_one_line(prepared: Path, tmp_path: Path) -> None:
