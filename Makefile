@@ -1,7 +1,7 @@
 # make install | repro | study NAME=solvers | check | verify | prune | new | test | lint | format | docs | bench | timings | pins
 # NAME=solvers names a study for check, verify, prune and timings, too; J=2 runs independent stages side by side, each on a
 # GPU of its own where there are some.
-# study and check take PRESET=smoke and DATA=path/to.zip of a study that has presets: studies/NAME_PRESET/ is then meant.
+# PRESET=smoke and DATA=path/to.zip, of a study that has presets, mean studies/NAME_PRESET/ wherever NAME names a study.
 # PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -48,10 +48,10 @@ check: install  # what the root study, or NAME, would run and what that costs he
 	@$(CHOSEN) $(BIN)/python -m stages.check --params "$${NAME:+studies/$$NAME/}params.yaml"
 
 verify: install  # make cells again from nothing and compare: CELLS=all or "edm:35:0,0 ddim:7"
-	@$(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"
+	@$(CHOSEN) $(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"
 
 prune: install  # delete what rows that are gone from params.yaml have left; DRY=1 prints only
-	@$(BIN)/python -m stages.prune --params "$${NAME:+studies/$$NAME/}params.yaml" $(if $(DRY),--dry)
+	@$(CHOSEN) $(BIN)/python -m stages.prune --params "$${NAME:+studies/$$NAME/}params.yaml" $(if $(DRY),--dry)
 
 # a study of your own images: make new NAME=pets IMAGES=path/to/folder (or .zip), and SCALE=published, LABELS=classes
 new: install
@@ -81,8 +81,8 @@ bench: install
 	$(BIN)/python -m benchmarks.device
 
 timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
-	$(BIN)/python -m stages.timings --name "$${NAME:-digits}"
-	$(BIN)/dvc repro --force --single-item "$${NAME:+studies/$$NAME/dvc.yaml:}report"
+	$(CHOSEN) $(BIN)/python -m stages.timings --name "$${NAME:-digits}" && \
+	  $(BIN)/dvc repro --force --single-item "$${NAME:+studies/$$NAME/dvc.yaml:}report"
 
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \

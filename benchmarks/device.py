@@ -84,13 +84,14 @@ def training_loops(row: Model, device: torch.device) -> dict[str, Loop]:
     return {"ours": lambda: run.advance(examples), "plain": bare_step(row, SHAPE, device)}
 
 
-def sampling_loops(row: Model, batch: int, device: torch.device) -> dict[str, Loop]:
+def sampling_loops(row: Model, device: torch.device) -> dict[str, Loop]:
     """EDM's sampler, ours and written out: Heun's method on its grid."""
     denoiser = Denoiser(row.spec(SIGMA_DATA, SHAPE)).eval().requires_grad_(False)
     for parameter in denoiser.parameters():
         if not parameter.any():  # else the network would answer 0
             torch.nn.init.normal_(parameter, std=0.02)
-    noise, sampler = torch.randn(batch, *SHAPE, device=device), Sampler()
+    batch, sampler = row.batch, Sampler()
+    noise = torch.randn(batch, *SHAPE, device=device)
     denoiser.run_on(device, row.precision, row.compile)
     network = compiled_calls(denoiser.network, device) if row.compile == "default" else denoiser.network
     sigmas = sampler.grid(STEPS).tolist()
@@ -129,7 +130,8 @@ def main() -> None:
     device = default_device()
     on_cpu = device.type == "cpu"
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", nargs="+", default=["smoke"] if on_cpu else ["short", "paper"])
+    presets = list(parse_study(STUDY.read_text(), STUDY).presets)
+    parser.add_argument("--presets", nargs="+", choices=presets, default=["smoke"] if on_cpu else ["short", "paper"])
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 64] if on_cpu else [256, 1024])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement, about")
     chosen = parser.parse_args()
@@ -146,14 +148,20 @@ def main() -> None:
         size = cost(row.spec(SIGMA_DATA, SHAPE))
         for batch in chosen.batches:
             own = row.model_copy(update={"batch": batch, "micro_batch": None})
-            kinds = {"training": (training_loops(own, device), BACKWARD)}
-            kinds["sampling"] = (sampling_loops(own, batch, device), Sampler().evaluations(STEPS))
-            for what, (loops, calls) in kinds.items():
-                seconds = seconds_of(loops, device, chosen.seconds)
+            for what, make, calls in (
+                ("training", training_loops, BACKWARD),
+                ("sampling", sampling_loops, Sampler().evaluations(STEPS)),
+            ):
+                network = f"| {what} | {preset} | {size.parameters:,} | {batch} |"
+                try:
+                    seconds = seconds_of(make(own, device), device, chosen.seconds)
+                except torch.OutOfMemoryError:
+                    print(f"{network} out of memory | | | |", flush=True)
+                    continue
                 share = calls * size.flops * batch / seconds["ours"] / rates[row.precision]
                 print(
-                    f"| {what} | {preset} | {size.parameters:,} | {batch} | {batch / seconds['ours']:.3g} "
-                    f"| {batch / seconds['plain']:.3g} | {seconds['plain'] / seconds['ours']:.3f} | {share:.1%} |",
+                    f"{network} {batch / seconds['ours']:.3g} | {batch / seconds['plain']:.3g} "
+                    f"| {seconds['plain'] / seconds['ours']:.3f} | {share:.1%} |",
                     flush=True,
                 )
     print(f"\nFrechet distance at d = {DIMENSIONS}: {distance_seconds(device, chosen.seconds):.3g} s")

@@ -84,7 +84,7 @@ def gpus() -> list[str]:
     """The machine's GPUs as CUDA_VISIBLE_DEVICES calls them: its entries where it is set, numbers or names; [] where
     PyTorch finds none, or where NFE_DEVICE names another device. Of several MIG instances it finds one alone, so that
     they have to be named there."""
-    found = torch.cuda.device_count() if os.environ.get(CHOICE, "cuda") == "cuda" else 0
+    found = torch.cuda.device_count() if (os.environ.get(CHOICE) or "cuda") == "cuda" else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, range(found)) if named is None else map(str.strip, named.split(","))
     return [name for name in names if name] if found else []

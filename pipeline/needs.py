@@ -1,10 +1,12 @@
 """What a study needs of the machine that runs it, and what is said where it has less."""
 
+import os
 from typing import Annotated
 
 import torch
 from pydantic import Field
 
+from pipeline.devices import CHOICE
 from pipeline.rows import Row
 
 GIB = 2**30
@@ -17,8 +19,9 @@ class Needs(Row):
 
 
 def gpu_gib() -> float:
-    """The memory of the smallest GPU that PyTorch may use, in GiB; 0 where there is none."""
-    if not torch.cuda.is_available():
+    """The memory of the smallest GPU that PyTorch may use, in GiB; 0 where there is none, or NFE_DEVICE names another
+    device."""
+    if (os.environ.get(CHOICE) or "cuda") != "cuda" or not torch.cuda.is_available():
         return 0.0
     return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())) / GIB
 

@@ -17,7 +17,7 @@ from pipeline.averages import (
     snapshot_steps,
     synthesis_of,
 )
-from pipeline.data import SOURCES, Data, unknown_source
+from pipeline.data import ARCHIVE_SUFFIX, SOURCES, Data, unknown_source
 from pipeline.errors import StudyError, nearest
 from pipeline.explain import FILLED_IN, NAME, explain
 from pipeline.features import Features, check_suits
@@ -90,7 +90,6 @@ class Published(Row):
 
     curve: Name
     nfe: PositiveInt
-    metric: Literal["FID"] = "FID"
     value: PositiveFloat
     what: Line
     source: Line
@@ -412,10 +411,13 @@ def _published(study: Study) -> dict[str, Any]:
             raise StudyError(f"published.{i}.curve: no curve {row.curve!r}; {nearest(row.curve, study.curves)}")
     if not study.published:
         return {}
-    source, built_in = study.data.source, study.data.source in SOURCES
+    source = study.data.source
+    built_in = source in SOURCES or source.lower().endswith(
+        ARCHIVE_SUFFIX
+    )  # of which there is one, known by its sha256
     return {
         "published": [row.model_dump(mode="json") for row in study.published],
-        "data": {"source": source if built_in else Path(source).name, "built_in": built_in, "limit": study.data.limit},
+        "data": {"source": Path(source).name, "built_in": built_in, "limit": study.data.limit},
         "preset": study.preset,
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.data import SOURCES, unknown_source
 from pipeline.errors import StudyError, nearest
 from pipeline.explain import NAME
 from pipeline.files import whole_folder, write_text
@@ -37,6 +38,8 @@ def choose(name: str, preset: str, data: str = "") -> str:
         raise StudyError(f"PRESET: missing; one of {', '.join(study.presets)}")
     if wanted not in study.presets:
         raise StudyError(f"PRESET: no preset {wanted!r}; {nearest(wanted, study.presets)}")
+    if data and data not in SOURCES and not Path(data).expanduser().exists():
+        raise StudyError(f"DATA: {unknown_source(data)}")
     if wanted == study.preset and data in ("", study.data.source):
         return name
     _write(name, study, wanted, data)
@@ -98,7 +101,8 @@ def _replaced(text: str, values: Mapping[tuple[str, ...], str], name: str) -> st
     for place, value in values.items():
         node = _at(root, place)
         if isinstance(node, yaml.ScalarNode):
-            edits.append((node.start_mark.index, node.end_mark.index, flow(value)))
+            start, end = node.start_mark.index, node.end_mark.index
+            edits.append((start, end, flow(value) if start < end else f" {flow(value)}"))
         elif place == ("preset",):
             key = next(key for key, _ in root.value if key.value == "study")
             edits.append((key.start_mark.index, key.start_mark.index, f"preset: {flow(value)}\n"))

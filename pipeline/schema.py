@@ -39,8 +39,7 @@ PRESET = {key: STUDY[key] for key in ("needs", "data", "features", "defaults")}
 PUBLISHED = {
     "curve": "The curve of this study that does what was published",
     "nfe": "Evaluations of the published value",
-    "metric": "What was published",
-    "value": "The published value",
+    "value": "The published FID",
     "what": "What was measured: method, network, setting",
     "source": "Where it stands: authors, year, arXiv number, table",
     "images": "Images that the published network was trained on",

@@ -169,6 +169,8 @@ def test_gpus_are_left_alone_where_another_device_is_named(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("NFE_DEVICE", "cpu")
     assert not [device for device in devices(2) if device.gpu]
+    monkeypatch.setenv("NFE_DEVICE", "")  # names none
+    assert [device.gpu for device in devices(2)] == ["0", "1"]
 
 
 def test_each_of_two_stages_sees_a_gpu_of_its_own(

@@ -125,7 +125,11 @@ def test_a_study_tells_what_the_machine_lacks(
     gib: tuple[float, ...], line: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, *gib)
+    monkeypatch.delenv("NFE_DEVICE", raising=False)
     assert unmet(parse_study(TEXT, HERE)) == line
+    with monkeypatch.context() as patched:
+        patched.setenv("NFE_DEVICE", "cpu")
+        assert unmet(parse_study(TEXT, HERE)) == NEEDED + "PyTorch finds none here; PRESET=tiny runs here"
     assert unmet(parse_study(TEXT.replace("preset: large", "preset: tiny"), HERE)) is None
 
 
@@ -144,6 +148,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder := tmp_path / "studies/small").mkdir(parents=True)
     (folder / "params.yaml").write_text(TEXT)
     shutil.copy(ROOT / "dvc.yaml", folder)
+    (tmp_path / "x.zip").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -180,6 +185,8 @@ def test_the_preset_that_the_file_names_runs_where_it_stands(repository: Path) -
 
 @pytest.mark.parametrize("path", ["my images.zip", 'a "b", c: {d}.zip', "é/#.zip"])
 def test_other_data_takes_the_sources_place_in_a_folder_of_its_own(repository: Path, path: str) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).touch()
     assert choose("small", "", path) == "small_large"
     study = read_study(Path("studies/small_large/params.yaml"))
     assert (study.data.source, study.data.labels, study.preset) == (path, False, "large")
@@ -205,8 +212,9 @@ def test_a_preset_can_be_added_and_blocks_are_edited_as_well(repository: Path) -
         "study: {name: small, root: ../.., params: studies/small/params.yaml}",
         "study:\n  name: small\n  root: ../..\n  params: 'studies/small/params.yaml'",
     )
-    study = parse_study(preset_text(text, "small", "tiny"), HERE)
-    assert (study.preset, study.study.params) == ("tiny", "studies/small_tiny/params.yaml")
+    for own in (text, text.replace("\npresets:", "\npreset:  # the one that holds\npresets:")):
+        study = parse_study(preset_text(own, "small", "tiny"), HERE)
+        assert (study.preset, study.study.params) == ("tiny", "studies/small_tiny/params.yaml")
 
 
 def somebodys(folder: str, name: str) -> None:
@@ -220,6 +228,7 @@ REFUSED: dict[str, tuple[tuple[str, str, str], str]] = {
     "a way out": (("../studies/small", "tiny", ""), "NAME: '../studies/small': no such study"),
     "a preset": (("small", "tinny", ""), "PRESET: no preset 'tinny'; did you mean 'tiny'? valid: large, tiny"),
     "no presets": (("bare", "tiny", ""), "PRESET: studies/bare/params.yaml has no presets; leave PRESET and DATA out"),
+    "no data": (("small", "tiny", "digit"), "DATA: 'digit' is no folder, no .zip file, no .tar.gz of CIFAR-10 and no"),
     "a set source": (("fixed", "tiny", "x.zip"), "presets.tiny.data.source: stands in the way of DATA=x.zip"),
     "somebody's folder": (("small", "tiny", ""), "PRESET: studies/small_tiny is there already, and not written by"),
     "somebody's name": (("small", "large", "x.zip"), "PRESET: studies/mine/params.yaml has the name small_large alr"),

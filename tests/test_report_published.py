@@ -46,10 +46,15 @@ def test_published_values_stand_beside_the_nearest_that_was_measured(
     paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
     build(paths)
     before = written(paths.reports)
+    about = paths.metrics("prepare", "data")
+    write_json(about, read_json(about) | {"lossy": "JPEG"})
     add(tmp_path, paths.rows / "report.json", VALUES, data=Data(source="/home/me/mine.zip", limit=2000))
     build(paths)
     after = written(paths.reports)
-    assert {name for name in before if before[name] != after[name]} == {"report.md", "report.html"}
+    assert {name for name in before if before[name] != after[name]} == {
+        *("report.md", "report.html"),
+        "metrics/prepare/data.json",
+    }
 
     report = after["report.md"].decode()
     part = report[report.index("## Published beside") : report.index("## How to read the numbers")]
@@ -64,7 +69,7 @@ def test_published_values_stand_beside_the_nearest_that_was_measured(
     assert [line[-2] for line in lines] == ["200,000,000", "", ""] and lines[0][-1] == "140,000 |"
     assert "trained on 140,000 images, the published ones, where it is known, on 200,000,000." in part
     assert "ours are FD (classifier) of 64 samples" in part
-    assert "ours are mine.zip" in part and "/home" not in part
+    assert "ours are mine.zip, which had been JPEG-compressed." in part and "/home" not in part
     assert "the first 2,000 images alone" in part
 
     page, without = (_Page(files["report.html"].decode()) for files in (after, before))

@@ -64,9 +64,11 @@ def _differs(report: Report) -> list[str]:
         )
     data = report.named_data
     if not data["built_in"]:
+        lossy = report.data.get("lossy")
+        stored = f", which had been {lossy}-compressed" if lossy else ""
         found.append(
-            f"Data: ours are {data['source']}. Published values are against the data set's own pixels; copies that "
-            "were compressed, as JPEG is, are other images, and distances from them are other distances."
+            f"Data: ours are {data['source']}{stored}. Published values are against the data set's own pixels; copies "
+            "that were ever compressed with losses are other images, and distances from them are other distances."
         )
     if data["limit"]:
         found.append(f"Data: ours are the first {data['limit']:,} images alone.")
