@@ -334,7 +334,7 @@ def timed_on(report: Report) -> str:
     missing = sorted(set(report.curves) - set(report.timings.curve))
     how = (
         f"{seconds} were measured on one thread of {listed(sorted(set(report.timings.device)))}, in batches of "
-        f"{listed([str(n) for n in sorted(set(report.timings.images))])}, each the median of several."
+        f"{listed([str(n) for n in sorted(set(report.timings.images))])}, each the least of several times."
     )
     return how + (f" They are missing for {listed(missing)}." if missing else "")
 
