@@ -18,10 +18,11 @@ def test_the_plain_sampling_loop_makes_the_same_samples() -> None:
     assert ours.nfe == 2 * device.STEPS - 1  # type: ignore[attr-defined]
 
 
-def test_both_training_loops_take_steps() -> None:
-    for loop in device.training_loops(TINY, CPU).values():
-        loop()
-        loop()
+def test_both_training_loops_take_more_steps_than_the_row_has() -> None:
+    row = TINY.model_copy(update={"images": 2 * TINY.batch})
+    for loop in device.training_loops(row, CPU).values():
+        for _ in range(row.steps + 1):
+            loop()
 
 
 def test_times_are_medians_of_turns_and_rates_are_positive() -> None:
