@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,25 +124,29 @@ def measure_model(
     told = None
     if labels is not None and row.labels == "classes":
         told = to_device(evenly_spread(labels, IMAGES), device)
-    denoisers: dict[int, dict[str, Denoiser]] = {}
+    trained: dict[int, Denoiser] = {}
+    denoisers: dict[tuple[int, str], Denoiser] = {}
     for seed in row.train_seeds:  # made before there are threads, which would share PyTorch's one random generator
-        trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True).to(device)
-        denoisers[seed] = {"initial": new_denoiser(trained.spec, seed).eval().to(device), "trained": trained}
+        own = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True).to(device)
+        denoisers[seed, "initial"] = new_denoiser(own.spec, seed).eval().to(device)
+        denoisers[seed, "trained"] = trained[seed] = own
 
-    def task(seed: int) -> tuple[list[dict[str, Any]], float, dict[str, float] | None]:
-        states = denoisers[seed]
-        trained = states["trained"]
-        lines = [
-            {"model": name, "train_seed": seed, "state": state}
-            | {key: f"{value:.6g}" for key, value in vars(point).items()}
-            for state, denoiser in states.items()
-            for point in by_sigma(denoiser, row, x0, told)
-        ]
-        return lines, straightness(trained), bound_terms(trained, row, x0) if seed == row.train_seeds[0] else None
+    def points_of(denoiser: Denoiser) -> list[Measured]:
+        return list(by_sigma(denoiser, row, x0, told))
 
+    first = trained[row.train_seeds[0]]
+    tasks: list[Callable[[], Any]] = [partial(bound_terms, first, row, x0)]  # which may take longest
+    tasks += [partial(points_of, denoiser) for denoiser in denoisers.values()]
+    tasks += [partial(straightness, denoiser) for denoiser in trained.values()]
     workers = distributed.workers_on(device) if workers is None else workers
-    found = side_by_side([partial(task, seed) for seed in row.train_seeds], workers)
-    straight = [value for _, value, _ in found]
+    bound, *found = side_by_side(tasks, workers)
+    lines = [
+        {"model": name, "train_seed": seed, "state": state}
+        | {key: f"{value:.6g}" for key, value in vars(point).items()}
+        for (seed, state), points in zip(denoisers, found[: len(denoisers)], strict=True)
+        for point in points
+    ]
+    straight = found[len(denoisers) :]
     finite = all(math.isfinite(value) for value in straight)
     summary = {
         "straightness": {
@@ -150,6 +154,6 @@ def measure_model(
             "sd": statistics.stdev(straight) if finite and len(straight) > 1 else None,
             "steps": STRAIGHTNESS_STEPS,
         },
-        "bound": found[0][2],
+        "bound": bound,
     }
-    return [line for lines, *_ in found for line in lines], summary
+    return lines, summary

@@ -1,17 +1,20 @@
 """P_mean and P_std for a data set, proposed from where a brief training learns."""
 
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
+from pipeline import distributed
 from pipeline.data import to_range
 from pipeline.denoiser import Denoiser
+from pipeline.devices import default_device, exact_device, to_device
 from pipeline.losses import error_at, evenly_spread, noise_levels
 from pipeline.model import Model
-from pipeline.parallel import in_turns
+from pipeline.parallel import in_turns, side_by_side
 from pipeline.training import train
 
 BRIEF_IMAGES = (10_000, 20_000)  # how long the two trainings are that are compared
@@ -55,7 +58,9 @@ def fit(sigmas: Tensor, short: Tensor, long: Tensor, sigma_data: float) -> Norma
 
 def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
     """The mean squared error of D at each of noise_levels(), (S,)."""
-    x0 = to_range(evenly_spread(images, IMAGES))
+    device = exact_device(default_device())
+    x0 = to_device(to_range(evenly_spread(images, IMAGES)), device)
+    denoiser.to(device)
     with torch.no_grad():
         return torch.stack([error_at(denoiser, x0, sigma) for sigma in noise_levels()]).double()
 
@@ -67,8 +72,10 @@ def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | Non
     """
     wide = Model(**row.model_dump(exclude={*PLAIN}) | WIDE)
     rows = [wide.model_copy(update={"images": count}) for count in BRIEF_IMAGES]
-    short, long = in_turns([train(brief, spec, images, SEED) for brief in rows], workers)
-    return fit(noise_levels(), errors(short.denoiser, images), errors(long.denoiser, images), spec["sigma_data"])
+    workers = distributed.workers_on(default_device()) if workers is None else workers
+    trained = in_turns([train(brief, spec, images, SEED) for brief in rows], workers)
+    short, long = side_by_side([partial(errors, brief.denoiser, images) for brief in trained], workers)
+    return fit(noise_levels(), short.cpu(), long.cpu(), spec["sigma_data"])
 
 
 def summary(name: str, row: Model, found: Normal | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline import propose as module
 from pipeline.data import to_uint8
+from pipeline.denoiser import Denoiser
 from pipeline.losses import noise_levels
 from pipeline.model import Model
 from pipeline.params import Study, resolve
@@ -168,3 +169,11 @@ def test_a_reflow_row_is_proposed_noise_from_the_data(brief: None) -> None:
 def test_training_that_gains_nothing_proposes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BRIEF_IMAGES", (8, 8))
     assert proposal() is None
+
+
+def test_errors_are_measured_where_networks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without values, where the CPU's tensors would be refused."""
+    monkeypatch.setattr(module, "default_device", lambda: torch.device("meta"))
+    row = Model(**SMALL)
+    found = module.errors(Denoiser(row.spec(SD, SHAPE)).eval(), IMAGES)
+    assert found.device.type == "meta" and found.shape == noise_levels().shape
