@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from pipeline.data import ARCHIVE_SUFFIX, SOURCES, Data, described, is_image, load, shape_of
+from pipeline.data import Data, described, is_image, load, shape_of
 from pipeline.errors import StudyError
 from pipeline.estimate import DVC_SECONDS, WITHIN, Estimate, Size, Work, model_size, off_by, speed
 from pipeline.files import Paths, read_json
 from pipeline.model import Model
 from pipeline.null_axes import remarks
-from pipeline.params import Study, read_study, resolve, unmet
+from pipeline.params import Study, built_in, read_study, resolve, unmet
 from pipeline.provenance import machine
 from pipeline.stale import AFTER, ITS_ROW, NEW, Reason, Stage, Stale, file_text, locked, stages_of
 from pipeline.studies import check_place, read_yaml
@@ -33,7 +33,7 @@ def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
 
     Raises StudyError where it cannot be read, saying that it was named in `place`.
     """
-    if row.source in SOURCES or row.source.lower().endswith(ARCHIVE_SUFFIX):
+    if built_in(row.source):
         return load(row, place).summary()
     found = load(row.model_copy(update={"limit": min(FIRST, row.limit or FIRST)}), place).summary()
     path = Path(row.source).expanduser()

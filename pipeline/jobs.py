@@ -17,14 +17,13 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
-import torch
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 from dvc.utils.serialize import modify_yaml
 
-from pipeline.devices import CHOICE
 from pipeline.errors import StudyError
+from pipeline.needs import gpu_count
 from pipeline.studies import read_yaml
 
 DVC = (sys.executable, "-m", "dvc")
@@ -84,7 +83,7 @@ def gpus() -> list[str]:
     """The machine's GPUs as CUDA_VISIBLE_DEVICES calls them: its entries where it is set, numbers or names; [] where
     PyTorch finds none, or where NFE_DEVICE names another device. Of several MIG instances it finds one alone, so that
     they have to be named there."""
-    found = torch.cuda.device_count() if (os.environ.get(CHOICE) or "cuda") == "cuda" else 0
+    found = gpu_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, range(found)) if named is None else map(str.strip, named.split(","))
     return [name for name in names if name] if found else []

@@ -124,20 +124,19 @@ def measure_model(
     told = None
     if labels is not None and row.labels == "classes":
         told = to_device(evenly_spread(labels, IMAGES), device)
-    trained: dict[int, Denoiser] = {}
     denoisers: dict[tuple[int, str], Denoiser] = {}
     for seed in row.train_seeds:  # made before there are threads, which would share PyTorch's one random generator
-        own = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True).to(device)
-        denoisers[seed, "initial"] = new_denoiser(own.spec, seed).eval().to(device)
-        denoisers[seed, "trained"] = trained[seed] = own
+        trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True).to(device)
+        denoisers[seed, "initial"] = new_denoiser(trained.spec, seed).eval().to(device)
+        denoisers[seed, "trained"] = trained
 
     def points_of(denoiser: Denoiser) -> list[Measured]:
         return list(by_sigma(denoiser, row, x0, told))
 
-    first = trained[row.train_seeds[0]]
-    tasks: list[Callable[[], Any]] = [partial(bound_terms, first, row, x0)]  # which may take longest
+    ends = [denoisers[seed, "trained"] for seed in row.train_seeds]
+    tasks: list[Callable[[], Any]] = [partial(bound_terms, ends[0], row, x0)]  # which may take longest
     tasks += [partial(points_of, denoiser) for denoiser in denoisers.values()]
-    tasks += [partial(straightness, denoiser) for denoiser in trained.values()]
+    tasks += [partial(straightness, denoiser) for denoiser in ends]
     workers = distributed.workers_on(device) if workers is None else workers
     bound, *found = side_by_side(tasks, workers)
     lines = [

@@ -18,12 +18,14 @@ class Needs(Row):
     gpu_gib: Annotated[float, Field(ge=0)] = 0
 
 
+def gpu_count() -> int:
+    """How many GPUs PyTorch finds; 0 where NFE_DEVICE names another device."""
+    return torch.cuda.device_count() if (os.environ.get(CHOICE) or "cuda") == "cuda" else 0
+
+
 def gpu_gib() -> float:
-    """The memory of the smallest GPU that PyTorch may use, in GiB; 0 where there is none, or NFE_DEVICE names another
-    device."""
-    if (os.environ.get(CHOICE) or "cuda") != "cuda" or not torch.cuda.is_available():
-        return 0.0
-    return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())) / GIB
+    """The memory of the smallest GPU that PyTorch may use, in GiB; 0 where there is none."""
+    return min((torch.cuda.get_device_properties(i).total_memory for i in range(gpu_count())), default=0) / GIB
 
 
 def shortfall(needs: Needs, preset: str | None, others: dict[str, Needs]) -> str | None:

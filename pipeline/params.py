@@ -404,6 +404,11 @@ def resolve(study: Study) -> dict[str, Any]:
     return out | {"report": report}
 
 
+def built_in(source: str) -> bool:
+    """Whether a source is known for what it is: by its name, or as an archive, of which there is one, by its sha256."""
+    return source in SOURCES or source.lower().endswith(ARCHIVE_SUFFIX)
+
+
 def _published(study: Study) -> dict[str, Any]:
     """What the report needs in order to set published values beside its own; {} where there are none."""
     for i, row in enumerate(study.published):
@@ -412,12 +417,9 @@ def _published(study: Study) -> dict[str, Any]:
     if not study.published:
         return {}
     source = study.data.source
-    built_in = source in SOURCES or source.lower().endswith(
-        ARCHIVE_SUFFIX
-    )  # of which there is one, known by its sha256
     return {
         "published": [row.model_dump(mode="json") for row in study.published],
-        "data": {"source": Path(source).name, "built_in": built_in, "limit": study.data.limit},
+        "data": {"source": Path(source).name, "built_in": built_in(source), "limit": study.data.limit},
         "preset": study.preset,
     }
 

@@ -12,7 +12,7 @@ TINY = Model(channels=8, multipliers=(1,), batch=4, warmup_images=8)
 
 def test_the_plain_sampling_loop_makes_the_same_samples() -> None:
     torch.manual_seed(0)
-    loops = device.sampling_loops(TINY.model_copy(update={"batch": 4}), CPU)
+    loops = device.sampling_loops(TINY, CPU)
     ours, plain = loops["ours"](), loops["plain"]()
     torch.testing.assert_close(ours.x0, plain, rtol=1e-4, atol=1e-4)  # type: ignore[attr-defined]
     assert ours.nfe == 2 * device.STEPS - 1  # type: ignore[attr-defined]
