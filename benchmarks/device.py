@@ -19,17 +19,17 @@ from statistics import median
 import torch
 
 from benchmarks.loop import bare_step, made_up
-from pipeline.denoiser import Denoiser
-from pipeline.devices import autocast, compiled_calls, default_device
-from pipeline.metrics import Moments, frechet_distance, moments
-from pipeline.model import Model
-from pipeline.networks.network import cost
-from pipeline.params import parse_study, resolve
-from pipeline.presets import preset_text
-from pipeline.provenance import machine
-from pipeline.sampler import Sampler
-from pipeline.sampling import sample
-from pipeline.training import Examples, Run
+from pipeline.common.devices import autocast, compiled_calls, default_device
+from pipeline.common.machine import machine
+from pipeline.diffusion.denoiser import Denoiser
+from pipeline.diffusion.networks.registry import cost
+from pipeline.metrics.frechet import Moments, frechet_distance, moments
+from pipeline.params.presets import preset_text
+from pipeline.params.study import parse_study, resolve
+from pipeline.sampling.loop import sample
+from pipeline.sampling.row import Sampler
+from pipeline.training.loop import Examples, Run
+from pipeline.training.row import Model
 
 STUDY = Path("studies/cifar10/params.yaml")
 SHAPE, SIGMA_DATA = (3, 32, 32), 0.5

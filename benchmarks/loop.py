@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from pipeline import augmentation
-from pipeline.data import to_range
-from pipeline.denoiser import per_sample
-from pipeline.devices import CPU, autocast
-from pipeline.model import Model
-from pipeline.networks.layers import Dropout
-from pipeline.optimisation import adam
-from pipeline.training import Examples, Run, new_denoiser
+from pipeline.common.devices import CPU, autocast
+from pipeline.data.dataset import to_range
+from pipeline.diffusion.denoiser import per_sample
+from pipeline.diffusion.networks.layers import Dropout
+from pipeline.training import augmentation
+from pipeline.training.loop import Examples, Run, new_denoiser
+from pipeline.training.optimizer import adam
+from pipeline.training.row import Model
 
 SIGMA_DATA = 0.5
 THREADS = 2

@@ -17,11 +17,18 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from pipeline.data import Data, load
-from pipeline.features import Features, load_extractor, make_extractor, save_extractor
-from pipeline.measurement import measure
-from pipeline.metrics import BlockMoments, Moments, frechet_distance, kernel_distance, moments, neighbour_metrics
-from pipeline.reference import reference_of
+from pipeline.data.dataset import Data, load
+from pipeline.metrics.extractors.extractor import Features, load_extractor, make_extractor, save_extractor
+from pipeline.metrics.frechet import (
+    BlockMoments,
+    Moments,
+    frechet_distance,
+    kernel_distance,
+    moments,
+    neighbour_metrics,
+)
+from pipeline.metrics.measurement import measure
+from pipeline.metrics.reference import reference_of
 
 Row = tuple[str, str, str]  # what was measured, what was found, the goal
 

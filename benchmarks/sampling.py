@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.denoiser import Denoiser, DenoiserFunction
-from pipeline.model import Model
-from pipeline.multistep import Multistep
-from pipeline.sampler import Sampler
-from pipeline.sampling import draw_like, sample
-from pipeline.solver import SOLVERS
+from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
+from pipeline.sampling.loop import draw_like, sample
+from pipeline.sampling.multistep import Multistep
+from pipeline.sampling.row import Sampler
+from pipeline.sampling.solvers import SOLVERS
+from pipeline.training.row import Model
 
 Row = tuple[str, str, str]  # what was measured, what was found, the goal
 Loop = Callable[[DenoiserFunction], object]

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from pipeline.draws import DRAWS
-from pipeline.model import Model
-from pipeline.noise import NOISES
-from pipeline.pairs import reflow_pairs
-from pipeline.parametrization import PARAMETRIZATIONS
-from pipeline.training import Examples, Run, new_denoiser
-from pipeline.weighting import WEIGHTINGS
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.training.draws import DRAWS
+from pipeline.training.loop import Examples, Run, new_denoiser
+from pipeline.training.noise import NOISES
+from pipeline.training.pairs import reflow_pairs
+from pipeline.training.row import Model
+from pipeline.training.weighting import WEIGHTINGS
 
 SHAPE, SIGMA_DATA = (1, 8, 8), 0.5  # the default study's images
 WARM_UP = 10

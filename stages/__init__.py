@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import StudyError
-from pipeline.files import Paths, write_json
+from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, write_json
 
 BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 

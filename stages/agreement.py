@@ -1,8 +1,8 @@
 """Compare a cell of every curve with what torchmetrics and torch-fidelity find on the same features."""
 
-from pipeline.agreement import compare_curve
-from pipeline.files import read_json, write_json
-from pipeline.reference import load_reference
+from pipeline.common.files import read_json, write_json
+from pipeline.metrics.agreement import compare_curve
+from pipeline.metrics.reference import load_reference
 from stages import Arguments, run_stage
 
 

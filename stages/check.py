@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from pipeline.check import preview
+from pipeline.commands.check import preview
 from stages import Arguments, run_stage
 
 

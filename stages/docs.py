@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline import schema
-from pipeline.design_space import page
-from pipeline.files import write_text
+from pipeline.commands.docs import page
+from pipeline.common.files import write_text
+from pipeline.params import schema
 from stages import Arguments, run_stage
 
 FILES = {Path("docs/design-space.md"): page, Path(schema.FILE): schema.text}

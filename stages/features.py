@@ -2,10 +2,10 @@
 
 import sys
 
-from pipeline.data import load_prepared
-from pipeline.features import Features, label, make_extractor, save_extractor
-from pipeline.files import read_json, whole_folder, write_json
-from pipeline.parallel import side_by_side
+from pipeline.common.files import read_json, whole_folder, write_json
+from pipeline.common.threads import side_by_side
+from pipeline.data.dataset import load_prepared
+from pipeline.metrics.extractors.extractor import Features, label, make_extractor, save_extractor
 from stages import Arguments, run_stage
 
 

@@ -1,7 +1,7 @@
 """Fit grids of noise levels to the models, for the curves whose discretization is optimised."""
 
-from pipeline.files import read_json, whole_folder, write_json
-from pipeline.optimised import fit_model
+from pipeline.common.files import read_json, whole_folder, write_json
+from pipeline.sampling.fitted_grids import fit_model
 from stages import Arguments, run_stage
 
 

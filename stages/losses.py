@@ -1,9 +1,9 @@
 """Measure loss and gradient against the noise level, and straightness, of all models, before and after training."""
 
-from pipeline.data import load_prepared
-from pipeline.files import read_json, write_csv, write_json
-from pipeline.losses import COLUMNS, IMAGES, measure_model
-from pipeline.model import Model
+from pipeline.common.files import read_json, write_csv, write_json
+from pipeline.data.dataset import load_prepared
+from pipeline.evaluation.losses import COLUMNS, IMAGES, measure_model
+from pipeline.training.row import Model
 from stages import Arguments, run_stage
 
 

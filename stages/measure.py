@@ -1,17 +1,17 @@
 """Measure images from anywhere else: a row of `sets`, or by hand --images, a folder or zip."""
 
-from pipeline.agreement import compare_curve
-from pipeline.data import load_summary, shape_of
-from pipeline.devices import default_device, exact_device
-from pipeline.errors import StudyError
-from pipeline.features import load_extractor
-from pipeline.files import read_json, whole_folder, write_json
-from pipeline.imageset import ImageSet, measure_set
-from pipeline.measurement import measured_with
-from pipeline.parallel import side_by_side
-from pipeline.reference import load_reference
+from pipeline.common.devices import default_device, exact_device
+from pipeline.common.errors import StudyError
+from pipeline.common.files import read_json, whole_folder, write_json
+from pipeline.common.threads import side_by_side
+from pipeline.data.dataset import load_summary, shape_of
+from pipeline.evaluation.imageset import ImageSet, measure_set
+from pipeline.evaluation.sweep import save_curve
+from pipeline.metrics.agreement import compare_curve
+from pipeline.metrics.extractors.extractor import load_extractor
+from pipeline.metrics.measurement import measured_with
+from pipeline.metrics.reference import load_reference
 from pipeline.report.lines import lines
-from pipeline.sweep import save_curve
 from stages import Arguments, run_stage
 
 

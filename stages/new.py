@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline.new import LABELS, SCALES, new_study
+from pipeline.commands.new import LABELS, SCALES, new_study
 from stages import Arguments, run_stage
 
 

@@ -1,8 +1,8 @@
 """Measure every solver on exact denoisers: its order, its errors, what it samples. No network."""
 
-from pipeline.convergence import measure_solvers
-from pipeline.data import load_prepared
-from pipeline.files import write_json
+from pipeline.common.files import write_json
+from pipeline.data.dataset import load_prepared
+from pipeline.evaluation.convergence import measure_solvers
 from stages import Arguments, run_stage
 
 

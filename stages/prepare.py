@@ -1,7 +1,7 @@
 """Prepare the data set: the resolved data row to images, labels and a summary."""
 
-from pipeline.data import Data, described, load, load_summary, save, shape_of
-from pipeline.files import read_json, whole_folder, write_json
+from pipeline.common.files import read_json, whole_folder, write_json
+from pipeline.data.dataset import Data, described, load, load_summary, save, shape_of
 from stages import Arguments, run_stage
 
 

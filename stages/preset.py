@@ -7,7 +7,7 @@ Prints the name of the folder in studies/ that holds it. With --data: on another
 import argparse
 import sys
 
-from pipeline.presets import STUDIES, choose
+from pipeline.params.presets import STUDIES, choose
 from stages import Arguments, run_stage
 
 

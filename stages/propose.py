@@ -1,9 +1,9 @@
 """Propose P_mean and P_std for the data, from brief trainings of the study's first model."""
 
-from pipeline.data import load_prepared, load_summary, shape_of
-from pipeline.files import read_json, write_json, write_text
-from pipeline.model import Model
-from pipeline.propose import file_text, propose, summary
+from pipeline.common.files import read_json, write_json, write_text
+from pipeline.data.dataset import load_prepared, load_summary, shape_of
+from pipeline.evaluation.proposal import file_text, propose, summary
+from pipeline.training.row import Model
 from stages import Arguments, run_stage
 
 

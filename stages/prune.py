@@ -5,7 +5,7 @@ No stage of the graph. With --dry: print only.
 
 import argparse
 
-from pipeline.prune import delete, leftovers
+from pipeline.commands.prune import delete, leftovers
 from stages import Arguments, run_stage
 
 

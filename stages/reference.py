@@ -1,11 +1,11 @@
 """Measure the real images: what measurements against them need, and what they score among each other."""
 
-from pipeline.data import load_prepared
-from pipeline.devices import default_device, exact_device
-from pipeline.features import headline, load_extractor
-from pipeline.files import whole_folder, write_json
-from pipeline.parallel import side_by_side
-from pipeline.reference import make_reference, save_reference
+from pipeline.common.devices import default_device, exact_device
+from pipeline.common.files import whole_folder, write_json
+from pipeline.common.threads import side_by_side
+from pipeline.data.dataset import load_prepared
+from pipeline.metrics.extractors.extractor import headline, load_extractor
+from pipeline.metrics.reference import make_reference, save_reference
 from stages import Arguments, run_stage
 
 

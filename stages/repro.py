@@ -3,9 +3,9 @@
 import argparse
 import subprocess
 
-from pipeline.errors import StudyError
-from pipeline.jobs import DVC, devices, read_plan, run, sort_lock
-from pipeline.stale import locked
+from pipeline.commands.repro import DVC, devices, read_plan, run, sort_lock
+from pipeline.commands.stale import locked
+from pipeline.common.errors import StudyError
 from stages import Arguments, run_stage
 
 

@@ -4,11 +4,11 @@ import sys
 
 import torch
 
-from pipeline.errors import StudyError
-from pipeline.files import Paths, whole_folder, write_json
-from pipeline.null_axes import remarks
-from pipeline.params import read_study, resolve, unmet
-from pipeline.studies import check_place
+from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, whole_folder, write_json
+from pipeline.params.null_axes import remarks
+from pipeline.params.places import check_place
+from pipeline.params.study import read_study, resolve, unmet
 from stages import Arguments, run_stage
 
 

@@ -2,13 +2,13 @@
 
 import sys
 
-from pipeline import distributed
-from pipeline.features import headline, load_extractor
-from pipeline.files import read_json, whole_folder, write_json
-from pipeline.measurement import measured_with
-from pipeline.progress import bar, tell
-from pipeline.reference import load_reference
-from pipeline.sweep import Cell, cells_of, measure_curve, save_curve
+from pipeline.common import processes as distributed
+from pipeline.common.files import read_json, whole_folder, write_json
+from pipeline.common.progress import bar, tell
+from pipeline.evaluation.sweep import Cell, cells_of, measure_curve, save_curve
+from pipeline.metrics.extractors.extractor import headline, load_extractor
+from pipeline.metrics.measurement import measured_with
+from pipeline.metrics.reference import load_reference
 from stages import Arguments, run_stage
 
 

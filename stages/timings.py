@@ -2,9 +2,9 @@
 
 from itertools import chain
 
-from pipeline.files import read_json, write_csv
-from pipeline.parallel import side_by_side
-from pipeline.timing import COLUMNS, seconds_of, timed_points
+from pipeline.common.files import read_json, write_csv
+from pipeline.common.threads import side_by_side
+from pipeline.evaluation.seconds import COLUMNS, seconds_of, timed_points
 from stages import Arguments, run_stage
 
 

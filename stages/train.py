@@ -1,11 +1,11 @@
 """Train one model row, all its seeds."""
 
-from pipeline import distributed
-from pipeline.data import load_prepared, load_summary
-from pipeline.files import read_json, whole_folder, write_csv, write_json
-from pipeline.model import Model
-from pipeline.progress import bar
-from pipeline.training import check_models, save_models, train_seeds
+from pipeline.common import processes as distributed
+from pipeline.common.files import read_json, whole_folder, write_csv, write_json
+from pipeline.common.progress import bar
+from pipeline.data.dataset import load_prepared, load_summary
+from pipeline.training.loop import check_models, save_models, train_seeds
+from pipeline.training.row import Model
 from stages import Arguments, run_stage
 
 

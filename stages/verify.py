@@ -6,10 +6,10 @@ import re
 import sys
 from pathlib import Path
 
-from pipeline.errors import StudyError
-from pipeline.files import Paths, write_csv
-from pipeline.params import read_study, resolve
-from pipeline.verify import CSV_COLUMNS, csv_rows, table, verify
+from pipeline.commands.verify import CSV_COLUMNS, csv_rows, table, verify
+from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, write_csv
+from pipeline.params.study import read_study, resolve
 from stages import Arguments, run_stage
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.denoiser import DenoiserFunction
+from pipeline.diffusion.denoiser import DenoiserFunction
 
 
 def flow_by_rk4(denoiser: DenoiserFunction, z: Tensor, begin: float, end: float, steps: int) -> Tensor:

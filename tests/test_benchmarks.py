@@ -3,9 +3,9 @@
 import torch
 
 from benchmarks import device
-from pipeline.devices import CPU
-from pipeline.model import Model
-from pipeline.networks.network import cost
+from pipeline.common.devices import CPU
+from pipeline.diffusion.networks.registry import cost
+from pipeline.training.row import Model
 
 TINY = Model(channels=8, multipliers=(1,), batch=4, warmup_images=8)
 

@@ -5,12 +5,14 @@ from typing import Any
 
 import jinja2
 
-from pipeline.data import described, shape_of
-from pipeline.files import Paths, whole_folder, write_json, write_text
-from pipeline.metrics import W2_POINTS
-from pipeline.model import WEIGHTING_KEYS, Model
-from pipeline.params import Curve
-from pipeline.report import (
+from pipeline.common.files import SHORT_HASH, Paths, whole_folder, write_json, write_text
+from pipeline.data.dataset import described, shape_of
+from pipeline.metrics.frechet import W2_POINTS
+from pipeline.params.study import Curve
+from pipeline.report.cells import behind
+from pipeline.report.findings import findings
+from pipeline.report.page import Markdown, escape, to_html, unmarked
+from pipeline.report.sections import (
     averages,
     classes,
     exact,
@@ -22,13 +24,10 @@ from pipeline.report import (
     published,
     trajectories,
 )
-from pipeline.report import paths as cumulative
-from pipeline.report.cells import behind
-from pipeline.report.findings import findings
-from pipeline.report.page import Markdown, escape, to_html, unmarked
-from pipeline.report.results import SHORT_HASH
+from pipeline.report.sections import paths as cumulative
 from pipeline.report.study import Report, listed, number, percent
 from pipeline.report.summary import write_summary
+from pipeline.training.row import WEIGHTING_KEYS, Model
 
 UNSET = {"sigma_data": "measured", **dict.fromkeys(WEIGHTING_KEYS, "as published"), "": "none"}  # of model rows
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
-from pipeline.files import write_bytes
+from pipeline.common.files import write_bytes
 from pipeline.report import charts
 from pipeline.report.charts import Axis, Look, chart
 from pipeline.report.results import Floor, Interval

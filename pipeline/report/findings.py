@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from pipeline.report import factorial, paths
 from pipeline.report.results import Interval, difference, is_tie, nfe_to_reach, spread
+from pipeline.report.sections import factorial, paths
 from pipeline.report.study import Report, apart_or_tied, listed, number, stated, stated_difference
 
 SHARES = (0.05, 0.2, 1.0)  # how near to the best, in excess over the floor

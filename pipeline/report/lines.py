@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.features import Extractor, label
-from pipeline.report.results import SHORT_HASH, floor_of
-from pipeline.sweep import Cell
+from pipeline.common.files import SHORT_HASH
+from pipeline.evaluation.sweep import Cell
+from pipeline.metrics.extractors.extractor import Extractor, label
+from pipeline.report.results import floor_of
 
 SMALL = 10  # samples for each feature, under which a set is called small
 

@@ -9,15 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from pipeline.errors import StudyError
-from pipeline.files import Paths, read_json
-from pipeline.metrics import JACKKNIFE_BLOCKS, W2_POINTS
-from pipeline.provenance import check_comparable
+from pipeline.common.errors import StudyError
+from pipeline.common.files import SHORT_HASH, Paths, read_json
+from pipeline.common.machine import check_comparable
+from pipeline.metrics.frechet import JACKKNIFE_BLOCKS, W2_POINTS
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
 ORIGIN = ["extractor", "reference", "checkpoint"]  # the first digits of their hashes, behind COLUMNS
 CONFIDENCE = 0.95
-SHORT_HASH = 12
 LOSS_COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
 TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]

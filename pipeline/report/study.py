@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.errors import StudyError
-from pipeline.features import COORDINATES, headline, label
-from pipeline.files import Paths, read_json
+from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, read_json
+from pipeline.evaluation.seconds import sampler_hash
+from pipeline.metrics.extractors.extractor import COORDINATES, headline, label
 from pipeline.report.page import marked
 from pipeline.report.results import (
     FAILED,
@@ -27,7 +28,6 @@ from pipeline.report.results import (
     read_timings,
     summarise,
 )
-from pipeline.timing import sampler_hash
 
 METRICS = (
     "w2",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.files import write_csv, write_json
+from pipeline.common.files import write_csv, write_json
 from pipeline.report.findings import best_of_all
 from pipeline.report.study import Report
 

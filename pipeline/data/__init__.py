@@ -1,0 +1,1 @@
+"""Images, points and labels: reading, decoding and preparing them."""

@@ -1,0 +1,91 @@
+"""Sets of points in the plane, each by a formula: what a distribution looks like where all of it can be drawn.
+
+Points are drawn independently, their class first, and lie within about [-1, 1]. They come from a generator of their
+own, in float64, so that the same name is the same set everywhere.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.common.randomness import generator
+
+COUNT = 8192
+MOONS_STD = 0.05
+SPIRAL_STD, SPIRAL_RADIUS, SPIRAL_TURNS = 0.02, 0.9, 1.5
+SQUARES = 4  # of the checkerboard, along either side
+COMPONENTS, RING_RADIUS, RING_STD = 8, 0.8, 0.05
+
+
+class Drawn(NamedTuple):
+    """x (N, 2), float64; labels (N,), int64; and what the classes are called."""
+
+    x: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+def two_moons(count: int, draws: torch.Generator) -> Drawn:
+    """Two half circles of radius 2/3 that reach into each other, blurred by MOONS_STD; the class is the moon."""
+    moon = torch.randint(2, (count,), generator=draws)
+    angle = math.pi * _uniform((count,), draws)
+    upper = torch.stack([angle.cos(), angle.sin()], 1)
+    lower = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], 1)
+    middle = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    x = (torch.where(moon[:, None] == 0, upper, lower) - middle) / 1.5
+    return Drawn(x + MOONS_STD * _normal((count, 2), draws), moon, ("upper", "lower"))
+
+
+def spiral(count: int, draws: torch.Generator) -> Drawn:
+    """Two arms of Archimedes' spiral, half a turn apart, blurred by SPIRAL_STD; the class is the arm.
+
+    The radius is proportional to the angle, and the angle to the root of a uniform number, so that an arm is about
+    equally dense everywhere along its length.
+    """
+    arm = torch.randint(2, (count,), generator=draws)
+    share = _uniform((count,), draws).sqrt()
+    angle = 2 * math.pi * SPIRAL_TURNS * share + math.pi * arm
+    x = SPIRAL_RADIUS * share[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    return Drawn(x + SPIRAL_STD * _normal((count, 2), draws), arm, ("first arm", "second arm"))
+
+
+def checkerboard(count: int, draws: torch.Generator) -> Drawn:
+    """Uniform on every other one of SQUARES x SQUARES squares that fill [-1, 1]^2; the class is their row."""
+    row = torch.randint(SQUARES, (count,), generator=draws)
+    column = 2 * torch.randint(SQUARES // 2, (count,), generator=draws) + row % 2
+    corner = torch.stack([column, row], 1)
+    x = (corner + _uniform((count, 2), draws)) * 2 / SQUARES - 1
+    return Drawn(x, row, tuple(f"row {i}" for i in range(SQUARES)))
+
+
+def mixture(count: int, draws: torch.Generator) -> Drawn:
+    """Gaussians of standard deviation RING_STD, as many as COMPONENTS, evenly on a ring; the class is the Gaussian."""
+    component = torch.randint(COMPONENTS, (count,), generator=draws)
+    angle = component.double() * 2 * math.pi / COMPONENTS
+    centre = RING_RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
+    names = tuple(f"component {i}" for i in range(COMPONENTS))
+    return Drawn(centre + RING_STD * _normal((count, 2), draws), component, names)
+
+
+def _uniform(shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
+    return torch.rand(shape, dtype=torch.float64, generator=draws)
+
+
+def _normal(shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=draws)
+
+
+def draw(name: str, count: int = COUNT) -> Drawn:
+    """The set of a name, a key of POINTS."""
+    return POINTS[name](count, generator(f"points {name}"))
+
+
+POINTS: dict[str, Callable[[int, torch.Generator], Drawn]] = {
+    "two_moons": two_moons,
+    "spiral": spiral,
+    "checkerboard": checkerboard,
+    "mixture": mixture,
+}

@@ -1,0 +1,114 @@
+"""Exact denoisers: what a perfect network would answer, to measure solvers against (EDM, app. B.3)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from pipeline.diffusion.denoiser import DenoiserFunction
+
+
+def _expand(sigma: Tensor, like: Tensor) -> Tensor:
+    """A scalar sigma or one a sample (N,), ready to multiply `like` (N, ...)."""
+    return sigma if sigma.ndim == 0 else sigma.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Data x0 ~ N(mean, std^2) in every dimension. z (N, ...), sigma a scalar or (N,)."""
+
+    mean: float
+    std: float
+
+    def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """D = mean + std^2 (z - mean) / (sigma^2 + std^2)."""
+        sigma = _expand(sigma, z)
+        return self.mean + self.std**2 * (z - self.mean) / (sigma**2 + self.std**2)
+
+    def flow(self, z: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Where the probability-flow ODE takes z by sigma_next: z - mean shrinks as sqrt(sigma^2 + std^2)."""
+        sigma, sigma_next = _expand(sigma, z), _expand(sigma_next, z)
+        return self.mean + (z - self.mean) * ((sigma_next**2 + self.std**2) / (sigma**2 + self.std**2)).sqrt()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Data from Gaussians N(means[k], std^2) with probabilities weights[k]: means (K, ...), weights (K,); z (N, ...).
+
+    With std = 0 the data are the means themselves: the optimal denoiser of a finite data set.
+    """
+
+    means: Tensor
+    weights: Tensor
+    std: float
+
+    def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """The components' denoisers, weighed by how likely each made z."""
+        variance = sigma.reshape(-1, 1) ** 2 + self.std**2
+        flat, means = z.flatten(1), self.means.flatten(1)
+        squares = torch.cdist(flat, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+        near = (self.weights.log() - squares / (2 * variance)).softmax(1) @ means
+        return (near + self.std**2 / variance * (flat - near)).reshape(z.shape)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw x0, (count, ...)."""
+        which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(count, *self.means.shape[1:], dtype=self.means.dtype, generator=generator)
+        return self.means[which] + self.std * noise
+
+
+@dataclass(frozen=True)
+class LabelledMixture(Mixture):
+    """A mixture whose components are classes: component k is class k. labels (N,), int64; -1: of any class."""
+
+    def __call__(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The whole mixture's denoiser, or those of the classes that the labels name."""
+        anything = super().__call__(z, sigma)
+        if labels is None:
+            return anything
+        mean, level = self.means[labels], _expand(sigma, z)
+        own = mean + self.std**2 / (level**2 + self.std**2) * (z - mean)
+        return torch.where(_expand(labels, z) < 0, anything, own)
+
+    def log_posterior(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """ln p(k | z; sigma) of every class, by Bayes' rule: (N, K)."""
+        squares = (z.flatten(1)[:, None] - self.means.flatten(1)).square().sum(2)
+        return (self.weights.log() - squares / (2 * (sigma.reshape(-1, 1) ** 2 + self.std**2))).log_softmax(1)
+
+    def log_gradient(self, z: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """grad_z ln p(labels | z; sigma) = (means[labels] - sum_k p(k | z) means[k]) / (sigma^2 + std^2)."""
+        near = (self.log_posterior(z, sigma).exp() @ self.means.flatten(1)).reshape(z.shape)
+        return (self.means[labels] - near) / (_expand(sigma, z) ** 2 + self.std**2)
+
+
+def empirical(images: Tensor) -> Mixture:
+    """The optimal denoiser of a finite data set, images (K, ...): what a network that learned it by heart answers."""
+    return Mixture(images.double(), torch.full((len(images),), 1 / len(images), dtype=torch.float64), 0.0)
+
+
+def flow(denoiser: DenoiserFunction, z: Tensor, sigma: float, sigma_next: float, tolerance: float = 1e-12) -> Tensor:
+    """Where the probability-flow ODE takes z (N, ...) from sigma to sigma_next > 0: (N, ...), float64."""
+    return solution(denoiser, z, [sigma, sigma_next], tolerance)[-1]
+
+
+def solution(denoiser: DenoiserFunction, z: Tensor, sigmas: Sequence[float], tolerance: float = 1e-12) -> Tensor:
+    """The probability-flow ODE's solution from z (N, ...) at sigmas[0], at all sigmas, K of them, in order and above 0:
+    (K, N, ...), float64.
+
+    By scipy's method of order 8 in ln sigma, where dz / d ln sigma = z - D, within `tolerance` a step.
+    """
+
+    def slope(log: float, flat: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(flat).reshape(z.shape)
+        return (x - denoiser(x, torch.tensor(math.exp(log), dtype=torch.float64))).flatten().numpy()
+
+    logs = [math.log(sigma) for sigma in sigmas]
+    ends = logs[0], logs[-1]
+    found = solve_ivp(
+        slope, ends, z.double().flatten().numpy(), "DOP853", t_eval=logs[1:], rtol=tolerance, atol=tolerance
+    )
+    return torch.cat([z.double()[None], torch.from_numpy(found.y.T.copy()).reshape(-1, *z.shape)])

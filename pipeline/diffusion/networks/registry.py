@@ -1,0 +1,160 @@
+"""The networks by name: built from a spec, and what one costs."""
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.networks.ddpmpp import DDPMpp
+from pipeline.diffusion.networks.dit import DiT
+from pipeline.diffusion.networks.embedding import Common, Conditioned
+from pipeline.diffusion.networks.mlp import MLP
+from pipeline.diffusion.networks.unet import UNet
+
+CHANNELS_STEP = 8  # channels come in multiples of it
+LARGEST_GAP = 0.25  # of the cost of a network that is meant to cost as another, as a share of that one's
+
+Spec = dict[str, Any]
+
+
+def check_network(network: str, points: bool, data: str = "the data") -> None:
+    """Raise StudyError where a network, a key of NETWORKS, is for images and the data are points, or vice versa.
+
+    data: what the message calls the data.
+    """
+    if points and network != "mlp":
+        raise StudyError(f"network: {network} is for images, and {data} are points; use mlp")
+    if not points and network == "mlp":
+        images = ", ".join(name for name in NETWORKS if name != "mlp")
+        raise StudyError(f"network: mlp is for points, and {data} are images; use one of {images}")
+
+
+def _check_levels(spec: Spec) -> None:
+    _, height, width = spec["shape"]
+    halvings = len(spec["multipliers"]) - 1
+    if height % 2**halvings or width % 2**halvings:
+        raise StudyError(
+            f"multipliers: {halvings + 1} levels halve the image {halvings} times, "
+            f"which a size of {height} x {width} does not allow; use fewer levels"
+        )
+
+
+def _check_attention(spec: Spec) -> None:
+    heights = [spec["shape"][1] >> i for i in range(len(spec["multipliers"]))]
+    for resolution in spec["attention"]:
+        if resolution not in heights:
+            raise StudyError(
+                f"attention: no level has a height of {resolution} pixels; "
+                f"for these images there are {', '.join(map(str, heights))}"
+            )
+
+
+def _check_patch(spec: Spec) -> None:
+    _, height, width = spec["shape"]
+    if height % spec["patch"] or width % spec["patch"]:
+        raise StudyError(
+            f"patch: a size of {height} x {width} is not made of patches of {spec['patch']} x {spec['patch']}; "
+            "use a number that divides both"
+        )
+
+
+def _common(spec: Spec) -> Common:
+    return Common(spec["embedding"], spec["dropout"], len(spec["classes"]), spec["augmentation"])
+
+
+def _unet(spec: Spec) -> UNet:
+    _check_levels(spec)
+    return UNet(spec["shape"][0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"], _common(spec))
+
+
+def _ddpmpp(spec: Spec) -> DDPMpp:
+    _check_levels(spec)
+    _check_attention(spec)
+    (image_channels, height, _), multipliers = spec["shape"], tuple(spec["multipliers"])
+    attention = tuple(spec["attention"])
+    return DDPMpp(image_channels, height, spec["channels"], multipliers, spec["blocks"], attention, _common(spec))
+
+
+def _dit(spec: Spec) -> DiT:
+    _check_patch(spec)
+    return DiT(tuple(spec["shape"]), spec["channels"], spec["blocks"], spec["patch"], _common(spec))
+
+
+def _mlp(spec: Spec) -> MLP:
+    return MLP(spec["shape"][0], spec["channels"], spec["blocks"], _common(spec))
+
+
+NETWORKS: dict[str, Callable[[Spec], Conditioned]] = {"unet": _unet, "ddpmpp": _ddpmpp, "dit": _dit, "mlp": _mlp}
+
+_EVERY = ("channels", "blocks", "embedding", "dropout")
+KEYS: dict[str, tuple[str, ...]] = {  # of a model row, that a network goes by
+    "unet": (*_EVERY, "multipliers"),
+    "ddpmpp": (*_EVERY, "multipliers", "attention"),
+    "dit": (*_EVERY, "patch"),
+    "mlp": _EVERY,
+}
+
+
+def build(spec: Spec) -> Conditioned:
+    """The network of a denoiser's spec, with weights from PyTorch's global generator.
+
+    It is called as network(x, c_noise, labels=None, augmentation=None), with x (N, *shape), c_noise (N,), labels (N,)
+    int64, -1 for none, augmentation (N, A), and returns F (N, *shape), which starts at 0. Raises StudyError where the
+    network can't have that shape.
+    """
+    check_network(spec["network"], points=len(spec["shape"]) == 1)
+    return NETWORKS[spec["network"]](spec)
+
+
+class Cost(NamedTuple):
+    """Trained numbers, and floating-point operations of one evaluation of one image.
+
+    Those of products and convolutions: a multiplication and an addition count as two.
+    """
+
+    parameters: int
+    flops: int
+
+
+def cost(spec: Spec) -> Cost:
+    """What the spec's network costs; nothing is computed. Raises StudyError where there is no such network."""
+    return _cost(json.dumps(spec, sort_keys=True))
+
+
+@lru_cache(maxsize=256)
+def _cost(text: str) -> Cost:
+    spec = json.loads(text)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network = build(spec).eval()
+        labels = torch.empty(1, dtype=torch.int64) if spec["classes"] else None
+        network(torch.empty(1, *spec["shape"]), torch.empty(1), labels)
+    return Cost(sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops())
+
+
+def equal_channels(spec: Spec, like_spec: Spec, what: Literal["parameters", "flops"]) -> int:
+    """With how many channels, a multiple of 8, the spec's network costs most nearly as many `what` as like_spec's.
+
+    Raises StudyError where even that is off by more than a quarter.
+    """
+    target: int = getattr(cost(like_spec), what)
+
+    def found(channels: int) -> int:
+        return int(getattr(cost(spec | {"channels": channels}), what))
+
+    most = CHANNELS_STEP
+    while found(most) < target:
+        most *= 2
+    choices = range(CHANNELS_STEP, most + 1, CHANNELS_STEP)
+    above = bisect_left(choices, target, key=found)  # a network costs more the more channels it has
+    channels = min(choices[max(above - 1, 0) : above + 1], key=lambda choice: abs(found(choice) - target))
+    if abs(found(channels) - target) > LARGEST_GAP * target:
+        raise StudyError(
+            f"equal: no number of channels gives this {spec['network']} about {target} {what}, as its base has; "
+            f"{channels} channels, the nearest, give {found(channels)}; use more or fewer blocks"
+        )
+    return channels

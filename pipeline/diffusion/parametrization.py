@@ -1,0 +1,141 @@
+"""How a network F becomes a denoiser: D(z; sigma) = c_skip z + c_out F(c_in z, c_noise).
+
+A parametrization is a target (what F stands for, so that D follows: c_skip and c_out) on a path (what F is told: c_in
+and c_noise). (Karras et al. 2022, arXiv 2206.00364, Table 1; the flow row from Liu et al. 2022, arXiv 2209.03003.)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.schedule import VP_PUBLISHED, VP_STEPS, ddpm_sigmas, iddpm_sigmas
+
+
+class Coefficients(NamedTuple):
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+Pair = tuple[Tensor, Tensor]
+Half = Callable[
+    [Tensor, float], Pair
+]  # of sigma (float64, any shape) and sigma_data: two coefficients in sigma's shape
+
+
+def eps(sigma: Tensor, sigma_data: float) -> Pair:
+    """F = n, the noise (Ho et al. 2020, arXiv 2006.11239)."""
+    return torch.ones_like(sigma), -sigma
+
+
+def score(sigma: Tensor, sigma_data: float) -> Pair:
+    """F = -n, which is sigma times the score (Song et al. 2021, arXiv 2011.13456)."""
+    return torch.ones_like(sigma), sigma
+
+
+def x0(sigma: Tensor, sigma_data: float) -> Pair:
+    """F = x0."""
+    return torch.zeros_like(sigma), torch.ones_like(sigma)
+
+
+def v(sigma: Tensor, sigma_data: float) -> Pair:
+    """F = (n - sigma x0) / sqrt(1 + sigma^2) (Salimans and Ho 2022, arXiv 2202.00512, appendix D)."""
+    return 1 / (1 + sigma**2), -sigma * (1 + sigma**2).rsqrt()
+
+
+def velocity(sigma: Tensor, sigma_data: float) -> Pair:
+    """F = n - x0, the straight path's velocity (Liu et al. 2022)."""
+    return 1 / (1 + sigma), -sigma / (1 + sigma)
+
+
+def unit_variance(sigma: Tensor, sigma_data: float) -> Pair:
+    """F of unit variance at every sigma, with the smallest |c_out| (EDM, eq. 7)."""
+    total = sigma**2 + sigma_data**2
+    return sigma_data**2 / total, sigma * sigma_data / total.sqrt()
+
+
+def edm_path(sigma: Tensor, sigma_data: float) -> Pair:
+    """Unit variance of the network's input (EDM, eq. 7)."""
+    return (sigma**2 + sigma_data**2).rsqrt(), sigma.log() / 4
+
+
+def ve_path(sigma: Tensor, sigma_data: float) -> Pair:
+    """z as it is (Song et al. 2021)."""
+    return torch.ones_like(sigma), (sigma / 2).log()
+
+
+def vp_path(sigma: Tensor, sigma_data: float) -> Pair:
+    """The variance-preserving state, and its time in steps (Song et al. 2021)."""
+    return (sigma**2 + 1).rsqrt(), (VP_STEPS - 1) * VP_PUBLISHED.t(sigma)
+
+
+def flow_path(sigma: Tensor, sigma_data: float) -> Pair:
+    """(1 - t) x0 + t n, and t = sigma / (1 + sigma) (Liu et al. 2022)."""
+    return 1 / (1 + sigma), sigma / (1 + sigma)
+
+
+@cache
+def _midpoints(table: Callable[[], Tensor]) -> Tensor:
+    """The midpoints between the neighbours of a table of noise levels, ascending."""
+    levels = table().sort().values
+    return (levels[1:] + levels[:-1]) / 2
+
+
+def _nearest(table: Callable[[], Tensor], sigma: Tensor) -> Tensor:
+    """The index, from the lowest up, of the level of a table that is nearest to sigma."""
+    return torch.searchsorted(_midpoints(table).to(sigma.device), sigma.contiguous()).to(sigma.dtype)
+
+
+def iddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
+    """The variance-preserving state, and the nearest of the cosine betas' levels, -1 being 0 (EDM, Table 1)."""
+    return (sigma**2 + 1).rsqrt(), _nearest(iddpm_sigmas, sigma) - 1
+
+
+def ddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
+    """The variance-preserving state, and the nearest of the linear betas' levels, from 0 (Ho et al. 2020)."""
+    return (sigma**2 + 1).rsqrt(), _nearest(ddpm_sigmas, sigma)
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """Call it with sigma (float64, any shape) and sigma_data for the four coefficients, each in sigma's shape.
+
+    `smallest` and `largest` are the noise levels that the path begins and ends with; `flow` says whether it is the
+    straight path.
+    """
+
+    target: Half
+    path: Half
+    smallest: float = 0.0
+    largest: float = math.inf
+
+    def __call__(self, sigma: Tensor, sigma_data: float) -> Coefficients:
+        return Coefficients(*self.target(sigma, sigma_data), *self.path(sigma, sigma_data))
+
+    @property
+    def flow(self) -> bool:
+        return self.path is flow_path
+
+
+VP_RANGE = (0.0, float(VP_PUBLISHED.sigma(torch.tensor(1.0, dtype=torch.float64))))
+IDDPM_RANGE = (float(iddpm_sigmas()[-2]), float(iddpm_sigmas()[0]))
+DDPM_RANGE = (float(ddpm_sigmas()[0]), float(ddpm_sigmas()[-1]))
+
+PARAMETRIZATIONS = {  # vp is plain eps-prediction on the VP path, flow plain v-prediction on the straight one
+    "edm": Parametrization(unit_variance, edm_path),
+    "vp": Parametrization(eps, vp_path, *VP_RANGE),
+    "ve": Parametrization(score, ve_path),
+    "iddpm": Parametrization(eps, iddpm_path, *IDDPM_RANGE),
+    "ddpm": Parametrization(eps, ddpm_path, *DDPM_RANGE),
+    "flow": Parametrization(velocity, flow_path),
+    "vp_x0": Parametrization(x0, vp_path, *VP_RANGE),
+    "vp_v": Parametrization(v, vp_path, *VP_RANGE),
+    "flow_eps": Parametrization(eps, flow_path),
+    "flow_x0": Parametrization(x0, flow_path),
+}

@@ -1,0 +1,1 @@
+"""Measuring trained denoisers: curves, image sets, losses, bounds and convergence."""

@@ -1,0 +1,182 @@
+"""The variational bound of discrete DDPM, L_0 + L_t + L_T, measured term by term in bits per dimension.
+
+Ho et al. 2020 (arXiv 2006.11239, eq. 5, 8, 13) and Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 4-7) take T steps
+through x_t = s(sigma_t) (x0 + sigma_t n), s = 1 / sqrt(1 + sigma^2). All that their terms need of that is the table
+sigma_1 < ... < sigma_T, through the signal-to-noise ratios SNR_t = 1 / sigma_t^2 (Kingma et al. 2021, arXiv 2107.00630,
+eq. 13-14), so that any denoiser is measured in z = x0 + sigma n.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.special import log_ndtr
+
+from pipeline.common.errors import NotFinite
+from pipeline.common.randomness import generator
+from pipeline.data.dataset import to_range
+from pipeline.diffusion.denoiser import DenoiserFunction, per_sample
+from pipeline.metrics.frechet import Estimate
+
+BATCH = 256  # samples an evaluation: a fixed number, so that the same noise meets the same image
+ROUNDS = 32  # independent estimates of L_t, whose spread is its standard error
+REPEATS = 2  # noises an image for L_0: the least that show a spread
+STRETCHES = 5
+TYPICAL_STD = 0.5  # of data in [-1, 1]: it decides where draws go, not what is measured
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The bound's terms for given images, in bits per dimension.
+
+    The standard errors are those of drawing noise and (image, t) pairs, so 0 for L_T, which is computed. How far these
+    images stand for others is not among them. L_t is the sum over t = 2..T; `shares` splits its value into equal
+    stretches of t, (first t, last t, bits).
+    """
+
+    L_0: Estimate
+    L_t: Estimate
+    L_T: Estimate
+    total: Estimate
+    shares: list[tuple[int, int, float]]
+
+
+def variational_bound(denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor, seed: int, draws: int) -> Bound:
+    """The bound of a denoiser for images (N, C, H, W), uint8, through the noise levels sigmas (T,), ascending.
+
+    denoiser(z, sigma) -> D, with z (n, C, H, W) and sigma (n,), both float64. It is evaluated on 2 N samples for L_0,
+    and for L_t on `draws` (image, t) pairs, rounded up to a multiple of ROUNDS. Both are unbiased, and with the same
+    seed, images and table all denoisers get the same pairs and noise.
+    Raises NotFinite where an answer of the denoiser is not finite, ValueError where sigmas are no such table.
+    """
+    if sigmas.ndim != 1 or not bool((sigmas.diff(prepend=sigmas.new_zeros(1)) > 0).all()):
+        raise ValueError("sigmas must ascend from above 0")
+    sigmas, draw = sigmas.double().cpu(), generator("bound", seed)
+    end = Estimate(prior_bits(images, float(sigmas[-1])), 0.0)
+    start = _decoder_bits(denoiser, images, float(sigmas[0]), draw)
+    between, shares = _transition_bits(denoiser, images, sigmas, draws, draw)
+    total = Estimate(start.value + between.value + end.value, math.hypot(start.se, between.se))
+    return Bound(start, between, end, total, shares)
+
+
+def prior_bits(images: Tensor, sigma: float) -> float:
+    """L_T = KL(q(x_T | x0) || N(0, I)) = (x0^2 - 1) / (2 (1 + sigma^2)) + ln(1 + 1 / sigma^2) / 2, for a large sigma.
+
+    The mean over images of any shape, uint8, in bits per dimension.
+    """
+    counts = torch.bincount(images.flatten().cpu(), minlength=256).double()
+    square = float(counts @ _levels().square()) / images.numel()
+    return ((square - 1) / (1 + sigma**2) + math.log1p(sigma**-2)) / 2 / math.log(2)
+
+
+def snr_steps(sigmas: Tensor) -> Tensor:
+    """SNR_{t-1} - SNR_t for t = 2..T, (T - 1,), from sigmas (T,), without subtracting ratios that are nearly equal."""
+    low, high = sigmas[:-1], sigmas[1:]
+    return (high - low) / (low * high) * (1 / low + 1 / high)
+
+
+def decoder_log_likelihood(images: Tensor, mean: Tensor, std: float) -> Tensor:
+    """ln P(level) of each value of `images`, uint8, where N(mean, std^2) is cut into 256 levels (Ho et al., eq. 13).
+
+    mean: float64, of images' shape, in [-1, 1]'s units. The cuts are halfway between levels, the outer ones infinite.
+    """
+    levels = _levels().to(mean.device)
+    cuts, infinite = (levels[1:] + levels[:-1]) / 2, levels.new_full((1,), math.inf)
+    level = images.long()
+    low = (torch.cat([-infinite, cuts])[level] - mean) / std
+    high = (torch.cat([cuts, infinite])[level] - mean) / std
+    above = low > 0  # there both are mirrored, since the normal's upper tail is 1 less something tiny
+    low, high = torch.where(above, -high, low), torch.where(above, -low, high)
+    log_high = log_ndtr(high)
+    return log_high + (-torch.expm1(log_ndtr(low) - log_high)).log()
+
+
+def _levels() -> Tensor:
+    """The 256 values that a dimension of x0 may have, float64."""
+    return to_range(torch.arange(256, dtype=torch.uint8)).double()
+
+
+@torch.no_grad()
+def _scores(
+    denoiser: DenoiserFunction,
+    images: Tensor,
+    which: Tensor,
+    sigma: Tensor,
+    draw: torch.Generator,
+    score: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """score(images, D), averaged over dimensions, for images[which], which (M,), at noise levels sigma (M,): (M,)."""
+    found = []
+    for rows, levels in zip(which.split(BATCH), sigma.split(BATCH), strict=True):
+        chosen = images[rows.to(images.device)]
+        x0 = to_range(chosen).double()
+        n = torch.randn(x0.shape, dtype=torch.float64, generator=draw).to(x0)
+        denoised = denoiser(x0 + per_sample(levels, x0) * n, levels.to(x0)).to(x0)
+        scores = score(chosen, denoised).flatten(1).mean(1).cpu()
+        if not scores.isfinite().all():
+            bad = float(levels[~scores.isfinite()][0])
+            raise NotFinite(f"the bound at sigma {bad:.4g}: the denoiser's answer is not finite, or far too large")
+        found.append(scores)
+    return torch.cat(found)
+
+
+def _decoder_bits(denoiser: DenoiserFunction, images: Tensor, sigma: float, draw: torch.Generator) -> Estimate:
+    """L_0 = -ln p(x0 | x_1), from REPEATS noises an image, at sigma = sigma_1.
+
+    With no noise left at t = 0 the posterior's mean is D itself and its variance, beta-tilde_1, is 0, under which no
+    level but one could be decoded. The decoder has the other variance of Ho et al., beta_1 = sigma^2 / (1 + sigma^2).
+    """
+    std = sigma / math.sqrt(1 + sigma**2)
+    which = torch.arange(len(images)).repeat_interleave(REPEATS)
+    nats = _scores(
+        denoiser,
+        images,
+        which,
+        torch.full((len(which),), sigma, dtype=torch.float64),
+        draw,
+        lambda chosen, denoised: -decoder_log_likelihood(chosen, denoised, std),
+    )
+    bits = nats.reshape(-1, REPEATS) / math.log(2)
+    return Estimate(float(bits.mean()), float((bits.var(1) / REPEATS).sum().sqrt()) / len(images))
+
+
+def _transition_bits(
+    denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor, draws: int, draw: torch.Generator
+) -> tuple[Estimate, list[tuple[int, int, float]]]:
+    """The sum of L_{t-1} = (SNR_{t-1} - SNR_t) / 2 ||x0 - D(z; sigma_t)||^2 over t = 2..T, and its stretches' shares.
+
+    This is KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) where p has the variance of q, beta-tilde_t.
+    Each round stratifies t and takes the images in turn, in an order of its own. Half of the draws are spread evenly
+    over t, and half as the terms would be for Gaussian data (Nichol and Dhariwal, section 3.3, learn theirs).
+    """
+    if len(sigmas) == 1:
+        return Estimate(0.0, 0.0), []
+    weights = snr_steps(sigmas) / 2
+    terms = weights / (1 / sigmas[1:] ** 2 + TYPICAL_STD**-2)
+    chances = (terms / terms.sum() + 1 / len(terms)) / 2
+    size = -(-draws // ROUNDS)
+    strata = (torch.arange(size) + torch.rand(ROUNDS, size, dtype=torch.float64, generator=draw)) / size
+    t = torch.searchsorted(chances.cumsum(0)[:-1], strata, right=True)  # counted from t = 2; (ROUNDS, size)
+    which = torch.stack([_in_turn(len(images), size, draw) for _ in range(ROUNDS)])
+    errors = _scores(
+        denoiser,
+        images,
+        which.flatten(),
+        sigmas[1:][t].flatten(),
+        draw,
+        lambda chosen, denoised: (to_range(chosen).double() - denoised).square(),
+    )
+    bits = errors.reshape(t.shape) * (weights / chances)[t] / math.log(2)
+    rounds = bits.mean(1)
+    shares = [
+        (int(s[0]) + 2, int(s[-1]) + 2, float((bits * ((t >= s[0]) & (t <= s[-1]))).mean()))
+        for s in torch.arange(len(terms)).tensor_split(min(STRETCHES, len(terms)))
+    ]
+    return Estimate(float(rounds.mean()), float(rounds.std()) / math.sqrt(ROUNDS)), shares
+
+
+def _in_turn(count: int, size: int, draw: torch.Generator) -> Tensor:
+    """`size` of `count` indices: all of them once in a random order, then all of them once again."""
+    return torch.cat([torch.randperm(count, generator=draw) for _ in range(-(-size // count))])[:size]

@@ -1,0 +1,73 @@
+"""Images from anywhere else, such as another project's samples, measured like this study's own."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt, StringConstraints
+from torch import Tensor
+
+from pipeline.common.errors import StudyError
+from pipeline.common.randomness import generator
+from pipeline.common.rows import Row
+from pipeline.data.dataset import Data, described, load, to_hash
+from pipeline.evaluation.sweep import AGREEMENT_SAMPLES, Cell
+from pipeline.metrics.extractors.extractor import Extractor
+from pipeline.metrics.measurement import SHOWN_IMAGES, measure
+from pipeline.metrics.reference import Reference
+
+MOST_REPETITIONS = 3
+
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")]  # as it stands in figures
+
+
+class ImageSet(Row):
+    """A folder or .zip of generated images, what they cost where that is known, and a name for the figures."""
+
+    source: Annotated[str, Field(min_length=1)]
+    nfe: PositiveInt | None = None
+    method: Label | None = None
+
+
+def measure_set(
+    row: ImageSet,
+    place: str,
+    shape: tuple[int, ...],
+    samples: int,
+    extractor: Extractor,
+    reference: Reference,
+) -> list[Cell]:
+    """Measure a set: one cell for every `samples` images, three at most, each of other images in a random order.
+
+    place: where the row was written, for errors; shape (C, H, W): of the study's images. Raises StudyError where the
+    images are of another, or are too few, and where the study's data are points.
+    """
+    if len(shape) == 1:
+        raise StudyError(f"{place}: a set holds images, and the study's data are {described(shape)}; leave it out")
+    images = load(Data(source=row.source, labels=False), place).images
+    if tuple(images.shape[1:]) != shape:
+        own, theirs = (_described(s) for s in (shape, tuple(images.shape[1:])))
+        raise StudyError(f"{row.source}: images are {theirs}, and the study's are {own}; convert them")
+    if len(images) < samples:
+        raise StudyError(
+            f"{row.source}: {len(images)} images, and the study measures {samples} at a time; add images, "
+            "or lower `samples` of the curves"
+        )
+    order = torch.randperm(len(images), generator=generator("image set", 0))
+    cells = []
+    for index, part in enumerate(order.split(samples)[:MOST_REPETITIONS]):
+        if len(part) == samples:
+            cells.append(_cell(row, images[part], index, extractor, reference))
+    return cells
+
+
+def _cell(row: ImageSet, images: Tensor, index: int, extractor: Extractor, reference: Reference) -> Cell:
+    found = measure([images], len(images), extractor, reference, SHOWN_IMAGES)
+    features = found.features[: 0 if index else AGREEMENT_SAMPLES].cpu()
+    return Cell(0, index, 0, row.nfe or 0, len(images), to_hash(images), found.metrics, found.images, features)
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    if len(shape) == 1:
+        return described(shape)
+    return f"{'grey' if shape[0] == 1 else 'in colour'}, {shape[2]} x {shape[1]}"

@@ -1,0 +1,108 @@
+"""P_mean and P_std for a data set, proposed from where a brief training learns."""
+
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from pipeline.common import processes as distributed
+from pipeline.common.devices import default_device, exact_device, to_device
+from pipeline.common.threads import in_turns, side_by_side
+from pipeline.data.dataset import to_range
+from pipeline.diffusion.denoiser import Denoiser
+from pipeline.evaluation.losses import error_at, evenly_spread, noise_levels
+from pipeline.training.loop import train
+from pipeline.training.row import Model
+
+BRIEF_IMAGES = (10_000, 20_000)  # how long the two trainings are that are compared
+SEED = 0
+WIDE = {
+    "noise": "lognormal",
+    "P_mean": -1.0,
+    "P_std": 1.9,
+}  # the noise of the brief trainings: something of every level
+OBJECTIVE = ("weighting", "gamma", "k", "bias", "draws", "pairs", "augment", "flip", "labels", "teacher")
+BESIDE = ("compile", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")
+PLAIN = (*OBJECTIVE, *BESIDE)  # keys whose defaults the brief trainings have
+IMAGES = 1024  # that errors are measured on
+STEP = 0.05  # what proposals are rounded to, which is about how well they are known
+
+
+@dataclass(frozen=True)
+class Normal:
+    """ln sigma ~ N(P_mean, P_std^2)."""
+
+    P_mean: float
+    P_std: float
+
+
+def fit(sigmas: Tensor, short: Tensor, long: Tensor, sigma_data: float) -> Normal | None:
+    """The normal distribution over ln sigma that has the moments of what training longer gained at each sigma (S,).
+
+    short, long: the mean squared error of D after a shorter and a longer training, (S,), at evenly spaced ln sigma.
+    What counts is the error of the sample in the end: in dz / d ln sigma = z - D an error of D counts alike at every ln
+    sigma, and what moves z at sigma moves the sample by sigma_data / sqrt(sigma^2 + sigma_data^2) of it (for Gaussian
+    data, whose trajectories have z proportional to the inverse of that). None where nothing was gained.
+    """
+    gained = (short - long).clamp(min=0) * sigma_data**2 / (sigmas**2 + sigma_data**2)
+    if not float(gained.sum()) > 0:
+        return None
+    shares = gained / gained.sum()
+    mean = float((shares * sigmas.log()).sum())
+    std = float((shares * (sigmas.log() - mean) ** 2).sum().sqrt())
+    return Normal(round(round(mean / STEP) * STEP, 2), round(max(round(std / STEP), 1) * STEP, 2))
+
+
+def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
+    """The mean squared error of D at each of noise_levels(), (S,)."""
+    device = exact_device(default_device())
+    x0 = to_device(to_range(evenly_spread(images, IMAGES)), device)
+    denoiser.to(device)
+    with torch.no_grad():
+        return torch.stack([error_at(denoiser, x0, sigma) for sigma in noise_levels()]).double()
+
+
+def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | None = None) -> Normal | None:
+    """Train a row's network briefly on all noise levels, and fit P_mean and P_std to where it learns.
+
+    None where it learns nothing. spec: what builds the row's denoiser; images (N, C, H, W), uint8.
+    """
+    wide = Model(**row.model_dump(exclude={*PLAIN}) | WIDE)
+    rows = [wide.model_copy(update={"images": count}) for count in BRIEF_IMAGES]
+    workers = distributed.workers_on(default_device()) if workers is None else workers
+    trained = in_turns([train(brief, spec, images, SEED) for brief in rows], workers)
+    short, long = side_by_side([partial(errors, brief.denoiser, images) for brief in trained], workers)
+    return fit(noise_levels(), short.cpu(), long.cpu(), spec["sigma_data"])
+
+
+def summary(name: str, row: Model, found: Normal | None) -> dict[str, Any]:
+    """What the report says of a proposal for the row `name`; its `row` can be pasted into params.yaml."""
+    published = Model()
+    keys = [field.name for field in fields(Normal)]
+    return {
+        "model": name,
+        "images": list(BRIEF_IMAGES),
+        **{key: found and getattr(found, key) for key in keys},
+        "published": {key: getattr(published, key) for key in keys},
+        "row": found and row_text(name, row, found),
+    }
+
+
+def row_text(name: str, row: Model, found: Normal) -> str:
+    """The proposal as a line of params.yaml."""
+    noise = {} if row.noise == "lognormal" else {"noise": "lognormal"}
+    written = {"base": name} | noise | asdict(found)
+    return (
+        f"{name[:50]}_proposed: {yaml.safe_dump(written, default_flow_style=True, sort_keys=False, width=1000).strip()}"
+    )
+
+
+def file_text(name: str, row: Model, found: Normal | None) -> str:
+    """The proposal as a file: a row of params.yaml, ready to be adopted."""
+    if not found:
+        return f"# Brief trainings of {name} on this data learned nothing, so nothing is proposed.\nmodels: {{}}\n"
+    comment = "# Where a brief training on this data learns. To adopt it, copy the row."
+    return f"{comment}\nmodels:\n  {row_text(name, row, found)}\n"

@@ -1,0 +1,94 @@
+"""Solutions of the probability-flow ODE in a schedule's own coordinates, and how much they bend there."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.diffusion.exact import solution
+from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
+from pipeline.sampling.ode import Path
+
+EQUAL_STEPS, EQUAL_RATIOS = 128, 256  # of t and of sigma, at which a solution is looked at
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Course:
+    """x = s z along t, from noise to data: t (K,), descending, x and dx/dt (K, N, d)."""
+
+    t: Tensor
+    x: Tensor
+    slope: Tensor
+
+
+@dataclass(frozen=True)
+class Bend:
+    """How much courses bend: 0 in all three where they are straight and run at one speed. Means over courses.
+
+    curvature: (int |d^2x/dt^2|^(1/2) dt)^2 / 2. A step h of Euler's method makes an error of h^2 / 2 |d^2x/dt^2|
+    (Karras et al. 2022, arXiv 2206.00364, sec. 3), so that on the grid of N steps that share their errors equally,
+    these add up to curvature / N: what a schedule costs where its grid is the best one.
+    straightness: int_0^1 |dx/du - (x(1) - x(0))|^2 du, over the number of dimensions, with u the share of the time that
+    has passed (Liu et al. 2022, arXiv 2209.03003, sec. 2.2): what Euler's method meets in equal steps of t.
+    turning: the angle by which the direction in space turns along the way in all, in degrees.
+    """
+
+    curvature: float
+    straightness: float
+    turning: float
+
+
+def courses(
+    denoiser: DenoiserFunction, noise: Tensor, pairs: Iterable[tuple[str, str]], sigma_min: float, sigma_max: float
+) -> dict[tuple[str, str], Course]:
+    """The solutions from sigma_max * noise, (N, d), to sigma_min, by schedule and scaling.
+
+    All are one solution of the ODE in z, which is solved once: a schedule and a scaling say where it is when.
+    """
+    paths = {
+        (schedule, scaling): Path(denoiser, SCHEDULES[schedule](sigma_min, sigma_max), SCALINGS[scaling])
+        for schedule, scaling in pairs
+    }
+    ratios = torch.linspace(0, 1, EQUAL_RATIOS + 1, dtype=torch.float64)
+    shared = (sigma_max * (sigma_min / sigma_max) ** ratios)[1:-1].tolist()
+    own = {pair: _levels(path, sigma_min, sigma_max, shared) for pair, path in paths.items()}
+    every = sorted({sigma for levels in own.values() for sigma in levels}, reverse=True)
+    place = {sigma: i for i, sigma in enumerate(every)}
+    z = solution(denoiser, noise.double() * sigma_max, every, TOLERANCE)
+    return {pair: _course(paths[pair], levels, z[[place[s] for s in levels]]) for pair, levels in own.items()}
+
+
+def _levels(path: Path, sigma_min: float, sigma_max: float, shared: list[float]) -> list[float]:
+    """Noise levels in equal steps of t and those that all share, descending; they end as they are given."""
+    times = torch.linspace(path.t(sigma_max), path.t(sigma_min), EQUAL_STEPS + 1, dtype=torch.float64)[1:-1]
+    between = {path.sigma(t) for t in times.tolist()} | set(shared)
+    return [sigma_max, *sorted((s for s in between if sigma_min < s < sigma_max), reverse=True), sigma_min]
+
+
+def _course(path: Path, levels: list[float], z: Tensor) -> Course:
+    t = torch.tensor([path.t(sigma) for sigma in levels], dtype=torch.float64)
+    scales = torch.tensor([path.s(sigma) for sigma in levels], dtype=torch.float64)
+    slopes = [path.slope(own, sigma, float(time)) for own, sigma, time in zip(z, levels, t, strict=True)]
+    return Course(t, scales[:, None, None] * z, torch.stack(slopes))
+
+
+def bend(course: Course) -> Bend:
+    """How much courses bend, by the trapezoidal rule between the times at which they are known."""
+    begin, end = course.t[0], course.t[-1]
+    way = course.x[-1] - course.x[0]
+    rate = (course.slope * (end - begin) - way).square().mean(2)
+    changes = (course.slope.diff(dim=0).norm(dim=2) * course.t.diff().abs()[:, None]).sqrt().sum(0)
+    return Bend(
+        float(changes.square().mean() / 2),
+        float(torch.trapezoid(rate, (course.t - begin) / (end - begin), dim=0).mean()),
+        float(_angles(course.slope[:-1], course.slope[1:]).sum(0).mean().rad2deg()),
+    )
+
+
+def _angles(one: Tensor, other: Tensor) -> Tensor:
+    """The angles between vectors (..., d), in radians, without the cosine's loss of digits near 0 (Kahan)."""
+    one, other = (v / v.norm(dim=-1, keepdim=True) for v in (one, other))
+    return 2 * torch.atan2((one - other).norm(dim=-1), (one + other).norm(dim=-1))

@@ -1,0 +1,140 @@
+"""The same features through torchmetrics and torch-fidelity: whether they find what this study says."""
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.common.errors import StudyError
+from pipeline.common.files import read_json
+from pipeline.metrics.frechet import PRECISION_NEIGHBOURS, frechet_distance, kernel_distance, neighbour_metrics
+from pipeline.metrics.reference import Reference
+
+TOLERANCE = 1e-4  # relative
+ROUNDING = 1e-9  # of the covariances' traces, or of 1: below that, a number is 0 to rounding
+
+Values = dict[str, float]
+
+
+def ours(x: Tensor, reference: Reference) -> Values:
+    """Of generated features (n, d): `fd` against all real images, `precision` and `recall` at equal counts."""
+    count = min(len(x), len(reference.features))
+    found = neighbour_metrics(x[:count], reference.features[:count])
+    return {
+        "fd": frechet_distance(x, reference.moments),
+        "precision": found["precision"].value,
+        "recall": found["recall"].value,
+    }
+
+
+def by_torch_fidelity(x: Tensor, y: Tensor) -> Values:
+    """torch-fidelity's FID, KID and PRC of generated features (n, d) against real ones (m, d), without its caches.
+
+    Its KID draws subsets: one subset of all samples is the full U-statistic at equal counts.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    count = min(len(x), len(y))
+    fid = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), verbose=False)
+    kid = kid_features_to_metric(x[:count], y[:count], kid_subsets=1, kid_subset_size=count, verbose=False)
+    prc = prc_features_to_metric(
+        x[:count], y[:count], prc_neighborhood=PRECISION_NEIGHBOURS, save_cpu_ram=True, verbose=False
+    )
+    return {
+        "fd": fid[KEY_METRIC_FID],
+        "kd": kid[KEY_METRIC_KID_MEAN],
+        "precision": prc[KEY_METRIC_PRECISION],
+        "recall": prc[KEY_METRIC_RECALL],
+    }
+
+
+class _Given(nn.Module):
+    """In a library's place for an extractor: features are what comes in."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.num_features = dimensions
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def by_torchmetrics(x: Tensor, y: Tensor) -> Values:
+    """torchmetrics' FID and KID of generated features (n, d) against real ones (m, d)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    count, given = min(len(x), len(y)), _Given(x.shape[1]).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all extracted features")
+        fid = FrechetInceptionDistance(feature=given)
+        kid = KernelInceptionDistance(feature=given, subsets=1, subset_size=count)
+    for metric, own, real in ((fid, x, y), (kid, x[:count], y[:count])):
+        metric.update(real, real=True)
+        metric.update(own, real=False)
+    with torch.random.fork_rng(devices=[]):  # its subset is of all samples in random order, which rounds otherwise
+        torch.manual_seed(0)
+        return {"fd": float(fid.compute()), "kd": float(kid.compute()[0])}
+
+
+LIBRARIES: dict[str, Callable[[Tensor, Tensor], Values]] = {
+    "torch-fidelity": by_torch_fidelity,
+    "torchmetrics": by_torchmetrics,
+}
+
+
+def compare(features: Tensor, own: Values, reference: Reference) -> list[dict[str, Any]]:
+    """Both libraries' values beside ours: [{library, metric, ours, theirs, difference}], the difference relative.
+
+    features (n, d): of one cell; own: what the study says of them, to which the kernel distance at equal counts is
+    added, the only one that the libraries have.
+    """
+    x, y = features.double(), reference.features.double()
+    count = min(len(x), len(y))
+    own = own | {"kd": kernel_distance(x[:count], y[:count]).value}
+    rows = []
+    for library, measured in LIBRARIES.items():
+        for metric, theirs in measured(x, y).items():
+            least = ROUNDING * (float(reference.moments.covariance.trace()) if metric == "fd" else 1.0)
+            difference = abs(own[metric] - theirs) / max(abs(own[metric]), abs(theirs), least)
+            rows.append(
+                {"library": library, "metric": metric, "ours": own[metric], "theirs": theirs, "difference": difference}
+            )
+    return rows
+
+
+def compare_curve(folder: Path, reference: Reference) -> list[dict[str, Any]]:
+    """`compare` for the cell of a curve whose features were kept, nothing where that cell failed.
+
+    Raises StudyError where the libraries disagree.
+    """
+    path = folder / "features.safetensors"
+    cells = read_json(folder / "results.json")["cells"]
+    try:
+        features = load_file(path)["features"]
+        if not len(features):
+            if any(cell.get("failed") for cell in cells):
+                return []
+            raise ValueError("no features, though no cell failed")
+        with safetensors.safe_open(path, "pt") as file:
+            cell = cells[int(file.metadata()["cell"])]
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise StudyError(f"{path}: broken or missing ({error}); `dvc repro` makes it") from None
+    whole = len(features) == cell["samples"]
+    reported = {m["metric"]: m["value"] for m in cell["metrics"] if m["metric"] in ("fd", "precision", "recall")}
+    rows = compare(features, reported if whole else ours(features, reference), reference)
+    for row in rows:
+        if not row["difference"] <= TOLERANCE or not math.isfinite(row["theirs"]):
+            raise StudyError(
+                f"{folder.name}: {row['library']} finds {row['metric']} = {row['theirs']:.8g} where this study says "
+                f"{row['ours']:.8g}, {row['difference']:.1e} apart (at most {TOLERANCE:.0e}); one of them is wrong"
+            )
+    return rows

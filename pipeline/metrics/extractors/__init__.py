@@ -1,0 +1,1 @@
+"""Feature extractors: built-in, trained by the study, or supplied by the user."""

@@ -1,0 +1,109 @@
+"""One pass over generated images or points: features, moments by block, and every metric; no image is written."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import count as numbers
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.common import processes as distributed
+from pipeline.common.errors import StudyError
+from pipeline.common.machine import libraries
+from pipeline.metrics.extractors.extractor import Extracted, Extractor
+from pipeline.metrics.frechet import BlockMoments
+from pipeline.metrics.reference import Reference
+
+SHOWN_IMAGES, SHOWN_POINTS = 16, 1024  # kept of each set of samples, for the report
+CHUNK = 1024  # images a step: a fixed number, so that sums round alike however the images come
+
+
+@dataclass(frozen=True)
+class Measured:
+    """[{metric, value, se}], the first images (uint8) or points (float32) and all features (n, d) of one set."""
+
+    metrics: list[dict[str, Any]]
+    images: Tensor
+    features: Tensor
+
+
+def measured_with(extractor: Extractor, reference: Reference, count: int) -> dict[str, Any]:
+    """What results must share to be compared: extractor, reference and split, counts, rounding, versions, device."""
+    points = extractor.of_points
+    real = f"{len(reference.features)} {'points' if points else 'images'}"
+    return {
+        "extractor": extractor.name,
+        "extractor_hash": extractor.hash,
+        "preprocessing": extractor.preprocessing,
+        "reference_hash": reference.hash,
+        "reference_split": f"all {real} of the data set, which the models were trained on",
+        "samples": count,
+        "rounding": "32-bit floats" if points else "8 bits",
+        "libraries": libraries() | ({"pot": version("pot")} if points else {}),
+        "device": reference.features.device.type,
+    }
+
+
+def _chunks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    held: list[Tensor] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(map(len, held)) >= CHUNK:
+            joined = torch.cat(held)
+            yield joined[:CHUNK]
+            held = [joined[CHUNK:]]
+    if any(map(len, held)):
+        yield torch.cat(held)
+
+
+def measure(
+    batches: Iterable[Tensor], count: int, extractor: Extractor, reference: Reference, shown: int = 0
+) -> Measured:
+    """Measure `count` images that come in batches (n, C, H, W), uint8, or points (n, 2), float32, of any size.
+
+    The first `shown` of them are kept. Features and sums stay on the device that the extractor is on. Raises StudyError
+    where all images are equal (a collapsed generator), where there are too few, or where features are not finite.
+    """
+    blocks = BlockMoments(count, reference.moments.mean)
+    extracted: list[Extracted] = []
+    kept: list[Tensor] = []
+    first, varied, seen = None, False, 0
+    for number, images in enumerate(_chunks(batches)):
+        first = images[:1] if first is None else first
+        varied = varied or bool((images != first).any())
+        seen += len(images)
+        kept.append(images[: max(shown - sum(map(len, kept)), 0)])
+        if number % distributed.processes() == distributed.rank():
+            extracted.append(extractor(images))
+    if seen != count:
+        raise StudyError(f"{seen} images came where {count} were to be measured")
+    if not varied:
+        raise StudyError(f"all {count} images are equal: the generator has collapsed, and there is nothing to measure")
+    parts = _all_of(extracted, reference.features.device)
+    for part in parts:
+        blocks.add(part.features)
+    features = torch.cat([part.features for part in parts])
+    logits = [part.logits for part in parts if part.logits is not None]
+    found_metrics = reference.estimates(features, blocks, torch.cat(logits) if logits else None)
+    metrics = [{"metric": name, "value": e.value, "se": e.se} for name, e in found_metrics.items()]
+    return Measured(metrics, torch.cat(kept).cpu(), features)
+
+
+def _all_of(own: list[Extracted], device: torch.device) -> list[Extracted]:
+    """What all processes of a job have extracted, each of every so many-th chunk, in the order of the chunks, on the
+    device. So sums are made in one order, and round alike, however many processes there are."""
+    if distributed.processes() == 1:
+        return [part.on(device) for part in own]
+    features = {f"features/{i}": part.features for i, part in enumerate(own)}
+    logits = {f"logits/{i}": part.logits for i, part in enumerate(own) if part.logits is not None}
+    told = [load(each) for each in distributed.exchange(save({k: v.cpu() for k, v in (features | logits).items()}))]
+    found: list[Extracted] = []
+    for number in numbers():
+        tensors, index = told[number % len(told)], number // len(told)
+        if f"features/{index}" not in tensors:
+            return found
+        found.append(Extracted(tensors[f"features/{index}"], tensors.get(f"logits/{index}")).on(device))
+    return found

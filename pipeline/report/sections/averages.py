@@ -1,0 +1,162 @@
+"""The report's section on averages of the weights: the score against their length."""
+
+import json
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.diffusion.averages import HalfLife, Power, Profile, profiles, response, synthesis_of
+from pipeline.report.figures import scale_figure
+from pipeline.report.page import Markdown, bold, code, table
+from pipeline.report.results import difference
+from pipeline.report.sections.factorial import low_and_high
+from pipeline.report.study import APART, Report, number, percent, plain, told
+from pipeline.training.row import Model
+
+KEYS = ("ema_halflife_images", "ema_sigma_rel")
+OWN = (*KEYS, *APART)  # not shared by a family
+LEAST_LENGTHS = 3
+SMALL_ERROR = 0.001
+
+
+class Member(NamedTuple):
+    """A curve by its average: the profile, its length relative to the training, and how far off it is.
+
+    error: of an average that was synthesised, None of one that was tracked; main: whether it is the model's own.
+    """
+
+    curve: str
+    profile: Profile
+    length: float
+    error: float | None
+    main: bool
+
+
+def families(report: Report) -> dict[str, list[Member]]:
+    """Curves that differ in the average of the weights alone, by model, the shortest average first.
+
+    Of curves that do not even differ in that, the first counts.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, row in report.curves.items():
+        rest = json.dumps({key: value for key, value in row.items() if key not in OWN}, sort_keys=True)
+        found.setdefault((row["model"], rest), []).append(name)
+    lines: dict[str, list[Member]] = {}
+    for (model, _), names in found.items():
+        if len(names) < LEAST_LENGTHS:
+            continue
+        distinct = {member.profile: member for member in [_member(report, name) for name in reversed(names)]}
+        if len(distinct) >= LEAST_LENGTHS:
+            label = model if model not in lines else f"{model}, sampled as {names[0]}"
+            lines[label] = sorted(distinct.values(), key=lambda member: member.length)
+    return lines
+
+
+@cache
+def relative_length(profile: Profile, steps: int, batch: int) -> float:
+    """The standard deviation of the step that an average's weights come from, over the training's length (EDM2)."""
+    weights = response(profile, steps, batch)
+    step = torch.arange(len(weights), dtype=torch.float64)
+    mean = (weights * step).sum()
+    return float((weights * (step - mean).square()).sum().sqrt()) / steps
+
+
+def section(report: Report) -> dict[str, Any] | None:
+    """All that the template shows of averages; draws the figure. None where no model has lengths enough."""
+    found = families(report)
+    budgets = report.common_budgets([m.curve for members in found.values() for m in members]) if found else []
+    if not budgets:
+        return None
+    compared = low_and_high(budgets)
+    panels = {f"budget {b}": lines for b in compared if (lines := _points(report, found, b))}
+    if not panels:
+        return None
+    xlabel = "length of the average, relative to the training"
+    scale_figure(report.figures / "ema_length.png", panels, xlabel, report.score, report.score_floor, log=True)
+    return {
+        "figure": "ema_length.png",
+        "table": _table(report, found, compared),
+        "findings": [text for label, members in found.items() if (text := finding(report, label, members))],
+    }
+
+
+def finding(report: Report, label: str, members: list[Member]) -> str:
+    """Which length has the lowest score at the largest budget, against the model's own average.
+
+    Nothing where the model's own has no result, or no other has.
+    """
+    budgets = report.common_budgets([m.curve for m in members])
+    having = [m for m in members if budgets and report.having([m.curve], budgets[-1])]
+    main = [m for m in having if m.main]
+    if not main or len(having) < 2:
+        return ""
+    best = min(having, key=lambda m: report.estimate(m.curve, budgets[-1]).mean)
+    start = f"Averages of the weights of {label}, at a budget of {budgets[-1]}: "
+    if best.main:
+        return start + f"none tried scores lower than the model's own ({_called(report, best.profile)})."
+    change = difference(*(report.cells(m.curve, budgets[-1]) for m in (best, main[0])))
+    compared = told(change, "the model's own")
+    return start + (
+        f"the {_called(report, best.profile)}, of relative length {number(best.length)}, has the lowest mean "
+        f"{report.score}, {compared}."
+    )
+
+
+def model_of(report: Report, name: str) -> Model:
+    """A model's row."""
+    return Model(**{key: value for key, value in report.models[name].items() if key in Model.model_fields})
+
+
+def _member(report: Report, name: str) -> Member:
+    row = report.curves[name]
+    model = model_of(report, row["model"])
+    main, *others = profiles(model)
+    profile: Profile = main
+    if row["ema_halflife_images"]:
+        profile = HalfLife(row["ema_halflife_images"], model.ema_ramp_up)
+    elif row["ema_sigma_rel"]:
+        profile = Power(row["ema_sigma_rel"])
+    error = None if profile in (main, *others) else synthesis_of(model, profile).error
+    return Member(name, profile, relative_length(profile, model.steps, model.batch), error, profile == main)
+
+
+def _called(report: Report, profile: Profile) -> str:
+    if isinstance(profile, HalfLife):
+        return f"half-life of {profile.images} {report.things}"
+    return f"power function of sigma_rel {plain(profile.sigma_rel)}"
+
+
+def _points(report: Report, found: dict[str, list[Member]], budget: int) -> dict[str, dict[float, Any]]:
+    """label -> {relative length: interval} at a budget, power functions and half-lives apart."""
+    lines: dict[str, dict[float, Any]] = {}
+    for label, members in found.items():
+        for member in members:
+            if report.having([member.curve], budget):
+                kind = "half-lives" if isinstance(member.profile, HalfLife) else "power functions"
+                lines.setdefault(f"{label}, {kind}", {})[member.length] = report.estimate(member.curve, budget)
+    return lines
+
+
+def _table(report: Report, found: dict[str, list[Member]], budgets: list[int]) -> Markdown:
+    """A line an average: its length, where it is from, the score at each budget, its difference from the main one's."""
+    lines, high = [], budgets[-1]
+    for label, members in found.items():
+        main = next((m.curve for m in members if m.main), "")
+        for member in members:
+            scores = [report.stated_at(member.curve, budget) for budget in budgets]
+            both = main and main != member.curve and len(report.having([main, member.curve], high)) == 2
+            change = report.compared(member.curve, main, high) if both else ""
+            called = _called(report, member.profile)
+            shown = bold(called) if member.main else called
+            lines.append(
+                [label, code(member.curve), shown, number(member.length), _origin(member.error), *scores, change]
+            )
+    header = ["model", "curve", "average", "relative length", "origin", *(f"budget {b}" for b in budgets)]
+    return table([*header, f"minus the model's own, budget {high}"], lines)
+
+
+def _origin(error: float | None) -> str:
+    if error is None:
+        return "tracked"
+    return f"synthesised, {percent(error) if error >= SMALL_ERROR else f'less than {percent(SMALL_ERROR)}'} off"

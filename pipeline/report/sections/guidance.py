@@ -1,0 +1,287 @@
+"""The report's section on guidance: the score against its scale, and precision against recall."""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import seaborn as sns
+from matplotlib import pyplot as plt
+
+from pipeline.diffusion.averages import snapshot_steps
+from pipeline.metrics.measurement import SHOWN_IMAGES
+from pipeline.report.figures import _save, frontier_figure, scale_figure, tile
+from pipeline.report.figures import plain as drawn_text
+from pipeline.report.page import Markdown, bold, code, table
+from pipeline.report.results import difference
+from pipeline.report.sections.averages import model_of
+from pipeline.report.sections.factorial import low_and_high
+from pipeline.report.sections.parts import shown_samples
+from pipeline.report.study import APART, Report, listed, number, percent, plain, told
+from pipeline.sampling.guidance import GUIDES, sample_labels
+from pipeline.sampling.row import sampler_of
+
+KEYS = ("guide", "guide_images", "guidance_min", "guidance_max")  # of a guide, beside its scale
+OWN = ("guidance", *KEYS, *APART)  # not shared by a family
+LEAST_SCALES = 3  # the unguided curve's among them
+TRADED = ("precision", "recall")
+
+
+class Family(NamedTuple):
+    """Curves of a model that differ in a guide's scale alone: scale -> curve, ascending; `unguided` is one of them."""
+
+    model: str
+    guide: str
+    curves: dict[float, str]
+    unguided: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.model}, {self.guide}"
+
+
+def families(report: Report) -> list[Family]:
+    """Every set of LEAST_SCALES curves or more that one guide makes of one model by one sampler.
+
+    The curve without guidance belongs to the families of all guides. Of curves that differ in nothing the first counts.
+    """
+    unguided: dict[str, str] = {}
+    found: dict[tuple[str, str], dict[float, str]] = {}
+    for name, row in report.curves.items():
+        rest = _rest(report, name)
+        if row["guidance"] == GUIDES[row["guide"]].idle:
+            unguided.setdefault(rest, name)
+        else:
+            guide = json.dumps([row[key] for key in KEYS])
+            found.setdefault((rest, guide), {}).setdefault(row["guidance"], name)
+    result: list[Family] = []
+    for (rest, _), guided in found.items():
+        if rest in unguided and len(guided) + 1 >= LEAST_SCALES:
+            first = next(iter(guided.values()))
+            row = report.curves[first]
+            idle = GUIDES[row["guide"]].idle
+            curves = dict(sorted((guided | {idle: unguided[rest]}).items()))
+            family = Family(row["model"], _guide(report, row), curves, idle)
+            again = family.label in [other.label for other in result]
+            result.append(family._replace(guide=f"{family.guide}, sampled as {first}") if again else family)
+    return result
+
+
+def section(report: Report) -> dict[str, Any] | None:
+    """All that the template shows of guidance; draws the figures. None where no guide has scales enough."""
+    found = families(report)
+    budgets = report.common_budgets([name for family in found for name in family.curves.values()]) if found else []
+    if not budgets:
+        return None
+    compared, high = low_and_high(budgets), budgets[-1]
+    scales = {f"budget {b}": lines for b in compared if (lines := _points(report, found, b))}
+    if not scales:
+        return None
+    scale_figure(
+        report.figures / "guidance_scale.png", scales, "guidance scale", report.score, report.score_floor, log=False
+    )
+    return {
+        "scale_figure": "guidance_scale.png",
+        "frontier_figure": _frontier(report, found, high),
+        "budget": high,
+        "table": _table(report, found, compared),
+        "classifiers": _classifiers(report, found),
+        "samples_figure": _samples(report, found, high),
+        "told": _told(report, found),
+        "findings": [text for family in found if (text := finding(report, family))],
+    }
+
+
+def _samples(report: Report, found: list[Family], budget: int) -> str:
+    """Draw samples at a budget, a row a guide: without guidance, at a middle scale and at the largest."""
+    rows = {}
+    for family in found:
+        shown = _shown(report, family, budget)
+        guided = [scale for scale in shown if scale > family.unguided]
+        scales = list(dict.fromkeys([*guided[len(guided) // 2 :][:1], *guided[-1:]]))
+        if family.unguided in shown and scales:
+            rows[family.label] = {w: _kept(report, shown[w], budget) for w in (family.unguided, *scales)}
+    if not rows or report.of_points:
+        return ""
+    sns.set_theme(style="white", context="notebook")
+    columns = max(len(row) for row in rows.values())
+    size = (2.6 * columns + 0.6, 2.5 * len(rows))
+    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (label, row) in zip(grid, rows.items(), strict=True):
+        for axes in line[len(row) :]:
+            axes.set_axis_off()
+        for axes, (scale, images) in zip(line, row.items(), strict=False):
+            picture = tile(images)
+            axes.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"scale {scale:g}", fontsize=9)
+            sns.despine(ax=axes, left=True, bottom=True)
+        line[0].set_ylabel(drawn_text(label).replace(", ", ",\n", 1).replace(" from ", "\nfrom "), fontsize=8)
+    path = report.figures / "samples_guided.png"
+    _save(figure, path)
+    return path.name
+
+
+def _kept(report: Report, name: str, budget: int) -> np.ndarray:
+    """The images shown of a curve that has a result at a budget."""
+    own = report.results[report.results.curve == name]
+    steps = int(own[own.nfe <= report.nfe(name, budget)].steps.max())
+    return shown_samples(report, name, steps)
+
+
+def _told(report: Report, found: list[Family]) -> str:
+    """The classes of the samples that are shown, where there are names for them."""
+    counts = report.data.get("class_counts")
+    if not counts or report.of_points:
+        return ""
+    seed = report.curves[found[0].curves[found[0].unguided]]["seeds"][0][1]
+    labels = sample_labels(seed, range(SHOWN_IMAGES), list(counts.values()))
+    return ", ".join(report.data["classes"][k] for k in labels.tolist())
+
+
+def _classifiers(report: Report, found: list[Family]) -> list[str]:
+    """How well the classifiers that guide tell noised data, by sigma."""
+    names = [name for family in found for name in family.curves.values()]
+    guiding = [report.curves[name]["model"] for name in names if report.curves[name]["guide"] == "classifier"]
+    return [
+        f"Of {report.things} that it learned from, with new noise, the classifier beside {model} tells the right class "
+        f"of {shares}."
+        for model in dict.fromkeys(guiding)
+        if (shares := listed([f"{percent(a)} at sigma {s}" for s, a in _accuracy(report, model).items()]))
+    ]
+
+
+def _accuracy(report: Report, model: str) -> dict[str, float]:
+    found: dict[str, float] = report.training[model]["classifier_accuracy"]
+    return found
+
+
+def finding(report: Report, family: Family) -> str:
+    """What the best scale of a guide does to the score, and all of them to precision and recall, at its largest budget.
+
+    Nothing where there is no result without guidance, or none with it.
+    """
+    budgets = report.common_budgets(list(family.curves.values()))
+    having = {w: n for w, n in family.curves.items() if budgets and report.having([n], budgets[-1])}
+    if family.unguided not in having or len(having) < 2:
+        return ""
+    budget, base = budgets[-1], having[family.unguided]
+    best = min(having, key=lambda w: report.estimate(having[w], budget).mean)
+    if best == family.unguided:
+        said = f"no scale tried scores lower than {base} without guidance"
+    else:
+        change = difference(report.cells(having[best], budget), report.cells(base, budget))
+        said = f"scale {plain(best)} has the lowest mean {report.score}, {told(change, 'no guidance')}"
+    lost = [plain(scale) for scale in family.curves if scale not in having]
+    without = [f"there is no result at scale {listed(lost)}"] if lost else []
+    parts = [said, *_traded(report, having, budget), *without]
+    return f"Guidance of {family.model} ({family.guide}), at a budget of {budget}: {'; '.join(parts)}."
+
+
+def _traded(report: Report, having: dict[float, str], budget: int) -> list[str]:
+    """Precision and recall at the smallest and the largest scale."""
+    low, high = min(having), max(having)
+    texts = []
+    for metric in _measured(report):
+        one, two = (report.estimate(having[w], budget, metric).mean for w in (low, high))
+        texts.append(f"{metric} goes from {number(one)} to {number(two)}")
+    return [f"from scale {plain(low)} to scale {plain(high)}, {listed(texts)}"] if texts else []
+
+
+def _measured(report: Report) -> list[str]:
+    return [metric for metric in TRADED if metric in report.metrics]
+
+
+def _rest(report: Report, name: str) -> str:
+    """All of a curve but its guidance. A classifier guides what the model answers without a label."""
+    row = report.curves[name]
+    rest = {key: value for key, value in row.items() if key not in OWN}
+    if row["guide"] == "classifier" and report.models[row["model"]]["labels"] != "none":
+        rest["labels"] = "none"
+    return json.dumps(rest, sort_keys=True)
+
+
+def _guide(report: Report, row: dict[str, Any]) -> str:
+    """What a guide is called."""
+    parts = [row["guide"]]
+    if row["guide"] == "snapshot":
+        model = model_of(report, row["model"])
+        images = row["guide_images"] or snapshot_steps(model)[0] * model.batch
+        parts.append(f"after {images} {report.things}")
+    if row["guidance_min"] or row["guidance_max"]:
+        high = plain(row["guidance_max"]) if row["guidance_max"] else "infinity"
+        parts.append(f"from sigma {plain(row['guidance_min'])} to {high}")
+    return " ".join(parts)
+
+
+def _acts(report: Report, name: str, budget: int) -> bool:
+    """Whether a curve is guided anywhere at a budget: no noise level of its few steps may lie in the guide's interval.
+
+    So may none in the first steps of an adaptive solver, which are all that is known of them.
+    """
+    sampler = sampler_of(report.curves[name])
+    guidance, steps = sampler.build_guidance(), sampler.steps(budget)
+    if guidance.idle or not guidance.limited or sampler.build_solver().adaptive:
+        return not guidance.idle
+    return sampler.evaluations(steps) > sampler.build_solver().evaluations(steps)
+
+
+def _shown(report: Report, family: Family, budget: int) -> dict[float, str]:
+    """scale -> curve, of those that have a result at a budget, and are guided there as they say."""
+    return {
+        w: n
+        for w, n in family.curves.items()
+        if report.having([n], budget) and (w == family.unguided or _acts(report, n, budget))
+    }
+
+
+def _points(report: Report, found: list[Family], budget: int) -> dict[str, dict[float, Any]]:
+    """label -> {scale: interval} at a budget."""
+    lines = {}
+    for family in found:
+        points = {w: report.estimate(n, budget) for w, n in _shown(report, family, budget).items()}
+        if points:
+            lines[family.label] = points
+    return lines
+
+
+def _frontier(report: Report, found: list[Family], budget: int) -> str:
+    """Draw precision against recall along each guide's scales; no figure where they were not measured."""
+    if len(_measured(report)) < len(TRADED):
+        return ""
+    lines = {}
+    for family in found:
+        having = _shown(report, family, budget)
+        if having:
+            lines[family.label] = {
+                w: (report.estimate(n, budget, "recall"), report.estimate(n, budget, "precision"))
+                for w, n in having.items()
+            }
+    if not lines:
+        return ""
+    labels = report.metric("recall"), report.metric("precision")
+    frontier_figure(report.figures / "precision_recall.png", lines, labels)
+    return "precision_recall.png"
+
+
+def _stated(report: Report, family: Family, name: str, budget: int) -> str:
+    """A curve's score at a budget, and whether its guide was not asked at all."""
+    text = report.stated_at(name, budget)
+    unasked = name != family.curves[family.unguided] and report.having([name], budget)
+    return f"{text} (never guided)" if unasked and not _acts(report, name, budget) else text
+
+
+def _table(report: Report, found: list[Family], budgets: list[int]) -> Markdown:
+    """A line a scale: the score at each budget, then at the largest its difference from none, precision and recall."""
+    lines, high = [], budgets[-1]
+    for family in found:
+        base = family.curves[family.unguided]
+        for scale, name in family.curves.items():
+            scores = [_stated(report, family, name, budget) for budget in budgets]
+            both = name != base and len(report.having([name, base], high)) == 2
+            change = report.compared(name, base, high) if both else ""
+            others = [report.stated_at(name, high, metric) for metric in _measured(report)]
+            shown = bold(plain(scale)) if scale == family.unguided else plain(scale)
+            lines.append([family.model, family.guide, shown, code(name), *scores, change, *others])
+    scores = [*(f"budget {b}" for b in budgets), f"minus no guidance, budget {high}"]
+    others = [f"{report.metric(metric)}, budget {high}" for metric in _measured(report)]
+    return table(["model", "guide", "scale", "curve", *scores, *others], lines)

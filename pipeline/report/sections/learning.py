@@ -1,0 +1,277 @@
+"""The report's section on training: losses and gradients by noise level, straightness, bounds, the proposed noise."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import stdtrit
+
+from pipeline.evaluation.seconds import sampler_hash
+from pipeline.report.figures import Line, densities_figure, noise_levels_figure
+from pipeline.report.page import Markdown, code, table
+from pipeline.report.results import CONFIDENCE, difference, interval, is_tie
+from pipeline.report.study import Report, listed, number, plain, stated, stated_difference
+from pipeline.training.noise import Distribution, Levels, distribution, keys_of
+from pipeline.training.row import Model
+from pipeline.training.weighting import edm
+
+PANEL_LINES = 8  # models in one panel of a figure
+ALIKE = 0.02  # the relative difference up to which untrained networks are drawn as one line
+SHOWN_SIGMAS = (0.02, 0.1, 0.5, 2.0, 10.0)  # the table's columns are the noise levels nearest to these
+CENTRE = (0.05, 0.95)  # the shares of a model's own noise distribution between which its gradients are compared
+TAIL = 2.6  # where a noise distribution's drawing ends: at the shares that a normal one has beyond so many sd
+PROPOSED = ("P_mean", "P_std")
+NEAR = 0.1  # how far a row's P_mean and P_std may be from those proposed, to be called nearly these
+NOT_FINITE = "not finite"
+
+Quantity = Callable[[str, str], pd.DataFrame]  # of a model in a state: one row a training seed, one column a sigma
+
+
+def section(report: Report) -> dict[str, Any]:
+    """All that the template shows of training; draws the figures."""
+    panels = _panels(report)
+    return {
+        "images": report.learning["images"],
+        "errors_figure": _figure(
+            report, "loss_by_noise_level", panels, lambda *of: _errors(report, *of), "error on EDM's scale"
+        ),
+        "gradients_figure": _figure(
+            report, "gradient_by_noise_level", panels, lambda *of: _gradients(report, *of), "gradient / its mean"
+        ),
+        "by_model": _by_model(report),
+        "steps": listed(sorted({str(flow["steps"]) for flow in _straightness(report).values()})),
+        "pairs": _pairs(report),
+        "densities_figure": _densities(report),
+        "bounds": _bounds(report),
+        "proposal": _proposal(report),
+    }
+
+
+def _levels(report: Report, model: str, state: str, value: str) -> pd.DataFrame:
+    """A quantity by training seed and sigma, of the noise levels where every seed has a number above 0."""
+    own = report.losses[(report.losses.model == model) & (report.losses.state == state)]
+    found = own.pivot(index="train_seed", columns="sigma", values=value)
+    return found.loc[:, (np.isfinite(found) & (found > 0)).all()]
+
+
+def _errors(report: Report, model: str, state: str) -> pd.DataFrame:
+    """The error of D in units in which no better than nothing is 1: EDM's weighting, whatever the model's own."""
+    found = _levels(report, model, state, "error")
+    return found * edm(torch.tensor(found.columns.to_numpy(float)), report.data["sigma_data"]).numpy()
+
+
+def _gradients(report: Report, model: str, state: str) -> pd.DataFrame:
+    """The gradient's norm over its geometric mean, each seed's by its own."""
+    found = _levels(report, model, state, "gradient")
+    return found.div(np.exp(np.log(found).mean(axis=1)), axis=0)
+
+
+def _panels(report: Report) -> dict[str, list[str]]:
+    """The models of each panel by its title, the bases of its rows among them: all in one where they are few.
+
+    Else first those of the methods, then the others by the axis in which they differ from their base.
+    """
+    first, *_ = every = list(report.models)
+    if len(every) <= PANEL_LINES:
+        return {"": every}
+    methods = list(dict.fromkeys([first, *(report.curves[name]["model"] for name in report.methods)]))
+    groups = {"methods": methods}
+    for name in every:
+        if name not in methods:
+            groups.setdefault(report.models[name]["axis"] or "repeated", []).append(name)
+    found = {}
+    for title, names in groups.items():
+        parts = _split(report, names)
+        for i, part in enumerate(parts, 1):
+            found[title + (f" ({i} of {len(parts)})" if len(parts) > 1 else "")] = part
+    return found
+
+
+def _split(report: Report, names: list[str]) -> list[list[str]]:
+    """Models with their bases, in as few equally long parts as one panel each has room for."""
+    for count in range(1, len(names) + 1):
+        size = -(-len(names) // count)
+        chunks = [names[start : start + size] for start in range(0, len(names), size)]
+        parts = [list(dict.fromkeys(x for n in chunk for x in (report.models[n]["base"], n))) for chunk in chunks]
+        if size == 1 or max(map(len, parts)) <= PANEL_LINES:
+            return parts
+    return []
+
+
+def _figure(report: Report, name: str, panels: dict[str, list[str]], quantity: Quantity, ylabel: str) -> str:
+    """Draw a quantity by noise level, of trained and of untrained networks; no figure where there is no number."""
+    drawn = {title: _panel(names, quantity) for title, names in panels.items()}
+    drawn = {title: lines for title, lines in drawn.items() if lines}
+    if not drawn:
+        return ""
+    path = report.figures / f"{name}.png"
+    noise_levels_figure(path, drawn, ylabel, "solid: trained\ndashed: untrained")
+    return path.name
+
+
+def _panel(names: list[str], quantity: Quantity) -> dict[str, list[Line]]:
+    """Each model's lines; of untrained networks that are alike only the first one's."""
+    lines: dict[str, list[Line]] = {}
+    untrained: list[pd.Series] = []
+    for place, name in enumerate(names):
+        trained, initial = quantity(name, "trained"), quantity(name, "initial")
+        own = [Line(_points(trained), place)] if trained.size else []
+        if initial.size and not any(_alike(initial.mean(), other) for other in untrained):
+            untrained.append(initial.mean())
+            own.append(Line(_points(initial), place, dashed=True))
+        if own:
+            lines[name] = own
+    return lines
+
+
+def _points(found: pd.DataFrame) -> list[tuple[float, float, float]]:
+    """(sigma, mean over seeds, their standard deviation or 0)."""
+    deviation = found.std(ddof=1) if len(found) > 1 else 0 * found.mean()
+    return list(zip(found.columns, found.mean(), deviation, strict=True))
+
+
+def _alike(own: pd.Series, other: pd.Series) -> bool:
+    return own.index.equals(other.index) and np.allclose(own, other, rtol=ALIKE)
+
+
+def _by_model(report: Report) -> Markdown:
+    """Each trained model's error at a few noise levels, how far apart its gradients are, and how straight its flow."""
+    levels = np.unique(report.losses.sigma)
+    shown = list(dict.fromkeys(float(levels[abs(np.log(levels / near)).argmin()]) for near in SHOWN_SIGMAS))
+    straightness = _straightness(report)
+    lines = []
+    for name in report.models:
+        errors = _errors(report, name, "trained")
+        texts = [stated(interval(errors[sigma].to_numpy())) if sigma in errors else NOT_FINITE for sigma in shown]
+        lines.append([code(name), *texts, _spread_of_gradients(report, name), _with_sd(straightness[name])])
+    header = ["model", *(f"error at sigma {number(sigma)}" for sigma in shown), "largest / smallest gradient"]
+    return table([*header, "straightness"], lines)
+
+
+def _distribution(row: dict[str, Any]) -> Distribution:
+    return distribution(row["noise"], row)
+
+
+def _spread_of_gradients(report: Report, name: str) -> str:
+    """The largest gradient over the smallest within CENTRE of the model's own noise, straight lines between levels."""
+    found = np.log(_gradients(report, name, "trained"))
+    if not found.size:
+        return NOT_FINITE
+    low, high = _distribution(report.models[name]).sigma(torch.tensor(CENTRE, dtype=torch.float64)).log().tolist()
+    levels = np.log(found.columns.to_numpy(float))
+    inside = [low, *levels[(low < levels) & (levels < high)], high]
+    spreads = [np.ptp(np.interp(inside, levels, gradients)) for gradients in found.to_numpy()]
+    return stated(interval(np.exp(spreads)))
+
+
+def _straightness(report: Report) -> dict[str, dict[str, Any]]:
+    return {name: report.learning["models"][name]["straightness"] for name in report.models}
+
+
+def _with_sd(found: dict[str, Any]) -> str:
+    if found["mean"] is None:
+        return NOT_FINITE
+    return number(found["mean"]) + ("" if found["sd"] is None else f" (sd {number(found['sd'])})")
+
+
+def _pairs(report: Report) -> list[str]:
+    """What other pairs of noise and image than independent ones do to the straightness of their base's flow."""
+    found, sentences = _straightness(report), []
+    for name, row in report.models.items():
+        base = row["base"]
+        if "pairs" not in row["differences"] or None in (found[name]["mean"], found[base]["mean"]):
+            continue
+        sentences.append(
+            f"The flow of {name} (pairs {plain(row['pairs'])}) is {_straighter(report, name, base)} that of its base "
+            f"{base}: {_with_sd(found[name])} against {_with_sd(found[base])}."
+        )
+    return sentences
+
+
+def _straighter(report: Report, name: str, base: str) -> str:
+    own, other = (report.learning["models"][n]["straightness"] for n in (name, base))
+    word = "straighter than" if own["mean"] < other["mean"] else "less straight than"
+    if None in (own["sd"], other["sd"]):
+        return f"{word} (one training, so by more than chance or not)"
+    counts = [len(report.models[n]["train_seeds"]) for n in (name, base)]
+    error = math.hypot(own["sd"] / math.sqrt(counts[0]), other["sd"] / math.sqrt(counts[1]))
+    half = float(stdtrit(max(min(counts) - 1, 1), (1 + CONFIDENCE) / 2)) * error
+    return word if abs(own["mean"] - other["mean"]) > half else "not told apart in straightness from"
+
+
+def _densities(report: Report) -> str:
+    """Draw the density over ln sigma of every distinct noise distribution that models are trained with."""
+    u = torch.special.ndtr(torch.linspace(-TAIL, TAIL, 301, dtype=torch.float64))
+    drawn: dict[bytes, tuple[str, Line]] = {}
+    for row in report.models.values():
+        noise = _distribution(row)
+        sigma, density = noise.sigma(u), noise.density(u)
+        points = [(s, d, 0.0) for s, d in zip(sigma.tolist(), density.tolist(), strict=True) if math.isfinite(d)]
+        line = Line(points, len(drawn), isinstance(noise, Levels))
+        drawn.setdefault(sigma.numpy().tobytes(), (_called(row), line))
+    path = report.figures / "noise_distributions.png"
+    densities_figure(path, dict(drawn.values()))
+    return path.name
+
+
+def _called(row: dict[str, Any]) -> str:
+    """A noise distribution by its name and those of its keys that are not the defaults."""
+    keys = [key for key in keys_of(row["noise"]) if row[key] != Model.model_fields[key].default]
+    return ", ".join([row["noise"], *(f"{key} {plain(row[key])}" for key in keys)])
+
+
+def _bounds(report: Report) -> Markdown:
+    """The variational bound of the models that have one."""
+    lines = []
+    for name in report.models:
+        if bound := report.learning["models"][name]["bound"]:
+            total = f"{number(bound['total'])} (se {number(bound['se'])})"
+            lines.append([code(name), *(number(bound[part]) for part in ("L_0", "L_t", "L_T")), total, bound["levels"]])
+    return table(["model", "L_0", "L_t", "L_T", "total", "noise levels"], lines) if lines else Markdown("")
+
+
+def _proposal(report: Report) -> list[Markdown | str]:
+    """The proposed noise distribution, its row, and how the row does, where the study has it."""
+    found = report.proposal
+    if found["row"] is None:
+        return [f"Brief trainings of {found['model']} ({plain(found['images'])} images) learned nothing to go by."]
+    values, published = (", ".join(f"{k} {plain(own[k])}" for k in PROPOSED) for own in (found, found["published"]))
+    return [
+        f"A lognormal noise distribution with {values} is proposed from the noise levels at which brief trainings of "
+        f"{found['model']} ({plain(found['images'])} images) learn; {published} are published. As a row of the study:",
+        code(found["row"].replace("`", "")),
+        *_tried(report),
+    ]
+
+
+def _tried(report: Report) -> list[str]:
+    """The score of rows that are nearly as proposed, against their base's by the same sampler."""
+    sentences = []
+    for name, row in report.models.items():
+        near = all(abs(row[key] - report.proposal[key]) <= NEAR for key in PROPOSED)
+        alone = row["differences"] and set(row["differences"]) <= set(PROPOSED)
+        if near and alone and row["base"] == report.proposal["model"]:
+            pairs = _same_sampler(report, name, row["base"])
+            sentences += [f"{name} has nearly this: {_compared(report, *pair)}." for pair in pairs[:1]]
+    return sentences
+
+
+def _same_sampler(report: Report, model: str, base: str) -> list[tuple[str, str, int]]:
+    """The curves of two models by the same sampler, at the largest budget at which both have a result."""
+    found = []
+    for own in [n for n, row in report.curves.items() if row["model"] == model]:
+        for other in [n for n, row in report.curves.items() if row["model"] == base]:
+            budgets = [b for b in report.common_budgets([own, other]) if len(report.having([own, other], b)) == 2]
+            if budgets and sampler_hash(report.curves[own]) == sampler_hash(report.curves[other]):
+                found.append((own, other, max(budgets)))
+    return found
+
+
+def _compared(report: Report, own: str, base: str, budget: int) -> str:
+    found = difference(report.cells(own, budget), report.cells(base, budget))
+    verdict = "" if found is None or is_tie(found) else ", better" if found.mean < 0 else ", worse"
+    text = f"{report.score} of {own} minus that of {base} at a budget of {budget}: {stated_difference(found)}"
+    return text + verdict

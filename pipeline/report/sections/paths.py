@@ -1,0 +1,92 @@
+"""Cumulative paths: curves that each take one more step from the one before, as EDM's configurations A to F do."""
+
+from itertools import pairwise
+from typing import Any
+
+from pipeline.report.figures import path_figure
+from pipeline.report.page import Markdown, code, table
+from pipeline.report.results import FAILED, difference
+from pipeline.report.sections.factorial import low_and_high
+from pipeline.report.study import Report, apart_or_tied
+
+LEAST_CURVES = 4  # fewer are an ablation and its base
+
+
+def paths(report: Report) -> list[list[str]]:
+    """Every chain of LEAST_CURVES curves or more from one that names no base to one that nothing is built on.
+
+    A link is a row that names its base and differs from it in a design choice. A row that names none is based on the
+    study's first row, which says nothing of an order: it begins a chain. A chain that branches is a path for each end.
+    """
+    links = {name: row["base"] for name, row in report.curves.items() if row["explicit"] and row["differences"]}
+    found = []
+    for end in report.curves:
+        if end not in links.values():
+            path = [end]
+            while path[0] in links:
+                path.insert(0, links[path[0]])
+            found += [path] if len(path) >= LEAST_CURVES else []
+    return found
+
+
+def sections(report: Report) -> list[dict[str, Any]]:
+    """All that the template shows of each path; draws the figures."""
+    return [_section(report, path) for path in paths(report)]
+
+
+def finding(report: Report, path: list[str]) -> str:
+    """Which steps of a path are told apart from the one before at its largest budget; empty where none is compared."""
+    budget = max((b for b in report.common_budgets(path) if len(report.having(path, b)) == len(path)), default=0)
+    if not budget:
+        return ""
+    steps = [
+        (report.label(name), difference(report.cells(name, budget), report.cells(before, budget)))
+        for before, name in pairwise(path)
+    ]
+    parts = apart_or_tied(steps, " with the step before")
+    return f"Along {path[0]} to {path[-1]}, step by step at a budget of {budget}: {'; '.join(parts)}."
+
+
+def _section(report: Report, path: list[str]) -> dict[str, Any]:
+    """A path at the budgets that all of its curves ask for; at all of them where there is none."""
+    budgets = report.common_budgets(path) or report.budgets(path)
+    return {
+        "begin": code(path[0]),
+        "end": code(path[-1]),
+        "file": _figure(report, path, budgets, f"path_{path[-1]}.png"),
+        "table": _table(report, path, budgets),
+    }
+
+
+def _figure(report: Report, path: list[str], budgets: list[int], file: str) -> str:
+    """The score along a path at a small, a middle and the largest budget; none where there is no point."""
+    low, high = low_and_high(budgets)[0], budgets[-1]
+    between = [budget for budget in budgets if low < budget < high]
+    lines = {}
+    for budget in dict.fromkeys([low, *between[len(between) // 2 :][:1], high]):
+        having = report.having(path, budget)
+        if having:
+            lines[f"budget {budget}"] = {path.index(name): report.estimate(name, budget) for name in having}
+    if not lines:
+        return ""
+    path_figure(report.figures / file, path, lines, report.score, report.score_floor)
+    return file
+
+
+def _table(report: Report, path: list[str], budgets: list[int]) -> Markdown:
+    """A line a step: what it changes, the score at each budget, and the difference from the step before."""
+    compared = low_and_high(budgets)
+    lines = []
+    for place, name in enumerate(path):
+        scores = [report.stated_at(name, budget) for budget in budgets]
+        changes = [_change(report, name, path[place - 1], b) if place else "" for b in compared]
+        lines.append([code(name), report.choice(name) if place else "", *scores, *changes])
+    header = [*(f"budget {b}" for b in budgets), *(f"minus the step before, budget {b}" for b in compared)]
+    return table(["step", "changes", *header], lines)
+
+
+def _change(report: Report, name: str, before: str, budget: int) -> str:
+    """The paired difference from the step before, or which of the two failed."""
+    if len(report.having([name, before], budget)) == 2:
+        return report.compared(name, before, budget)
+    return report.missing(name, budget) or (f"{before} {FAILED}" if report.missing(before, budget) else "")

@@ -1,0 +1,143 @@
+"""Grids of noise levels: `steps` decreasing sigmas, then 0 (Karras et al. 2022, arXiv 2206.00364, Table 1).
+
+A grid is a function of steps, sigma_min and sigma_max, and of those keys of a sampler row that it names as arguments
+(`schedule` as the row's Schedule).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+from torch import Tensor
+
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.schedule import EPS_S, VP_PUBLISHED, Schedule, ddpm_sigmas, flow, iddpm_sigmas, vp
+
+
+@dataclass(frozen=True)
+class Discretization:
+    """A grid and the range of noise that it was published with."""
+
+    grid: Callable[..., Tensor]
+    sigma_min: float
+    sigma_max: float
+
+    @property
+    def keys(self) -> list[str]:
+        """What the grid goes by, beside the number of steps and the range."""
+        return list(signature(self.grid).parameters)[3:]
+
+    def __call__(self, steps: int, sigma_min: float, sigma_max: float, **choices: object) -> Tensor:
+        """The noise levels sigma_0 > ... > sigma_steps = 0, float64, shape (steps + 1,)."""
+        sigmas = self.grid(steps, sigma_min, sigma_max, **{key: choices[key] for key in self.keys})
+        return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def fractions(steps: int) -> Tensor:
+    """i / (steps - 1) for i = 0 .. steps - 1, float64; one step starts at 0."""
+    return torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+
+
+def edm(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """Uniform in sigma^(1/rho) (EDM, eq. 5)."""
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return (high + fractions(steps) * (low - high)) ** rho
+
+
+def vp_uniform(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Uniform in VP's time, from 1 to EPS_S, on the VP schedule of this range (Song et al. 2021, arXiv 2011.13456)."""
+    return vp(sigma_min, sigma_max).sigma(1 + fractions(steps) * (EPS_S - 1))
+
+
+def geometric(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Uniform in ln sigma, and so in the log-SNR (VE: Song et al. 2021; DPM-Solver: Lu et al. 2022, sec. 3.4)."""
+    return sigma_max * (sigma_min / sigma_max) ** fractions(steps)
+
+
+def uniform_in_time(steps: int, sigma_min: float, sigma_max: float, schedule: Schedule) -> Tensor:
+    """Uniform in the time of the row's own schedule."""
+    first, last = schedule.t(torch.tensor([sigma_max, sigma_min], dtype=torch.float64))
+    sigmas = schedule.sigma(first + fractions(steps) * (last - first))
+    sigmas[0], sigmas[-1] = sigma_max, sigma_min if steps > 1 else sigma_max  # not to rounding alone
+    return sigmas
+
+
+def _within(levels: Tensor, sigma_min: float, sigma_max: float, steps: int, name: str) -> Tensor:
+    levels = levels[(levels >= sigma_min) & (levels <= sigma_max)]
+    if steps > len(levels):
+        raise StudyError(f"discretization {name}: {steps} steps, but only {len(levels)} noise levels lie in the range")
+    return levels
+
+
+def iddpm(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """The iDDPM levels inside the range, subsampled evenly. Raises StudyError where there are fewer than `steps`."""
+    levels = _within(iddpm_sigmas(), sigma_min, sigma_max, steps, "iddpm")
+    return levels[(fractions(steps) * (len(levels) - 1)).round().long()]
+
+
+def ddpm(steps: int, sigma_min: float, sigma_max: float, spacing: str) -> Tensor:
+    """DDPM's T training levels inside the range, respaced; see SPACINGS. Raises StudyError where there are too few."""
+    levels = _within(ddpm_sigmas(), sigma_min, sigma_max, steps, "ddpm")
+    return levels[SPACINGS[spacing](steps, len(levels))]
+
+
+def linspace(steps: int, count: int) -> Tensor:
+    """Both ends, and evenly between (Nichol and Dhariwal 2021, arXiv 2102.09672, sec. 4)."""
+    left = torch.arange(steps, dtype=torch.float64).flip(0) if steps > 1 else torch.ones(1, dtype=torch.float64)
+    return (left * (count - 1) / max(steps - 1, 1)).round().long()  # one division: exact halves go to even
+
+
+def leading(steps: int, count: int) -> Tensor:
+    """Every (count // steps)-th from the smallest on, the largest left out (DDIM's linear choice, its app. D.2)."""
+    return torch.arange(steps).flip(0) * (count // steps)
+
+
+def trailing(steps: int, count: int) -> Tensor:
+    """Backwards from the largest (Lin et al. 2024, arXiv 2305.08891, sec. 3.3)."""
+    return ((steps - torch.arange(steps, dtype=torch.float64)) * count / steps).round().long() - 1
+
+
+def flow_uniform(steps: int, sigma_min: float, sigma_max: float, shift: float) -> Tensor:
+    """Uniform in the flow's time from sigma_max down to 0; sigma_min plays no part (Liu et al. 2022, arXiv 2209.03003).
+
+    shift: multiplies the sigmas of a grid from sigma_max / shift, t -> shift t / (1 + (shift - 1) t) (Esser et al.
+    2024, arXiv 2403.03206, eq. 23).
+    """
+    path = flow(sigma_min, sigma_max)
+    start = path.t(torch.tensor(sigma_max / shift, dtype=torch.float64))
+    return shift * path.sigma(start * (1 - torch.arange(steps, dtype=torch.float64) / steps))
+
+
+def explicit(steps: int, sigma_min: float, sigma_max: float, sigmas: tuple[float, ...] | None) -> Tensor:
+    """The row's own list. Raises StudyError for another number of steps."""
+    if not sigmas or steps != len(sigmas):
+        raise StudyError(f"discretization explicit: {steps} steps, but sigmas has {len(sigmas or ())} noise levels")
+    return torch.tensor(sigmas, dtype=torch.float64)
+
+
+def optimised(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Fitted to a model by pipeline/optimised.py: before that it holds no noise levels. Raises StudyError."""
+    raise StudyError("discretization optimised: not fitted to a model yet; see pipeline.optimised.fit")
+
+
+VP_RANGE = [float(VP_PUBLISHED.sigma(torch.tensor(t, dtype=torch.float64))) for t in (EPS_S, 1.0)]
+DDPM_RANGE = [float(ddpm_sigmas()[i]) for i in (0, -1)]
+EDM_RANGE = (0.002, 80.0)
+LEVELS = 64  # that an optimised grid chooses from, and so the largest number of its steps
+
+SPACINGS = {"linspace": linspace, "leading": leading, "trailing": trailing}
+
+DISCRETIZATIONS = {
+    "edm": Discretization(edm, *EDM_RANGE),
+    "vp": Discretization(vp_uniform, *VP_RANGE),
+    "ve": Discretization(geometric, 0.02, 100.0),
+    "iddpm": Discretization(iddpm, 0.002, 81.0),
+    "flow": Discretization(flow_uniform, 0.002, 1000.0),
+    "ddpm": Discretization(ddpm, *DDPM_RANGE),
+    "time": Discretization(uniform_in_time, *EDM_RANGE),
+    "log_snr": Discretization(geometric, *VP_RANGE),
+    "exponential": Discretization(geometric, *EDM_RANGE),
+    "explicit": Discretization(explicit, *EDM_RANGE),
+    "optimised": Discretization(optimised, *EDM_RANGE),
+}

@@ -1,0 +1,349 @@
+"""Deterministic solvers that reuse earlier evaluations: one evaluation a step.
+
+Each keeps one tensor an evaluation, as many as its formula needs, and begins with the lower orders of its family.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice, pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.sampling.ode import Path, RandnLike, Solver
+
+
+class Evaluation(NamedTuple):
+    """What a solver keeps of an evaluation: the noise level, and D, eps or the slope there (N, ...)."""
+
+    sigma: float
+    value: Tensor
+
+
+class Multistep:
+    """A solver whose step combines its last evaluations, `points` at most; into sigma = 0 most take one of Euler's.
+
+    lower_at_end: no more points than steps are left, as DPM-Solver and UniPC prescribe. corrects: see `correct`.
+    """
+
+    points: int
+    variable: str
+    stages = 1
+    stochastic = False
+    adaptive = False
+    lower_at_end = False
+    corrects = False
+
+    @property
+    def order(self) -> int:
+        return self.points
+
+    def evaluations(self, steps: int) -> int:
+        return steps
+
+    @property
+    def steps_needed(self) -> int:
+        """The fewest steps of which one combines all points."""
+        return 2 * self.points - 1 if self.lower_at_end else self.points + 1
+
+    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
+        """What is kept of an evaluation."""
+        return path.denoise(z, sigma)
+
+    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+        """From z at past[0].sigma to sigma_next; past: the evaluations to be combined, newest first."""
+        raise NotImplementedError
+
+    def correct(self, z: Tensor, before: Tensor, past: Sequence[Evaluation]) -> Tensor:
+        """z at past[0].sigma again, once it is evaluated there, from `before`, z at past[1].sigma."""
+        return z
+
+    def run(
+        self,
+        path: Path,
+        z: Tensor,
+        sigmas: Sequence[float],
+        randn_like: RandnLike,
+        known: Iterable[Evaluation] = (),
+    ) -> Iterator[Tensor]:
+        """See Solver.run; `known`: evaluations above sigmas[0], newest first, to begin with all points at once."""
+        past = list(islice(known, self.points))
+        before: Tensor | None = None
+        for left, (sigma, sigma_next) in zip(range(len(sigmas) - 1, 0, -1), pairwise(sigmas), strict=True):
+            if not self.corrects:
+                del past[self.points - 1 :]  # before the network runs, so that no more is kept than is used
+            past.insert(0, Evaluation(sigma, self.evaluate(path, z, sigma)))
+            if before is not None:
+                z = self.correct(z, before, past)
+            del past[min(self.points, left) if self.lower_at_end else self.points :]
+            before = z if self.corrects else None
+            z = self.advance(path, z, sigma_next, past, randn_like)
+            yield z
+
+
+def log_step(sigma: float, sigma_next: float) -> float:
+    """A step of lambda = -ln sigma, positive downwards."""
+    return math.log(sigma / sigma_next)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP(Multistep):
+    """DPM-Solver++ (2M, 3M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2; 3M as in the authors' code and its heirs):
+    a polynomial for D in lambda = -ln sigma, integrated against exp(lambda).
+
+    2M simplifies a weight without loss of order. 3M gives the second derivative half of its weight, so it too is of
+    order 2; `exp_adams` with order 3 is what it would be with the whole.
+    """
+
+    points: int
+    variable = "ln sigma"
+    order = 2
+    lower_at_end = True
+
+    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+        sigma, denoised = past[0]
+        ratio = sigma_next / sigma
+        if len(past) == 1:
+            return torch.lerp(denoised, z, ratio)
+        h = log_step(sigma, sigma_next)
+        r0 = log_step(past[1].sigma, sigma) / h
+        d1 = (denoised - past[1].value) / r0
+        if len(past) == 2:
+            return torch.lerp(denoised + d1 / 2, z, ratio)
+        r1 = log_step(past[2].sigma, past[1].sigma) / h
+        d2 = (d1 - (past[1].value - past[2].value) / r1) / (r0 + r1)
+        d1 = d1 + r0 * d2
+        phi_2 = 1 - (1 - ratio) / h
+        return torch.lerp(denoised, z, ratio) + phi_2 * d1 + (1 / 2 - phi_2 / h) * d2
+
+
+def dpmpp_2m() -> DPMSolverPP:
+    """DPM-Solver++ (2M)."""
+    return DPMSolverPP(points=2)
+
+
+def dpmpp_3m() -> DPMSolverPP:
+    """DPM-Solver++ (3M)."""
+    return DPMSolverPP(points=3)
+
+
+@cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Gauss and Legendre's nodes and weights on (0, 1)."""
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    return (nodes + 1) / 2, weights / 2
+
+
+def adams_weights(
+    times: Sequence[float],
+    t: float,
+    t_next: float,
+    rate: Callable[[np.ndarray], np.ndarray],
+    variable: Callable[[np.ndarray], np.ndarray] = lambda tau: tau,
+) -> list[float]:
+    """The integrals from t to t_next of rate(tau) l_j(variable(tau)), with l_j Lagrange's polynomials on `times`.
+
+    With rate = 1 these are the weights of Adams and Bashforth's method with steps of any lengths; a rate makes them
+    those of an exponential one (Hochbruck and Ostermann 2010, doi 10.1017/S0962492910000048, section 2.5).
+    """
+    nodes, weights = _quadrature()
+    tau = t + (t_next - t) * nodes
+    rates, place = rate(tau) * weights * (t_next - t), variable(tau)
+    return [
+        float(np.sum(rates * np.prod([(place - other) / (own - other) for other in times if other != own], axis=0)))
+        for own in times
+    ]
+
+
+def _sum(z: Tensor, weights: Sequence[float], past: Sequence[Evaluation]) -> Tensor:
+    """z + sum_j weights[j] past[j].value."""
+    for weight, evaluation in zip(weights, past, strict=True):
+        z = torch.add(z, evaluation.value, alpha=weight)
+    return z
+
+
+def _lagrange_order(name: str, order: int | None, default: int) -> int:
+    if order is not None and not 1 <= order <= 4:
+        raise ValueError(f"order: solver {name} has orders 1 to 4")
+    return order or default
+
+
+@dataclass(frozen=True)
+class ExpAdams(Multistep):
+    """Exponential Adams-Bashforth in lambda = -ln sigma: a polynomial through D, integrated against exp(lambda)
+    (Hochbruck and Ostermann 2010, section 2.5). Of order 1 it is DDIM; DPM-Solver++ (2M) is near its order 2."""
+
+    points: int
+    variable = "ln sigma"
+    lower_at_end = True
+
+    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+        sigma = past[0].sigma
+        if sigma_next == 0:
+            return past[0].value
+        logs = [-math.log(p.sigma) for p in past]
+        end = -math.log(sigma_next)
+        weights = adams_weights(logs, logs[0], end, lambda tau: np.exp(tau - end))
+        return _sum(z * (sigma_next / sigma), weights, past)
+
+
+def exp_adams(order: int | None) -> ExpAdams:
+    """Exponential Adams-Bashforth; order 3 unless said otherwise."""
+    return ExpAdams(_lagrange_order("exp_adams", order, 3))
+
+
+@dataclass(frozen=True)
+class UniPC(Multistep):
+    """UniPC with B_2(h) = exp(h) - 1 (Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 and 6): UniP-p predicts, UniC-p
+    corrects by the evaluation at the prediction, which is not repeated; so a step costs one, and the order is p + 1.
+
+    In z, with q = 1 - sigma_next / sigma and r_m = (lambda_m - lambda) / (lambda_next - lambda):
+    z_next = (1 - q) z + q (D + sum_m a_m (D_m - D) / r_m), where sum_m a_m r_m^(n-1) = b_n for n = 1, 2, ...
+    """
+
+    points: int
+    variable = "ln sigma"
+    lower_at_end = True
+    corrects = True
+
+    @property
+    def order(self) -> int:
+        return self.points + 1
+
+    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+        if sigma_next == 0:
+            return past[0].value
+        return self._step(z, past[0], sigma_next, past[1:])
+
+    def correct(self, z: Tensor, before: Tensor, past: Sequence[Evaluation]) -> Tensor:
+        new, base, *older = past
+        return self._step(before, base, new.sigma, [*older, new])
+
+    def _step(self, z: Tensor, base: Evaluation, sigma_next: float, others: Sequence[Evaluation]) -> Tensor:
+        """From z at base.sigma to sigma_next, with the evaluations of `others` beside base's."""
+        h = log_step(base.sigma, sigma_next)
+        q = 1 - sigma_next / base.sigma
+        r = [log_step(base.sigma, other.sigma) / h for other in others]
+        target = torch.lerp(base.value, z, 1 - q)
+        for a, r_m, other in zip(_unipc_weights(r, h), r, others, strict=True):
+            target = torch.add(target, other.value - base.value, alpha=q * a / r_m)
+        return target
+
+
+def _unipc_weights(r: Sequence[float], h: float) -> list[float]:
+    """a_m of the nodes r_m; 1/2 of a single node, as the paper has it."""
+    if len(r) <= 1:
+        return [1 / 2] * len(r)
+    moment, b = -math.expm1(-h), []  # of exp(s - h) (s / h)^n over (0, h)
+    total = moment
+    for n in range(1, len(r) + 1):
+        moment = 1 - n * moment / h
+        b.append(moment / total)
+    return [float(a) for a in np.linalg.solve(np.vander(r, increasing=True).T, np.array(b))]
+
+
+def unipc(order: int | None) -> UniPC:
+    """UniPC-2 or UniPC-3; 3 unless said otherwise."""
+    if order not in (None, 2, 3):
+        raise ValueError("order: solver unipc has orders 2 and 3")
+    return UniPC(order or 3)
+
+
+@dataclass(frozen=True)
+class DEIS(Multistep):
+    """tAB-DEIS (Zhang and Chen 2023, arXiv 2204.13902, eq. 15): a polynomial through eps in the schedule's time,
+    integrated against d sigma / dt. tAB3, a cubic through four points, is of order 4."""
+
+    points: int
+    variable = "t"
+
+    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
+        return path.eps(z, sigma)
+
+    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+        sigma = past[0].sigma
+        if sigma_next == 0 or len(past) == 1:
+            return torch.add(z, past[0].value, alpha=sigma_next - sigma)
+        times = [path.t(p.sigma) for p in past]
+        time = lambda log: path.schedule.t(torch.from_numpy(np.exp(log))).numpy()  # noqa: E731
+        # over ln sigma, d sigma = sigma d ln sigma: over t, d sigma / dt may be near-singular at the end
+        weights = adams_weights(times, math.log(sigma), math.log(sigma_next), np.exp, time)
+        return _sum(z, weights, past)
+
+
+def deis(order: int | None) -> DEIS:
+    """tAB-DEIS; order 4, which is tAB3, unless said otherwise."""
+    return DEIS(_lagrange_order("deis", order, 4))
+
+
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+@dataclass(frozen=True)
+class IPNDM(Multistep):
+    """iPNDM (Zhang and Chen 2023, arXiv 2204.13902, eq. 41; Liu et al. 2022, arXiv 2202.09778): DDIM's step with eps
+    from Adams and Bashforth's weights for equal steps. Of its order where steps of sigma are equal, of order 2 where
+    they change smoothly."""
+
+    points: int
+    variable = "sigma"
+
+    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
+        return path.eps(z, sigma)
+
+    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+        h = sigma_next - past[0].sigma
+        used = past[:1] if sigma_next == 0 else past
+        return _sum(z, [h * weight for weight in ADAMS_BASHFORTH[len(used) - 1]], used)
+
+
+def ipndm(order: int | None) -> IPNDM:
+    """iPNDM; order 4 unless said otherwise."""
+    return IPNDM(_lagrange_order("ipndm", order, 4))
+
+
+@dataclass(frozen=True)
+class LMS(Multistep):
+    """Linear multistep: Adams and Bashforth's method for steps of any lengths, on dx/dt in the schedule's time, into 0
+    as well (as in k-diffusion, there with sigma = t)."""
+
+    points: int
+    variable = "t"
+
+    @property
+    def steps_needed(self) -> int:
+        return self.points
+
+    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
+        return path.slope(z, sigma, path.t(sigma))
+
+    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+        sigma = past[0].sigma
+        times = [path.t(p.sigma) for p in past]
+        weights = adams_weights(times, times[0], path.t(sigma_next), np.ones_like)
+        return _sum(path.s(sigma) * z, weights, past) / path.s(sigma_next)
+
+
+def lms(order: int | None) -> LMS:
+    """Linear multistep; order 4 unless said otherwise."""
+    return LMS(_lagrange_order("lms", order, 4))
+
+
+MULTISTEP: dict[str, Callable[..., Solver]] = {
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "exp_adams": exp_adams,
+    "unipc": unipc,
+    "deis": deis,
+    "ipndm": ipndm,
+    "lms": lms,
+}

@@ -1,0 +1,119 @@
+"""What a solver solves, and what every solver is: a way from pure noise down a grid of noise levels to 0.
+
+Solvers see z = x0 + sigma n, (N, ...), in float64 (float32 on devices without it). Noise levels and times are Python
+floats, so that nothing of the loop waits for the device; the denoiser alone gets sigma as a tensor, on the CPU.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.diffusion.schedule import Scaling, Schedule
+
+RandnLike = Callable[[Tensor], Tensor]
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Path:
+    """A denoiser on a schedule with a scaling: the ODE that is solved, x = s z along t."""
+
+    denoiser: DenoiserFunction
+    schedule: Schedule
+    scaling: Scaling
+
+    def t(self, sigma: float) -> float:
+        return float(self.schedule.t(_scalar(sigma)))
+
+    def sigma(self, t: float) -> float:
+        return float(self.schedule.sigma(_scalar(t)))
+
+    def s(self, sigma: float) -> float:
+        return float(self.scaling.s(_scalar(sigma)))
+
+    def sigma_dot(self, t: float) -> float:
+        return float(self.schedule.sigma_dot(_scalar(t)))
+
+    def log_slope(self, sigma: float) -> float:
+        """d ln s / d sigma."""
+        return float(self.scaling.log_slope(_scalar(sigma)))
+
+    def denoise(self, z: Tensor, sigma: float) -> Tensor:
+        """D(z; sigma), in z's precision."""
+        return self.denoiser(z, _scalar(sigma)).to(z.dtype)
+
+    def eps(self, z: Tensor, sigma: float) -> Tensor:
+        """The noise that D takes z to hold: (z - D) / sigma."""
+        return (z - self.denoise(z, sigma)) / sigma
+
+    def slope(self, z: Tensor, sigma: float, t: float) -> Tensor:
+        """dx/dt = (s'/s + sigma'/sigma) x - (sigma' s / sigma) D(x / s; sigma) at x = s z (EDM, eq. 81)."""
+        denoised, rate = self.denoise(z, sigma), self.sigma_dot(t) * self.s(sigma)
+        return torch.add(z * (rate * (self.log_slope(sigma) + 1 / sigma)), denoised, alpha=-rate / sigma)
+
+
+class Solver(Protocol):
+    """A way down a grid of noise levels."""
+
+    @property
+    def order(self) -> int | None:
+        """Of convergence; None where the steps are the solver's own affair."""
+
+    @property
+    def stages(self) -> int:
+        """Evaluations a step."""
+
+    @property
+    def variable(self) -> str:
+        """What it steps in: t, where schedule and scaling matter, else sigma or ln sigma."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it asks for noise."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its steps by itself, so that what it costs is known afterwards."""
+
+    def evaluations(self, steps: int) -> int:
+        """What `steps` steps cost, the last one into sigma = 0."""
+
+    def run(self, path: Path, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
+        """z (N, ...) after each step from sigmas[i] to sigmas[i + 1]; noise comes from randn_like(z)."""
+
+
+class SingleStep:
+    """A solver whose step looks at nothing that came before it. Its last step, into sigma = 0, is one of Euler's:
+    there is no noise level left to evaluate at."""
+
+    order: int | None
+    variable: str
+    adaptive = False
+
+    @property
+    def stages(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    def evaluations(self, steps: int) -> int:
+        return self.stages * (steps - 1) + 1
+
+    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        """z at sigma_next from z at sigma."""
+        raise NotImplementedError
+
+    def run(self, path: Path, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
+        for sigma, sigma_next in pairwise(sigmas):
+            z = self.step(path, z, sigma, sigma_next, randn_like)
+            yield z

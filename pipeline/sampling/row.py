@@ -1,0 +1,239 @@
+"""A sampler row: how one curve is sampled from a model."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from inspect import signature
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from torch import Tensor
+
+from pipeline.common.errors import StudyError
+from pipeline.common.rows import Row, axis
+from pipeline.diffusion.denoiser import Counted
+from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
+from pipeline.sampling.grids import DISCRETIZATIONS, LEVELS, SPACINGS
+from pipeline.sampling.guidance import GUIDES, Guidance
+from pipeline.sampling.multistep import Multistep
+from pipeline.sampling.ode import Path, SingleStep, Solver
+from pipeline.sampling.solvers import SOLVERS, VARIANCES
+from pipeline.sampling.stochastic import Churned
+
+Budgets = Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(min_length=1)]
+Upper = Annotated[PositiveFloat | None, BeforeValidator(lambda v: None if v == math.inf else v)]  # None: no limit
+Sigmas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+
+def keys_of(solver: str) -> list[str]:
+    """The keys of a row that a solver goes by."""
+    return list(signature(SOLVERS[solver]).parameters)
+
+
+SOLVER_KEYS = frozenset(key for solver in SOLVERS for key in keys_of(solver))
+
+
+class Sampler(Row):
+    """A sampler. `scaling`, `sigma_min` and `sigma_max` None mean: as published with the schedule and the grid; `order`
+    None: as the solver is best known. `guidance` is its weight, and acts where guidance_min < sigma <= guidance_max."""
+
+    solver: Literal[tuple(SOLVERS)] = axis("heun", "solver")  # type: ignore[valid-type]
+    order: Annotated[int, Field(ge=1, le=9)] | None = axis(None, "order")
+    alpha: Annotated[float, Field(gt=0, le=1)] = axis(1.0, "alpha")
+    eta: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "eta")
+    variance: Literal[VARIANCES] = axis("beta_tilde", "variance")  # type: ignore[valid-type]
+    diffusion: NonNegativeFloat = axis(1.0, "diffusion")
+    corrector_steps: NonNegativeInt = axis(0, "Langevin corrector")
+    corrector_snr: PositiveFloat = axis(0.16, "Langevin corrector")
+    rtol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
+    atol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
+    S_churn: NonNegativeFloat = axis(0.0, "churn")
+    S_min: NonNegativeFloat = axis(0.0, "churn")
+    S_max: Upper = axis(None, "churn")
+    S_noise: PositiveFloat = axis(1.0, "churn")
+    discretization: Literal[tuple(DISCRETIZATIONS)] = axis("edm", "discretization")  # type: ignore[valid-type]
+    rho: PositiveFloat = axis(7.0, "rho")
+    shift: PositiveFloat = axis(1.0, "shift")
+    spacing: Literal[tuple(SPACINGS)] = axis("linspace", "spacing")  # type: ignore[valid-type]
+    sigmas: Sigmas | None = axis(None, "discretization")
+    sigma_min: PositiveFloat | None = axis(None, "noise range")
+    sigma_max: PositiveFloat | None = axis(None, "noise range")
+    schedule: Literal[tuple(SCHEDULES)] = axis("linear", "schedule")  # type: ignore[valid-type]
+    scaling: Literal[tuple(SCALINGS)] | None = axis(None, "scaling")  # type: ignore[valid-type]
+    guidance: NonNegativeFloat = axis(1.0, "guidance")
+    guide: Literal[tuple(GUIDES)] = axis("unconditional", "guidance")  # type: ignore[valid-type]
+    guidance_min: NonNegativeFloat = axis(0.0, "guidance")
+    guidance_max: Upper = axis(None, "guidance")
+    nfe: Budgets = (4, 7, 11, 19, 35)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key in sorted(SOLVER_KEYS - set(keys_of(self.solver))):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                those = ", ".join(name for name in SOLVERS if key in keys_of(name))
+                raise ValueError(f"{key}: solver {self.solver} has none; {key} goes with {those}")
+        if self.sigmas and self.discretization != "explicit":
+            raise ValueError(f"sigmas: discretization {self.discretization} makes its own; a list goes with explicit")
+        if not self.sigmas and self.discretization == "explicit":
+            raise ValueError("sigmas: discretization explicit needs a list of noise levels, such as [80, 5, 1, 0.1]")
+        low, high = self.sigma_range
+        if low >= high and not self.sigmas:
+            raise ValueError(f"sigma_min ({low}) must be below sigma_max ({high})")
+        if len(set(self.nfe)) < len(self.nfe):
+            raise ValueError("nfe: a budget stands twice")
+        if self.S_max is not None and self.S_min > self.S_max:
+            raise ValueError(f"S_min ({self.S_min}) must not be above S_max ({self.S_max})")
+        self._check_guidance()
+        solver = self.build_solver()
+        if solver.adaptive and max(self.nfe) < self.evaluations(2):
+            raise ValueError(f"nfe: solver {self.solver} needs {self.evaluations(2)} evaluations at the least")
+        most = max(self.steps(budget) for budget in self.nfe)
+        if self.order and isinstance(solver, Multistep) and most < solver.steps_needed:
+            raise ValueError(
+                f"order: {self.order} takes {solver.steps_needed} steps, and nfe pays for {most} at the most"
+            )
+        if not self._falls(most):
+            raise ValueError(
+                "rho, shift, sigmas, sigma_min, sigma_max: the noise levels don't fall from step to step in float64"
+            )
+        return self
+
+    def _check_guidance(self) -> None:
+        guidance = self.build_guidance()
+        if self.guidance_max is not None and self.guidance_min >= self.guidance_max:
+            raise ValueError(f"guidance_min ({self.guidance_min}) must be below guidance_max ({self.guidance_max})")
+        if not guidance.limited:
+            return
+        low, high = self.sigma_range
+        if self.guidance_min >= high or (self.guidance_max is not None and self.guidance_max < low):
+            raise ValueError(f"guidance_min, guidance_max: sigma goes from {low:g} to {high:g}, never between them")
+        if guidance.idle:
+            raise ValueError(
+                f"guidance_min, guidance_max: there is no guidance to limit: guidance {self.guidance:g} of guide "
+                f"{self.guide} has no effect; give it another weight"
+            )
+        if self.discretization == "optimised":
+            raise ValueError(
+                "guidance_min, guidance_max: what guidance between them costs is not known before an optimised grid is "
+                "fitted; use another discretization, or guidance at all noise levels"
+            )
+
+    def _falls(self, steps: int) -> bool:
+        """Whether a grid's noise levels, and their times, are finite and fall from step to step."""
+        if self.discretization == "optimised":
+            if steps > LEVELS:
+                raise ValueError(f"nfe: {steps} steps, but an optimised grid has {LEVELS} at most")
+            return True
+        try:
+            sigmas = self.grid(steps)
+            times = self.build_schedule().t(sigmas)
+        except StudyError as error:
+            raise ValueError(str(error)) from None
+        except OverflowError:
+            return False
+        return bool((sigmas.diff() < 0).all() and (times.diff() < 0).all() and times.isfinite().all())
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """(sigma_min, sigma_max): the grid's, and that for which the vp schedule solves its constants."""
+        published = DISCRETIZATIONS[self.discretization]
+        low, high = (self.sigmas[-1], self.sigmas[0]) if self.sigmas else (published.sigma_min, published.sigma_max)
+        return self.sigma_min or low, self.sigma_max or high
+
+    def filled(self) -> Self:
+        """This row with what follows from other choices written out: noise range and scaling."""
+        low, high = self.sigma_range
+        scaling = self.scaling or SCALING_OF_SCHEDULE[self.schedule]
+        return self.model_copy(update={"sigma_min": low, "sigma_max": high, "scaling": scaling})
+
+    def build_solver(self) -> Solver:
+        """The row's solver. Raises ValueError where its choices don't go together."""
+        solver = SOLVERS[self.solver](**{key: getattr(self, key) for key in keys_of(self.solver)})
+        if not self.S_churn:
+            return solver
+        if not isinstance(solver, SingleStep) or solver.stochastic:
+            raise ValueError(
+                f"S_churn: solver {self.solver} takes none; churn goes before the steps of a deterministic solver that "
+                "takes fixed steps one at a time, such as euler or heun"
+            )
+        return Churned(solver, self.S_churn, self.S_min, self.S_max, self.S_noise)
+
+    def build_guidance(self) -> Guidance:
+        return Guidance(self.guidance, self.guide, self.guidance_min, self.guidance_max)
+
+    def evaluations(self, steps: int) -> int:
+        """What `steps` steps cost, guidance included; of an adaptive solver the least that they may."""
+        return self._cost()(steps)
+
+    def _cost(self) -> Callable[[int], int]:
+        solver, guidance = self.build_solver(), self.build_guidance()
+        if guidance.evaluations > 1 and guidance.limited:
+            return solver.evaluations if solver.adaptive else partial(_counted, self)
+        return lambda steps: guidance.evaluations * solver.evaluations(steps)
+
+    def steps(self, budget: int) -> int:
+        """As many steps as cost at most `budget` evaluations; for an adaptive solver always 2, its own and the last.
+
+        Raises ValueError where not even one step does.
+        """
+        if self.build_solver().adaptive:
+            return 2
+        choices: Sequence[int] = [len(self.sigmas)] if self.sigmas else range(1, budget + 1)
+        cost = self._cost()
+        affordable = bisect_right(choices, budget, key=cost)  # another step costs more than a finer grid may save
+        if not affordable:
+            needed = f"{cost(choices[0])}{' with guidance' if self.build_guidance().evaluations > 1 else ''}"
+            what = f"its {len(self.sigmas)} sigmas" if self.sigmas else "a step"
+            raise ValueError(f"nfe: {budget} evaluations are too few: solver {self.solver} needs {needed} for {what}")
+        return choices[affordable - 1]
+
+    def grid(self, steps: int) -> Tensor:
+        """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,); of an adaptive solver its range."""
+        if self.build_solver().adaptive:
+            low, high = self.sigma_range
+            return torch.tensor([high, low, 0.0], dtype=torch.float64)
+        choices: dict[str, Any] = {key: getattr(self, key) for key in ("rho", "shift", "spacing", "sigmas")}
+        choices["schedule"] = self.build_schedule()
+        return DISCRETIZATIONS[self.discretization](steps, *self.sigma_range, **choices)
+
+    def with_grid(self, sigmas: tuple[float, ...]) -> Self:
+        """This row on a grid of its own, falling noise levels above 0, in the same range."""
+        low, high = self.sigma_range
+        own = {"discretization": "explicit", "sigmas": sigmas, "sigma_min": low, "sigma_max": high}
+        return self.model_copy(update=own)
+
+    def build_schedule(self) -> Schedule:
+        return SCHEDULES[self.schedule](*self.sigma_range)
+
+    def build_scaling(self) -> Scaling:
+        return SCALINGS[self.scaling or SCALING_OF_SCHEDULE[self.schedule]]
+
+
+@lru_cache(maxsize=4096)
+def _counted(sampler: Sampler, steps: int) -> int:
+    """What `steps` steps cost where only some are guided, which goes by the noise levels that the solver asks for:
+    counted, as the solver takes them with networks that answer 0. A grid that cannot be counts as if guided throughout.
+    """
+    solver, guidance = sampler.build_solver(), sampler.build_guidance()
+    try:
+        sound = sampler._falls(steps)
+    except ValueError:
+        sound = False
+    if not sound:
+        return guidance.evaluations * solver.evaluations(steps)
+    counted = Counted(guidance(_nothing, _nothing))
+    path = Path(counted, sampler.build_schedule(), sampler.build_scaling())
+    for _ in solver.run(path, torch.zeros(1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
+        pass
+    return counted.nfe
+
+
+def _nothing(z: Tensor, sigma: Tensor) -> Tensor:
+    return torch.zeros_like(z)
+
+
+def sampler_of(curve: dict[str, Any]) -> Sampler:
+    """The sampler in a resolved curve row."""
+    return Sampler(**{key: curve[key] for key in Sampler.model_fields})

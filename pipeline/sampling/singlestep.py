@@ -1,0 +1,170 @@
+"""Deterministic solvers whose step looks at nothing that came before it: Runge-Kutta methods in the time of the
+schedule, exponential ones in ln sigma, and one that chooses its own steps."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.common.errors import StudyError
+from pipeline.sampling.ode import Path, RandnLike, SingleStep, Solver
+
+
+@dataclass(frozen=True)
+class RungeKutta(SingleStep):
+    """An explicit Runge-Kutta method: stage i starts from x + h sum_j a[i][j] d_j, the step is x + h sum_i b[i] d_i."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+    variable = "t"
+
+    def __post_init__(self) -> None:
+        lengths = [len(row) for row in self.a]
+        if lengths != list(range(len(self.b))) or abs(sum(self.b) - 1) > 1e-12:
+            raise ValueError("a must be strictly lower triangular, as long as b, and b must sum to 1")
+
+    @property
+    def stages(self) -> int:
+        return len(self.b)
+
+    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        t, t_next = path.t(sigma), path.t(sigma_next)
+        h, x = t_next - t, _times(z, path.s(sigma))
+        slopes = [path.slope(z, sigma, t)]
+        if sigma_next == 0:
+            return x + h * slopes[0]  # s = 1 there
+        for row in self.a[1:]:
+            t_stage = t + sum(row) * h
+            sigma_stage = path.sigma(t_stage)
+            z_stage = _times(_combined(x, h, row, slopes), 1 / path.s(sigma_stage))
+            slopes.append(path.slope(z_stage, sigma_stage, t_stage))
+        return _times(_combined(x, h, self.b, slopes), 1 / path.s(sigma_next))
+
+
+def _times(z: Tensor, factor: float) -> Tensor:
+    return z if factor == 1 else z * factor
+
+
+def _combined(x: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """x + h sum_i weights[i] slopes[i]."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            x = torch.add(x, slope, alpha=h * weight)
+    return x
+
+
+def euler() -> RungeKutta:
+    """x + h d."""
+    return RungeKutta(a=((),), b=(1.0,), order=1)
+
+
+def heun(alpha: float) -> RungeKutta:
+    """The second-order family x + h ((1 - 1/(2 alpha)) d + d' / (2 alpha)), d' at t + alpha h (EDM, Algorithm 3).
+
+    alpha = 1 is Heun's method, 1/2 the midpoint method, 2/3 Ralston's.
+    """
+    return RungeKutta(a=((), (alpha,)), b=(1 - 1 / (2 * alpha), 1 / (2 * alpha)), order=2)
+
+
+def midpoint() -> RungeKutta:
+    """The slope halfway: heun with alpha = 1/2."""
+    return heun(0.5)
+
+
+def rk4() -> RungeKutta:
+    """The classical fourth-order method."""
+    return RungeKutta(a=((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4)
+
+
+@dataclass(frozen=True)
+class DPMSolver2(SingleStep):
+    """DPM-Solver-2 (Lu et al. 2022, arXiv 2206.00927, Algorithm 1), r_1 = 1/2: halfway in ln sigma, whatever the path.
+
+    In z: u = z + (sigma_mid - sigma) eps(z), z_next = z + (sigma_next - sigma) eps(u).
+    """
+
+    order = 2
+    stages = 2
+    variable = "ln sigma"
+
+    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        eps, middle = path.eps(z, sigma), math.sqrt(sigma * sigma_next)
+        if sigma_next > 0:
+            eps = path.eps(torch.add(z, eps, alpha=middle - sigma), middle)
+        return torch.add(z, eps, alpha=sigma_next - sigma)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP2S(SingleStep):
+    """DPM-Solver++ (2S) (Lu et al. 2022, arXiv 2211.01095, Algorithm 1), r = 1/2: its steps are exact for a constant D.
+
+    In z: u = r z + (1 - r) D(z), r = sigma_mid / sigma; z_next the same from z with D(u) and sigma_next / sigma.
+    """
+
+    order = 2
+    stages = 2
+    variable = "ln sigma"
+
+    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        denoised, middle = path.denoise(z, sigma), math.sqrt(sigma * sigma_next)
+        if sigma_next > 0:
+            denoised = path.denoise(torch.lerp(denoised, z, middle / sigma), middle)
+        return torch.lerp(denoised, z, sigma_next / sigma)
+
+
+@dataclass(frozen=True)
+class RK45:
+    """Dormand and Prince's pair of orders 5 and 4 (torchdiffeq's dopri5), as in Song et al. 2021 (arXiv 2011.13456).
+
+    It takes steps of its own from the first noise level to the last above 0 until each is estimated to be within
+    rtol and atol, and one of Euler's into 0. What it costs is known afterwards.
+    """
+
+    rtol: float
+    atol: float
+    order = None
+    stages = 6
+    variable = "t"
+    stochastic = False
+    adaptive = True
+
+    def evaluations(self, steps: int) -> int:
+        """At the least: two to choose the first step, six for that step, one into 0."""
+        return 2 + self.stages + 1
+
+    def run(self, path: Path, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
+        from torchdiffeq import odeint  # takes as long to import as all the rest, for this one solver
+
+        first, last = sigmas[0], sigmas[-2]
+        if last < first:
+            end = path.t(last)
+            times = torch.tensor([path.t(first), end], dtype=z.dtype, device=z.device)
+
+            def slope(t: Tensor, x: Tensor) -> Tensor:
+                time = max(float(t), end)  # the search for a first step may look beyond the end
+                sigma = path.sigma(time)
+                return path.slope(x / path.s(sigma), sigma, time)
+
+            exactly = {"step_t": times[1:]}  # else it steps beyond the end, where there is nothing, and interpolates
+            try:
+                z = odeint(
+                    slope, path.s(first) * z, times, rtol=self.rtol, atol=self.atol, method="dopri5", options=exactly
+                )[-1] / path.s(last)
+            except AssertionError as error:  # torchdiffeq's way to say that no step is small enough
+                raise StudyError(f"solver rk45: {error}") from None
+            yield z
+        yield euler().step(path, z, last, sigmas[-1], randn_like)
+
+
+SINGLE_STEP: dict[str, Callable[..., Solver]] = {
+    "euler": euler,
+    "heun": heun,
+    "midpoint": midpoint,
+    "rk4": rk4,
+    "dpm_solver_2": DPMSolver2,
+    "dpmpp_2s": DPMSolverPP2S,
+    "rk45": RK45,
+}

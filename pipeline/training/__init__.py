@@ -1,0 +1,1 @@
+"""Training a denoiser from one model row."""

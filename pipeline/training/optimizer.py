@@ -1,0 +1,64 @@
+"""What a training step goes by beside its loss: the learning rate, the optimizer, clipping."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from pipeline.common.devices import say_once
+from pipeline.training.row import Model
+
+
+def learning_rate(row: Model, step: int) -> float:
+    """The learning rate of step `step`, counted from 0: a linear warm-up, times the row's decay."""
+    warm = min((step + 1) * row.batch / row.warmup_images, 1.0)
+    return row.learning_rate * warm * DECAYS[row.learning_rate_decay](row, step)
+
+
+def cosine(row: Model, step: int) -> float:
+    """Half a cosine, from 1 down to 0 at the end (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)."""
+    return (1 + math.cos(math.pi * step / row.steps)) / 2
+
+
+def linear(row: Model, step: int) -> float:
+    """A straight line from 1 down to 0 at the end."""
+    return 1 - step / row.steps
+
+
+def inverse_sqrt(row: Model, step: int) -> float:
+    """1 / sqrt(max(t / t_ref, 1)), t in images (Karras et al. 2024, arXiv 2312.02696, eq. 67)."""
+    return max(step * row.batch / row.learning_rate_reference_images, 1.0) ** -0.5
+
+
+def none(row: Model, step: int) -> float:
+    """1."""
+    return 1.0
+
+
+DECAYS: dict[str, Callable[[Model, int], float]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "inverse_sqrt": inverse_sqrt,
+    "none": none,
+}
+
+
+def adam(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Adam:
+    """Adam, in one kernel where the device has it."""
+    parameters = list(parameters)
+    try:
+        return torch.optim.Adam(parameters, lr=rate, fused=True)
+    except RuntimeError:
+        say_once(f"{parameters[0].device.type} has no fused Adam; the plain one takes its place")
+        return torch.optim.Adam(parameters, lr=rate)
+
+
+def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
+    """Shrink the gradients, as one vector, to a norm of at most `norm` (Pascanu et al. 2013, arXiv 1211.5063).
+
+    Nothing waits for the norm's value: one that is not finite shows in the next loss.
+    """
+    parameters = list(parameters)
+    together = parameters[0].device.type != "mps"  # which can't
+    torch.nn.utils.clip_grad_norm_(parameters, norm, foreach=together)

@@ -1,0 +1,68 @@
+"""Which noise goes with which image: each drawn by itself, matched within a batch, or from another flow."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from pipeline.common.devices import CPU, state_type, to_device
+from pipeline.common.randomness import generator
+from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
+from pipeline.diffusion.prediction import convert
+
+PAIRS = ("independent", "optimal_transport", "reflow")
+REFLOW_STEPS = 32
+REFLOW_START = 1000.0  # the noise level that stands for infinity
+REFLOW_BATCH = 512
+MOST_ITERATIONS = 10**9  # of the network simplex: POT's own limit stops batches of some 1,600 before their end
+
+
+def matched(x0: Tensor, n: Tensor) -> Tensor:
+    """The noise n (N, ...) in the order in which it goes with x0 (N, ...) at the least sum of squared distances.
+
+    (Minibatch optimal transport: Tong et al. 2023, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772.)
+    """
+    import ot  # a second to import, which only this needs
+
+    distances = torch.cdist(x0.flatten(1).double(), n.flatten(1).double()).square()
+    plan = ot.emd([], [], distances.cpu().numpy(), numItermax=MOST_ITERATIONS)  # a permutation, each entry 1 / N
+    return n[torch.from_numpy(plan.argmax(1)).to(n.device)]
+
+
+@torch.no_grad()
+def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Where the straight path's ODE takes noise n (N, ...), by the midpoint method: x0, and how straight it gets there.
+
+    The straightness is the mean over time and dimensions of (n - x0 - v)^2, (N,): 0 where every line is straight (Liu
+    et al. 2022, arXiv 2209.03003, sec. 2.2).
+    """
+    start = REFLOW_START / (1 + REFLOW_START)
+    times = torch.linspace(start, 0, steps + 1, dtype=torch.float64)
+    x, velocities = n.to(state_type(n.device)) * start, []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        sigma = t / (1 - t)
+        z = x / (1 - t)
+        denoised = denoiser(z.float(), sigma).to(z)
+        return convert(denoised, z * (1 + sigma**2).rsqrt(), sigma, "x0", "velocity")
+
+    for t, t_next in pairwise(times):
+        middle = (t + t_next) / 2
+        v = velocity(x + (middle - t) * velocity(x, t), middle)
+        x = x + (t_next - t) * v
+        velocities.append(v)
+    errors = [(n - x - v).square().flatten(1).mean(1) for v in velocities]
+    return x, torch.stack(errors).mean(0)
+
+
+def reflow_pairs(teacher: Denoiser, count: int, seed: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+    """Samples x0 and the noise n that another flow made them from, float32 (count, C, H, W) each (Liu et al. 2022).
+
+    Made on the device, where the teacher is, and returned on the CPU.
+    """
+    parts = [
+        torch.randn(min(REFLOW_BATCH, count - first), *teacher.shape, generator=generator("reflow", seed, first))
+        for first in range(0, count, REFLOW_BATCH)
+    ]
+    x0 = [flow_to(teacher, to_device(n, device), REFLOW_STEPS)[0].float().cpu() for n in parts]
+    return torch.cat(x0), torch.cat(parts)

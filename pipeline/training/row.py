@@ -1,0 +1,195 @@
+"""A model row: how one network is trained."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from pipeline.common.rows import Row, Seeds, axis
+from pipeline.diffusion.averages import LARGEST_SIGMA_REL
+from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.training.augmentation import LABELS
+from pipeline.training.draws import DRAWS
+from pipeline.training.noise import NOISES, Distribution, distribution
+from pipeline.training.pairs import PAIRS
+from pipeline.training.weighting import WEIGHTINGS
+
+WEIGHTING_KEYS = sorted(set().union(*(weighting.optional for weighting in WEIGHTINGS.values())))  # of a model row
+ABOVE, BELOW = 1e-3, 0.05  # the shares of noise levels that may lie outside those of the parametrization's path
+SLACK = 1.1  # the factor by which they may do so anyway
+NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
+ARCHITECTURE = (
+    "network",
+    "channels",
+    "blocks",
+    "patch",
+    "embedding",
+    "dropout",
+    "memory_format",
+)  # of a spec, as in a row
+TRIED = 65_536  # evenly spaced draws at which the weights are looked at before anything is trained
+TRIED_SIGMA_DATA = 0.5
+LEAST_EFFECTIVE = 4e-3  # the smallest effective share of draws: half a draw in a batch of 128
+
+
+class Model(Row):
+    """One training. `sigma_data` None means: as measured on the data set; `gamma`, `k` and `bias` None: as published
+    with the weighting; `ema_ramp_up` is the share of the images seen so far that the average's half-life never exceeds
+    (EDM, app. F.2), None: no ramp-up. `teacher` is the flow that `pairs: reflow` takes its pairs from,
+    and `like` the row whose cost the network is to have where `equal` says so: its base, too. `resolve` fills both in.
+    """
+
+    parametrization: Literal[tuple(PARAMETRIZATIONS)] = axis("edm", "parametrization")  # type: ignore[valid-type]
+    noise: Literal[tuple(NOISES)] = axis("lognormal", "noise distribution")  # type: ignore[valid-type]
+    P_mean: float = axis(-1.2, "noise distribution")
+    P_std: PositiveFloat = axis(1.2, "noise distribution")
+    shift: PositiveFloat = axis(1.0, "noise distribution")
+    logit_mean: float = axis(0.0, "noise distribution")
+    logit_std: PositiveFloat = axis(1.0, "noise distribution")
+    mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = axis(1.29, "noise distribution")
+    draws: Literal[tuple(DRAWS)] = axis("independent", "noise draws")  # type: ignore[valid-type]
+    weighting: Literal[tuple(WEIGHTINGS)] = axis("unit", "loss weighting")  # type: ignore[valid-type]
+    gamma: PositiveFloat | None = axis(None, "loss weighting")
+    k: PositiveFloat | None = axis(None, "loss weighting")
+    bias: Annotated[float, Field(ge=-50, le=50)] | None = axis(None, "loss weighting")
+    pairs: Literal[PAIRS] = axis("independent", "pairs")  # type: ignore[valid-type]
+    reflow_pairs: PositiveInt = axis(8192, "pairs")
+    augment: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "augmentation")
+    flip: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "augmentation")
+    sigma_data: PositiveFloat | None = axis(None, "sigma_data")
+    labels: Literal["none", "classes"] = axis("none", "labels")
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = axis(0.1, "labels")
+    network: Literal[tuple(NETWORKS)] = axis("unet", "network")  # type: ignore[valid-type]
+    channels: Annotated[int, Field(multiple_of=8, ge=8)] = axis(16, "network")
+    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = axis((1, 2, 4), "network")
+    blocks: PositiveInt = axis(1, "network")
+    attention: tuple[PositiveInt, ...] = axis((), "network")
+    patch: PositiveInt = axis(2, "network")
+    embedding: Literal["positional", "fourier"] = axis("positional", "noise embedding")
+    equal: Literal["parameters", "flops"] | None = axis(None, "network")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "dropout")
+    images: PositiveInt = axis(140_000, "training length")
+    batch: PositiveInt = axis(128, "batch size")
+    micro_batch: PositiveInt | None = axis(None, "micro-batches")
+    learning_rate: PositiveFloat = axis(8e-3, "learning rate")
+    warmup_images: PositiveInt = axis(10_000, "learning rate")
+    learning_rate_decay: Literal["cosine", "linear", "inverse_sqrt", "none"] = axis("cosine", "learning rate")
+    learning_rate_reference_images: PositiveInt = axis(35_000, "learning rate")
+    clip_norm: PositiveFloat | None = axis(None, "gradient clipping")
+    precision: Literal["float32", "bfloat16"] = axis("float32", "precision")
+    compile: Literal["none", "default"] = axis("none", "compilation")
+    memory_format: Literal["channels_last", "contiguous"] = axis("channels_last", "memory format")
+    ema_halflife_images: PositiveInt = axis(10_000, "EMA length")
+    ema_ramp_up: PositiveFloat | None = axis(0.05, "EMA length")
+    ema_halflives_images: tuple[PositiveInt, ...] = ()
+    ema_sigma_rels: tuple[Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)], ...] = ()
+    snapshots: NonNegativeInt = 0
+    classifier_images: NonNegativeInt = 0
+    train_seeds: Seeds = (0, 1, 2)
+    teacher: "Model | None" = None
+    like: "Model | None" = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        weighting = WEIGHTINGS[self.weighting]
+        for key in WEIGHTING_KEYS:
+            if getattr(self, key) is not None and key not in weighting.keys:
+                those = ", ".join(name for name, other in WEIGHTINGS.items() if key in other.keys)
+                raise ValueError(f"{key}: weighting {self.weighting} has none; {key} goes with {those}")
+        for key in sorted(NETWORK_KEYS - set(KEYS[self.network])):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                those = ", ".join(name for name, keys in KEYS.items() if key in keys)
+                raise ValueError(f"{key}: network {self.network} has none; {key} goes with {those}")
+        if self.draws == "stratified" and self.batch == 1:
+            raise ValueError("draws: stratified has nothing to spread in a batch of 1; use independent")
+        if self.pairs == "reflow":
+            if not PARAMETRIZATIONS[self.parametrization].flow:
+                flows = ", ".join(name for name, other in PARAMETRIZATIONS.items() if other.flow)
+                raise ValueError(f"pairs: reflow goes with a flow ({flows}), not with {self.parametrization}")
+            for key in ("augment", "flip"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: reflow's images belong to their noise; use 0")
+            if self.labels != "none":
+                raise ValueError("labels: reflow's images come without; use none")
+        if self.pairs == "optimal_transport" and self.batch == 1:
+            raise ValueError("pairs: optimal_transport has nothing to match in a batch of 1; use independent")
+        if self.snapshots > self.steps:
+            raise ValueError(f"snapshots: {self.snapshots}, but the training has {self.steps} steps")
+        self._check_range()
+        self._check_weights()
+        return self
+
+    def _check_range(self) -> None:
+        """Refuse noise that is none, or beyond the levels of the path that the network is told its place on."""
+        own = PARAMETRIZATIONS[self.parametrization]
+        low, high = self.distribution.sigma(torch.tensor([BELOW, 1 - ABOVE], dtype=torch.float64)).tolist()
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"noise: {self.noise} has noise levels from {low:.4g} to {high:.4g}; keep them in between")
+        if high > SLACK * own.largest:
+            raise ValueError(
+                f"noise: {self.noise} goes up to sigma {high:.4g} in all but {ABOVE:.1%} of its draws, but "
+                f"parametrization {self.parametrization} has none above {own.largest:.4g}; use another of the two"
+            )
+        if low < own.smallest / SLACK:
+            raise ValueError(
+                f"noise: {self.noise} is below sigma {low:.4g} in {BELOW:.0%} of its draws, but parametrization "
+                f"{self.parametrization} has none from 0 to {own.smallest:.4g}; use another of the two"
+            )
+
+    def _check_weights(self) -> None:
+        """Refuse a loss in which a few draws outweigh all others: weightings can grow faster than targets shrink."""
+        u = (torch.arange(TRIED, dtype=torch.float64) + 0.5) / TRIED
+        sigma = self.distribution.sigma(u)
+        c_out = PARAMETRIZATIONS[self.parametrization](sigma, TRIED_SIGMA_DATA).c_out
+        weight = self.weight(u, sigma, TRIED_SIGMA_DATA, c_out) * c_out**2
+        effective = float(weight.sum() ** 2 / weight.square().sum()) / TRIED
+        if not effective > LEAST_EFFECTIVE:
+            raise ValueError(
+                f"weighting: {self.weighting} can't be had with parametrization {self.parametrization} and noise "
+                f"{self.noise}: of {TRIED} draws, those near sigma {float(sigma[weight.argmax()]):.2g} outweigh all "
+                "others; use another weighting, or noise that stays away from there"
+            )
+
+    @property
+    def longest_average_images(self) -> float:
+        """The half-life of the weights' average at the end of the training, where it is longest."""
+        return min(self.ema_halflife_images, self.ema_ramp_up * self.images if self.ema_ramp_up else math.inf)
+
+    @property
+    def distribution(self) -> Distribution:
+        """The training noise."""
+        return distribution(self.noise, vars(self))
+
+    def weight(self, u: Tensor, sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
+        """lambda(sigma), at sigma = distribution.sigma(u): u, sigma and c_out in one shape to that shape."""
+        weighting, choices = WEIGHTINGS[self.weighting], {key: getattr(self, key) for key in WEIGHTING_KEYS}
+        rate = self.distribution.snr_rate(u) if "snr_rate" in weighting.keys else None
+        return weighting(sigma, sigma_data=sigma_data, c_out=c_out, snr_rate=rate, **choices)
+
+    @property
+    def steps(self) -> int:
+        """Steps of `batch` images that make up `images`, at least one."""
+        return max(self.images // self.batch, 1)
+
+    def spec(self, measured_sigma_data: float, shape: tuple[int, ...], classes: Sequence[int] = ()) -> dict[str, Any]:
+        """What builds this row's denoiser for data of `shape` (C, H, W), or (2,) for points, with this sigma_data.
+
+        classes: how many images each class of the data set has. Raises StudyError where the network can't have that
+        shape, or can't be made to cost as much as `like`'s.
+        """
+        own = {key: getattr(self, key) for key in ("parametrization", *ARCHITECTURE)} | {
+            "sigma_data": self.sigma_data or measured_sigma_data,
+            "shape": list(shape),
+            "multipliers": list(self.multipliers),
+            "attention": list(self.attention),
+            "augmentation": LABELS if self.augment else 0,
+            "classes": list(classes) if self.labels == "classes" else [],
+        }
+        if self.equal and self.like:
+            like = self.like.spec(measured_sigma_data, shape, classes)
+            own["channels"] = equal_channels(own, like, self.equal)
+        return own

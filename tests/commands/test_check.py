@@ -1,0 +1,352 @@
+"""The preview of a study: what it would run and cost, and every mistake that only the data or the place can tell."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import pipeline.commands.check as check
+import pipeline.commands.cost as estimate
+from pipeline.commands.check import glance, preview
+from pipeline.commands.cost import Estimate, Size, Speed, off_by, size_of
+from pipeline.commands.stale import CHANGED, ITS_ROW, NEW
+from pipeline.common.errors import StudyError
+from pipeline.common.files import write_json
+from pipeline.data.dataset import Data
+from pipeline.diffusion.networks.registry import build, cost
+from pipeline.params.places import check_place
+from pipeline.params.study import read_study, resolve
+from tests.imports import ROOT
+
+HERE = Speed(2, 2e-4, 2.5e-11, 8e-5, 6.5e-12, 640.0, 2.0)
+TINY: dict[str, Any] = {
+    "study": {"name": "tiny", "root": ".", "params": "params.yaml"},
+    "data": {"source": "images"},
+    "features": {"epochs": 1, "width": 16},
+    "defaults": {
+        "models": {"images": 512, "batch": 64, "train_seeds": [0], "channels": 8, "multipliers": [1]},
+        "curves": {"samples": 40, "sample_seeds": [0, 1], "nfe": [4, 7]},
+    },
+    "models": {"edm": {}, "flow": {"parametrization": "flow", "noise": "flow_uniform"}},
+    "curves": {"edm": {"model": "edm"}, "flow": {"model": "flow"}},
+    "sets": {},
+}
+COUNT, SIDE = 90, 8
+
+
+def images(folder: Path, count: int = COUNT, side: int = SIDE, classes: tuple[str, ...] = ("a", "b")) -> None:
+    """PNGs of noise, in class folders where there are classes."""
+    draw = np.random.default_rng(0)
+    for i in range(count):
+        place = folder / classes[i % len(classes)] if classes else folder
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (side, side), dtype=np.uint8)).save(place / f"{i}.png")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a tiny study with some sections replaced into an empty repository, as the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "speed", lambda start_seconds: HERE)
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    for folder in ("pipeline", "stages"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    images(tmp_path / "images")
+
+    def write(**sections: Any) -> Path:
+        (path := Path("params.yaml")).write_text(yaml.safe_dump(TINY | sections, sort_keys=False))
+        return path
+
+    return write
+
+
+def error(path: Path) -> str:
+    with pytest.raises(StudyError) as caught:
+        preview(path, 2.0)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_study_that_never_ran_is_new_throughout_and_its_calls_are_counted(repository: Callable[..., Path]) -> None:
+    found = preview(repository(), 2.0)
+    assert {reason.how for reason in found.reasons.values()} == {NEW}
+    assert set(found.reasons) == {stage.name for stage in found.stages}
+    assert found.work["train@edm"].evaluations == 512
+    assert found.work["sweep@edm"].evaluations == 40 * 2 * (3 + 7)  # heun: 2 steps and 4
+    assert all(work.seconds >= 0 and work.mib > HERE.idle_mib for work in found.work.values())
+    text = "\n".join(found.lines())
+    assert "'images': 90 images of 1 x 8 x 8, 2 classes" in text
+    assert "train        2 of 2         1,024" in text and "new: edm, flow" in text
+    assert found.warnings() == []
+
+
+def test_one_more_line_is_new_and_what_has_run_is_not(repository: Callable[..., Path]) -> None:
+    """dvc.lock as DVC would have written it, of a study without the row that is added."""
+    found = preview(repository(), 2.0)
+    stages = {}
+    for stage in found.stages:
+        deps = [{"path": dep, "md5": found_md5(found, dep)} for dep in stage.deps]
+        for out in stage.outs:
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            Path(out).write_text("{}")
+        if stage.name == "resolve":
+            Path("build/tiny/rows").unlink()
+            for name, row in found.rows.items():
+                write_json(Path(f"build/tiny/rows/{name}.json"), row)
+        outs = [{"path": out, "md5": md5(b"{}")} for out in stage.outs]
+        stages[stage.name] = {"cmd": stage.command, "deps": deps, "outs": outs}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    assert set(preview(Path("params.yaml"), 2.0).reasons) <= {"resolve"}
+
+    models = TINY["models"] | {"snr": {"base": "edm", "weighting": "snr"}}
+    curves = TINY["curves"] | {"snr": {"model": "snr"}, "edm": {"model": "edm", "rho": 3}}
+    reasons = preview(repository(models=models, curves=curves), 2.0).reasons
+    assert reasons["train@snr"].how == reasons["sweep@snr"].how == NEW
+    assert (reasons["sweep@edm"].how, reasons["sweep@edm"].what) == (CHANGED, ITS_ROW)
+    assert {"losses", "agreement", "report"} <= set(reasons)
+    assert not {"prepare", "features", "reference", "oracle", "train@edm", "train@flow", "sweep@flow"} & set(reasons)
+
+
+def found_md5(found: check.Preview, dep: str) -> str:
+    """A dependency's hash: of a resolved row or a file; of folders that stages write, the one that all outputs have."""
+    rows = {f"build/tiny/rows/{name}.json": check.file_text(row) for name, row in found.rows.items()}
+    if dep in rows:
+        return md5(rows[dep])
+    if inside := sorted(name for name in rows if name.startswith(f"{dep}/")):
+        listed = [{"md5": md5(rows[name]), "relpath": name.removeprefix(f"{dep}/")} for name in inside]
+        return md5(json.dumps(listed).encode()) + ".dir"
+    return md5(Path(dep).read_bytes() if Path(dep).is_file() else b"{}")
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, a part of what is said
+    "patches": ({"models": {"edm": {"network": "dit", "patch": 3}}}, "models.edm.patch", "made of patches of 3 x 3"),
+    "levels": ({"models": {"edm": {"multipliers": [1] * 5}}}, "models.edm.multipliers", "use fewer levels"),
+    "attention": (
+        {"models": {"edm": {"network": "ddpmpp", "attention": [5]}}}, "models.edm.attention", "there are 8"
+    ),
+    "batch": ({"models": {"edm": {"batch": 91}}}, "models.edm.batch", "the data set has 90 examples"),
+    "limit": ({"data": {"source": "images", "limit": 63}}, "models.edm.batch", "the data set has 63 examples"),
+    "labels": (
+        {"data": {"source": "plain"}, "models": {"edm": {"labels": "classes"}}}, "models.edm.labels", "with classes"
+    ),
+    "equal": (
+        {"models": {"edm": {}, "x": {"network": "dit", "patch": 8, "blocks": 200, "equal": "parameters"}}},
+        "models.x.equal", "use more or fewer blocks",
+    ),
+    "no data": ({"data": {"source": "elsewhere"}}, "data.source", "is no folder"),
+    "no data of a set": ({"sets": {"s": {"source": "elsewhere"}}}, "sets.s.source", "is no folder"),
+    "a set of another size": ({"sets": {"s": {"source": "large"}}}, "sets.s.source", "images of 1 x 16 x 16"),
+    "a small set": ({"sets": {"s": {"source": "few"}}}, "sets.s.source", "39 images, and the study measures 40"),
+    "a budget of nothing": ({"curves": {"edm": {"model": "edm", "nfe": [0]}}}, "curves.edm.nfe.0", "greater than"),
+    "a budget without a step": (
+        {"curves": {"edm": {"model": "edm", "discretization": "explicit", "sigmas": [80, 5, 1], "nfe": [4]}}},
+        "curves.edm", "nfe: 4 evaluations are too few: solver heun needs 5 for its 3 sigmas",
+    ),
+    "a name with a typo": ({"models": {"edm": {"noise": "lognormall"}}}, "models.edm.noise", "mean 'lognormal'?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_one_line_that_names_the_row(repository: Callable[..., Path], case: str) -> None:
+    sections, place, cause = BAD[case]
+    images(Path("plain"), classes=())
+    images(Path("large"), side=16, classes=())
+    images(Path("few"), count=39, classes=())
+    curves = {"edm": {"model": "edm"}}
+    message = error(repository(**{"models": {"edm": {}}, "curves": curves} | sections))
+    assert message.startswith(f"{place}:") and cause in message
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_the_first_images_tell_what_all_would(tmp_path: Path, kind: str) -> None:
+    images(source := tmp_path / ".data")
+    for folder in (source / "a", source / "__MACOSX/a", source / ".thumbnails"):  # which no data set has
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "._0.png").write_bytes(b"hidden")
+    if kind == "zip":
+        with zipfile.ZipFile(archive := tmp_path / "data.zip", "w") as file:
+            for path in sorted(source.rglob("*.png")):
+                file.write(path, path.relative_to(source))
+        source = archive
+    found = glance(Data(source=str(source)))
+    assert (found["count"], found["channels"], found["height"], found["width"]) == (COUNT, 1, SIDE, SIDE)
+    assert found["classes"] == ["a", "b"]
+    assert glance(Data(source=str(source), limit=50))["count"] == 50
+
+
+def test_a_built_in_data_set_needs_no_folder() -> None:
+    found = glance(Data(source="two_moons", limit=300))
+    assert (found["count"], found["dimensions"]) == (300, 2)
+
+
+def test_what_the_machine_lacks_is_a_remark_and_the_preview_goes_on(
+    repository: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    presets = {"small": {}, "large": {"needs": {"gpu_gib": 20}}}
+    large = preview(repository(presets=presets, preset="large"), 2.0)
+    assert large.warnings()[0].startswith("needs.gpu_gib: preset large takes a GPU of 20 GiB, and ")
+    small = preview(repository(presets=presets, preset="small"), 2.0)
+    assert small.warnings() == large.warnings()[1:]
+    assert list(small.lines()) == list(large.lines())
+
+
+PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
+    "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; copy the dvc.yaml"),
+    "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the repository's root; "
+                     "write ../.."),
+    "another file": ("studies/y/params.yaml", {"name": "y", "root": "../.."}, "study.params: 'params.yaml' is not this "
+                     "file; write studies/y/params.yaml"),
+    "a name twice": ("studies/y/params.yaml", {"name": "tiny", "root": "../..", "params": "studies/y/params.yaml"},
+                     "study.name: 'tiny' is that of params.yaml, whose results it would replace"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_copied_study_that_still_points_elsewhere_is_refused(repository: Callable[..., Path], case: str) -> None:
+    file, section, line = PLACES[case]
+    repository()
+    for name in ("x", "y"):
+        Path(f"studies/{name}").mkdir(parents=True)
+    Path("studies/y/dvc.yaml").write_text(Path("dvc.yaml").read_text())
+    (path := Path(file)).write_text(yaml.safe_dump(TINY | {"study": section}))
+    with pytest.raises(StudyError) as caught:
+        check_place(path, read_study(path))
+    assert str(caught.value).startswith(line)
+
+
+def estimated(speed: Speed = HERE, about: dict[str, Any] | None = None, **sections: Any) -> Estimate:
+    """The estimate of the tiny study with some sections replaced, on networks of one size."""
+    (path := Path("params.yaml")).write_text(yaml.safe_dump(TINY | {"data": {"source": "digits"}} | sections))
+    rows = resolve(read_study(path))
+    size = Size(100_000, 50, 1_000_000, 50_000, 5_000)
+    data = {"count": 1000, "channels": 1, "height": 8, "width": 8, "classes": ["a", "b"]}
+    return Estimate(rows, about or data, dict.fromkeys(rows["models"], size), speed)
+
+
+def test_estimates_go_by_length_seeds_and_cores(repository: Callable[..., Path]) -> None:
+    def model(**keys: Any) -> dict[str, Any]:
+        return {"defaults": TINY["defaults"] | {"models": {"batch": 64, "train_seeds": [0], "images": 6400} | keys}}
+
+    one = estimated(**model()).of("train@edm")
+    assert one.seconds == pytest.approx(100 * (50 * 2e-4 + 64 * 1e6 * 2.5e-11))
+    assert estimated(**model(images=12_800)).of("train@edm").seconds == pytest.approx(2 * one.seconds)
+    two, four = (estimated(**model(train_seeds=[*range(n)])).of("train@edm") for n in (2, 4))
+    assert two.seconds == pytest.approx(one.seconds) and four.seconds == pytest.approx(2 * one.seconds)
+    assert two.evaluations == 2 * one.evaluations and two.mib > one.mib
+    alone = Speed(**{**vars(HERE), "cores": 1})
+    assert estimated(alone, **model(train_seeds=[0, 1])).of("train@edm").seconds == pytest.approx(2 * one.seconds)
+
+
+def test_more_budgets_guidance_and_grids_cost_more(repository: Callable[..., Path]) -> None:
+    curves = {
+        "edm": {"model": "edm"},
+        "long": {"model": "edm", "nfe": [4, 7, 35]},
+        "fitted": {"model": "edm", "discretization": "optimised"},
+        "adaptive": {"model": "edm", "solver": "rk45", "nfe": [35, 63]},
+    }
+    found = estimated(curves=curves)
+    assert found.of("sweep@long").evaluations == found.of("sweep@edm").evaluations + 80 * 35
+    assert found.of("sweep@long").seconds > found.of("sweep@edm").seconds
+    assert found.of("sweep@adaptive").evaluations == 80 * 63  # as many as its largest budget, one measurement
+    assert found.of("grids").evaluations == 191 * 256
+    for stage in ("prepare", "features", "reference", "losses", "propose", "oracle", "agreement", "report", "new"):
+        assert found.of(stage).seconds > 0
+
+
+def test_an_enlarging_extractor_takes_longer_than_any_network_here(repository: Callable[..., Path]) -> None:
+    plain = estimated().of("sweep@edm").seconds
+    assert estimated(features={"extractor": "inception"}).of("sweep@edm").seconds > 10 * plain
+
+
+def test_points_are_estimated_too(repository: Callable[..., Path]) -> None:
+    points = {"data": {"source": "spiral"}, "features": {"extractor": "coordinates"}}
+    points |= {"defaults": TINY["defaults"] | {"models": {"network": "mlp", "batch": 64}}}
+    found = estimated(about={"count": 1000, "dimensions": 2, "classes": []}, **points)
+    assert found.of("sweep@edm").seconds > 0 and found.of("reference").seconds > 1
+
+
+def test_a_networks_size_is_its_cost_and_what_its_gradient_keeps() -> None:
+    spec = {"network": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "embedding": "positional"}
+    spec |= {"dropout": 0.1, "classes": [], "augmentation": 0, "shape": [1, 8, 8]}
+    found = size_of(lambda: build(spec), torch.zeros(1, 1, 8, 8), torch.zeros(1))
+    assert (found.parameters, found.flops) == cost(spec)
+    kept = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    network = build(spec).eval()
+    sizes = []
+    for count in (1, 2):
+        kept = 0
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(torch.zeros(count, 1, 8, 8), torch.zeros(count))
+        sizes.append(kept)
+    assert found.saved == pytest.approx(sizes[1] - sizes[0], rel=0.1)
+
+
+def test_a_speed_is_measured_once_for_a_machine_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = estimate.speed(2.0)
+    assert found.cores >= 1 and found.start_seconds == 2.0 and found.idle_mib > 50
+    assert 0 < found.call_flop < found.step_flop < 1e-8 and 0 < found.call_tensor < 1 and 0 < found.step_tensor < 1
+    monkeypatch.setattr(estimate, "measure_speed", lambda start_seconds: pytest.fail("measured again"))
+    assert estimate.speed(9.0) == found
+
+
+def test_what_came_from_the_cache_tells_nothing_of_an_estimate() -> None:
+    estimates = {"a": 10.0, "b": 10.0, "c": 10.0, "d": 10.0}
+    assert off_by(estimates, {"a": 20.0, "b": 5.0, "c": 0.1}) == [0.5, 2.0]
+
+
+COMMAND = """
+import sys
+sys.argv = ["check"]
+from stages import check, outcome
+code = outcome(check.main, "")
+print(sorted({"torch._dynamo", "sklearn", "dvc"} & set(sys.modules)))
+sys.exit(code)
+"""
+
+
+def test_the_command_warns_previews_and_is_quick_the_second_time(repository: Callable[..., Path]) -> None:
+    """What takes seconds to load is only loaded where a network's size or the machine's speed is not known yet."""
+    repository(models=TINY["models"] | {"unused": {"snapshots": 4}})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMMAND]
+    before = {path for path in Path().rglob("*") if path.is_file()}
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: models.unused.snapshots: 4 for no curve")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "params.yaml: 3 models, 2 curves" and lines[-1] == "[]"
+    assert any(line.startswith("together") for line in lines)
+    written = {path for path in Path().rglob("*") if path.is_file()} - before
+    assert written and all(path.parts[0] == ".cache" or "__pycache__" in path.parts for path in written)
+
+
+def test_a_mistake_ends_the_command_with_one_line(repository: Callable[..., Path]) -> None:
+    repository(models={"edm": {"multipliers": [1] * 5}, "flow": {}})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "stages.check"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: models.edm.multipliers: ") and len(done.stderr.splitlines()) == 1

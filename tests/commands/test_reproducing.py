@@ -1,0 +1,165 @@
+"""Each command of docs/reproducing.md is run as it stands there, in order, in a tiny study with a remote."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands.test_makefile import OF_MAKE
+from tests.imports import ROOT
+from tests.stages.test_graph import Workspace
+
+PAGE = (ROOT / "docs/reproducing.md").read_text()
+BLOCKS = [block.strip().splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)]
+STUDY = """
+study: {name: digits, root: ., params: params.yaml}  # a comment
+data: {source: digits, limit: 300}
+features: {epochs: 1, width: 16}
+defaults:
+  models: {images: 256, batch: 64, train_seeds: [0], channels: 8, blocks: 1, multipliers: [1]}
+  curves: {samples: 40, sample_seeds: [0, 1], nfe: [7]}
+models:
+  edm: {}
+curves:
+  edm: {model: edm, method: EDM}
+  rho_3: {model: edm, rho: 3}
+sets: {}
+"""
+# What solvers do on exact denoisers is measured in its own tests; here the stage takes a finished table.
+ORACLE = f"""
+import pathlib
+table = pathlib.Path("reports/digits/metrics/oracle/solvers.json")
+table.parent.mkdir(parents=True, exist_ok=True)
+table.write_text({(ROOT / "reports/digits/metrics/oracle/solvers.json").read_text()!r})
+"""
+QUEUED_SECONDS = 1200  # of a busy machine
+SECONDS = 1200
+
+
+class Walk(Workspace):
+    """The tiny study, and what each command printed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.printed: dict[str, str] = {}
+        for name in ("Makefile", ".gitignore", "requirements.txt"):
+            shutil.copy(ROOT / name, self.root)
+        shutil.copytree(ROOT / ".dvc/plots", self.root / ".dvc/plots", dirs_exist_ok=True)
+        (self.root / "stages/oracle.py").write_text(ORACLE)
+        (self.root / "params.yaml").write_text(STUDY)
+        (self.root / ".venv").mkdir()
+        for entry in Path(sys.prefix).iterdir():
+            if entry.name != "installed":
+                (self.root / ".venv" / entry.name).symlink_to(entry)
+        (self.root / ".venv/installed").touch()
+        self.environment |= {
+            f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+        }
+        self.environment["COLUMNS"] = "200"
+        for name in OF_MAKE:
+            self.environment.pop(name, None)
+        self.type("git add --all", self.root)
+        self.type("git commit --quiet --message study", self.root)
+
+    def type(self, command: str, folder: Path) -> str:
+        """Run a line of shell; what it printed, on both streams. A workers' process must not hold the pipe."""
+        log = self.root.parent / "log"
+        with open(log, "w") as output:
+            arguments = ["sh", "-c", command]
+            code = subprocess.run(
+                arguments, cwd=folder, env=self.environment, stdout=output, stderr=output, timeout=SECONDS
+            ).returncode
+        assert code == 0, f"{command}\n{log.read_text()}"
+        return log.read_text()
+
+    def before(self, command: str) -> None:
+        """What the page asks to do by hand, or to wait for, before a command."""
+        if command == "make prune DRY=1":
+            study = yaml.safe_load((self.root / "params.yaml").read_text())
+            del study["curves"]["rho_3"]
+            self.write_params(study)
+        if command == "dvc queue logs rho_4":
+            deadline = time.monotonic() + QUEUED_SECONDS
+            while re.search("Queued|Running", status := self.type("dvc queue status", self.root)):
+                assert time.monotonic() < deadline, status
+                time.sleep(2)
+            assert status.count("Success") == 2, status
+
+    def walk(self) -> None:
+        """The whole page. A block begins in the root, and may leave it by cd."""
+        for block in BLOCKS:
+            folder = self.root
+            for command in block:
+                self.before(command)
+                if command.startswith("cd "):
+                    folder = folder / command.removeprefix("cd ")
+                else:
+                    self.printed[f"{folder.resolve().name}: {command}"] = self.type(command, folder)
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    walk = Walk(tmp_path_factory.mktemp("walk"))
+    walk.walk()
+    return walk
+
+
+def of(walked: Walk, command: str, folder: str = "repository") -> str:
+    return walked.printed[f"{folder}: {command}"]
+
+
+def test_the_page_has_the_commands() -> None:
+    commands = [command for block in BLOCKS for command in block]
+    said = ("make repro J=2", "dvc queue start", "dvc repro --pull --allow-missing", "make prune", "dvc gc", "dvc push")
+    assert all(any(command.startswith(each) for command in commands) for each in said)
+    assert len(commands) == len({c for b in BLOCKS for c in b}) + 1, "but for dvc status in the clone, each stands once"
+
+
+def test_a_second_run_has_nothing_to_do(walked: Walk) -> None:
+    begun = re.findall(r"^\d+/\d+ (\S+) begins \(.*\)$", of(walked, "make repro J=2"), re.M)
+    assert {"resolve", "train@edm", "sweep@edm", "sweep@rho_3", "report"} <= set(begun)
+    assert "Data and pipelines are up to date" in of(walked, "dvc status")
+    assert "Running stage" not in of(walked, "make repro")
+
+
+def test_metrics_are_few_and_differences_are_named(walked: Walk) -> None:
+    header = of(walked, "dvc metrics show").splitlines()[0].split()
+    assert "methods.edm" in header and "best.score" in header and len(header) < 12
+    assert "methods.edm" in of(walked, "dvc metrics diff")
+    changed = [line.split()[1] for line in of(walked, "dvc params diff").splitlines()[1:]]
+    assert changed == ["curves.edm.rho"]
+    shown = of(walked, 'dvc exp show --only-changed --drop "build/.*|.*yaml"')
+    assert "rho_5" in shown and "curves.edm.rho" in shown and "build/" not in shown
+    assert "methods.edm" in of(walked, "dvc metrics diff HEAD rho_4")
+
+
+def test_plots_compare_the_revisions(walked: Walk) -> None:
+    page = (walked.root / "dvc_plots/index.html").read_text()
+    specifications = [json.loads(found) for found in re.findall(r"var spec = (\{.*\});?$", page, re.M)]
+    assert len(specifications) == 2
+    for specification in specifications:
+        assert {row["rev"] for row in specification["data"]["values"]} == {"HEAD", "workspace"}
+
+
+def test_a_clean_clone_runs_nothing(walked: Walk) -> None:
+    assert "Running stage" not in of(walked, "dvc repro --pull --allow-missing", "clone")
+    assert "Data and pipelines are up to date" in of(walked, "dvc status", "clone")
+    weights = "build/digits/models/edm/seed_0.safetensors"
+    assert (walked.root / weights).read_bytes() == (walked.root.parent / "clone" / weights).read_bytes()
+
+
+def test_a_deleted_row_leaves_nothing(walked: Walk) -> None:
+    would = of(walked, "make prune DRY=1")
+    assert "would delete build/digits/curves/rho_3" in would and "would delete sweep@rho_3 in dvc.lock" in would
+    assert of(walked, "make prune") == would.replace("would delete", "deleted")
+    assert not [path for path in walked.root.glob("*/digits/**/*rho_3*") if path.is_file()]
+    assert "rho_3" not in (walked.root / "dvc.lock").read_text()
+    assert "sweep@edm" not in re.findall(r"Running stage '(.+)'", of(walked, "dvc repro"))

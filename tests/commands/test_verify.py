@@ -1,0 +1,388 @@
+"""Committed results and the same cells made again: what comes back, what may differ, and what is said of it."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import stages.features
+import stages.grids
+import stages.measure
+import stages.prepare
+import stages.reference
+import stages.resolve
+import stages.sweep
+import stages.train
+import stages.verify
+from pipeline.commands.recompute import Place
+from pipeline.commands.verify import (
+    RETRAINING,
+    SAME_WEIGHTS,
+    TIMES,
+    Committed,
+    Number,
+    Record,
+    Spreads,
+    Value,
+    choose,
+    compare,
+    conclusion,
+    other_machine,
+    other_rows,
+    read_committed,
+    table,
+    verify,
+)
+from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, read_json, write_json, write_text
+from pipeline.common.machine import machine
+from pipeline.params.study import read_study, resolve
+from pipeline.report.build import csv_text, provenance
+from pipeline.report.results import FAILED, read_results
+from stages import Arguments
+from tests.imports import ROOT
+
+STUDY = """
+study: {name: tiny}
+data: {source: images}
+features: {epochs: 1, width: 16}
+defaults:
+  models: {images: 256, batch: 64, train_seeds: [0, 1], channels: 8, blocks: 1, multipliers: [1]}
+  curves: {samples: 40, sample_seeds: [0, 1], nfe: [4, 7]}
+models:
+  edm: {}
+  flow: {parametrization: flow, noise: flow_uniform}
+  again: {base: flow, pairs: reflow, reflow_pairs: 64}
+curves:
+  edm: {model: edm, method: EDM}
+  again: {model: again}
+  fitted: {model: flow, discretization: optimised, nfe: [4]}
+  adaptive: {model: edm, solver: rk45, rtol: 0.1, atol: 0.1, nfe: [35]}
+  diverging: {model: edm, solver: euler_maruyama, corrector_steps: 1, corrector_snr: 1.0e+30, nfe: [8]}
+sets:
+  other: {source: images, nfe: 9}
+"""
+PATHS = Paths("tiny")
+RESULTS = PATHS.reports / "results.csv"
+
+
+def rows_of() -> dict[str, Any]:
+    return json.loads(json.dumps(resolve(read_study(Path("params.yaml")))))
+
+
+def run_study() -> None:
+    """Run the stages that results come from, and commit what the report would."""
+    rows = rows_of()
+
+    def run(stage: Any, row: str = "") -> None:
+        stage.main(Arguments("tiny", row, Path("params.yaml"), False, ""))
+
+    for stage in (stages.resolve, stages.prepare, stages.features, stages.reference):
+        run(stage)
+    for stage, names in ((stages.train, rows["models"]), (stages.grids, [""]), (stages.sweep, rows["curves"])):
+        for name in names:
+            run(stage, name)
+    run(stages.measure, "other")
+    curves, sets = rows["report"]["curves"], rows["report"]["sets"]
+    found = read_results(PATHS, curves, sets)
+    report = SimpleNamespace(results=found.table, provenance=found.provenance, machines=found.machines)
+    report.curves, report.sets = curves, sets
+    write_text(RESULTS, csv_text(report))
+    write_json(PATHS.reports / "provenance.json", provenance(report))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study on a folder of images, as a stranger has it: no build/, and a cache of no use."""
+    root, digits = tmp_path_factory.mktemp("study"), load_digits()
+    for index, (image, label) in enumerate(zip(digits.images[:160], digits.target, strict=False)):
+        (root / f"images/{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15.9).astype("uint8")).save(root / f"images/{label}/{index}.png")
+    (root / "params.yaml").write_text(STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_study()
+    shutil.rmtree(root / "build")
+    for file in (root / ".cache").rglob("*.*"):
+        file.write_text("broken")
+    return root
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished study to change, as the working directory."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def change(curve: str, metric: str, column: str, to: Any) -> None:
+    """Write something else into a committed table. `to`: a value, or what to add to the number that is there."""
+    table = pd.read_csv(RESULTS, dtype=str, keep_default_na=False)
+    own = (table.curve == curve) & (table.metric == metric if metric else True)
+    assert own.any()
+    table.loc[own, column] = to if isinstance(to, str) else [repr(float(v) + to) for v in table[own][column]]
+    write_text(RESULTS, table.to_csv(index=False, lineterminator="\n"))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, in the working directory."""
+    environment = {k: v for k, v in os.environ.items() if k != "DVC_STAGE"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stages.verify", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_whole_study_comes_back_to_the_last_digit(study: Path) -> None:
+    """Two flows, one of them taught by the other, a fitted grid, an adaptive solver, failed cells, an image set."""
+    before, said = contents(study), []
+    found = verify(rows_of(), "all", said.append)
+    assert {n.result for n in found.numbers} == {"identical"}, [n for n in found.numbers if n.result != "identical"]
+    assert found.sentences[0] == "Data, extractor, reference, weights and samples are the same."
+    assert found.sentences[1:] == [
+        f"{len(found.numbers)} numbers of 17 cells: {len(found.numbers)} identical, 0 within tolerance, 0 outside"
+    ]
+    assert said == ["tiny: 17 of 17 cells, from nothing; no cache is used"]
+    assert {n.place.curve for n in found.numbers if n.metric == FAILED} == {"diverging"}
+    assert contents(study) == before
+
+
+def test_the_command_says_identical_and_ends_well(study: Path) -> None:
+    done = run("--cells=edm:4:0,0 other")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "tiny: 4 of 17 cells, from nothing; no cache is used"
+    assert lines[1].split()[:4] == ["curve", "NFE", "seeds", "metric"]
+    assert [line.split()[:4] + line.split()[-1:] for line in lines[2:6]] == [
+        ["edm", "3", "0,0", "fd_corrected", "identical"],
+        *(["other", "9", f"0,{i}", "fd_corrected", "identical"] for i in range(3)),
+    ]
+    assert lines[-1] == "Every number: build/tiny/verify.csv"
+    stated = pd.read_csv(PATHS.build / "verify.csv")
+    assert len(stated) == 4 * 12 and set(stated.result) == {"identical"} and (stated.difference == 0).all()
+    committed = pd.read_csv(RESULTS)
+    own = committed[(committed.curve == "edm") & (committed.nfe == 3) & (committed.train_seed == 0)]
+    made_again = dict(zip(stated[:12].metric, stated[:12].yours, strict=True))
+    assert made_again == dict(zip(own.metric, own.value, strict=True)) | {"nfe": 3, "samples": 40}
+
+
+def test_a_value_that_is_another_is_named_and_ends_with_an_error_code(study: Path) -> None:
+    change("edm", "kd", "value", 1.0)
+    done = run("--cells=edm:4:1,1")
+    assert (done.returncode, done.stderr) == (1, "")
+    [line] = [line for line in done.stdout.splitlines() if "outside" in line and "kd" in line]
+    assert line.split()[:4] == ["edm", "3", "1,1", "kd"] and line.split()[6] == "-1"
+    assert "12 numbers of 1 cells: 11 identical, 0 within tolerance, 1 outside: edm:3:1,1" in done.stdout
+    assert "The weights are the same; samples or metrics differ: edm at 3." in done.stdout
+    assert "so that all should be identical" in done.stdout
+
+
+def test_a_small_difference_is_within_tolerance_but_not_called_identical(study: Path) -> None:
+    change("edm", "fd", "value", 1e-9)
+    found = verify(rows_of(), "edm:3:0,0", print)
+    assert {n.metric: n.result for n in found.numbers if n.result != "identical"} == {"fd": "within"}
+    assert any("so that all should be identical" in sentence for sentence in found.sentences)
+    assert found.sentences[-1].endswith("11 identical, 1 within tolerance, 0 outside")
+
+
+def test_an_extractor_that_is_another_is_said_first_and_others_tell_how_far_scores_may_lie_apart(study: Path) -> None:
+    change("edm", "", "extractor", "0" * 12)
+    change("edm", "", "reference", "0" * 12)
+    change("edm", "fd_corrected", "value", 1e-4)
+    provenance = read_json(PATHS.reports / "provenance.json")
+    provenance["edm"]["machine"]["python"] = "2.7"
+    write_json(PATHS.reports / "provenance.json", provenance)
+    found = verify(rows_of(), "edm:4:0,0", print)
+    moved = {n.metric: n for n in found.numbers if n.metric in ("fd_corrected", "nfe", "samples")}
+    assert moved["fd_corrected"].parted == "extractor" and moved["fd_corrected"].result == "within"
+    assert moved["fd_corrected"].tolerance > SAME_WEIGHTS * moved["fd_corrected"].se
+    assert moved["nfe"].tolerance == moved["samples"].tolerance == 0
+    assert found.sentences[0].startswith("The data are the same; the extractor differs already")
+    assert "python: 2.7 then, " in found.sentences[1] and found.sentences[2].startswith("Allowed for: ")
+
+
+def test_a_cell_that_fails_no_more_and_one_that_is_in_the_study_no_more_are_outside(study: Path) -> None:
+    change("fitted", "", "metric", FAILED)
+    table = pd.read_csv(RESULTS, dtype=str, keep_default_na=False)
+    gone = table[(table.curve == "edm") & (table.train_seed == "0")].assign(curve="gone")
+    write_text(RESULTS, pd.concat([table, gone]).to_csv(index=False, lineterminator="\n"))
+    text = STUDY.replace("  again: {model: again}\n", "").replace("  adaptive: {", "  adaptive: {samples: 40, ")
+    (study / "params.yaml").write_text(text)
+    found = verify(rows_of(), "all", print)
+    outside = {n.place.curve for n in found.numbers if n.result == "outside"}
+    assert outside == {"fitted", "gone", "again"}
+    assert (
+        found.sentences[0]
+        == "The study file and the results do not hold the same cells: again at 3; again at 7; gone at 3; gone at 7."
+    )
+    assert {n.result for n in found.numbers if n.place.curve in ("edm", "adaptive", "diverging")} == {"identical"}
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("edm:4", [("edm", 2, 0, 0), ("edm", 2, 1, 1)]),  # a budget
+        ("edm:3", [("edm", 2, 0, 0), ("edm", 2, 1, 1)]),  # what it cost
+        ("edm:7:1,1", [("edm", 4, 1, 1)]),
+        ("fitted edm:4:0,0 fitted", [("fitted", 2, 0, 0), ("fitted", 2, 1, 1), ("edm", 2, 0, 0)]),
+        ("adaptive:35:0,0", [("adaptive", 2, 0, 0)]),
+        ("other:9:0,2", [("other", 0, 0, 2)]),
+        ("", [("edm", 2, 0, 0), ("edm", 4, 0, 0)]),  # the one curve with a method
+    ],
+)
+def test_cells_are_chosen_by_curve_budget_and_seeds(
+    study: Path, text: str, places: list[tuple[str, int, int, int]]
+) -> None:
+    assert choose(text, rows_of(), read_committed(PATHS)) == [Place(*place) for place in places]
+
+
+def test_without_a_method_the_first_curve_is_taken_at_three_budgets(study: Path) -> None:
+    text = STUDY.replace(", method: EDM", "").replace("nfe: [4, 7]", "nfe: [4, 6, 7, 9, 11]")
+    (study / "params.yaml").write_text(text)
+    cells = {Place("edm", steps, 0, 0): Record(0, 0, {}, {}) for steps in range(2, 7)}
+    assert choose("", rows_of(), Committed("x", cells)) == [Place("edm", steps, 0, 0) for steps in (2, 4, 6)]
+
+
+WRONG = {
+    "--cells=edm:4:0,0 edm/7": "CELLS: 'edm/7' names no cell; write a curve, edm, its budget",
+    "--cells=edm:4:0": "CELLS: 'edm:4:0' names no cell",
+    "--cells=$(touch pwned)": "CELLS: '$(touch' names no cell",
+    "--cells=emd": "CELLS: emd: no curve 'emd'; did you mean 'edm'?",
+    "--cells=edm:5": "CELLS: edm:5: edm has no budget 5; it has 3, 4, 7",
+    "--cells=edm:4:0,1": "CELLS: edm:4:0,1: edm has no seeds 0,1; it has 0,0 1,1",
+    "--study=../x": "NAME: '../x': a name has letters, digits and underscores alone",
+    "--study=none": "studies/none/params.yaml: no such study file",
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_what_is_asked_wrongly_is_refused_before_anything_runs(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str
+) -> None:
+    before = contents(study)
+    monkeypatch.setattr(sys, "argv", ["verify", argument])
+    with pytest.raises(StudyError) as caught:
+        stages.verify.main(Arguments("", "", Path("params.yaml"), False, ""))
+    assert str(caught.value).startswith(WRONG[argument]) and len(str(caught.value).splitlines()) == 1
+    assert capsys.readouterr().out == "" and contents(study) == before
+
+
+def test_without_results_the_command_is_one_line_and_an_error_code(study: Path) -> None:
+    RESULTS.unlink()
+    done = run()
+    assert (done.returncode, done.stdout) == (1, "") and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: reports/tiny/results.csv: missing; there are no results to verify")
+
+
+def test_results_that_are_not_there_are_one_line(study: Path) -> None:
+    rows = rows_of()
+    (study / "params.yaml").write_text(STUDY.replace("sets:\n", "  rho_3: {model: edm, rho: 3}\nsets:\n"))
+    with pytest.raises(StudyError, match=r"results\.csv: nothing of rho_3 at 2 steps, seeds 0 and 0; `make repro`"):
+        verify(rows_of(), "rho_3", print)
+    RESULTS.write_text(RESULTS.read_text().replace(",value,", ",worth,"))
+    with pytest.raises(StudyError, match=r"results\.csv: broken .*worth|results\.csv: broken .*value"):
+        verify(rows, "", print)
+
+
+HASHES = {"data": "d", "extractor": "e", "reference": "r", "weights": "w"}
+HERE = Place("edm", 2, 0, 0)
+
+
+def record(value: float, se: float = 0.1, nfe: int = 3, **hashes: str) -> Record:
+    return Record(nfe, 40, {"fd_corrected": Value(value, se)}, HASHES | hashes)
+
+
+def number(one: Record, two: Record, repetitions: tuple[float, ...] = (1.0,), se: float = 0.1, **more: Any) -> Number:
+    """What is found of a cell whose committed repetitions have these values."""
+    cells = {Place("edm", 2, seed, seed): record(value, se) for seed, value in enumerate(repetitions)}
+    found = compare({HERE: one}, {HERE: two}, Spreads(cells), **more)
+    return next(n for n in found if n.metric == "fd_corrected")
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "repetitions", "tolerance", "parted"),
+    [
+        (record(1.0), record(1.01, 0.12), (1.0, 1.4), SAME_WEIGHTS * 0.12, "samples"),
+        (record(1.0), record(1.1, weights="other"), (1.0, 1.4), TIMES * math.sqrt(2) * math.sqrt(0.08), "weights"),
+        (
+            record(1.0),
+            record(1.1, weights="other"),
+            (1.0,),
+            TIMES * math.sqrt(2) * 0.1 * math.hypot(1, RETRAINING),
+            "weights",
+        ),
+        (record(1.0), record(1.1, reference="other"), (1.0, 1.4), SAME_WEIGHTS * 0.1, "reference"),
+        (record(1.0), record(1.1, data="other", weights="other"), (1.0, 1.4), 0.0, "data"),
+    ],
+)
+def test_what_is_allowed_for_goes_by_what_differs_first(
+    one: Record, two: Record, repetitions: tuple[float, ...], tolerance: float, parted: str
+) -> None:
+    found = number(one, two, repetitions)
+    assert found.parted == parted and found.tolerance == pytest.approx(tolerance)
+    assert found.result == ("within" if found.difference <= tolerance else "outside")
+
+
+def test_repetitions_that_happen_to_agree_do_not_narrow_the_tolerance() -> None:
+    """At this number of steps they are equal; usually they lie some standard errors apart."""
+    cells = {
+        Place("edm", steps, seed, seed): record(value)
+        for steps, values in ((2, (1.0, 1.0)), (3, (1.0, 1.3)), (4, (1.0, 4.0)))
+        for seed, value in enumerate(values)
+    }
+    assert Spreads(cells).sd(HERE, "fd_corrected", 0.2) == pytest.approx(2 * 0.3 / math.sqrt(2))
+
+
+def test_extractors_of_other_seeds_widen_the_tolerance() -> None:
+    others = [{HERE: record(3.0)}, {HERE: record(5.0)}]
+    found = number(record(1.0, extractor="other"), record(1.0), others=others)
+    assert found.parted == "extractor"
+    assert found.tolerance == pytest.approx(TIMES * math.sqrt(2) * 2.0 + SAME_WEIGHTS * 0.1)
+
+
+def test_counted_evaluations_must_be_equal_but_for_adaptive_solvers() -> None:
+    def nfe(**more: Any) -> Number:
+        found = compare({HERE: record(1.0)}, {HERE: record(1.0, nfe=4)}, Spreads({HERE: record(1.0)}), **more)
+        return next(n for n in found if n.metric == "nfe")
+
+    assert (nfe().result, nfe(adaptive={"edm"}).result) == ("outside", "within")
+
+
+def test_a_difference_that_nothing_is_known_of_is_outside() -> None:
+    assert number(record(1.0), Record(3, 40, {FAILED: Value(1.0, math.nan)}, HASHES)).result == "outside"
+    failed = Record(3, 40, {FAILED: Value(1.0, math.nan)}, HASHES)
+    assert {n.result for n in compare({HERE: failed}, {HERE: failed}, Spreads({}))} == {"identical"}
+
+
+def test_the_table_shows_the_headline_and_all_that_lies_outside() -> None:
+    values = {"fd": Value(1.0, 0.1), "fd_corrected": Value(1.0, 0.1), "kd": Value(1.0, 0.1)}
+    one = Record(3, 40, values, HASHES)
+    two = Record(3, 40, values | {"kd": Value(2.0, 0.1)}, HASHES)
+    lines = table(compare({HERE: one}, {HERE: two}, Spreads({})), "fd_corrected").splitlines()
+    assert [line.split()[3] for line in lines[1:]] == ["fd_corrected", "kd"]
+    assert lines[2].split()[4:] == ["1", "2", "1", "0.1", "10", "0.025", "outside"]
+    assert conclusion([], [])[0] == "Data, extractor, reference, weights and samples are the same."
+
+
+def test_what_has_changed_since_is_told(study: Path) -> None:
+    (study / "params.yaml").write_text(STUDY.replace("{model: edm, method: EDM}", "{model: edm, method: X, rho: 3}"))
+    committed, places = read_committed(PATHS), [HERE]
+    assert other_rows(committed, places, rows_of()) == ["curves.edm.rho: 7.0 then, 3.0 now"]
+    assert other_machine(committed, PATHS, places, rows_of()) == []
+    summary = read_json(PATHS.metrics("train", "edm"))
+    write_json(PATHS.metrics("train", "edm"), summary | {"machine": machine() | {"device": "a GPU"}})
+    [told] = other_machine(committed, PATHS, places, rows_of())
+    assert told.startswith("device: a GPU then, ")

@@ -1,0 +1,282 @@
+"""Devices: choosing one, nothing that waits for it or mixes it with another, what is compiled, what memory allows."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.common import devices
+from pipeline.common.devices import CPU, compiled_calls, default_device, fitting_batch, say_once, state_type, to_device
+from pipeline.common.errors import StudyError
+from pipeline.common.randomness import SampleNoise
+from pipeline.common.threads import in_turns
+from pipeline.diffusion import denoiser as denoisers
+from pipeline.diffusion.denoiser import Denoiser
+from pipeline.diffusion.exact import Gaussian
+from pipeline.sampling import loop as sampling
+from pipeline.sampling.loop import generate
+from pipeline.sampling.row import Sampler
+from pipeline.sampling.solvers import SOLVERS
+from pipeline.training import loop as training
+from pipeline.training.loop import Examples, Run
+from pipeline.training.row import Model
+
+META = torch.device("meta")  # has shapes and no values, so that looking at one, or mixing in a CPU tensor, fails
+SHAPE = (1, 8, 8)
+TINY = {"channels": 8, "multipliers": (1,), "batch": 8, "images": 64, "warmup_images": 16, "ema_halflife_images": 40}
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    say_once.cache_clear()
+
+
+def test_another_device_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name in ("cpu", "mps"):
+        monkeypatch.setenv("NFE_DEVICE", name)
+        assert default_device().type == name
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda", "tpu"])
+def test_a_device_that_is_not_there_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("NFE_DEVICE", name)
+    with pytest.raises(StudyError, match=f"^NFE_DEVICE={name}: no such device here; valid: cpu$"):
+        default_device()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NFE_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(devices, "_make_repeatable", lambda: None)
+    found = []
+    for rank in range(5):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        found.append(default_device().index)
+    assert found == [0, 1, 2, 3, 0]
+
+
+def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoisers.Counted, "not_finite", lambda self, *others: None)  # at the end, once
+
+
+FIXED = [name for name, solver in SOLVERS.items() if name != "rk45"]
+
+
+@pytest.mark.parametrize("keys", [*({"solver": name} for name in FIXED), {"S_churn": 5}, {"schedule": "vp"}], ids=str)
+def test_sampling_waits_for_nothing_and_mixes_no_devices(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    without_looking(monkeypatch)
+    own = Denoiser(Model(**TINY, labels="classes").spec(0.5, SHAPE, [5, 5])).eval().requires_grad_(False).run_on(META)
+    labels, noise = torch.zeros(16, dtype=torch.int64), SampleNoise(0, range(16))
+    found = sampling.sample(
+        lambda z, sigma: own(z, sigma, labels), noise.randn(SHAPE).to(META), Sampler(**keys), 5, noise.randn_like
+    )
+    assert found.x0.device == META and found.nfe >= 5
+
+
+ROWS: list[dict[str, Any]] = [
+    {},
+    {"labels": "classes", "augment": 0.2, "flip": 0.5, "micro_batch": 3, "ema_sigma_rels": (0.1,)},
+    {"weighting": "uncertainty", "draws": "stratified"},
+    {"parametrization": "flow", "noise": "flow_uniform"},
+    {"parametrization": "iddpm", "noise": "iddpm_uniform"},
+    {"network": "ddpmpp", "multipliers": (1, 1), "attention": (4,)},
+    {"network": "dit", "multipliers": (1, 2, 4)},
+]
+
+
+@pytest.mark.parametrize("keys", ROWS, ids=str)
+def test_training_waits_for_nothing_and_mixes_no_devices(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(parameters: Any, rate: float) -> torch.optim.Adam:  # the fused one has no shapes without values
+        return torch.optim.Adam(list(parameters), lr=rate, foreach=True)
+
+    monkeypatch.setattr(training, "adam", plain)
+    row = Model(**TINY | keys)
+    run = Run(row.spec(0.5, SHAPE, [16, 16]), row, 0, META)
+    labels = torch.arange(32) % 2 if row.labels == "classes" else None
+    for _ in range(2):
+        run.advance(Examples(torch.zeros(32, *SHAPE, dtype=torch.uint8, device=META), labels))
+    assert run.step == 2
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_state_of_32_bits_gives_nearly_the_same_samples(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Apple's GPUs, which have no numbers of 64 bits."""
+    assert state_type(torch.device("mps")) == torch.float32 and state_type(CPU) == torch.float64
+    noise = SampleNoise(0, range(16)).randn(SHAPE)
+    found = {}
+    for kind in (torch.float64, torch.float32):
+        monkeypatch.setattr(sampling, "state_type", lambda device, kind=kind: kind)
+        own = SampleNoise(1, range(16))
+        found[kind] = sampling.sample(Gaussian(0.0, 0.5), noise, Sampler(solver=solver), 8, own.randn_like).x0
+        assert found[kind].dtype == kind
+    torch.testing.assert_close(found[torch.float32].double(), found[torch.float64], rtol=1e-3, atol=1e-3)
+
+
+def test_calls_in_bfloat16_are_near_those_in_float32() -> None:
+    torch.manual_seed(0)
+    own = Denoiser(Model(**TINY).spec(0.5, SHAPE)).eval().requires_grad_(False)
+    for parameter in own.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    z, sigma = torch.randn(16, *SHAPE, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    exact = own(z, sigma)
+    near = own.run_on(CPU, "bfloat16")(z, sigma)
+    assert near.dtype == torch.float64 and not near.equal(exact)
+    torch.testing.assert_close(near, exact, rtol=0.1, atol=0.1)
+    assert own.run_on(CPU)(z, sigma).equal(exact)
+
+
+def test_compiled_calls_give_copies_and_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, made = torch.zeros(2), []
+
+    def overwritten(network: Callable[..., Tensor], **keys: object) -> Callable[..., Tensor]:
+        made.append(keys)
+        return lambda x: one.copy_(network(x))
+
+    monkeypatch.setattr(torch, "compile", overwritten)
+    call = compiled_calls(lambda x: 2 * x, CPU)
+    first, second = call(torch.ones(2)), call(torch.zeros(2))
+    assert first.tolist() == [2, 2] and second.tolist() == [0, 0]
+    assert made == [{"dynamic": False, "mode": None}]
+
+
+def test_calls_that_do_not_compile_are_made_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: None)
+    assert compiled_calls(lambda x: 2 * x, CPU)(torch.ones(1)).tolist() == [2]
+    assert capsys.readouterr().err.startswith("compile: not possible here")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A GPU's bookkeeping of memory, where a sample takes 1,000 bytes."""
+    memory = {"kept": 500, "peak": 0, "free": 10_000_000}
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: memory["kept"])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: memory["kept"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: memory.update(peak=0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: memory["peak"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory["free"], 0))
+    return memory
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10_000_000, 4096), (1_000_000, 512), (50_000, 16), (0, 16)])
+def test_a_batch_is_what_fits_into_free_memory(free: int, expected: int, gpu: dict[str, int]) -> None:
+    gpu["free"] = free
+
+    def call(count: int) -> None:
+        gpu["peak"] = gpu["kept"] + 1000 * count
+
+    assert fitting_batch(call, torch.device("cuda")) == expected
+    assert fitting_batch(call, CPU) == devices.CPU_BATCH
+
+
+def short_of_memory(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than `most` samples fit."""
+    real = sampling.sample
+
+    def sample(denoiser: Any, noise: Tensor, *others: Any) -> sampling.Samples:
+        if len(noise) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(denoiser, noise, *others)
+
+    monkeypatch.setattr(sampling, "sample", sample)
+
+
+def images(batch: int) -> Iterator[Tensor]:
+    yield from (part for part, _ in generate(Gaussian(0.0, 0.5), SHAPE, Sampler(), 4, 0, 100, batch))
+
+
+def test_where_memory_is_short_batches_are_halved_once_and_samples_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = torch.cat(list(images(50)))
+    short_of_memory(28, monkeypatch)
+    parts = list(images(50))
+    assert [len(part) for part in parts] == [25] * 4
+    assert torch.cat(parts).equal(expected)
+    assert capsys.readouterr().err.splitlines() == [
+        "out of memory with 50 samples at a time: from here on with half as many"
+    ]
+
+
+def test_where_half_a_batch_does_not_fit_either_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(20, monkeypatch)
+    with pytest.raises(StudyError, match="out of memory on cpu with 25 samples at a time; set batch: 12 in the curve"):
+        list(images(50))
+
+
+def test_a_share_of_the_batches_is_not_halved_since_others_count_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(28, monkeypatch)
+    with pytest.raises(StudyError, match="out of memory on cpu with 50 samples at a time"):
+        list(generate(Gaussian(0.0, 0.5), SHAPE, Sampler(), 4, 0, 100, 50, share=slice(1, None, 2)))
+
+
+def test_what_is_brought_to_a_gpu_is_dense_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pin_memory(self: Tensor) -> Tensor:  # as PyTorch's: memory of the same strides, and a copy
+        return torch.empty_strided(self.shape, self.stride(), dtype=self.dtype).copy_(self)
+
+    def to(self: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
+        return self
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(Tensor, "to", to)
+    for values in (torch.tensor(2.0).expand(4), torch.arange(6).reshape(2, 3).T):
+        assert to_device(values, torch.device("cuda")).equal(values)
+
+
+def test_the_failed_attempt_is_gone_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[training.Run]] = []
+
+    class Watched(training.Run):
+        def __init__(self, *arguments: Any) -> None:
+            assert not any(run() for run in alive)
+            super().__init__(*arguments)
+            alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(training, "Run", Watched)
+    train_within(4, monkeypatch, 5)
+    assert len(alive) == 2
+
+
+def train_within(most: int, monkeypatch: pytest.MonkeyPatch, after: int = 0, **keys: Any) -> training.Trained:
+    """Train a row; from step `after` on no more than `most` images at a time fit."""
+    real, calls = training.network_error, []
+
+    def network_error(network: Any, terms: Any, x0: Tensor, *others: Any) -> Tensor:
+        calls.append(len(x0))
+        if len(x0) > most and len(calls) > after:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(network, terms, x0, *others)
+
+    row = Model(**TINY | keys)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "network_error", network_error)
+        data = torch.randint(0, 256, (30, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        [trained] = in_turns([training.train(row, row.spec(0.5, SHAPE), data, 0)])
+    return trained
+
+
+@pytest.mark.parametrize("after", [0, 5])
+def test_where_memory_is_short_a_training_goes_on_with_half_as_many_images_at_a_time(
+    after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = train_within(8, monkeypatch, micro_batch=4)
+    found = train_within(4, monkeypatch, after)
+    for one, other in zip(expected.denoiser.parameters(), found.denoiser.parameters(), strict=True):
+        assert one.equal(other)
+    told = "out of memory with 8 images at a time: from the last checkpoint on with 4"
+    assert capsys.readouterr().err.splitlines() == [told]
+
+
+def test_where_half_does_not_fit_either_the_training_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        StudyError, match="seed 0: out of memory on cpu with 4 images at a time; set micro_batch: 2 in the model's row"
+    ):
+        train_within(3, monkeypatch)

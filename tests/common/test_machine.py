@@ -1,0 +1,46 @@
+"""Provenance: results that were not measured alike are not put side by side."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.common.errors import StudyError
+from pipeline.common.machine import LIBRARIES, check_comparable, libraries, machine
+
+SAME: dict[str, Any] = {"extractor": "classifier", "samples": 5000, "libraries": {"torch": "2.14"}}
+
+
+def test_results_that_were_measured_alike_may_stand_together() -> None:
+    check_comparable({})
+    check_comparable({"edm": SAME})
+    check_comparable({name: dict(reversed(SAME.items())) for name in ("edm", "vp", "ve")})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("extractor", "dinov2", "extractor is classifier for the first and dinov2 for the second"),
+        ("samples", 4999, "samples is 5000 for the first and 4999 for the second"),
+        ("libraries", {"torch": "2.13"}, r"libraries is \{'torch': '2.14'\} for the first and \{'torch': '2.13'\}"),
+        ("device", "cuda", "device is None for the first and cuda for the second"),
+    ],
+)
+def test_the_first_two_results_that_differ_are_named(key: str, value: object, told: str) -> None:
+    given = {"edm": SAME, "vp": SAME, "ve": SAME | {key: value}, "flow": SAME | {key: "other"}}
+    with pytest.raises(StudyError, match=rf"^edm and ve cannot stand in one figure: {told}") as caught:
+        check_comparable(given)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_key_that_is_missing_is_a_difference() -> None:
+    fewer = {key: value for key, value in SAME.items() if key != "samples"}
+    for pair in ({"edm": SAME, "ve": fewer}, {"edm": fewer, "ve": SAME}):
+        with pytest.raises(StudyError, match="samples is"):
+            check_comparable(pair)
+
+
+def test_provenance_is_json_and_names_every_library() -> None:
+    found = json.loads(json.dumps(machine()))
+    assert set(found["libraries"]) == {"torch", *LIBRARIES} and found["libraries"] == libraries()
+    assert all(found.values())

@@ -1,0 +1,212 @@
+"""Several processes of one job: what they make is what one makes, and a lost one costs a line and no work."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from pipeline.common.processes import LOST
+from tests.imports import ROOT
+
+STUDY = """
+study: {name: tiny, root: ., params: params.yaml}
+data: {source: digits, limit: 300}
+features: {epochs: 1, width: 16}
+defaults:
+  models: {images: 640, batch: 16, train_seeds: [0], channels: 8, blocks: 1, multipliers: [1]}
+  curves: {samples: 42, batch: 10, sample_seeds: [0, 1], nfe: [4]}
+models:
+  edm: {}
+  hard: {dropout: 0.2, labels: classes, weighting: uncertainty, draws: adaptive, augment: 0.2, micro_batch: 3}
+  matched: {parametrization: flow, noise: flow_uniform, pairs: optimal_transport, flip: 0.5, clip_norm: 1}
+  odd: {batch: 15}
+curves:
+  edm: {model: edm}
+  churn: {model: edm, S_churn: 8}
+  rk45: {model: edm, solver: rk45, nfe: [15]}
+  guided: {model: hard, guidance: 2, nfe: [8]}
+sets: {}
+"""
+ALONE = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+ENVIRONMENT = ALONE | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def stage(folder: Path, name: str, row: str = "", processes: int = 1) -> subprocess.CompletedProcess[str]:
+    module = ["-m", f"stages.{name}", "--name", "tiny", "--row", row]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *module]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+APART = """
+import os, runpy, sys
+_, module, *folders = sys.argv
+os.chdir(folders[int(os.environ["RANK"])])
+sys.argv = [module, "--name", "tiny", "--row", "edm"]
+runpy.run_module(module, run_name="__main__")
+"""
+
+
+def stage_apart(name: str, *folders: Path) -> subprocess.CompletedProcess[str]:
+    """A stage of the row edm by as many processes as folders, each in its own."""
+    script = folders[0] / "apart.py"
+    script.write_text(APART)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(folders)}"]
+    command = [sys.executable, *launcher, str(script), f"stages.{name}", *map(str, folders)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def succeed(folder: Path, name: str, row: str = "", processes: int = 1) -> str:
+    done = stage(folder, name, row, processes)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study up to its reference."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "params.yaml").write_text(STUDY)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("resolve", "prepare", "features", "reference"):
+        succeed(folder, name)
+    write_no_grids(folder)
+    return folder
+
+
+def write_no_grids(folder: Path) -> None:
+    (folder / "build/tiny/grids").mkdir()
+    for model in ("edm", "hard"):
+        (folder / f"build/tiny/grids/{model}.json").write_text("[]\n")
+
+
+def copy(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two models, which one process trained."""
+    folder = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "copy"))
+    for row in ("edm", "hard"):
+        succeed(folder, "train", row)
+    return folder
+
+
+@pytest.mark.parametrize("row", ["edm", "hard", "matched"])
+def test_two_processes_train_what_one_does(row: str, prepared: Path, tmp_path: Path) -> None:
+    """To rounding: sums over halves of a batch are added up in another order."""
+    found = {}
+    for processes in (1, 2):
+        folder = Path(shutil.copytree(prepared, tmp_path / str(processes)))
+        said = succeed(folder, "train", row, processes)
+        assert said.count("parameters") == 1, "one process tells"
+        found[processes] = load_file(folder / f"build/tiny/models/{row}/seed_0.safetensors")
+        assert len(list((folder / ".cache/training").glob("*.safetensors"))) == 1
+    for name, one in found[1].items():
+        torch.testing.assert_close(found[2][name], one, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("row", ["edm", "churn", "rk45", "guided"])
+def test_two_processes_sample_and_measure_what_one_does_bit_for_bit(row: str, trained: Path, tmp_path: Path) -> None:
+    files = {}
+    for processes in (1, 2):
+        folder = Path(shutil.copytree(trained, tmp_path / str(processes)))
+        said = succeed(folder, "sweep", row, processes)
+        assert said.count(f"{row}:") == 1
+        out = folder / "build/tiny/curves" / row
+        files[processes] = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+        cells = sorted((folder / ".cache/cells").iterdir())
+        files[processes] |= {path.name: path.read_bytes() for path in cells}
+    assert len(files[1]) > 3
+    assert files[1] == files[2]
+
+
+def test_samples_that_fail_in_one_process_fail_the_cell_in_all(trained: Path, tmp_path: Path) -> None:
+    found = {}
+    for processes in (1, 2):
+        folder = Path(shutil.copytree(trained, tmp_path / str(processes)))
+        file = folder / "build/tiny/models/edm/seed_0.safetensors"
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
+        weights = load_file(file)
+        save_file({name: torch.full_like(value, torch.nan) for name, value in weights.items()}, file, about)
+        succeed(folder, "sweep", "edm", processes)
+        found[processes] = (folder / "build/tiny/curves/edm/results.json").read_text()
+    assert found[1] == found[2] and "not finite" in found[1]
+
+
+def test_what_several_processes_have_made_one_finds_made(trained: Path, tmp_path: Path) -> None:
+    folder = copy(trained, tmp_path)
+    succeed(folder, "sweep", "edm", 2)
+    kept = {path: path.stat().st_mtime_ns for path in (folder / ".cache/cells").iterdir()}
+    shutil.rmtree(folder / "build/tiny/curves")
+    succeed(folder, "sweep", "edm")
+    assert {path: path.stat().st_mtime_ns for path in (folder / ".cache/cells").iterdir()} == kept
+
+
+def test_a_cell_that_one_process_alone_finds_made_is_made_by_all(trained: Path, tmp_path: Path) -> None:
+    first, second = (Path(shutil.copytree(trained, tmp_path / str(i))) for i in range(2))
+    succeed(second, "sweep", "edm")
+    [missing, *others] = sorted((second / ".cache/cells").iterdir())
+    assert others
+    (first / ".cache/cells").mkdir()
+    shutil.copy(missing, first / ".cache/cells")
+    missing.unlink()
+    done = stage_apart("sweep", first, second)
+    assert done.returncode == 0, done.stderr
+    results = Path("build/tiny/curves/edm/results.json")
+    assert (first / results).read_bytes() == (second / results).read_bytes()
+
+
+def test_processes_that_see_other_checkpoints_end_with_a_line(prepared: Path, tmp_path: Path) -> None:
+    first, second = (Path(shutil.copytree(prepared, tmp_path / str(i))) for i in range(2))
+    succeed(second, "train", "edm")
+    done = stage_apart("train", first, second)
+    assert done.returncode != 0
+    assert "not the same for all processes; they need one file system" in done.stderr
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_one_line(prepared: Path, tmp_path: Path) -> None:
+    folder = copy(prepared, tmp_path)
+    done = stage(folder, "train", "odd", 2)
+    told = {line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")}
+    why = "batch: 15 images can't be dealt out equally to 2 processes; use as many as divide it"
+    assert done.returncode != 0 and told - {LOST} == {why}  # LOST: of one that the launcher stopped before it looked
+    assert not (folder / "build/tiny/models").exists()
+
+
+def test_other_stages_are_for_one_process(prepared: Path, tmp_path: Path) -> None:
+    done = stage(copy(prepared, tmp_path), "reference", processes=2)
+    assert done.returncode != 0
+    assert "error: this stage is run by one process; torchrun is for stages.train and stages.sweep" in done.stderr
+
+
+def test_after_a_lost_process_the_job_ends_with_a_line_and_the_next_goes_on(prepared: Path, tmp_path: Path) -> None:
+    folder = copy(prepared, tmp_path)
+    whole = Path(shutil.copytree(prepared, tmp_path / "whole"))
+    succeed(whole, "train", "edm", 2)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "stages.train", "--name", "tiny", "--row", "edm"]
+    job = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not list((folder / ".cache/training").glob("*.safetensors")):
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.01)
+    workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode != 0
+    assert not (folder / "build/tiny/models").exists()
+    told = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and "another process of this job has ended" in told[0] and "to go on" in told[0]
+    succeed(folder, "train", "edm", 2)
+    weights = "build/tiny/models/edm/seed_0.safetensors"
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()

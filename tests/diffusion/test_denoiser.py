@@ -1,0 +1,229 @@
+"""The network as a denoiser: its formula, dtypes, shapes and labels, and its file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.denoiser import MEMORY_FORMATS, Counted, Denoiser, load_denoiser, per_sample, save_denoiser
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+
+SPEC: dict[str, Any] = {
+    "parametrization": "edm",
+    "sigma_data": 0.6,
+    "shape": [1, 8, 8],
+    "network": "unet",
+    "channels": 16,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [],
+    "patch": 2,
+    "dropout": 0.0,
+    "embedding": "positional",
+    "memory_format": "channels_last",
+    "augmentation": 0,
+    "classes": [],
+}
+NETWORKS_OF: dict[str, dict[str, Any]] = {  # one of each, with all that it may have
+    "unet": {"embedding": "fourier", "classes": [5, 7]},
+    "ddpmpp": {"network": "ddpmpp", "shape": [3, 8, 16], "attention": [4], "memory_format": "contiguous"},
+    "dit": {"network": "dit", "shape": [3, 8, 16], "classes": [5, 7], "augmentation": 9, "embedding": "fourier"},
+    "mlp": {"network": "mlp", "shape": [2], "classes": [5, 7]},
+}
+
+all_parametrizations = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+
+
+def denoiser_of(**changes: Any) -> Denoiser:
+    """With random weights, the ones that start at 0 too."""
+    denoiser = Denoiser(SPEC | changes)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in denoiser.parameters():
+        parameter.data.normal_(0, 0.05, generator=generator)
+    return denoiser.eval().requires_grad_(False)
+
+
+def images(count: int, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
+    return torch.randn(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@all_parametrizations
+@pytest.mark.parametrize("count", [8, 5, 1])
+def test_forward_is_its_formula(parametrization: str, count: int) -> None:
+    """Sample by sample, also where the batch is as large as the image is wide."""
+    denoiser = denoiser_of(parametrization=parametrization)
+    z, sigma = images(count), torch.logspace(-1, 1, count).double()
+    together, common = denoiser(z, sigma), denoiser(z, sigma[0])
+    for i in range(count):
+        for levels, actual in ((sigma[i], together), (sigma[0], common)):
+            c_skip, c_out, c_in, c_noise = (float(c) for c in PARAMETRIZATIONS[parametrization](levels, 0.6))
+            f = denoiser.network((c_in * z[i : i + 1]).float(), torch.tensor([c_noise]))
+            torch.testing.assert_close(actual[i], c_skip * z[i] + c_out * f[0].double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["unet", "dit", "mlp"])
+def test_labels_are_told_image_by_image(network: str) -> None:
+    """-1 is no label, and labels change nothing of a network that has none."""
+    changes = NETWORKS_OF[network]
+    denoiser, sigma = denoiser_of(**changes), torch.tensor(0.5, dtype=torch.float64)
+    z, labels = images(4, denoiser.shape), torch.tensor([0, -1, 1, 0])
+    assert denoiser.classes == [5, 7]
+    untold, told = denoiser(z, sigma), denoiser(z, sigma, labels)
+    assert torch.equal(denoiser(z, sigma, torch.full((4,), -1)), untold)
+    assert torch.equal(told[1], untold[1])
+    assert not any(torch.equal(told[i], untold[i]) for i in (0, 2, 3))
+    without = denoiser_of(**changes | {"classes": []})
+    assert torch.equal(without(z, sigma, labels), without(z, sigma))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma_dtype", [torch.float32, torch.float64])
+def test_dtype_is_kept(dtype: torch.dtype, sigma_dtype: torch.dtype) -> None:
+    z = images(3).to(dtype)
+    for sigma in (torch.tensor(0.5, dtype=sigma_dtype), torch.full((3,), 0.5, dtype=sigma_dtype)):
+        denoised = denoiser_of()(z, sigma)
+        assert denoised.dtype == dtype and denoised.shape == z.shape
+
+
+def test_float64_keeps_the_digits_that_the_network_does_not_see() -> None:
+    """A fresh network answers 0, so D is c_skip z to float64 rounding."""
+    z, sigma = images(4), torch.tensor(0.5, dtype=torch.float64)
+    torch.testing.assert_close(Denoiser(SPEC)(z, sigma), z * 0.6**2 / (0.5**2 + 0.6**2), rtol=1e-14, atol=0)
+
+
+@all_parametrizations
+def test_evaluation_warns_of_nothing(parametrization: str, recwarn: pytest.WarningsRecorder) -> None:
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        denoiser_of(parametrization=parametrization)(images(3), torch.tensor(0.5, dtype=torch.float64))
+    finally:
+        torch.set_warn_always(always)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_per_sample_expands_over_the_batch_axis() -> None:
+    like = torch.zeros(8, 1, 8, 8)
+    assert per_sample(torch.arange(8).double(), like).shape == (8, 1, 1, 1)
+    assert per_sample(torch.arange(8).double(), like).dtype == torch.float32
+
+
+def test_counted_counts_and_changes_nothing() -> None:
+    counted, z = Counted(lambda z, sigma: z / sigma), images(2)
+    assert counted.nfe == 0 and counted.not_finite() is None
+    assert torch.equal(counted(z, torch.tensor(2.0)), z / 2) and counted.nfe == 1
+    counted(z, torch.tensor(0.5))
+    assert counted.nfe == 2 and [float(sigma) for sigma in counted.sigmas] == [2.0, 0.5]
+    assert counted.not_finite() is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("calls", [(0,), (2,), (1, 3)])
+def test_counted_finds_the_first_answer_that_is_not_finite(value: float, calls: tuple[int, ...]) -> None:
+    counted = Counted(lambda z, sigma: torch.where(torch.arange(z.numel()).reshape(z.shape) == 5, sigma, z))
+    for i in range(4):
+        counted(images(2), torch.tensor(value if i in calls else 1.0))
+    assert counted.not_finite() == calls[0] and counted.nfe == 4
+
+
+@pytest.mark.parametrize(("shape", "levels"), [([1, 8, 8], 5), ([1, 28, 28], 4), ([3, 8, 6], 3), ([1, 9, 8], 2)])
+def test_levels_that_do_not_divide_the_size_are_refused(shape: list[int], levels: int) -> None:
+    with pytest.raises(StudyError, match="use fewer levels") as caught:
+        Denoiser(SPEC | {"shape": shape, "multipliers": levels * [1]})
+    assert len(str(caught.value).splitlines()) == 1
+    assert (
+        Denoiser(SPEC | {"shape": shape, "multipliers": [1]})(images(1, tuple(shape)), torch.tensor(1.0))
+        .isfinite()
+        .all()
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"parametrization": "flow", "shape": [3, 8, 16], "multipliers": [1, 1, 2]}, *NETWORKS_OF.values()],
+)
+def test_save_and_load_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
+    denoiser = denoiser_of(**changes)
+    save_denoiser(denoiser, tmp_path / "a.safetensors")
+    again = load_denoiser(tmp_path / "a.safetensors")
+    assert again.spec == denoiser.spec and not again.training
+    for name, value in denoiser.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    strides = [parameter.stride() for parameter in denoiser.parameters()]
+    assert [parameter.stride() for parameter in again.parameters()] == strides, "another memory format"
+    z, sigma = images(4, denoiser.shape), torch.logspace(-1, 1, 4).double()
+    assert torch.equal(again(z, sigma), denoiser(z, sigma))
+    save_denoiser(again, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_the_memory_format_is_the_specs() -> None:
+    for name, memory_format in MEMORY_FORMATS.items():
+        found = denoiser_of(memory_format=name, shape=[3, 8, 8]).network.state_dict()["stem.weight"]
+        assert found.is_contiguous(memory_format=memory_format), name
+        assert sum(found.is_contiguous(memory_format=other) for other in MEMORY_FORMATS.values()) == 1
+
+
+@pytest.mark.parametrize("network", NETWORKS_OF)
+def test_loading_draws_nothing_from_the_generator_that_threads_share(tmp_path: Path, network: str) -> None:
+    save_denoiser(denoiser_of(**NETWORKS_OF[network]), tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    load_denoiser(tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def other_tensors(path: Path) -> None:
+    save_file({"x": torch.zeros(3)}, path, {"spec": json.dumps(SPEC)})
+
+
+def other_shapes(path: Path) -> None:
+    save_file(
+        {k: v.contiguous() for k, v in denoiser_of().state_dict().items()},
+        path,
+        {"spec": json.dumps(SPEC | {"channels": 8})},
+    )
+
+
+def spec_of(value: Any) -> Callable[[Path], None]:
+    return lambda path: save_file({"x": torch.zeros(3)}, path, {"spec": json.dumps(value)})
+
+
+@pytest.mark.parametrize(
+    ("harm", "cause"),
+    [
+        (Path.unlink, "missing"),
+        (lambda path: path.write_bytes(b""), "not a model"),
+        (lambda path: path.write_bytes(b"not a model at all, but long enough for a header"), "not a model"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-10]), "not a model"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "not a model"),
+        (lambda path: save_file({"x": torch.zeros(3)}, path), "not a model"),
+        (lambda path: save_file({"x": torch.zeros(3)}, path, {"spec": "{"}), "not a model"),
+        (spec_of({}), "not a model"),
+        (spec_of([]), "not a model"),
+        (spec_of(SPEC | {"parametrization": "other"}), "not a model"),
+        (spec_of(SPEC | {"shape": None}), "not a model"),
+        (spec_of(SPEC | {"shape": [1, 9, 9]}), "use fewer levels"),
+        (spec_of(SPEC | {"network": "other"}), "not a model"),
+        (spec_of(SPEC | {"network": "dit", "patch": 0}), "not a model"),
+        (spec_of({key: value for key, value in SPEC.items() if key != "classes"}), "not a model"),
+        (other_tensors, "not a model"),
+        (other_shapes, "not a model"),
+    ],
+)
+def test_files_that_are_no_models_are_refused_in_one_line(
+    tmp_path: Path, harm: Callable[[Path], object], cause: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_denoiser(denoiser_of(), path)
+    harm(path)
+    with pytest.raises(StudyError) as caught:
+        load_denoiser(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and cause in message
+    assert len(message.splitlines()) == 1

@@ -1,0 +1,160 @@
+"""Parametrizations: DESIGN's coefficients in plain numbers, and what they make of the network's input and target."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.prediction import convert
+from pipeline.training.weighting import WEIGHTINGS
+
+Row = tuple[float, float, float, float]
+
+
+def levels() -> np.ndarray:
+    """u_0 > ... > u_M = 0."""
+    abar = np.sin(np.pi * np.arange(1001) / (2 * 1000 * 1.008)) ** 2
+    u = np.zeros(1001)
+    for j in range(1000, 0, -1):
+        u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(abar[j - 1] / abar[j], 1e-3) - 1)
+    return u
+
+
+U = levels()
+
+
+def edm(sigma: float, sd: float) -> Row:
+    root = math.hypot(sigma, sd)
+    return sd**2 / root**2, sigma * sd / root, 1 / root, math.log(sigma) / 4
+
+
+def vp(sigma: float, sd: float) -> Row:
+    t = (math.sqrt(0.1**2 + 2 * 19.9 * math.log1p(sigma**2)) - 0.1) / 19.9
+    return 1, -sigma, 1 / math.sqrt(1 + sigma**2), 999 * t
+
+
+def ve(sigma: float, sd: float) -> Row:
+    return 1, sigma, 1, math.log(sigma / 2)
+
+
+def iddpm(sigma: float, sd: float) -> Row:
+    return 1, -sigma, 1 / math.sqrt(1 + sigma**2), float(1000 - 1 - np.abs(U - sigma).argmin())
+
+
+def flow(sigma: float, sd: float) -> Row:
+    return 1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma), sigma / (1 + sigma)
+
+
+LINEAR = np.sqrt(1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)) - 1)
+
+
+def ddpm(sigma: float, sd: float) -> Row:
+    return 1, -sigma, 1 / math.sqrt(1 + sigma**2), float(np.abs(LINEAR - sigma).argmin())
+
+
+def x0_on(path: Callable[[float, float], Row]) -> Callable[[float, float], Row]:
+    return lambda sigma, sd: (0, 1, *path(sigma, sd)[2:])
+
+
+def vp_v(sigma: float, sd: float) -> Row:
+    phi = math.atan(sigma)  # x0 = cos(phi) x - sin(phi) v, x = cos(phi) z
+    return math.cos(phi) ** 2, -math.sin(phi), *vp(sigma, sd)[2:]
+
+
+COEFFICIENTS: dict[str, Callable[[float, float], Row]] = {
+    "edm": edm,
+    "vp": vp,
+    "ve": ve,
+    "iddpm": iddpm,
+    "ddpm": ddpm,
+    "flow": flow,
+    "vp_x0": x0_on(vp),
+    "vp_v": vp_v,
+    "flow_eps": lambda sigma, sd: (1, -sigma, *flow(sigma, sd)[2:]),
+    "flow_x0": x0_on(flow),
+}
+
+all_parametrizations = pytest.mark.parametrize("name", PARAMETRIZATIONS)
+both_sd = pytest.mark.parametrize("sd", [0.5, 0.7364])
+
+
+def sigmas() -> Tensor:
+    return torch.logspace(-3, 4, 300).double()
+
+
+def test_every_parametrization_has_a_formula_here() -> None:
+    assert COEFFICIENTS.keys() == PARAMETRIZATIONS.keys()
+
+
+@all_parametrizations
+@both_sd
+def test_coefficients(name: str, sd: float) -> None:
+    actual = torch.stack(PARAMETRIZATIONS[name](sigmas(), sd), dim=1)
+    expected = torch.tensor([COEFFICIENTS[name](sigma, sd) for sigma in sigmas().tolist()], dtype=torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0)
+
+
+@all_parametrizations
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3)])
+def test_coefficients_have_the_shape_of_sigma(name: str, shape: tuple[int, ...]) -> None:
+    for value in PARAMETRIZATIONS[name](torch.full(shape, 0.7, dtype=torch.float64), 0.5):
+        assert value.shape == shape and value.dtype == torch.float64
+
+
+def test_iddpm_is_told_the_nearest_level() -> None:
+    """On the levels themselves, and to either side of every midpoint between two."""
+    middle = (U[1:] + U[:-1]) / 2
+    sigma = np.concatenate([U, middle * (1 + 1e-6), middle * (1 - 1e-6)])
+    told = PARAMETRIZATIONS["iddpm"](torch.from_numpy(sigma), 0.5).c_noise
+    assert told.tolist() == [999 - np.abs(U - value).argmin() for value in sigma]
+
+
+@all_parametrizations
+@both_sd
+def test_unit_weighting_is_one_on_the_network_target(name: str, sd: float) -> None:
+    c_out = PARAMETRIZATIONS[name](sigmas(), sd).c_out
+    product = WEIGHTINGS["unit"](sigmas(), c_out=c_out) * c_out**2
+    torch.testing.assert_close(product, torch.ones_like(product), rtol=1e-12, atol=0)
+
+
+@both_sd
+def test_edm_weighting_is_one_on_the_target_of_edm(sd: float) -> None:
+    c_out = PARAMETRIZATIONS["edm"](sigmas(), sd).c_out
+    product = WEIGHTINGS["edm"](sigmas(), sigma_data=sd) * c_out**2
+    torch.testing.assert_close(product, torch.ones_like(product), rtol=1e-12, atol=0)
+
+
+@both_sd
+def test_edm_input_and_target_have_unit_variance(sd: float) -> None:
+    """The target is (x0 - c_skip z) / c_out = ((1 - c_skip) x0 - c_skip sigma n) / c_out."""
+    sigma = sigmas()
+    c_skip, c_out, c_in, _ = PARAMETRIZATIONS["edm"](sigma, sd)
+    target = ((1 - c_skip) ** 2 * sd**2 + c_skip**2 * sigma**2) / c_out**2
+    torch.testing.assert_close(c_in**2 * (sigma**2 + sd**2), torch.ones_like(sigma), rtol=1e-12, atol=0)
+    torch.testing.assert_close(target, torch.ones_like(sigma), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("vp", lambda x0, n: n),
+        ("iddpm", lambda x0, n: n),
+        ("ve", lambda x0, n: -n),
+        ("ddpm", lambda x0, n: n),
+        ("flow", lambda x0, n: n - x0),
+        ("flow_eps", lambda x0, n: n),
+        ("flow_x0", lambda x0, n: x0),
+        ("vp_x0", lambda x0, n: x0),
+        ("vp_v", lambda x0, n: convert(n, (x0 + sigmas() * n) / (1 + sigmas() ** 2).sqrt(), sigmas(), "eps", "v")),
+    ],
+)
+def test_what_the_network_predicts(name: str, target: Callable) -> None:
+    """F that makes D = x0: eps, the score times sigma, or the velocity."""
+    x0, n = torch.randn(2, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    c_skip, c_out, _, _ = PARAMETRIZATIONS[name](sigmas(), 0.5)
+    f = (x0 - c_skip * (x0 + sigmas() * n)) / c_out
+    torch.testing.assert_close(f, target(x0, n), rtol=1e-9, atol=1e-9)

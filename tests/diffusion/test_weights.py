@@ -1,0 +1,299 @@
+"""Weights: a curve samples with the average and the guide that it asks for, or is told what its model lacks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.common.errors import StudyError
+from pipeline.common.files import content_hash
+from pipeline.diffusion.averages import Averages, HalfLife, Power, Profile, synthesis
+from pipeline.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
+from pipeline.diffusion.weights import (
+    average_file,
+    classifier_file,
+    content_key,
+    load_snapshot,
+    load_snapshots,
+    main_file,
+    main_files,
+    save_snapshot,
+    snapshot_file,
+    weights_for,
+    with_weights,
+)
+from pipeline.training.row import Model
+
+BATCH, STEPS, SEED = 8, 40, 3
+MAIN = HalfLife(80, 0.5)
+BESIDE: list[Profile] = [HalfLife(40, 0.5), Power(0.05), Power(0.1)]
+UNTRACKED: list[Profile] = [Power(0.15), HalfLife(160, 0.5)]  # but for comparison
+MARKS = [5, 10, 15, 20, 25, 30, 35, 40]  # 40, 80, ... 320 images
+CURVE: dict[str, Any] = {"ema_halflife_images": None, "ema_sigma_rel": None}
+CURVE |= {"guidance": 1.0, "guide": "unconditional", "guide_images": None}
+SNAPSHOT: dict[str, Any] = {"guide": "snapshot", "guidance": 2.0}
+
+
+def trained(folder: Path, *, snapshots: bool = True, beside: bool = True) -> dict[str, dict[str, Tensor]]:
+    """The files of a 'training', a random walk of the weights, in `folder`; and each average that it ended with."""
+    draw = torch.Generator().manual_seed(0)
+    denoiser = Denoiser(Model(channels=8, multipliers=(1,)).spec(0.5, (1, 4, 4))).requires_grad_(False)
+    for parameter in denoiser.parameters():
+        parameter.normal_(generator=draw)
+    averages = Averages(dict(denoiser.named_parameters()), [MAIN, *BESIDE])
+    untracked = Averages(dict(denoiser.named_parameters()), UNTRACKED)
+    for step in range(STEPS):
+        for parameter in denoiser.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw))
+        averages.update(step, BATCH)
+        untracked.update(step, BATCH)
+        if snapshots and step + 1 in MARKS:
+            save_snapshot(averages, step + 1, BATCH, snapshot_file(folder, SEED, (step + 1) * BATCH))
+    files = {MAIN: main_file(folder, SEED)}
+    if beside:
+        files |= {profile: average_file(folder, SEED, profile) for profile in BESIDE}
+    for profile, path in files.items():
+        save_denoiser(with_weights(denoiser, averages.of(profile)), path)
+    return {profile.name: some.of(profile) for some in (averages, untracked) for profile in some.profiles}
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> dict[str, dict[str, Tensor]]:
+    return trained(tmp_path)
+
+
+def parameters(denoiser: Denoiser) -> dict[str, Tensor]:
+    return dict(denoiser.named_parameters())
+
+
+def same(denoiser: Denoiser | None, expected: dict[str, Tensor]) -> bool:
+    assert denoiser
+    return all(torch.equal(value, expected[name]) for name, value in parameters(denoiser).items())
+
+
+def fails(folder: Path, **choice: Any) -> str:
+    with pytest.raises(StudyError) as caught:
+        weights_for(folder, SEED, CURVE | choice)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_curve_without_a_choice_has_the_main_average(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
+    weights = weights_for(tmp_path, SEED, CURVE)
+    assert same(weights.denoiser, ends[MAIN.name]) and weights.guide is None
+    assert not weights.denoiser.training and not any(p.requires_grad for p in weights.denoiser.parameters())
+    assert content_key(tmp_path, SEED, CURVE) == content_hash(tmp_path / "seed_3.safetensors")
+
+
+def test_the_main_average_may_be_asked_for_by_its_half_life(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
+    named = CURVE | {"ema_halflife_images": 80}
+    assert same(weights_for(tmp_path, SEED, named).denoiser, ends[MAIN.name])
+    assert content_key(tmp_path, SEED, named) == content_key(tmp_path, SEED, CURVE)
+
+
+@pytest.mark.parametrize("snapshots", [True, False])
+@pytest.mark.parametrize("choice", [{"ema_halflife_images": 40}, {"ema_sigma_rel": 0.05}, {"ema_sigma_rel": 0.1}])
+def test_a_tracked_average_is_its_own_file(tmp_path: Path, choice: dict[str, Any], snapshots: bool) -> None:
+    ends = trained(tmp_path, snapshots=snapshots)
+    [(key, value)] = choice.items()
+    name = f"{key.removeprefix('ema_').removesuffix('_images')}_{value}"
+    assert same(weights_for(tmp_path, SEED, CURVE | choice).denoiser, ends[name])
+    assert content_key(tmp_path, SEED, CURVE | choice) == content_hash(tmp_path / f"seed_3_{name}.safetensors")
+
+
+def test_a_tracked_average_without_a_file_is_in_the_last_snapshot(tmp_path: Path) -> None:
+    ends = trained(tmp_path, beside=False)
+    assert same(weights_for(tmp_path, SEED, CURVE | {"ema_sigma_rel": 0.1}).denoiser, ends["sigma_rel_0.1"])
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [({"ema_sigma_rel": 0.15}, UNTRACKED[0]), ({"ema_halflife_images": 160}, UNTRACKED[1])],
+    ids=["sigma_rel", "halflife"],
+)
+def test_any_other_average_is_made_of_the_snapshots(
+    tmp_path: Path, ends: dict[str, dict[str, Tensor]], choice: dict[str, Any], wanted: Profile
+) -> None:
+    made = parameters(weights_for(tmp_path, SEED, CURVE | choice).denoiser)
+    main, expected = parameters(load_denoiser(main_file(tmp_path, SEED))), ends[wanted.name]
+    off = sum(float((made[name] - expected[name]).square().sum()) for name in made)
+    away = sum(float((main[name] - expected[name]).square().sum()) for name in made)
+    assert 0 < off < 1e-3 * away
+    # By hand, tensor by tensor.
+    held = [(step, profile) for step in MARKS for profile in [MAIN, *BESIDE]]
+    coefficients = synthesis(held, wanted, STEPS, BATCH).coefficients.tolist()
+    files = {step: load_file(snapshot_file(tmp_path, SEED, step * BATCH)) for step in MARKS}
+    for name, value in made.items():
+        terms = [
+            coefficient * files[step][f"{profile.name}.{name}"].double()
+            for coefficient, (step, profile) in zip(coefficients, held, strict=True)
+        ]
+        torch.testing.assert_close(value, torch.stack(terms).sum(0).float())
+
+
+def test_without_snapshots_the_keys_that_would_help_are_named(tmp_path: Path) -> None:
+    trained(tmp_path, snapshots=False)
+    message = fails(tmp_path, ema_sigma_rel=0.15)
+    assert "no sigma_rel_0.15" in message and "add 0.15 to ema_sigma_rels" in message and "snapshots" in message
+    assert "add 70 to ema_halflives_images" in fails(tmp_path, ema_halflife_images=70)
+    assert "say snapshots in the model's row" in fails(tmp_path, **SNAPSHOT)
+
+
+def test_an_average_that_the_snapshots_do_not_give_is_refused(
+    tmp_path: Path, ends: dict[str, dict[str, Tensor]]
+) -> None:
+    for step in MARKS[:-1]:
+        snapshot_file(tmp_path, SEED, step * BATCH).unlink()
+    message = fails(tmp_path, ema_sigma_rel=0.01)
+    assert "% off, and more than 10% is too much; add 0.01 to ema_sigma_rels" in message
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [(None, 40), (40, 40), (20, 40), (59, 40), (60, 40), (61, 80), (320, 320), (340, 320)],
+)
+def test_the_nearest_snapshot_guides(
+    tmp_path: Path, ends: dict[str, dict[str, Tensor]], images: int | None, expected: int
+) -> None:
+    weights = weights_for(tmp_path, SEED, CURVE | SNAPSHOT | {"guide_images": images})
+    assert same(weights.denoiser, ends[MAIN.name])
+    file = load_file(tmp_path / f"seed_3_snapshot_{expected}.safetensors")
+    prefix = f"{MAIN.name}."
+    assert same(weights.guide, {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
+
+
+@pytest.mark.parametrize("images", [19, 341, 10_000])
+def test_a_guide_that_was_not_kept_is_refused(tmp_path: Path, ends: dict[str, dict[str, Tensor]], images: int) -> None:
+    message = fails(tmp_path, **SNAPSHOT, guide_images=images)
+    assert f"near {images} images" in message and "40, 80, 120, 160, 200, 240, 280, 320" in message
+
+
+def test_there_is_no_guide_where_none_is_asked(tmp_path: Path) -> None:
+    trained(tmp_path, snapshots=False)
+    for choice in ({"guidance": 1.0, "guide": "snapshot"}, {"guidance": 3.0}, {"guidance": 3.0, "guide": "classifier"}):
+        assert weights_for(tmp_path, SEED, CURVE | choice).guide is None
+
+
+KINDS: dict[str, tuple[dict[str, Any], set[str]]] = {  # what a curve chooses, and the files that it then uses
+    "main": ({}, {"main"}),
+    "idle guide": ({"guide": "snapshot"}, {"main"}),
+    "unconditional guide": ({"guidance": 2.0}, {"main"}),
+    "tracked": ({"ema_sigma_rel": 0.1}, {"own"}),
+    "made": ({"ema_sigma_rel": 0.15}, {"main", "first", "last"}),
+    "snapshot": (SNAPSHOT, {"main", "first"}),
+    "another snapshot": (SNAPSHOT | {"guide_images": 320}, {"main", "last"}),
+    "tracked and snapshot": (SNAPSHOT | {"ema_sigma_rel": 0.1}, {"own", "main", "first"}),
+    "classifier": ({"guide": "classifier", "guidance": 1.0}, {"main", "classifier"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_key_changes_with_what_is_used_and_only_then(
+    tmp_path: Path, ends: dict[str, dict[str, Tensor]], kind: str
+) -> None:
+    files = {
+        "main": main_file(tmp_path, SEED),
+        "own": average_file(tmp_path, SEED, Power(0.1)),
+        "another": average_file(tmp_path, SEED, Power(0.05)),
+        "first": snapshot_file(tmp_path, SEED, 40),
+        "last": snapshot_file(tmp_path, SEED, 320),
+        "classifier": classifier_file(tmp_path, SEED),
+        "another seed": main_file(tmp_path, SEED + 1),
+    }
+    for name in ("classifier", "another seed"):
+        save_file({"weight": torch.zeros(3)}, files[name])
+    choice, used = KINDS[kind]
+
+    def key_of() -> str:
+        return content_key(tmp_path, SEED, CURVE | choice, files["classifier"] if kind == "classifier" else None)
+
+    key = key_of()
+    changed = set()
+    for name, path in files.items():
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        if key_of() != key:
+            changed.add(name)
+        path.write_bytes(content)
+    assert changed == used and key_of() == key
+
+
+def test_different_choices_have_different_keys(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
+    save_file({"weight": torch.zeros(3)}, classifier_file(tmp_path, SEED))
+    choices: list[dict[str, Any]] = [
+        {},
+        {"ema_sigma_rel": 0.1},
+        {"ema_sigma_rel": 0.15},
+        {"ema_sigma_rel": 0.151},
+        {"ema_halflife_images": 70},
+        SNAPSHOT,
+        SNAPSHOT | {"guide_images": 80},
+        SNAPSHOT | {"ema_sigma_rel": 0.15},
+    ]
+    keys = {content_key(tmp_path, SEED, CURVE | choice) for choice in choices}
+    assert len(keys | {content_key(tmp_path, SEED, CURVE, classifier_file(tmp_path, SEED))}) == len(choices) + 1
+
+
+def test_a_snapshot_says_what_it_holds(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
+    found = load_snapshot(snapshot_file(tmp_path, SEED, 80))
+    assert (found.step, found.batch, found.images) == (10, BATCH, 80) and found.profiles == (MAIN, *BESIDE)
+    assert [snapshot.images for snapshot in load_snapshots(tmp_path, SEED)] == [step * BATCH for step in MARKS]
+    assert load_snapshots(tmp_path, SEED + 1) == []
+
+
+def test_only_main_averages_are_models_of_their_own(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
+    for seed in (10, 30):
+        save_denoiser(load_denoiser(main_file(tmp_path, SEED)), main_file(tmp_path, seed))
+    assert [path.name for path in main_files(tmp_path)] == [f"seed_{seed}.safetensors" for seed in (10, 3, 30)]
+
+
+def test_other_weights_leave_a_denoiser_and_its_buffers_alone(
+    tmp_path: Path, ends: dict[str, dict[str, Tensor]]
+) -> None:
+    denoiser = load_denoiser(main_file(tmp_path, SEED)).train()
+    denoiser.register_buffer("frequencies", torch.arange(3.0))
+    other = with_weights(denoiser, ends["sigma_rel_0.1"])
+    assert same(denoiser, ends[MAIN.name]) and denoiser.training
+    assert same(other, ends["sigma_rel_0.1"]) and not other.training
+    assert torch.equal(other.get_buffer("frequencies"), torch.arange(3.0))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign(path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+def misshapen(path: Path) -> None:
+    snapshot = load_snapshot(path)
+    weights = {name: torch.zeros(1) for name in parameters(load_denoiser(main_file(path.parent, SEED)))}
+    save_snapshot(Averages(weights, snapshot.profiles), snapshot.step, snapshot.batch, path)
+
+
+def renamed(path: Path) -> None:
+    snapshot = load_snapshot(path)
+    save_snapshot(Averages({"weight": torch.zeros(1)}, snapshot.profiles), snapshot.step, snapshot.batch, path)
+
+
+@pytest.mark.parametrize("harm", [cut, foreign, misshapen, renamed])
+@pytest.mark.parametrize("choice", [SNAPSHOT, {"ema_sigma_rel": 0.15}], ids=["guide", "average"])
+def test_a_broken_snapshot_is_named(
+    tmp_path: Path, ends: dict[str, dict[str, Tensor]], harm: Callable[[Path], None], choice: dict[str, Any]
+) -> None:
+    harm(snapshot_file(tmp_path, SEED, 40))
+    assert "seed_3_snapshot_40.safetensors: not a snapshot" in fails(tmp_path, **choice)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    for choice in ({}, SNAPSHOT, {"ema_sigma_rel": 0.1}):
+        assert "seed_3.safetensors: missing; `dvc repro` trains it" in fails(tmp_path, **choice)
+    with pytest.raises(StudyError, match="missing"):
+        content_key(tmp_path, SEED, CURVE)
+    with pytest.raises(StudyError, match="missing"):
+        load_snapshot(tmp_path / "seed_3_snapshot_40.safetensors")

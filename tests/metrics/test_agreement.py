@@ -1,0 +1,172 @@
+"""torchmetrics and torch-fidelity find the same as this study, and a wrong value of either side does not pass."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.metrics import agreement
+from pipeline.metrics.agreement import TOLERANCE, compare, compare_curve, ours
+from pipeline.metrics.reference import reference_of
+from stages import Arguments
+from stages import agreement as stage
+
+PAIRS = {("torch-fidelity", m) for m in ("fd", "kd", "precision", "recall")} | {
+    ("torchmetrics", m) for m in ("fd", "kd")
+}
+REAL = 150
+
+
+def drawn(n: int, seed: int, d: int = 6) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    mix, shift = torch.randn(d, d, generator=source), torch.randn(d, generator=source)
+    return torch.randn(n, d, generator=source) @ (torch.eye(d) + 0.3 * mix) + 0.3 * shift
+
+
+REFERENCE = reference_of(drawn(REAL, 1))
+
+
+@pytest.mark.parametrize("n", [REAL - 60, REAL, REAL + 70])
+def test_the_libraries_agree(n: int) -> None:
+    x = drawn(n, 2)
+    rows = compare(x, ours(x, REFERENCE), REFERENCE)
+    assert {(row["library"], row["metric"]) for row in rows} == PAIRS and len(rows) == len(PAIRS)
+    assert all(row["difference"] <= 1e-6 for row in rows)
+    assert all(0 < abs(row["theirs"]) < 1 for row in rows if row["metric"] in ("precision", "recall"))
+
+
+def test_the_same_features_are_compared_alike_to_the_last_digit() -> None:
+    x, before = drawn(REAL, 2), torch.random.get_rng_state()
+    first, *others = (compare(x, ours(x, REFERENCE), REFERENCE) for _ in range(4))
+    assert all(other == first for other in others)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_distances_of_0_agree() -> None:
+    """Of a set with itself every distance is 0 to rounding, and a relative difference says nothing."""
+    x = REFERENCE.features
+    assert all(row["difference"] <= 1e-4 for row in compare(x, ours(x, REFERENCE), REFERENCE))
+
+
+def saved(folder: Path, n: int = REAL + 70, samples: int | None = None, **changed: float) -> Path:
+    """A curve's folder with two cells, whose second one kept its features and says what it should, but for changes."""
+    x = drawn(n, 2)
+    values = ours(x, REFERENCE) | changed
+    metrics = [{"metric": name, "value": value, "se": 0.1} for name, value in values.items()]
+    cells = [
+        {"samples": 40, "metrics": [{"metric": "fd", "value": 1e9, "se": 0.0}]},
+        {"samples": samples or n, "metrics": metrics},
+    ]
+    write_bytes(folder / "features.safetensors", save({"features": x.contiguous()}, {"cell": "1"}))
+    write_json(folder / "results.json", {"provenance": {}, "machine": {}, "cells": cells})
+    return folder
+
+
+@pytest.mark.parametrize("n", [REAL - 60, REAL, REAL + 70])
+def test_a_curve_that_says_what_they_find_passes(tmp_path: Path, n: int) -> None:
+    rows = compare_curve(saved(tmp_path, n), REFERENCE)
+    said = ours(drawn(n, 2), REFERENCE)
+    assert {(row["library"], row["metric"]) for row in rows} == PAIRS
+    assert all(row["ours"] == said[row["metric"]] for row in rows if row["metric"] != "kd")
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong"),
+    [("fd", lambda v: v * 1.001), ("fd", lambda v: v / 1.001), ("fd", lambda v: 0.0)]
+    + [(name, lambda v, by=by: v + by / REAL) for name in ("precision", "recall") for by in (-1, 1)],
+)
+def test_a_wrong_value_is_told_in_one_line(tmp_path: Path, metric: str, wrong: Callable[[float], float]) -> None:
+    right = ours(drawn(REAL + 70, 2), REFERENCE)[metric]
+    folder = saved(tmp_path / "edm", **{metric: wrong(right)})
+    with pytest.raises(StudyError) as caught:
+        compare_curve(folder, REFERENCE)
+    told = str(caught.value)
+    assert told.startswith(f"edm: torch-fidelity finds {metric} = {right:.5g}"[:-1])
+    assert f"this study says {wrong(right):.8g}" in told and len(told.splitlines()) == 1
+
+
+def test_a_value_within_the_tolerance_passes(tmp_path: Path) -> None:
+    right = ours(drawn(REAL + 70, 2), REFERENCE)["fd"]
+    rows = compare_curve(saved(tmp_path, fd=right * (1 + TOLERANCE / 2)), REFERENCE)
+    assert all(row["difference"] == pytest.approx(TOLERANCE / 2, rel=1e-2) for row in rows if row["metric"] == "fd")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.0])
+def test_a_library_that_finds_something_else_does_not_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    monkeypatch.setitem(agreement.LIBRARIES, "another", lambda x, y: {"kd": value})
+    with pytest.raises(StudyError, match=rf"another finds kd = {value:.8g} where this study says"):
+        compare_curve(saved(tmp_path), REFERENCE)
+
+
+def test_features_of_a_part_are_compared_among_themselves(tmp_path: Path) -> None:
+    """A cell of more samples than were kept says other values than the kept ones have."""
+    rows = compare_curve(saved(tmp_path, samples=20_000, fd=7.0, precision=0.1), REFERENCE)
+    assert {row["metric"] for row in rows} == {"fd", "kd", "precision", "recall"}
+
+
+def rewritten(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Any:
+    path.write_bytes(save(tensors, metadata))
+
+
+HARMS: list[Callable[[Path], Any]] = [
+    Path.unlink,
+    partial(Path.write_bytes, data=b""),
+    lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    partial(rewritten, tensors={"features": drawn(50, 2)}, metadata=None),
+    partial(rewritten, tensors={"features": drawn(50, 2)}, metadata={"cell": "x"}),
+    partial(rewritten, tensors={"features": drawn(50, 2)}, metadata={"cell": "2"}),
+    partial(rewritten, tensors={"images": drawn(50, 2)}, metadata={"cell": "1"}),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_broken_features_are_told_in_one_line(tmp_path: Path, harm: Callable[[Path], Any]) -> None:
+    harm(saved(tmp_path) / "features.safetensors")
+    with pytest.raises(StudyError, match=r"features\.safetensors: broken or missing") as caught:
+        compare_curve(tmp_path, REFERENCE)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_results_that_are_missing_are_told(tmp_path: Path) -> None:
+    (saved(tmp_path) / "results.json").unlink()
+    with pytest.raises(StudyError, match=r"results\.json: missing"):
+        compare_curve(tmp_path, REFERENCE)
+
+
+def failed_curve(folder: Path, *reasons: str) -> Path:
+    """A curve's folder with cells that failed for these reasons, or for none, and no features."""
+    write_bytes(folder / "features.safetensors", save({"features": torch.zeros(0, 6)}, {"cell": "0"}))
+    cells = [{"samples": 40, "metrics": [], "failed": reason} for reason in reasons]
+    write_json(folder / "results.json", {"provenance": {}, "machine": {}, "cells": cells})
+    return folder
+
+
+@pytest.mark.parametrize("reasons", [("not finite",), ("", "not finite")])
+def test_a_curve_whose_compared_cell_failed_has_nothing_to_compare(tmp_path: Path, reasons: tuple[str, ...]) -> None:
+    assert compare_curve(failed_curve(tmp_path, *reasons), REFERENCE) == []
+
+
+def test_features_that_are_missing_without_a_failure_are_told(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"features\.safetensors: broken or missing \(no features"):
+        compare_curve(failed_curve(tmp_path, ""), REFERENCE)
+
+
+def test_the_largest_difference_over_nothing_is_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = Paths("t")
+    write_json(paths.rows / "curves.json", ["edm"])
+    monkeypatch.setattr(stage, "load_reference", lambda folder: REFERENCE)
+    failed_curve(paths.curve("edm"), "not finite")
+    stage.main(Arguments("t", "", Path("params.yaml"), False, ""))
+    assert "within 0.0e+00" in capsys.readouterr().out

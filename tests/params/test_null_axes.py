@@ -1,0 +1,254 @@
+"""Choices that cannot change a result are found, named with their reason, and nothing else is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params.null_axes import remarks
+from pipeline.params.study import read_study, resolve
+from tests.imports import ROOT
+
+STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
+
+
+ABLE = {"labels": "classes", "snapshots": 2, "classifier_images": 1}  # to be guided in any way
+
+
+def found(tmp_path: Path, curves: dict[str, Any] | None = None, models: dict[str, Any] | None = None) -> list[str]:
+    """The warnings of a study of these rows."""
+    path = tmp_path / "params.yaml"
+    study = {"study": {"name": "t"}, "models": {"edm": ABLE, **(models or {})}, "sets": {}}
+    study["curves"] = {"edm": {"model": "edm"}} | {
+        name: {"model": "edm", **row} for name, row in (curves or {}).items()
+    }
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return resolve(read_study(path))["report"]["warnings"]
+
+
+NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part of the reason
+    "schedule, Euler": ({"solver": "euler", "schedule": "flow"}, "schedule", "the same steps in linear and in flow"),
+    "rho, vp grid": ({"discretization": "vp", "rho": 3}, "rho", "discretization vp has no rho"),
+    "shift, edm grid": ({"shift": 3}, "shift", "discretization edm has no shift"),
+    "spacing, edm grid": ({"spacing": "trailing"}, "spacing", "discretization edm has no spacing"),
+    "S_noise, no churn": ({"S_noise": 1.01}, "S_noise", "no churn without S_churn"),
+    "schedule, ddim": ({"solver": "ddim", "schedule": "vp"}, "schedule", "solver ddim steps in sigma"),
+    "scaling, 2M": ({"solver": "dpmpp_2m", "scaling": "vp"}, "scaling", "steps in ln sigma, whatever the scaling"),
+    "rho, adaptive": ({"solver": "rk45", "nfe": [19], "rho": 3}, "rho", "chooses its steps by itself"),
+    "order, said anyway": ({"solver": "ipndm", "order": 4, "nfe": [7]}, "order", "what solver ipndm has by itself"),
+    "sigma_min, flow grid": ({"discretization": "flow", "sigma_min": 0.01}, "sigma_min", "down to 0 by itself"),
+    "churn, above all noise": ({"S_churn": 10, "S_min": 90}, "S_churn", "sampled to the same points"),
+    "guide, nothing guided": ({"guide": "snapshot"}, "guide", "no guidance where guidance is 1"),
+    "corrector_snr": (
+        {"solver": "euler_maruyama", "corrector_snr": 0.1},
+        "corrector_snr",
+        "sampled to the same points",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NULL)
+def test_a_choice_that_changes_nothing_is_named_with_its_reason(tmp_path: Path, case: str) -> None:
+    row, key, reason = NULL[case]
+    lines = found(tmp_path, {"x": row})
+    own = [line for line in lines if line.startswith(f"curves.x.{key}: ")]
+    assert len(own) == 1 and "changes nothing: " in own[0] and reason in own[0], lines
+
+
+NOT_NULL: list[dict[str, Any]] = [
+    {"guidance": 0},
+    {"guidance": 2},
+    {"guidance": 0.5, "guide": "snapshot"},
+    {"guidance": 2, "guide": "classifier"},
+    {"guidance": 2, "guidance_min": 0.1, "guidance_max": 2},
+    {"schedule": "flow"},
+    {"solver": "euler", "schedule": "vp"},
+    {"solver": "euler", "schedule": "flow", "scaling": "none"},
+    {"discretization": "flow", "shift": 2},
+    {"discretization": "ddpm", "spacing": "leading"},
+    {"discretization": "time", "schedule": "cosine"},
+    {"solver": "dpmpp_2m", "discretization": "time", "schedule": "vp"},
+    {"solver": "deis", "schedule": "vp"},
+    {"S_churn": 10, "S_noise": 1.01},
+    {"solver": "unipc", "order": 2},
+    {"solver": "ddpm", "variance": "beta"},
+    {"solver": "euler_maruyama", "diffusion": 0.5},
+    {"solver": "euler_maruyama", "corrector_steps": 1, "corrector_snr": 0.1},
+    {"solver": "rk45", "rtol": 0.01, "nfe": [19]},
+    {"discretization": "optimised"},
+    {"sigma_min": 0.01},
+]
+
+
+@pytest.mark.parametrize("row", NOT_NULL, ids=str)
+def test_a_choice_that_changes_something_is_not(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert found(tmp_path, {"x": row}) == []
+
+
+def test_two_names_of_one_sampler_are_told(tmp_path: Path) -> None:
+    [line] = found(tmp_path, {"euler": {"solver": "euler"}, "ddim": {"solver": "ddim"}})
+    assert line == "curves.ddim: the same sampler as curves.euler, by another name"
+
+
+def test_guidance_is_not_compared_where_no_budget_is_common(tmp_path: Path) -> None:
+    rows = {"x": {"guidance": 2, "nfe": [10]}, "y": {"guidance": 3, "nfe": [20]}}
+    assert found(tmp_path, rows) == []
+    many = {"x": {"guidance": 2, "nfe": [320]}, "y": {"base": "x", "guidance": 3, "nfe": [320]}}
+    assert found(tmp_path, many) == []
+
+
+def test_the_same_row_with_other_seeds_or_budgets_is_no_ablation(tmp_path: Path) -> None:
+    assert found(tmp_path, {"more": {"nfe": [7], "sample_seeds": [5]}}) == []
+
+
+def test_a_row_that_spells_a_method_out_is_not_told_so(tmp_path: Path) -> None:
+    row = {"solver": "euler", "schedule": "flow", "discretization": "flow"}
+    assert found(tmp_path, {"x": row | {"method": "rectified flow"}}) == []
+    assert len(found(tmp_path, {"x": row})) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "reason"),
+    [
+        ({"noise": "vp_uniform", "P_mean": 0}, "P_mean", "noise vp_uniform has no P_mean"),
+        ({"noise": "flow_uniform", "P_mean": 0}, "P_mean", "noise flow_uniform has no P_mean"),
+        ({"noise": "cosmap", "mode_scale": 0}, "mode_scale", "noise cosmap has no mode_scale"),
+        ({"shift": 3}, "shift", "noise lognormal has no shift"),
+        ({"logit_std": 2}, "logit_std", "noise lognormal has no logit_std"),
+        ({"weighting": "edm"}, "weighting", "for parametrization edm it is the weighting of the base"),
+        ({"weighting": "snr", "parametrization": "vp"}, "weighting", "for parametrization vp it is the weighting of"),
+        ({"reflow_pairs": 100}, "reflow_pairs", "pairs independent has none"),
+        ({"pairs": "optimal_transport", "reflow_pairs": 100}, "reflow_pairs", "pairs optimal_transport has none"),
+        ({"label_dropout": 0.2}, "label_dropout", "there are no labels to drop"),
+        (
+            {"learning_rate_reference_images": 9},
+            "learning_rate_reference_images",
+            "learning_rate_decay cosine has none",
+        ),
+        ({"micro_batch": 128}, "micro_batch", "a batch has 128 images"),
+        ({"weighting": "min_snr", "gamma": 5}, "gamma", "trained on the same targets without it"),
+        ({"weighting": "p2", "k": 1}, "k", "trained on the same targets without it"),
+    ],
+)
+def test_a_choice_of_training_that_changes_nothing_is_named(
+    tmp_path: Path, row: dict[str, Any], key: str, reason: str
+) -> None:
+    [line] = found(tmp_path, models={"x": row})
+    assert line.startswith(f"models.x.{key}: ") and reason in line
+
+
+def test_a_weightings_default_said_anyway_is_named(tmp_path: Path) -> None:
+    rows = {"m": {"weighting": "min_snr"}, "x": {"base": "m", "gamma": 5}, "y": {"base": "m", "gamma": 4}}
+    [line] = found(tmp_path, models=rows)
+    assert line.startswith("models.x.gamma: 5.0 changes nothing: ")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"weighting": "snr"},
+        {"parametrization": "vp"},
+        {"P_mean": 0},
+        {"images": 5},
+        {"draws": "stratified"},
+        {"draws": "adaptive"},
+        {"pairs": "optimal_transport"},
+        {"augment": 0.1},
+        {"weighting": "uncertainty"},
+        {"weighting": "vlb", "noise": "ve_loguniform"},
+        {"noise": "flow_uniform", "shift": 2},
+        {"noise": "mode", "mode_scale": 0},
+        {"weighting": "min_snr", "gamma": 1},
+        {"weighting": "sigmoid", "bias": 1},
+        {"sigma_data": 0.7},
+        {"labels": "classes", "label_dropout": 0.2},
+        {"learning_rate_decay": "inverse_sqrt", "learning_rate_reference_images": 9},
+        {"micro_batch": 64},
+        {"embedding": "fourier"},
+        {"network": "dit"},
+    ],
+    ids=str,
+)
+def test_a_choice_of_training_that_changes_something_is_not(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert found(tmp_path, models={"x": row}) == []
+
+
+def test_pairs_of_another_flow_and_their_number_change_something(tmp_path: Path) -> None:
+    flow = {"parametrization": "flow", "noise": "flow_uniform"}
+    again = {"base": "flow", "pairs": "reflow"}
+    rows = {"flow": flow, "x": again, "y": {"base": "x", "reflow_pairs": 100}, "z": again | {"reflow_pairs": 100}}
+    assert found(tmp_path, models=rows) == []
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_the_studies_here_have_no_null_axis(path: Path) -> None:
+    assert resolve(read_study(path))["report"]["warnings"] == []
+
+
+def test_the_warning_comes_before_anything_runs(tmp_path: Path) -> None:
+    found(tmp_path, {"x": NULL["rho, vp grid"][0]})
+    (tmp_path / "dvc.yaml").touch()
+    command = [sys.executable, "-m", "stages.resolve", "--check"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stderr.splitlines()
+    assert first == "warning: curves.x.rho: 3.0 changes nothing: discretization vp has no rho"
+    assert [line.split()[1] for line in others] == ["models.edm.classifier_images:", "models.edm.snapshots:"]
+
+
+def remarked(tmp_path: Path, models: dict[str, Any], curves: dict[str, Any]) -> list[str]:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"study": {"name": "t"}, "models": models, "curves": curves, "sets": {}}))
+    return remarks(resolve(read_study(path)))
+
+
+TWO = {"m": {}, "x": {"P_mean": -1}}
+REMARKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # models, curves, how the line begins
+    "equal models": ({"a": {}, "b": {"P_mean": -1.2}}, {"a": {"model": "a"}}, "models.b: the same row as models.a"),
+    "equal curves": (TWO, {"a": {"model": "m"}, "b": {"model": "m", "rho": 7}}, "curves.b: the same row as curves.a"),
+    "equal budgets": (
+        TWO, {"a": {"model": "m", "nfe": [3, 4, 7]}},
+        "curves.a.nfe: 3 and 4 are one measurement: solver heun takes 2 steps with each, 3 evaluations",
+    ),
+    "budgets of an adaptive solver": (
+        TWO, {"a": {"model": "m", "solver": "rk45", "nfe": [35, 63]}},
+        "curves.a.nfe: 35 and 63 are one measurement: solver rk45 chooses its steps",
+    ),
+    "a classifier": ({"m": {"classifier_images": 9}}, {"a": {"model": "m"}}, "models.m.classifier_images: trains a"),
+    "snapshots": ({"m": {"snapshots": 9}}, {"a": {"model": "m"}}, "models.m.snapshots: 9 for no curve"),
+    "the end": ({"m": {"snapshots": 1}}, {"a": {"model": "m"}}, "models.m.snapshots: 1 alone, which is its end,"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REMARKS)
+def test_what_stands_there_for_nothing_is_told_in_one_line(tmp_path: Path, case: str) -> None:
+    models, curves, line = REMARKS[case]
+    [found] = remarked(tmp_path, models, curves)
+    assert found.startswith(line)
+
+
+USED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "other seeds, other budgets": ({}, {"b": {"nfe": [4]}, "c": {"repetitions": "crossed"}}),
+    "a classifier": ({"classifier_images": 9}, {"b": {"guide": "classifier", "guidance": 2}}),
+    "a snapshot": ({"snapshots": 4}, {"b": {"guide": "snapshot", "guidance": 2}}),
+    "an average made of snapshots": (
+        {"snapshots": 16, "ema_sigma_rels": [0.05, 0.1]}, {"b": {"ema_sigma_rel": 0.075}}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", USED)
+def test_what_a_curve_goes_by_is_not_remarked(tmp_path: Path, case: str) -> None:
+    model, curves = USED[case]
+    rows = {"a": {"model": "m"}} | {name: {"model": "m", **row} for name, row in curves.items()}
+    assert remarked(tmp_path, {"m": model}, rows) == []
+
+
+def test_curves_on_equal_models_are_equal(tmp_path: Path) -> None:
+    found = remarked(tmp_path, {"a": {}, "b": {}}, {"a": {"model": "a"}, "b": {"model": "b"}})
+    assert [line.split(":")[0] for line in found] == ["models.b", "curves.b"]

@@ -1,0 +1,325 @@
+"""Presets: what one lays over a study, what it needs of the machine, and the folder that is written for another one."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pipeline.commands.new import model_choices
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.networks.registry import cost
+from pipeline.params import needs
+from pipeline.params.null_axes import remarks
+from pipeline.params.presets import MARK, choose, preset_text
+from pipeline.params.study import parse_study, read_study, resolve, unmet
+from pipeline.training.row import Model
+from tests.imports import ROOT
+
+HERE = Path("studies/small/params.yaml")
+TEXT = """# yaml-language-server: $schema=../../params.schema.json
+# A study of two scales.
+
+title: "Two scales"
+study: {name: small, root: ../.., params: studies/small/params.yaml}  # its names
+
+preset: large  # the one that holds
+
+presets:
+  tiny:
+    data: {limit: 300}
+    features: {epochs: 1}
+    defaults: {models: {images: 512}, curves: {samples: 40, nfe: [4]}}
+  large:
+    needs: {gpu_gib: 20}
+    defaults: {models: {images: 9000}}
+
+data: {source: digits, labels: false}  # where images are
+features: {extractor: classifier, width: 16}
+defaults:
+  models: {batch: 64, images: 700}
+models:
+  edm: {}  # the baseline
+curves:
+  edm: {model: edm}
+sets: {}
+"""
+
+
+def error(text: str) -> str:
+    with pytest.raises(StudyError) as caught:
+        resolve(parse_study(text, HERE))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_preset_is_laid_over_the_studys_own_sections_key_by_key() -> None:
+    large, tiny = (parse_study(TEXT.replace("preset: large", f"preset: {p}"), HERE) for p in ("large", "tiny"))
+    assert (large.preset, large.needs.gpu_gib, large.data.limit) == ("large", 20, None)
+    assert large.defaults == {"models": {"batch": 64, "images": 9000}}
+    assert (tiny.preset, tiny.needs.gpu_gib, tiny.data.limit, tiny.data.labels) == ("tiny", 0, 300, False)
+    assert (tiny.features.width, tiny.features.epochs) == (16, 1)
+    assert tiny.defaults == {"models": {"batch": 64, "images": 512}, "curves": {"samples": 40, "nfe": [4]}}
+    assert resolve(tiny)["models/edm"]["images"] == 512
+
+
+def test_without_a_preset_the_study_is_as_it_stands() -> None:
+    bare = yaml.safe_load(TEXT)
+    del bare["preset"], bare["presets"]
+    alone = parse_study(yaml.safe_dump(bare), HERE)
+    unset = parse_study(TEXT.replace("preset: large  # the one that holds", ""), HERE)
+    assert resolve(unset) == resolve(alone) and unset.needs.gpu_gib == 0
+
+
+MISTAKES = {  # what is replaced, by what, the line
+    "an unknown preset": ("preset: large", "preset: larg", "preset: no preset 'larg'; did you mean 'large'? "),
+    "no presets": (
+        TEXT[TEXT.index("\npresets:") : TEXT.index("\ndata:")],
+        "",
+        "preset: 'large', but there are no presets",
+    ),
+    "another section": ("    needs: {gpu_gib: 20}", "    models: {}", "presets.large.models: unknown key; "),
+    "a data key": ("{limit: 300}", "{limits: 300}", "presets.tiny.data.limits: unknown key; did you mean 'limit'?"),
+    "a data value": ("{limit: 300}", "{limit: 1}", "presets.tiny.data.limit: takes "),
+    "a feature key": ("{epochs: 1}", "{epoch: 1}", "presets.tiny.features.epoch: unknown key; did you mean 'epochs'?"),
+    "features": ("{epochs: 1}", "{extractor: module}", "presets.tiny.features: weights: module needs the path"),
+    "a default": ("{images: 512}", "{image: 512}", "presets.tiny.defaults.models.image: unknown key; "),
+    "a default section": ("models: {images: 512}", "model: {}", "presets.tiny.defaults.model: unknown key; did you "),
+    "a default's value": ("{images: 9000}", "{images: many}", "models.edm.images: takes a whole number"),
+    "a need": ("gpu_gib: 20", "gpu: 20", "presets.large.needs.gpu: unknown key; did you mean 'gpu_gib'?"),
+    "a need's value": ("gpu_gib: 20", "gpu_gib: -1", "presets.large.needs.gpu_gib: takes a number greater than or "),
+    "a preset's name": ("  tiny:", "  the-tiny:", "presets.the-tiny: "),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_that_says_where(case: str) -> None:
+    old, new, line = MISTAKES[case]
+    assert old in TEXT
+    assert error(TEXT.replace(old, new)).startswith(line)
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, *gib: float) -> None:
+    sizes = [type("Properties", (), {"total_memory": int(each * 2**30)}) for each in gib]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(sizes))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(sizes))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: sizes[i])
+
+
+NEEDED = "needs.gpu_gib: preset large takes a GPU of 20 GiB, and "
+
+
+@pytest.mark.parametrize(
+    ("gib", "line"),
+    [
+        ((), NEEDED + "PyTorch finds none here; PRESET=tiny runs here"),
+        ((80, 11.5), NEEDED + "the smallest that PyTorch may use here has 11.5; PRESET=tiny runs here"),
+        ((80, 20), None),
+    ],
+)
+def test_a_study_tells_what_the_machine_lacks(
+    gib: tuple[float, ...], line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(monkeypatch, *gib)
+    monkeypatch.delenv("NFE_DEVICE", raising=False)
+    assert unmet(parse_study(TEXT, HERE)) == line
+    with monkeypatch.context() as patched:
+        patched.setenv("NFE_DEVICE", "cpu")
+        assert unmet(parse_study(TEXT, HERE)) == NEEDED + "PyTorch finds none here; PRESET=tiny runs here"
+    assert unmet(parse_study(TEXT.replace("preset: large", "preset: tiny"), HERE)) is None
+
+
+def test_a_need_of_the_study_is_that_of_presets_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch)
+    text = TEXT.replace("\ndata:", "\nneeds: {gpu_gib: 12}\ndata:").replace("    needs: {gpu_gib: 20}\n", "")
+    lines = [unmet(parse_study(text.replace("\npreset: large", f"\n{p}"), HERE)) for p in ("preset: tiny", "")]
+    told = ", and PyTorch finds none here; run it where there is one"
+    assert lines == [f"needs.gpu_gib: {who} takes a GPU of 12 GiB{told}" for who in ("preset tiny", "this study")]
+    assert needs.Needs() == parse_study(TEXT.replace("preset: large", "preset: tiny"), HERE).needs
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The study of two scales in a repository of its own, as the working folder."""
+    (folder := tmp_path / "studies/small").mkdir(parents=True)
+    (folder / "params.yaml").write_text(TEXT)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    (tmp_path / "x.zip").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_preset_is_a_study_of_its_own(repository: Path) -> None:
+    assert choose("small", "tiny") == "small_tiny"
+    folder = Path("studies/small_tiny")
+    assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
+    lines, own = (folder / "params.yaml").read_text().splitlines(), TEXT.splitlines()
+    assert lines.pop(1).startswith(MARK + "small PRESET=tiny`")
+    assert [(old, new) for old, new in zip(own, lines, strict=True) if old != new] == [
+        ("study: {name: small, root: ../.., params: studies/small/params.yaml}  # its names",
+         "study: {name: small_tiny, root: ../.., params: studies/small_tiny/params.yaml}  # its names"),
+        ("preset: large  # the one that holds", "preset: tiny  # the one that holds"),
+    ]  # fmt: skip
+    study = read_study(folder / "params.yaml")
+    assert (study.preset, study.study.name, study.data.source, study.data.limit) == (
+        "tiny",
+        "small_tiny",
+        "digits",
+        300,
+    )
+
+
+def test_the_preset_that_the_file_names_runs_where_it_stands(repository: Path) -> None:
+    before = files(repository)
+    assert choose("small", "large") == choose("small", "", "digits") == "small"
+    assert files(repository) == before
+
+
+@pytest.mark.parametrize("path", ["my images.zip", 'a "b", c: {d}.zip', "é/#.zip"])
+def test_other_data_takes_the_sources_place_in_a_folder_of_its_own(repository: Path, path: str) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).touch()
+    assert choose("small", "", path) == "small_large"
+    study = read_study(Path("studies/small_large/params.yaml"))
+    assert (study.data.source, study.data.labels, study.preset) == (path, False, "large")
+    assert "}  # where images are\n" in Path("studies/small_large/params.yaml").read_text()
+    choose("small", "tiny", path)
+    study = read_study(Path("studies/small_tiny/params.yaml"))
+    assert (study.data.source, study.data.limit) == (path, 300)
+
+
+def test_it_is_written_again_with_the_studys_edits_and_keeps_the_rest(repository: Path) -> None:
+    choose("small", "tiny")
+    folder = Path("studies/small_tiny")
+    (folder / "dvc.lock").write_text("kept")
+    (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("rho", "row") + "# lost\n")
+    HERE.write_text(TEXT.replace("\nsets:", "\n  rho_3: {model: edm, rho: 3}\nsets:"))
+    choose("small", "tiny")
+    assert list(read_study(folder / "params.yaml").curves) == ["edm", "rho_3"]
+    assert (folder / "dvc.lock").read_text() == "kept" and "lost" not in (folder / "params.yaml").read_text()
+
+
+def test_a_preset_can_be_added_and_blocks_are_edited_as_well(repository: Path) -> None:
+    text = TEXT.replace("preset: large  # the one that holds\n", "").replace(
+        "study: {name: small, root: ../.., params: studies/small/params.yaml}",
+        "study:\n  name: small\n  root: ../..\n  params: 'studies/small/params.yaml'",
+    )
+    for own in (text, text.replace("\npresets:", "\npreset:  # the one that holds\npresets:")):
+        study = parse_study(preset_text(own, "small", "tiny"), HERE)
+        assert (study.preset, study.study.params) == ("tiny", "studies/small_tiny/params.yaml")
+
+
+def somebodys(folder: str, name: str) -> None:
+    (path := Path("studies") / folder).mkdir()
+    (path / "params.yaml").write_text(f"study: {{name: {name}}}\n")
+
+
+REFUSED: dict[str, tuple[tuple[str, str, str], str]] = {
+    "a name": (("smal", "tiny", ""), "NAME: 'smal': no such study; did you mean 'small'?"),
+    "no name": (("", "tiny", ""), "NAME: '': no such study; valid: bare, "),
+    "a way out": (("../studies/small", "tiny", ""), "NAME: '../studies/small': no such study"),
+    "a preset": (("small", "tinny", ""), "PRESET: no preset 'tinny'; did you mean 'tiny'? valid: large, tiny"),
+    "no presets": (("bare", "tiny", ""), "PRESET: studies/bare/params.yaml has no presets; leave PRESET and DATA out"),
+    "no data": (("small", "tiny", "digit"), "DATA: 'digit' is no folder, no .zip file, no .tar.gz of CIFAR-10 and no"),
+    "a set source": (("fixed", "tiny", "x.zip"), "presets.tiny.data.source: stands in the way of DATA=x.zip"),
+    "somebody's folder": (("small", "tiny", ""), "PRESET: studies/small_tiny is there already, and not written by"),
+    "somebody's name": (("small", "large", "x.zip"), "PRESET: studies/mine/params.yaml has the name small_large alr"),
+    "a bad row": (("broken", "tiny", ""), "curves.edm.rho: takes a number"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_one_line_and_writes_nothing(repository: Path, case: str) -> None:
+    bare = yaml.safe_load(TEXT) | {"study": {"name": "bare"}, "preset": None, "presets": {}}
+    others = {
+        "bare": yaml.safe_dump(bare),
+        "fixed": TEXT.replace("{limit: 300}", "{source: digits}"),
+        "broken": TEXT.replace("edm: {model: edm}", "edm: {model: edm, rho: high}"),
+    }
+    for name, text in others.items():
+        shutil.copytree("studies/small", f"studies/{name}")
+        Path(f"studies/{name}/params.yaml").write_text(text)
+    somebodys("small_tiny", "mine_too")
+    somebodys("mine", "Small_Large")
+    before = files(repository)
+    given, line = REFUSED[case]
+    with pytest.raises(StudyError) as caught:
+        choose(*given)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+    assert files(repository) == before
+
+
+def test_the_command_prints_the_folder_and_the_study_is_refused_without_its_gpu(repository: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        own = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run([sys.executable, "-m", *arguments], env=own, capture_output=True, text=True)
+
+    done = run("stages.preset", "--study=small", "--preset=tiny", "--data=")
+    assert (done.stdout, done.returncode) == ("small_tiny\n", 0), done.stderr
+    done = run("stages.preset", "--study=small", "--preset=none")
+    assert (done.stdout, done.returncode) == ("", 1) and done.stderr.startswith("error: PRESET: no preset 'none'")
+    done = run("stages.resolve", "--check", "--params", "studies/small_tiny/params.yaml")
+    assert done.returncode == 0, done.stderr
+    done = run("stages.resolve", "--check", "--params", str(HERE))
+    assert done.returncode == 1
+    assert done.stderr == f"error: {NEEDED}PyTorch finds none here; PRESET=tiny runs here\n"
+
+
+CIFAR10 = ROOT / "studies/cifar10/params.yaml"
+EVERY = ("smoke", "short", "paper")
+
+
+def of_cifar10(preset: str) -> dict[str, Any]:
+    """The resolved rows of the CIFAR-10 study at a preset."""
+    text = CIFAR10.read_text().replace("\npreset: short\n", f"\npreset: {preset}\n")
+    study = parse_study(text, CIFAR10)
+    assert study.preset == preset
+    return resolve(study)
+
+
+def test_the_presets_of_cifar10_are_these() -> None:
+    study = read_study(CIFAR10)
+    assert (tuple(study.presets), study.preset) == (EVERY, "short")
+    assert len(study.models) >= 5 and len(study.curves) >= 20
+    assert [p.needs.gpu_gib > 0 for p in study.presets.values() if p.needs] == [False, True, True]
+
+
+@pytest.mark.parametrize("preset", EVERY)
+def test_every_row_of_every_preset_of_cifar10_is_sound(preset: str) -> None:
+    rows = of_cifar10(preset)
+    assert rows["report"]["warnings"] == remarks(rows) == []
+    assert rows["report"]["preset"] == preset
+    for name in rows["models"]:
+        row = Model(**rows[f"models/{name}"])
+        cost(row.spec(0.5, (3, 32, 32), (5000,) * 10))  # raises where the images don't go with it
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("short", 9.9), ("paper", 55.7)])
+def test_networks_of_cifar10_are_as_large_as_told(preset: str, millions: float) -> None:
+    row = Model(**of_cifar10(preset)["models/edm"])
+    assert cost(row.spec(0.5, (3, 32, 32))).parameters / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_paper_is_the_published_scale_of_make_new() -> None:
+    chosen = model_choices((3, 32, 32), 50_000, "published") | {"train_seeds": [0]}
+    row = of_cifar10("paper")["models/edm"]
+    assert {key: row[key] for key in chosen} == chosen
+
+
+def test_smoke_is_small() -> None:
+    rows = of_cifar10("smoke")
+    assert rows["data"]["limit"] == 2000 and rows["features"]["extractor"] == "classifier"
+    images = sum(rows[f"models/{name}"]["images"] for name in rows["models"])
+    evaluations = sum(
+        sum(row["nfe"]) * row["samples"] * len(row["seeds"]) for row in (rows[f"curves/{n}"] for n in rows["curves"])
+    )
+    row = Model(**rows["models/edm"])
+    assert (3 * images + evaluations) * cost(row.spec(0.5, (3, 32, 32))).flops < 3e12  # two minutes of a core or so

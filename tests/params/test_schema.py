@@ -1,0 +1,144 @@
+"""The JSON Schema of study files: as the models are by now, right about every study here, wrong about no mistake."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from pipeline.data.dataset import Data
+from pipeline.evaluation.imageset import ImageSet
+from pipeline.metrics.extractors.extractor import Features
+from pipeline.params.explain import FILLED_IN
+from pipeline.params.needs import Needs
+from pipeline.params.schema import (
+    CURVE,
+    DATA,
+    FEATURES,
+    FILE,
+    MODEL,
+    NAMES,
+    NEEDS,
+    PRESET,
+    PUBLISHED,
+    SETS,
+    STUDY,
+    study_schema,
+    text,
+)
+from pipeline.params.study import Curve, Preset, Published, Study, StudyInfo, read_study, resolve
+from pipeline.training.row import Model
+from tests.imports import ROOT
+
+STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
+VALIDATOR = Draft7Validator(study_schema())
+GOOD = """
+study: {name: t}
+preset: small
+presets:
+  small: {data: {limit: 200}, features: {epochs: 1}, defaults: {models: {batch: 64}, curves: {nfe: [4]}}}
+  large: {needs: {gpu_gib: 12.5}}
+needs: {gpu_gib: 0}
+data: {source: digits, limit: 300}
+features: {extractor: classifier}
+defaults: {models: {images: 512}, curves: {samples: 40}}
+models:
+  edm:
+  snr: {base: edm, weighting: snr, sigma_data: null}
+curves:
+  edm: {model: edm, nfe: [4, 7], S_max: .inf}
+  rho_3: {base: edm, model: snr, rho: 3}
+sets: {theirs: {source: x.zip, nfe: 35}}
+published:
+  - {curve: edm, nfe: 35, value: 1.97, what: "EDM", source: "A 2022", images: 7}
+"""
+
+
+def complaints(study: str) -> list[str]:
+    return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in VALIDATOR.iter_errors(yaml.safe_load(study))]
+
+
+def test_the_file_is_up_to_date_and_a_json_schema() -> None:
+    assert (ROOT / FILE).read_text() == text(), "`make docs` writes it anew"
+    Draft7Validator.check_schema(json.loads(text()))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_every_study_names_the_schema_and_validates_against_it(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    named = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
+    assert named and (path.parent / named[1]).resolve() == ROOT / FILE
+    assert complaints(path.read_text()) == []
+
+
+def test_a_study_with_every_kind_of_row_validates_as_it_resolves(tmp_path: Path) -> None:
+    (path := tmp_path / "params.yaml").write_text(GOOD)
+    resolve(read_study(path))
+    assert complaints(GOOD) == []
+
+
+MISTAKES = {  # what is replaced, by what, the place, a part of the complaint
+    "a key with a typo": ("weighting: snr", "weigthing: snr", "models.snr", "'weigthing' was unexpected"),
+    "a name with a typo": ("weighting: snr", "weighting: srn", "models.snr.weighting", "'srn' is not one of"),
+    "text for a number": ("rho: 3", "rho: three", "curves.rho_3.rho", "'three' is not of type 'number'"),
+    "a fraction of an image": ("images: 512", "images: 0.5", "defaults.models.images", "not of type 'integer'"),
+    "a truth value": ("rho: 3", "rho: yes", "curves.rho_3.rho", "True is not of type 'number'"),
+    "below its bound": ("samples: 40", "samples: 10", "defaults.curves.samples", "less than the minimum of 40"),
+    "a number for a list": ("nfe: [4, 7]", "nfe: 4", "curves.edm.nfe", "4 is not of type 'array'"),
+    "a budget twice": ("nfe: [4, 7]", "nfe: [4, 4]", "curves.edm.nfe", "has non-unique elements"),
+    "no model": ("model: snr, ", "", "curves.rho_3", "'model' is a required property"),
+    "a curve of nothing": ("{base: edm, model: snr, rho: 3}", "", "curves.rho_3", "None is not of type 'object'"),
+    "what resolve fills in": ("weighting: snr", "teacher: {}", "models.snr", "'teacher' was unexpected"),
+    "a base among the defaults": ("samples: 40", "base: edm", "defaults.curves", "'base' was unexpected"),
+    "a section with a typo": ("\nsets:", "\nset:", "", "'sets' is a required property"),
+    "a name with a dash": ("snr: {", "edm-snr: {", "models", "'edm-snr' does not match"),
+    "no models": (
+        "models:\n  edm:\n  snr: {base: edm, weighting: snr, sigma_data: null}",
+        "models: {}",
+        "models",
+        "{}",
+    ),
+    "an extractor of nobody": ("extractor: classifier", "extractor: fid", "features.extractor", "not one of"),
+    "a limit of one image": ("limit: 300", "limit: 1", "data.limit", "is not valid under any of the given schemas"),
+    "a set without images": ("source: x.zip, ", "", "sets.theirs", "'source' is a required property"),
+    "a preset's section": ("{needs: {gpu_gib: 12.5}}", "{models: {}}", "presets.large", "'models' was unexpected"),
+    "a preset's key": ("batch: 64", "bach: 64", "presets.small.defaults.models", "'bach' was unexpected"),
+    "a preset's limit": ("limit: 200", "limit: 1", "presets.small.data.limit", "is not valid under any of the given"),
+    "a negative need": ("12.5", "-1", "presets.large.needs.gpu_gib", "less than the minimum of 0"),
+    "a need of nobody": ("needs: {gpu_gib: 0}", "needs: {gpu: 0}", "needs", "'gpu' was unexpected"),
+    "a published value of nothing": ("value: 1.97, ", "", "published.0", "'value' is a required property"),
+    "no name": ("{name: t}", "{root: .}", "study", "'name' is a required property"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_typical_mistake_is_told_at_its_place(case: str) -> None:
+    old, new, place, cause = MISTAKES[case]
+    assert GOOD.count(old) == 1
+    lines = complaints(GOOD.replace(old, new))
+    assert any(line.startswith(f"{place}: ") and cause in line for line in lines), lines
+
+
+KINDS: dict[Any, dict[str, str]] = {
+    Study: STUDY, StudyInfo: NAMES, Data: DATA, Features: FEATURES, Model: MODEL, Curve: CURVE, ImageSet: SETS,
+    Needs: NEEDS, Preset: PRESET, Published: PUBLISHED,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_key_that_can_be_written_is_described_and_no_other(kind: Any) -> None:
+    assert set(KINDS[kind]) - {"base"} == set(kind.model_fields) - set(FILLED_IN)
+
+
+def test_rows_complete_with_names_descriptions_and_defaults() -> None:
+    model = study_schema()["properties"]["models"]["patternProperties"]
+    keys = next(iter(model.values()))["properties"]
+    assert set(Model.model_fields["noise"].annotation.__args__) == set(keys["noise"]["enum"])  # type: ignore[union-attr]
+    assert all(key["description"] for key in keys.values())
+    for name, field in Model.model_fields.items():
+        if name not in FILLED_IN:
+            assert keys[name]["default"] == (list(field.default) if isinstance(field.default, tuple) else field.default)
+            assert keys[name].get("title") == field.title

@@ -1,0 +1,174 @@
+"""The report's view by class: shares and distances that are known, and what it says where too little is kept."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from scipy import stats
+
+from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.metrics.extractors.extractor import Extracted
+from pipeline.metrics.reference import make_reference, save_reference
+from pipeline.report.build import build
+from pipeline.report.sections import classes
+from pipeline.report.study import Report
+from pipeline.sampling.guidance import sample_labels
+from tests.report.test_report import HOSTILE, PROVENANCE, made_up_study
+
+COUNTS = {HOSTILE: 120, "two": 90, "three": 90}
+CENTRES = torch.tensor([[4.0, 0, 0], [0, 4.0, 0], [0, 0, 4.0]])
+MODELS = {"edm": {}, "told": {"labels": "classes"}}
+CURVES = {"edm": {"model": "edm", "method": "untold"}, "told": {"model": "told", "method": "told"}}
+
+
+def drawn(labels: torch.Tensor, seed: int, shift: float = 0.0) -> torch.Tensor:
+    """Features (n, 3) around the centres of classes (n,), those of the last class off by `shift`."""
+    noise = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed))
+    return (CENTRES[labels] + 0.3 * noise + shift * (labels == 2)[:, None]).float()
+
+
+def study(folder: Path, curves: dict[str, dict] | None = None) -> Paths:
+    """A made-up study with features by class: an untold curve with few of the last class, those of the first one's
+    number instead, which are far off; and one that makes what it is told."""
+    paths = made_up_study(folder, curves or CURVES, [0, 1], models=MODELS)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(list(COUNTS.values())))
+    content, summary = make_reference(Extracted(drawn(labels, 0), None), "e" * 64)
+    save_reference(content, paths.reference)
+    own = {"reference_hash": summary["reference_hash"]}
+    floor = paths.metrics("reference", "floor")
+    write_json(floor, json.loads(floor.read_text()) | own)
+    data = paths.metrics("prepare", "data")
+    known = {"classes": list(COUNTS), "class_counts": COUNTS, "count": 300}
+    write_json(data, json.loads(data.read_text()) | known)
+    write_bytes(paths.data / "images.safetensors", save({"images": torch.zeros(300, 1, 2, 2).byte(), "labels": labels}))
+    untold = torch.tensor([0] * 150 + [1] * 100 + [2] * 50)
+    told = sample_labels(0, range(300), list(COUNTS.values()))
+    for name in curves or CURVES:
+        features = drawn(told, 1) if name == "told" else drawn(untold, 2, shift=1.0)
+        keep(paths, name, features, own)
+    return paths
+
+
+def keep(paths: Paths, name: str, features: torch.Tensor, own: dict[str, str]) -> None:
+    """The features of a curve's last step and first seeds, and the reference that it was measured against."""
+    file = paths.curve(name) / "results.json"
+    results = json.loads(file.read_text()) | {"provenance": PROVENANCE | own}
+    write_json(file, results)
+    place = next(i for i, cell in enumerate(results["cells"]) if cell["nfe"] == 7)
+    write_bytes(paths.curve(name) / "features.safetensors", save({"features": features}, {"cell": str(place)}))
+
+
+def test_real_features_are_in_their_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is in a random order, which the labels must follow."""
+    monkeypatch.chdir(tmp_path)
+    real = classes.read_real(Report(study(tmp_path), tmp_path))
+    assert real.agreement == 1 and real.counts.tolist() == list(COUNTS.values())
+    torch.testing.assert_close(real.centroids, CENTRES.double(), atol=0.15, rtol=0)
+
+
+def test_a_curve_is_seen_class_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(study(tmp_path), tmp_path)
+    real = classes.read_real(report)
+    untold, told = (classes.view(report, real, name) for name in CURVES)
+    assert untold and told and untold.nfe == 7
+    assert untold.counts.tolist() == [150, 100, 50] and untold.agreement is None
+    assert told.agreement == 1
+    near, _, far = untold.distances
+    assert near and far and far.value > 10 * abs(near.value) and far.value > 5 * far.se
+    assert all(own and abs(own.value) < 4 * own.se for own in told.distances)
+
+
+def test_what_is_told_counts_by_the_seeds_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of the right classes in another order are not what was asked for."""
+    monkeypatch.chdir(tmp_path)
+    paths = study(tmp_path)
+    report = Report(paths, tmp_path)
+    own = {"reference_hash": report.measured["reference_hash"]}
+    keep(paths, "told", drawn(sample_labels(0, range(300), list(COUNTS.values())).flip(0), 1), own)
+    found = classes.view(report, classes.read_real(report), "told")
+    assert found and found.agreement is not None and 0.2 < found.agreement < 0.6
+
+
+def test_too_few_of_a_class_have_no_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = study(tmp_path)
+    report = Report(paths, tmp_path)
+    labels = torch.tensor([0] * 100 + [1] * (classes.LEAST - 1))
+    keep(paths, "edm", drawn(labels, 3), {"reference_hash": report.measured["reference_hash"]})
+    found = classes.view(report, classes.read_real(report), "edm")
+    assert found and [own is None for own in found.distances] == [False, True, True]
+    build(paths)
+    text = (paths.reports / "report.md").read_text().split("## By class")[1]
+    assert "too few" in text and "nan" not in text
+
+
+def test_the_report_says_all_that_and_escapes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = study(tmp_path)
+    build(paths)
+    text = (paths.reports / "report.md").read_text()
+    section = text.split("## By class")[1].split("\n## ")[0]
+    assert "100.0% of the real ones" in section and "<script" not in section.replace("\\<", "")
+    assert "Class by class, untold at NFE 7: it makes" in section
+    assert "three 0.56 times" in section and "furthest from real is three" in section
+    assert "100.0% of its samples are of the class that they were told" in section
+    assert (paths.reports / "figures/classes.png").stat().st_size > 5_000
+
+
+def test_a_failed_cell_has_no_classes_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = study(tmp_path)
+    write_bytes(paths.curve("told") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
+    build(paths)
+    section = (paths.reports / "report.md").read_text().split("## By class")[1]
+    assert "Nothing is known of told here" in section
+    write_bytes(paths.curve("edm") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
+    build(paths)
+    assert "## By class" not in (paths.reports / "report.md").read_text()
+
+
+def test_another_reference_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = study(tmp_path)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(list(COUNTS.values())))
+    save_reference(make_reference(Extracted(drawn(labels, 9), None), "e" * 64)[0], paths.reference)
+    with pytest.raises(StudyError, match="not what the curves were measured against"):
+        build(paths)
+
+
+def test_of_many_classes_the_furthest_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(classes, "SHOWN", 1)
+    paths = study(tmp_path, {"edm": CURVES["edm"]})
+    build(paths)
+    section = (paths.reports / "report.md").read_text().split("## By class")[1].split("\n## ")[0]
+    assert "The 2 classes that are nearest to real ones are left out" in section
+    assert "\n| three |" in section and "\n| two |" not in section
+
+
+def test_shares_have_the_interval_of_a_ratio_of_proportions() -> None:
+    ratio, low, high = classes.share(30, 300, 200, 1000)
+    assert ratio == pytest.approx(0.5)
+    found = stats.contingency.relative_risk(30, 300, 200, 1000).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((found.low, found.high), rel=1e-6)
+    none = stats.binomtest(0, 300).proportion_ci(0.95)
+    assert classes.share(0, 300, 200, 1000) == pytest.approx((0, none.low / 0.2, none.high / 0.2))
+    assert all(map(math.isnan, classes.share(3, 300, 0, 1000)))
+
+
+def test_unequal_shares_are_told_by_pearsons_test() -> None:
+    own, real = np.array([30, 50, 20, 0]), np.array([100, 100, 100, 0])
+    apart, p = classes.unequal(own, real)
+    assert apart == pytest.approx((abs(0.3 - 1 / 3) + abs(0.5 - 1 / 3) + abs(0.2 - 1 / 3)) / 2)
+    assert p == pytest.approx(stats.chi2_contingency(np.stack([own, real])[:, :3], correction=False).pvalue)
+
+
+def test_made_up_data_without_classes_has_no_such_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert classes.section(Report(made_up_study(tmp_path, CURVES, [0], models=MODELS), tmp_path)) is None

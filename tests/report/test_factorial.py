@@ -1,0 +1,338 @@
+"""Grids of models over two choices: the analysis of variance, how grids are found, what the report shows of them."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.common.files import Paths, write_json
+from pipeline.report.build import build
+from pipeline.report.findings import findings
+from pipeline.report.sections import factorial
+from pipeline.report.sections.factorial import Analysis, analysed, grids, largest_grid, low_and_high, two_way
+from pipeline.report.study import Report
+from tests.report.test_failures import fail, markdown, row
+from tests.report.test_report import CURVES, made_up_study
+
+WEIGHTINGS, MEANS = ("unit", "snr", "min_snr"), (-1.2, -0.8, -0.4, 0.0)
+ROWS, COLUMNS = np.array([-0.3, 0.0, 0.3]), np.array([-0.9, -0.3, 0.3, 0.9])
+
+
+def models(weightings: tuple[str, ...] = WEIGHTINGS, means: tuple[float, ...] = MEANS, **keys: Any) -> dict[str, dict]:
+    cells = product(enumerate(weightings), enumerate(means))
+    return {f"m{i}{j}": {"weighting": weighting, "P_mean": mean} | keys for (i, weighting), (j, mean) in cells}
+
+
+def curves(names: Any, prefix: str = "", **keys: Any) -> dict[str, dict]:
+    return {f"{prefix}{name}": {"model": name} | keys for name in names}
+
+
+def score(paths: Paths, values: dict[str, Any]) -> None:
+    """Give curves scores: name -> {nfe: by training seed}."""
+    for name, by_nfe in values.items():
+        file = paths.curve(name) / "results.json"
+        results = json.loads(file.read_text())
+        for cell in results["cells"]:
+            for metric in cell["metrics"]:
+                if metric["metric"] == "fd_corrected" and cell["nfe"] in by_nfe:
+                    metric["value"] = float(by_nfe[cell["nfe"]][cell["train_seed"]])
+        write_json(file, results)
+
+
+def grid_study(folder: Path, noise: float = 0.03, interaction: float = 0.0, seeds: int = 3) -> Paths:
+    """A made-up study of 3 x 4 models whose scores' logarithms add up, with noise and one cell that stands out."""
+    own = models()
+    paths = made_up_study(folder, curves(own), list(range(seeds)), models=own)
+    random = np.random.default_rng(5)
+    block = random.normal(0, 0.5, seeds)
+    values = {}
+    for (i, j), name in zip(product(range(3), range(4)), own, strict=True):
+        beyond = interaction if (i, j) == (0, 0) else 0.0
+        draw = [ROWS[i] + COLUMNS[j] + beyond + block + random.normal(0, noise, seeds) for _ in range(2)]
+        values[name] = {3: 5 * np.exp(draw[0]), 7: np.exp(draw[1])}
+    score(paths, values)
+    return paths
+
+
+def section(paths: Paths) -> str:
+    return markdown(paths).split("## Factorials")[1].split("\n## ")[0]
+
+
+def coded(levels: int) -> np.ndarray:
+    """Sum-to-zero coding (levels, levels - 1)."""
+    return np.vstack([np.eye(levels - 1), -np.ones(levels - 1)])
+
+
+def test_effects_and_tests_are_those_of_nested_least_squares() -> None:
+    random = np.random.default_rng(0)
+    count, rows, columns = 4, 3, 5
+    values = random.normal(size=(count, rows, columns)) + np.arange(rows)[:, None] + random.normal(size=(count, 1, 1))
+    a, b, s = coded(rows), coded(columns), coded(count)
+    index = list(product(range(count), range(rows), range(columns)))
+    parts = {
+        "mean": np.ones((values.size, 1)),
+        "block": np.array([s[k] for k, _, _ in index]),
+        "rows": np.array([a[i] for _, i, _ in index]),
+        "columns": np.array([b[j] for _, _, j in index]),
+        "cells": np.array([np.outer(a[i], b[j]).ravel() for _, i, j in index]),
+    }
+
+    def left(*without: str) -> float:
+        design = np.hstack([part for name, part in parts.items() if name not in without])
+        return float(((values.ravel() - design @ np.linalg.lstsq(design, values.ravel())[0]) ** 2).sum())
+
+    found = two_way(values)
+    residual, total = left(), left("rows", "columns", "cells")
+    df = values.size - count - rows * columns + 1
+    assert found.residual_df == df and found.residual_share == pytest.approx(residual / total)
+    design = np.hstack(list(parts.values()))
+    beta = np.linalg.lstsq(design, values.ravel())[0]
+    covariance = np.linalg.inv(design.T @ design) * residual / df
+    start = 1 + count - 1
+    for source, freedom, coding in (
+        (found.rows, rows - 1, a),
+        (found.columns, columns - 1, b),
+        (found.cells, (rows - 1) * (columns - 1), np.array([np.outer(p, q).ravel() for p in a for q in b])),
+    ):
+        own = slice(start, start + freedom)
+        start += freedom
+        name = {id(found.rows): "rows", id(found.columns): "columns"}.get(id(source), "cells")
+        f = (left(name) - residual) / freedom / (residual / df)
+        assert (source.df, source.f, source.p) == pytest.approx((freedom, f, stats.f.sf(f, freedom, df)))
+        assert source.share == pytest.approx((left(name) - residual) / total)
+        assert source.effects.ravel() == pytest.approx(coding @ beta[own])
+        errors = np.sqrt(np.diag(coding @ covariance[own, own] @ coding.T))
+        assert [source.half] * len(errors) == pytest.approx(errors * stats.t.ppf(0.975, df))
+    shares = [found.rows.share, found.columns.share, found.cells.share, found.residual_share]
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_what_a_block_does_to_all_cells_changes_nothing() -> None:
+    values = np.random.default_rng(1).normal(size=(3, 3, 4))
+    one, two = two_way(values), two_way(values + np.array([5.0, -100.0, 3.0])[:, None, None])
+    assert (one.rows.p, one.cells.half, one.residual_share) == pytest.approx(
+        (two.rows.p, two.cells.half, two.residual_share)
+    )
+    assert one.cells.effects == pytest.approx(two.cells.effects)
+
+
+def test_without_any_error_effects_are_certain() -> None:
+    found = two_way(np.tile(np.array([[0.0, 0, 0], [1, 1, 1], [2, 2, 2]]), (2, 1, 1)))
+    assert (found.rows.f, found.rows.p, found.rows.share) == (math.inf, 0, 1)
+    assert (found.columns.f, found.columns.p, found.columns.share, found.residual_share) == (0, 1, 0, 0)
+    same = two_way(np.zeros((2, 3, 3)))
+    assert [part.share for part in (same.rows, same.columns, same.cells)] == [0, 0, 0] and same.cells.p == 1
+
+
+def test_intervals_hold_the_truth_and_tests_find_nothing_as_often_as_they_say() -> None:
+    """Of 4000 simulated grids 95% of each kind of interval, and 5% of the tests of an interaction that is not there."""
+    random = np.random.default_rng(2)
+    truth = 0.3 + ROWS[:, None] + COLUMNS
+    held, found = np.zeros((4000, 3)), 0
+    for trial in range(len(held)):
+        own = two_way(truth + random.normal(0, 2, (3, 1, 1)) + random.normal(0, 0.4, (3, 3, 4)))
+        expected = (ROWS - ROWS.mean(), COLUMNS - COLUMNS.mean(), np.zeros((3, 4)))
+        for kind, source in enumerate((own.rows, own.columns, own.cells)):
+            held[trial, kind] = (np.abs(source.effects - expected[kind]) <= source.half).mean()
+        found += own.cells.p < 0.05
+    assert held.mean(0) == pytest.approx(0.95, abs=0.01)
+    assert found / len(held) == pytest.approx(0.05, abs=0.012)
+
+
+def test_the_largest_grid_is_found_among_all() -> None:
+    """As by trying every set of columns."""
+    random = np.random.default_rng(3)
+    for _ in range(60):
+        there = random.random((6, 7)) < 0.75
+        cells = [(f"r{i}", j) for i, j in np.argwhere(there).tolist()]
+        sizes = [0]
+        for mask in product([False, True], repeat=7):
+            full = int(there[:, list(mask)].all(1).sum())
+            sizes += [full * sum(mask)] if full >= 3 and sum(mask) >= 3 else []
+        rows, columns = largest_grid(cells)
+        assert len(rows) * len(columns) == max(sizes)
+        assert set(product(rows, columns)) <= set(cells)
+    assert largest_grid(cells) == largest_grid(cells[:]) and largest_grid([]) == ([], [])
+    assert largest_grid(product("ab", range(9))) == ([], []) and largest_grid(product(range(9), "ab")) == ([], [])
+    assert largest_grid(product("cab", "zxy")) == (["c", "a", "b"], ["z", "x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("budgets", "found"),
+    [([4, 8], [8]), ([5, 35], [5, 35]), ([4, 7, 11, 35], [7, 35]), ([63], [63]), ([11, 35], [11, 35])],
+)
+def test_a_small_budget_and_the_largest(budgets: list[int], found: list[int]) -> None:
+    assert low_and_high(budgets) == found
+
+
+def found_grids(
+    folder: Path, models: dict[str, dict], curves: dict[str, dict], seeds: tuple[int, ...] = (0, 1)
+) -> list[tuple[tuple[str, str], tuple[int, int], str]]:
+    """Of each grid its choices, its size and its first curve."""
+    found = grids(Report(made_up_study(folder, curves, list(seeds), models=models), folder))
+    return [(grid.titles, (len(grid.rows), len(grid.columns)), grid.names[0]) for grid in found]
+
+
+BOTH = ("noise distribution", "loss weighting")
+
+
+def test_grids_are_found_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = models()
+    assert found_grids(tmp_path, own, curves(own)) == [(BOTH, (4, 3), "m00")]
+    del own["m23"]
+    assert found_grids(tmp_path, own, curves(own)) == [(BOTH, (3, 3), "m00")]
+    del own["m12"]  # two cells away: no three complete rows and columns but of those that are left
+    assert found_grids(tmp_path, own, curves(own)) == []
+    assert found_grids(tmp_path, models(WEIGHTINGS[:2]), curves(models(WEIGHTINGS[:2]))) == []
+    assert found_grids(tmp_path, {"edm": {}, "edm_snr": {"weighting": "snr"}}, CURVES) == []
+
+
+def test_all_else_must_be_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for other in ({"images": 5000}, {"train_seeds": [0, 7]}, {"learning_rate": 0.1}):
+        own = models(WEIGHTINGS, MEANS[:3])
+        own["m22"] |= other
+        assert found_grids(tmp_path, own, curves(own)) == []
+    own = models(WEIGHTINGS, MEANS[:3])
+    for other in ({"solver": "euler"}, {"sample_seeds": [0, 7]}):
+        changed = curves(own)
+        changed["m22"] |= other
+        assert found_grids(tmp_path, own, changed) == []
+    changed["m22"] = {"model": "m22", "nfe": [5]}
+    assert found_grids(tmp_path, own, changed) == []
+    two = own | {f"long_{name}": row | {"images": 5000} for name, row in own.items()}
+    assert found_grids(tmp_path, two, curves(two)) == [(BOTH, (3, 3), "m00"), (BOTH, (3, 3), "long_m00")]
+
+
+def test_the_sampler_is_that_of_the_largest_grid_then_of_the_most_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = models()
+    both = curves(own, nfe=[4]) | curves(own, "euler_", solver="euler")
+    assert [found[2] for found in found_grids(tmp_path, own, both)] == ["euler_m00"]
+    del both["euler_m23"]
+    assert [found[2] for found in found_grids(tmp_path, own, both)] == ["m00"]
+    again = curves(own, nfe=[4]) | {"again": {"model": "m00"}}  # the same sampler with more budgets
+    assert found_grids(tmp_path, own, again) == [(BOTH, (4, 3), "again")]
+
+
+def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = grid_study(tmp_path)
+    build(paths)
+    text = section(paths)
+    assert "### Noise distribution and loss weighting" in text and "3 trainings of each model" in text
+    assert "Sampled as `m00` is." in text and "nan" not in text and "No analysis" not in text
+    assert row(text, "residual", "###")[2] == "22 degrees of freedom"
+    assert "F(3, 22)" in row(text, "| noise distribution", "test, budget")[2]
+    assert row(text, "min_snr", "effect, budget")[:2] == ["loss weighting", "weighting min_snr"]
+    ratios = [row(text, f"P_mean {m:g}", "effect, budget")[2].strip("*").split()[0] for m in MEANS]
+    assert [float(ratio) for ratio in ratios] == pytest.approx(np.exp(COLUMNS - COLUMNS.mean()).tolist(), rel=0.05)
+    cell = row(text, "`m23`", "interaction, budget 8")
+    assert cell[:3] == ["P_mean 0", "weighting min_snr", "`m23`"] and "±" in cell[3]
+    assert cell[4].startswith("0.9") and cell[4].endswith("to 1.01)")  # not bold
+    [said] = [line for line in markdown(paths).splitlines() if line.startswith("- Of 4 x 3 models over")]
+    assert "sampled as m00 and taken together, which tells apart what single rows may tie in, at a budget of 8 " in said
+    assert " at a budget of 8 noise distribution has the larger main effect (" in said
+    assert "p < 0.001; loss weighting " in said and said.endswith("cannot be told from chance.")
+    assert (paths.reports / "figures/factorial_1.png").stat().st_size > 10_000
+    before = (paths.reports / "report.html").read_bytes()
+    build(paths)
+    assert (paths.reports / "report.html").read_bytes() == before
+
+
+def test_an_interaction_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(grid_study(tmp_path, interaction=1.0), tmp_path)
+    [said] = [text for text in findings(report).more if text.startswith("Of 4 x 3")]
+    assert "and their interaction (" in said and said.endswith("p < 0.001) can be told from chance.")
+
+
+def test_effects_that_chance_explains_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(grid_study(tmp_path, noise=30.0), tmp_path)
+    [said] = [text for text in findings(report).more if text.startswith("Of 4 x 3")]
+    assert "neither main effect can be told from chance" in said
+
+
+def test_a_grid_without_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    build(paths)
+    assert "## Factorials" not in markdown(paths) and "models over" not in markdown(paths)
+
+
+def test_a_cell_that_failed_is_named_and_nothing_is_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = grid_study(tmp_path)
+    fail(paths, "m12", (7,), (1,))
+    build(paths)
+    text = section(paths)
+    assert "No analysis at a budget of 8: the cell of P_mean -0.4 and weighting snr (m12) failed." in text
+    assert "effect, budget" not in text and "interaction, budget" not in text and "F(" not in text
+    assert row(text, "`m12`", "score, budget 8")[3] == "failed" and "nan" not in text
+    assert (paths.reports / "figures/factorial_1.png").exists()
+    assert "models over" not in markdown(paths)
+    paths = grid_study(tmp_path)
+    for name in models():
+        fail(paths, name, (7,))
+    build(paths)
+    assert not (paths.reports / "figures/factorial_1.png").exists() and "nan" not in section(paths)
+
+
+def test_one_budget_may_be_lost_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(factorial, "SMALL_BUDGET", 4)
+    paths = grid_study(tmp_path)
+    fail(paths, "m12", (3,), (1,))
+    report = Report(paths, tmp_path)
+    [shown] = factorial.sections(report)
+    assert [line.split(": ")[0] for line in shown["lost"]] == ["No analysis at a budget of 4"]
+    assert "effect, budget 8" in shown["effects"] and "budget 4" not in shown["effects"] + shown["sources"]
+    assert "interaction, budget 8" in shown["cells"] and "interaction, budget 4" not in shown["cells"]
+    assert "| failed |" in shown["cells"] and factorial.finding(report, grids(report)[0]).count("budget") == 1
+
+
+def test_what_has_no_logarithm_or_no_repetition_is_not_analysed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = grid_study(tmp_path)
+    score(paths, {"m11": {7: [0.5, -0.01, 0.5]}})
+    report = Report(paths, tmp_path)
+    [shown] = factorial.sections(report)
+    assert shown["lost"][0].startswith("No analysis at a budget of 8: a score is not above 0, ")
+    assert (tmp_path / shown["file"]).exists() and shown["sources"] == shown["effects"] == ""
+    assert factorial.finding(report, grids(report)[0]) == ""
+    [shown] = factorial.sections(Report(grid_study(tmp_path, seeds=1), tmp_path))
+    assert shown["lost"][0].startswith("No analysis at a budget of 8: with fewer than two repetitions ")
+    assert "nan" not in shown["cells"]
+
+
+def test_samplings_are_blocks_where_there_is_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = models(train_seeds=[4])
+    paths = made_up_study(tmp_path, curves(own), [0, 1, 2], models=own)
+    build(paths)
+    assert "3 samplings of one training of each model, so" in section(paths)
+    report = Report(paths, tmp_path)
+    [grid] = grids(report)
+    found = analysed(report, grid, 8)
+    assert isinstance(found, Analysis) and found.residual_df == 2 * 11
+
+
+def test_crossed_repetitions_count_once_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = models()
+    paths = made_up_study(tmp_path, curves(own, repetitions="crossed"), [0, 1, 2], models=own)
+    report = Report(paths, tmp_path)
+    [grid] = grids(report)
+    found = analysed(report, grid, 8)
+    assert isinstance(found, Analysis) and found.residual_df == 2 * 11

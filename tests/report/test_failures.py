@@ -1,0 +1,283 @@
+"""Reports of studies in which cells failed, or in which a curve has nothing within a budget."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save
+
+from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.report.build import build
+from pipeline.report.results import COLUMNS, at_budget, cells, failed_at, summarise
+from pipeline.report.study import METRICS, Report
+from tests.report.test_report import CURVES, _Page, made_up_study
+
+REASON = "step 3, sigma 0.53: the denoiser's answer is not finite"
+
+
+def fail(paths: Paths, curve: str, nfes: tuple[int, ...] = (3, 7), seeds: tuple[int, ...] = (0, 1, 2)) -> None:
+    """Make cells of a curve failed ones, as a sweep leaves them."""
+    folder = paths.curve(curve)
+    results, images = json.loads((folder / "results.json").read_text()), load_file(folder / "images.safetensors")
+    for cell in results["cells"]:
+        if cell["nfe"] in nfes and cell["train_seed"] in seeds:
+            cell |= {"failed": REASON, "metrics": []}
+            del images[f"{cell['steps']}/{cell['train_seed']}/{cell['sample_seed']}"]
+    write_json(folder / "results.json", results)
+    write_bytes(folder / "images.safetensors", save(images))
+
+
+def change(paths: Paths, curve: str, scores: dict[int, list[float]] | None = None, costs: dict | None = None) -> None:
+    """Give a curve other scores, by NFE and seed, and then other NFEs: {nfe: another, for every seed or by seed}."""
+    file = paths.curve(curve) / "results.json"
+    results = json.loads(file.read_text())
+    for cell in results["cells"]:
+        for metric in cell["metrics"]:
+            if metric["metric"] == "fd_corrected" and scores:
+                metric["value"] = scores[cell["nfe"]][cell["train_seed"]]
+        if costs:
+            cost = costs[cell["nfe"]]
+            cell["nfe"] = cost[cell["train_seed"]] if isinstance(cost, list) else cost
+    write_json(file, results)
+
+
+def markdown(paths: Paths) -> str:
+    return (paths.reports / "report.md").read_text().replace("\\", "")
+
+
+def row(text: str, name: str, heading: str) -> list[str]:
+    """The cells of a table's line that holds a name, below a heading."""
+    part = text.split(heading, 1)[1]
+    line = next(line for line in part.splitlines() if line.startswith("|") and name in line)
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def table_of(lines: list[tuple[int, int, int, str]]) -> pd.DataFrame:
+    """A curve's table from (seed, steps, nfe, metric)."""
+    rows = [("a", "m", s, s, n, nfe, 64, metric, 1.0 + s, 0.1) for s, n, nfe, metric in lines]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_a_point_of_which_a_seed_failed_is_left_out_and_nothing_takes_its_place() -> None:
+    points = [(s, n, nfe, "fd") for n, nfe in ((2, 3), (4, 7), (6, 11)) for s in (0, 1)]
+    points[3] = (1, 4, 7, "failed")
+    found = table_of(points)
+    assert list(summarise(found, "a", "fd")) == [3, 11]
+    assert [at_budget(found, "a", "fd", b).nfe.tolist() for b in (2, 4, 7, 10, 11)] == [[], [3, 3], [], [], [11, 11]]
+    assert [failed_at(found, "a", b) for b in (2, 4, 7, 10, 11)] == [False, False, True, True, False]
+
+
+def test_a_curve_of_failures_has_no_cells() -> None:
+    found = table_of([(0, 2, 3, "failed"), (0, 4, 7, "failed")])
+    assert cells(found, "a", "fd").empty and summarise(found, "a", "fd") == {}
+    assert at_budget(found, "a", "fd", 8).empty and failed_at(found, "a", 8)
+    assert cells(found, "b", "fd").empty and at_budget(found, "b", "fd", 8).empty and not failed_at(found, "b", 8)
+
+
+def test_repetitions_that_cost_differently_are_one_point_at_the_dearest() -> None:
+    found = table_of([(0, 9, 20, "fd"), (1, 9, 26, "fd"), (2, 9, 23, "fd")])
+    assert {nfe: point.count for nfe, point in summarise(found, "a", "fd").items()} == {26: 3}
+    assert at_budget(found, "a", "fd", 25).empty and len(at_budget(found, "a", "fd", 26)) == 3
+    found = table_of([(0, 9, 20, "fd"), (1, 9, 9, "failed")])  # a failed repetition takes the others with it
+    assert summarise(found, "a", "fd") == {} and failed_at(found, "a", 20)
+
+
+def test_failed_cells_are_told_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
+    fail(paths, "flow", (7,), (1, 2))
+    fail(paths, "rho_3", (3,), (0,))
+    build(paths)
+    text = markdown(paths)
+    assert "- 3 sets of samples failed, of flow and rho_3, and" in text
+    assert row(text, "`flow`", "## Failed measurements") == ["`flow`", "7", "(1, 1), (2, 2)", REASON]
+    assert row(text, "`rho_3`", "## Failed measurements") == ["`rho_3`", "3", "(0, 0)", REASON]
+    by_budget = row(text, "`flow`", "## Methods")
+    assert by_budget[-1] == "failed" and "±" in by_budget[-2]
+    assert row(text, "| flow", "Paired differences")[-1] == "failed"
+    assert row(text, "`rho_3`", "### Rho")[3] == "failed" != row(text, "`rho_3`", "### Rho")[4]
+    assert row(text, "`flow`", "## Cost of coming near the best")[2] == "3"
+    assert "flow at NFE 7" not in text and "At a budget of 4" in text and "At a budget of 8" not in text
+
+    found = pd.read_csv(paths.reports / "results.csv")
+    failed = found[found.metric == "failed"]
+    assert len(found) == (len(CURVES) * 2 * 3 - 3) * len(METRICS) + 3
+    assert list(zip(failed.curve, failed.nfe, failed.train_seed, strict=True)) == [
+        ("flow", 7, 1), ("flow", 7, 2), ("rho_3", 3, 0),
+    ]  # fmt: skip
+    assert (failed.value == 1).all() and failed.se.isna().all() and set(failed.checkpoint) == {"c" * 12}
+    report = Report(paths, tmp_path)
+    assert (report.having(["edm", "flow"], 8), report.missing("flow", 8), report.missing("edm", 5)) == (
+        ["edm"], "failed", "",
+    )  # fmt: skip
+
+
+METHODS = ("edm", "flow")
+
+
+@pytest.mark.parametrize(
+    ("lost", "seeds"),
+    [
+        (("edm",), [0, 1]),
+        (METHODS, [0, 1]),
+        (("rho_3", "rho_5"), [0, 1]),
+        (("flow", "rho_3"), [0]),
+        (tuple(name for name in CURVES if name != "euler"), [0]),
+    ],
+)
+def test_curves_that_failed_wholly_break_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...], seeds: list[int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, seeds)
+    for name in lost:
+        fail(paths, name)
+    write_json(paths.metrics("agreement", "libraries"), {name: [] for name in CURVES})
+    build(paths)
+    text = markdown(paths)
+    assert "nan" not in text
+    for name in lost:
+        if name in METHODS:
+            assert row(text, f"`{name}`", "## Methods")[-2:] == ["failed", "failed"]
+        assert row(text, f"`{name}`", "## Cost of coming near the best")[1:3] == ["failed", ""]
+    figures = {figure.stem for figure in (paths.reports / "figures").iterdir()}
+    assert ("samples" in figures) is ("methods" in figures) is (not set(METHODS) <= set(lost))
+    assert ("## Samples" in text) is ("samples" in figures)
+    assert len([line for line in text.splitlines() if REASON in line]) == 2 * len(lost)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (1,)])
+@pytest.mark.parametrize("sets", [{}, {"theirs": {"source": "x.zip", "nfe": 35}}])
+def test_a_study_without_any_point_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: tuple[int, ...], sets: dict[str, dict]
+) -> None:
+    """Every set of samples failed, or one of every point's; what needs none is still there."""
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1], sets)
+    for name in CURVES:
+        fail(paths, name, seeds=seeds)
+    build(paths)
+    text = markdown(paths)
+    first = text.split("## Findings")[1].split("\n## ")[0]
+    assert "No curve has a point that can be reported" in first and "Failed measurements" in first
+    assert f"- {2 * len(seeds) * len(CURVES)} sets of samples failed, of edm, flow, " in first
+    assert len([line for line in text.splitlines() if REASON in line]) == 2 * len(CURVES)
+    assert "nan" not in text and "best mean score" not in text and "## Cost of coming near" not in text
+    assert row(text, "`rho_3`", "## The design table")[-3:] == ["4: failed", "8: failed", "rho"]
+    for heading in ("Solvers on exact denoisers", "Trajectories", "Training", "Every setting", "What was run on what"):
+        assert f"\n## {heading}\n" in text
+    found = pd.read_csv(paths.reports / "results.csv")
+    assert (found.metric == "failed").sum() == 2 * len(seeds) * len(CURVES)
+
+
+def test_a_curve_above_its_budgets_has_points_and_no_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an adaptive solver's, whose cost is known afterwards only."""
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    change(paths, "flow", costs={3: [5, 6], 7: 30})
+    change(paths, "rho_3", costs={3: 20, 7: 30})
+    build(paths)
+    text = markdown(paths)
+    assert "failed" not in text.replace("Failed", "") and "nan" not in text
+    first, second = row(text, "`flow`", "## Methods")[2:]
+    assert first == "" and "±" in second  # NFE 6 within 8, nothing within 4
+    assert row(text, "`rho_3`", "### Rho")[3:] == ["", ""]
+    assert row(text, "`rho_3`", "## Cost of coming near the best")[2] in ("20", "30")
+    assert "rho 3 has no result there" in text
+    assert "At a budget of 4 evaluations" not in text and "At a budget of 8 evaluations" in text
+
+
+@pytest.mark.parametrize("name", ["edm", "flow", "rho_3", "weighted"])
+def test_any_curve_may_be_above_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    change(paths, name, costs={3: 20, 7: 30})
+    build(paths)
+    assert "nan" not in markdown(paths) and "base failed" not in markdown(paths)
+
+
+def test_choices_are_compared_where_the_base_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed there is said to have none, and is no tie."""
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    fail(paths, "edm", (7,), (0,))
+    fail(paths, "rho_5", (3,), (1,))
+    build(paths)
+    text = markdown(paths)
+    [sentence] = [line for line in text.splitlines() if line.startswith("- Rho, against")]
+    assert "at a budget of 4: " in sentence and sentence.endswith("; rho 5 failed.")
+    assert row(text, "`rho_5`", "### Rho")[3:] == ["failed", "base failed"]
+
+
+def test_a_curve_that_failed_hides_no_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES | {"again": {"model": "edm", "sample_seeds": [0, 1]}}, [0, 1])
+    assert "again" not in Report(paths, tmp_path).distinct
+    fail(paths, "edm", (7,))
+    assert "again" in Report(paths, tmp_path).distinct
+
+
+def test_the_best_sampler_of_each_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowest mean, and what its paired differences do not tell from it; a model with one sampler has no line."""
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES | {"again": {"model": "edm", "nfe": [4], "sample_seeds": [0, 1]}}, [0, 1, 2])
+    for name in CURVES:
+        change(paths, name, {3: [7.0, 7.1, 7.2], 7: [8.0, 8.1, 8.2]})
+    change(paths, "rho_3", {3: [1.0, 2.0, 3.0], 7: [4.0, 4.0, 4.0]})
+    change(paths, "rho_5", {3: [0.5, 2.6, 3.0], 7: [3.0, 3.0, 3.0]})  # a tie at 4, ahead at 8
+    change(paths, "euler", {3: [1.1, 2.1, 3.1], 7: [4.0, 4.0, 4.0]})  # worse by 0.1 everywhere: none
+    build(paths)
+    text = markdown(paths)
+    header, _, *lines = text.split("## The best sampler of each model")[1].split("\n\n")[2].splitlines()
+    assert header == "| model | budget 4 | budget 8 |"
+    assert lines == ["| `edm` | `rho_3` 2.00 ± 2.48; tie: `rho_5` | `rho_5` 3.00 ± 0 |"]
+    assert "Lowest score of the 6 ways to sample edm: rho_3 in a tie at 4; rho_5 at 8." in text
+
+
+def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    curves = {name: CURVES[name] for name in ("edm", "rho_3", "rho_5")}
+    paths = made_up_study(tmp_path, curves, [0, 1])
+    fail(paths, "edm", (3, 7), (0,))
+    fail(paths, "rho_3", (3, 7), (1,))
+    fail(paths, "rho_5", (3,), (1,))
+    build(paths)
+    _, first, second = row(markdown(paths), "`edm`", "## The best sampler")
+    assert first == "failed" and second.startswith("`rho_5` ") and second.endswith(", alone")
+
+
+def test_samples_are_those_of_points_that_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first seeds' images of a point of which another seed failed are there, and are left out with it."""
+    monkeypatch.chdir(tmp_path)
+    shown: list[dict[str, dict[int, np.ndarray]]] = []
+    monkeypatch.setattr("pipeline.report.parts.samples_figure", lambda path, grid: shown.append(grid))
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    fail(paths, "flow", (7,), (1,))
+    with pytest.raises(FileNotFoundError):  # the page wants the figure
+        build(paths)
+    assert [list(cells) for cells in shown[0].values()] == [[3, 7], [3]]
+
+
+STRANGE = "模型 <script>alert(1)</script> '\"&"
+
+
+def test_names_of_any_letters_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A title of 200 characters, methods and classes in other alphabets, with quotes and tags."""
+    monkeypatch.chdir(tmp_path)
+    curves = {
+        "edm": {"model": "edm", "method": STRANGE},
+        "flow": {"model": "edm", "method": "$\\frac{1}{0}$ _x_ **y**"},
+    }
+    paths = made_up_study(tmp_path, curves | {"rho_3": {"model": "edm", "rho": 3}}, [0])
+    rows = json.loads((paths.rows / "report.json").read_text())
+    write_json(paths.rows / "report.json", rows | {"title": (STRANGE * 9)[:200]})
+    fail(paths, "flow", (7,), (0,))
+    build(paths)
+    content = (paths.reports / "report.html").read_text()
+    page = _Page(content)
+    assert "b" not in page.tags and "<script>alert" not in content
+    assert page.text.count(STRANGE) > 3 and (STRANGE * 9)[:200] in page.text and "\\frac{1}{0}" in page.text
+    first = markdown(paths).split("\n## How to read")[0]
+    assert STRANGE in first and "1 set of samples failed, of flow," in first

@@ -1,0 +1,106 @@
+"""Published values in the report: beside what was measured at the nearest budget, and what differs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.common.errors import StudyError
+from pipeline.common.files import read_json, write_json
+from pipeline.data.dataset import Data
+from pipeline.params.study import Study, resolve
+from pipeline.report.build import build
+from tests.report.test_report import EXTRACTOR, HOSTILE, _Page, made_up_study, written
+
+CURVES: dict[str, dict[str, Any]] = {"edm": {"model": "edm"}, "rho_3": {"model": "edm", "rho": 3}}
+VALUES = [
+    {
+        "curve": "edm",
+        "nfe": 9,
+        "value": 1.97,
+        "what": HOSTILE,
+        "source": "A 2022, <b>table 2</b>",
+        "images": 200_000_000,
+    },
+    {"curve": "rho_3", "nfe": 3, "value": 41.07, "what": "else", "source": "B 2023"},
+    {"curve": "rho_3", "nfe": 1000, "value": 2, "what": "more", "source": "C 2024"},
+]
+
+
+def study(**more: Any) -> Study:
+    return Study(study={"name": "t"}, models={"edm": {}}, curves=CURVES, **more)
+
+
+def add(folder: Path, rows_path: Path, values: list[dict[str, Any]], **more: Any) -> None:
+    """Published values to the resolved rows of a made-up study."""
+    own = resolve(study(published=values, **more))["report"]
+    rows = read_json(folder / rows_path) | {key: own[key] for key in ("published", "data", "preset")}
+    write_json(folder / rows_path, json.loads(json.dumps(rows)))
+
+
+def test_published_values_stand_beside_the_nearest_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
+    build(paths)
+    before = written(paths.reports)
+    about = paths.metrics("prepare", "data")
+    write_json(about, read_json(about) | {"lossy": "JPEG"})
+    add(tmp_path, paths.rows / "report.json", VALUES, data=Data(source="/home/me/mine.zip", limit=2000))
+    build(paths)
+    after = written(paths.reports)
+    assert {name for name in before if before[name] != after[name]} == {
+        *("report.md", "report.html"),
+        "metrics/prepare/data.json",
+    }
+
+    report = after["report.md"].decode()
+    part = report[report.index("## Published beside") : report.index("## How to read the numbers")]
+    lines = [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("| `")]
+    assert [line[0].strip("| ") for line in lines] == ["`edm`", "`rho_3`", "`rho_3`"]
+    told = [(line[-6], line[-5], line[-3]) for line in lines]  # their NFE and value, ours
+    assert told == [("9", "1.97", "7"), ("3", "41.07", "3"), ("1000", "2.00", "7")]
+    fd = {name: json.loads((paths.curve(name) / "results.json").read_text())["cells"] for name in CURVES}
+    for line, name, nfe in zip(lines, ("edm", "rho_3", "rho_3"), (7, 3, 7), strict=True):
+        values = [m["value"] for c in fd[name] if c["nfe"] == nfe for m in c["metrics"] if m["metric"] == "fd"]
+        assert line[-4].startswith(f"{sum(values) / 3:.2f} ± ")
+    assert [line[-2] for line in lines] == ["200,000,000", "", ""] and lines[0][-1] == "140,000 |"
+    assert "trained on 140,000 images, the published ones, where it is known, on 200,000,000." in part
+    assert "ours are FD (classifier) of 64 samples" in part
+    assert "ours are mine.zip, which had been JPEG-compressed." in part and "/home" not in part
+    assert "the first 2,000 images alone" in part
+
+    page, without = (_Page(files["report.html"].decode()) for files in (after, before))
+    assert page.tags["script"] == without.tags["script"] and "b" not in page.tags
+    assert HOSTILE in page.text and "A 2022, <b>table 2</b>" in page.text
+
+
+def test_what_was_not_measured_says_so_and_a_true_fid_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0])
+    results = read_json(paths.curve("rho_3") / "results.json")
+    for cell in results["cells"]:
+        cell |= {"failed": "it flew away", "metrics": []}
+    write_json(paths.curve("rho_3") / "results.json", results)
+    write_json(paths.metrics("features", "extractor"), EXTRACTOR | {"name": "inception", "official": True})
+    presets = {"presets": {"small": {}}, "preset": "small"}
+    add(tmp_path, paths.rows / "report.json", VALUES[1:2], **presets)
+    build(paths)
+    report = (paths.reports / "report.md").read_text()
+    part = report[report.index("## Published beside") : report.index("## How to read the numbers")]
+    assert "| not measured |" in part and "here: FID" in part
+    assert "both are plain FIDs, ours of 64 samples, the published ones as a rule of 50,000" in part
+    assert "the study's preset small" in part and "Data:" not in part
+
+
+def test_a_value_of_no_curve_is_one_line() -> None:
+    with pytest.raises(StudyError, match=r"^published\.1\.curve: no curve 'rho_4'; did you mean 'rho_3'\?"):
+        resolve(study(published=[VALUES[0], VALUES[1] | {"curve": "rho_4"}]))
+
+
+def test_studies_without_published_values_have_nothing_of_them_in_their_rows() -> None:
+    assert not {"published", "data", "preset"} & set(resolve(study())["report"])

@@ -1,0 +1,61 @@
+"""The summary that DVC compares: few numbers, the same as in the report."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.report.build import build
+from pipeline.report.results import FAILED
+from pipeline.report.study import Report
+from pipeline.report.summary import CURVE_COLUMNS, summary
+from tests.report.test_report import CURVES, MODELS, made_up_study
+
+
+def flat(value: object) -> list[object]:
+    return [leaf for each in value.values() for leaf in flat(each)] if isinstance(value, dict) else [value]
+
+
+def test_a_summary_is_small_and_says_what_the_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
+    build(paths)
+    report = Report(paths, tmp_path)
+    found = json.loads((paths.reports / "summary.json").read_text())
+    assert found["score"] == report.score and found["budget"] == 8 and found["failed"] == 0
+    assert list(found["methods"]) == report.methods
+    for name, value in found["methods"].items():
+        assert value == pytest.approx(report.estimate(name, 8).mean, rel=1e-5)
+    means = {(name, nfe): point.mean for name in CURVES for nfe, point in report.points(name).items()}
+    best = found["best"]
+    assert best["score"] == pytest.approx(min(means.values()), rel=1e-5)
+    assert means[best["curve"], best["nfe"]] == min(means.values())
+    assert all(isinstance(leaf, int | float | str) for leaf in flat(found)) and len(flat(found)) <= 7 + len(CURVES)
+
+
+def test_the_curves_stand_by_figure_with_their_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
+    build(paths)
+    report, found = Report(paths, tmp_path), pd.read_csv(paths.reports / "curves.csv")
+    assert list(found.columns) == CURVE_COLUMNS
+    assert set(found.figure) == {"methods", *report.ablations} and set(found.curve) == set(CURVES)
+    for title, names in report.ablations.items():
+        assert set(found[found.figure == title].curve) == {*names, *(report.curves[n]["base"] for n in names)}
+    assert (found.low < found.score).all() and (found.score < found.high).all()
+    losses = pd.read_csv(paths.reports / "training.csv")
+    assert list(dict.fromkeys(losses.model)) == list(MODELS)
+    assert losses.loss.tolist() == pytest.approx([1 / 64 + 1, 1 / 128 + 1] * len(MODELS), rel=1e-5)
+
+
+def test_a_method_that_failed_is_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0])
+    name = Report(paths, tmp_path).methods[-1]
+    file = paths.curve(name) / "results.json"
+    content = json.loads(file.read_text())
+    content["cells"][-1] |= {FAILED: "not finite at step 1", "metrics": []}
+    file.write_text(json.dumps(content))
+    found = summary(Report(paths, tmp_path))
+    assert found["failed"] == 1 and name not in found["methods"]

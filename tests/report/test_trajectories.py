@@ -1,0 +1,67 @@
+"""The report's section on trajectories: which schedules are there, who steps in them, and on what."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.data import points
+from pipeline.data.dataset import Dataset
+from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE
+from pipeline.report.sections import trajectories
+from pipeline.report.study import Report
+from tests.report.test_report import made_up_study
+
+CURVES = {
+    "edm": {"model": "edm", "method": "EDM"},
+    "rho_3": {"model": "edm", "rho": 3},
+    "vp": {"model": "edm", "schedule": "vp"},
+    "unscaled": {"model": "edm", "schedule": "flow", "scaling": "none"},
+    "by_sigma": {"model": "edm", "solver": "dpmpp_2m", "schedule": "cosine"},
+}
+
+
+def lines(table: str) -> dict[tuple[str, str], list[str]]:
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return {(one.strip("`"), other.strip("`")): rest for one, other, *rest in cells}
+
+
+def test_every_schedule_is_there_and_what_the_study_steps_in_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A solver that goes by sigma alone steps in no schedule; a scaling of its own is a line of its own."""
+    monkeypatch.chdir(tmp_path)
+    report = Report(made_up_study(tmp_path, CURVES, [0]), tmp_path)
+    found = trajectories.section(report)
+    table = lines(found["table"])
+    assert list(table) == [*SCALING_OF_SCHEDULE.items(), ("flow", "none")]
+    used = {pair: own[3].rstrip(" |") for pair, own in table.items() if len(own) > 3 and own[3].strip(" |")}
+    assert used == {
+        ("linear", "none"): "2 curves, `edm` first",
+        ("vp", "vp"): "`vp`",
+        ("flow", "none"): "`unscaled`",
+    }
+    assert table["linear", "none"][2] == table["ve", "none"][2]  # the same way at another speed
+    assert table["vp", "vp"][2] == table["cosine", "vp"][2]
+    assert found["data"].startswith("5 Gaussians") and (tmp_path / found["figure"]).stat().st_size > 10_000
+    [said] = found["findings"]
+    assert "most in flow, scaling none (" in said and found["table"].count("**") >= 6
+
+
+def test_the_figure_and_the_numbers_are_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(made_up_study(tmp_path, {"edm": CURVES["edm"]}, [0]), tmp_path)
+    first, content = trajectories.section(report), (tmp_path / "trajectories.png").read_bytes()
+    assert trajectories.section(report) == first and (tmp_path / "trajectories.png").read_bytes() == content
+
+
+def test_points_have_their_own_denoiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trajectories, "COUNT", trajectories.DRAWN)
+    monkeypatch.setattr(trajectories, "POINTS", 64)
+    paths = made_up_study(tmp_path, {"edm": CURVES["edm"]}, [0])
+    drawn = points.draw("two_moons", 200).x.float()
+    report = Report(paths, tmp_path)
+    report.of_points = True
+    monkeypatch.setattr(trajectories, "load_prepared", lambda folder: Dataset(drawn, None))
+    found = trajectories.section(report)
+    assert found["data"] == "the study's first 64 points"
