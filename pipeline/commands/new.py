@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import Paths, whole_folder, write_text
+from pipeline.common.rows import NAME
 from pipeline.data.dataset import Data, Dataset, is_points, load
 from pipeline.diffusion.networks.registry import cost
 from pipeline.evaluation.losses import IMAGES, SIGMAS
 from pipeline.evaluation.proposal import BRIEF_IMAGES
 from pipeline.metrics.extractors.extractor import HELD_OUT, Network
 from pipeline.metrics.frechet import JACKKNIFE_BLOCKS
-from pipeline.params.explain import NAME
 from pipeline.params.places import STUDIES, flow, names_taken
 from pipeline.params.study import Study, read_study, resolve
 from pipeline.sampling.row import sampler_of

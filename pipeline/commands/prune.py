@@ -13,7 +13,7 @@ from dvc.utils.serialize import modify_yaml
 from pipeline.commands.stale import locked, written_stages
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths
-from pipeline.params.explain import NAME
+from pipeline.common.rows import NAME
 from pipeline.params.places import check_place
 from pipeline.params.study import Study, read_study, resolve
 

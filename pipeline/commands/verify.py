@@ -27,9 +27,9 @@ from pipeline.common.devices import default_device
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import SHORT_HASH, Paths, read_json
 from pipeline.common.machine import machine
+from pipeline.common.rows import NAME
 from pipeline.evaluation.sweep import Cell
 from pipeline.metrics.extractors.extractor import headline
-from pipeline.params.explain import NAME
 from pipeline.report.results import COLUMNS, FAILED, ORIGIN
 from pipeline.sampling.row import sampler_of
 

@@ -2,7 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+NAME = r"^[A-Za-z0-9_]{1,60}$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")]  # as figures print it
 
 
 class Row(BaseModel):

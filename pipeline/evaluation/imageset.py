@@ -3,12 +3,12 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveInt, StringConstraints
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.common.randomness import generator
-from pipeline.common.rows import Row
+from pipeline.common.rows import Label, Row
 from pipeline.data.dataset import Data, described, load, to_hash
 from pipeline.evaluation.sweep import AGREEMENT_SAMPLES, Cell
 from pipeline.metrics.extractors.extractor import Extractor
@@ -16,9 +16,6 @@ from pipeline.metrics.measurement import SHOWN_IMAGES, measure
 from pipeline.metrics.reference import Reference
 
 MOST_REPETITIONS = 3
-
-
-Label = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")]  # as it stands in figures
 
 
 class ImageSet(Row):

@@ -5,13 +5,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.common.rows import Row
+from pipeline.common.rows import NAME, Row
 from pipeline.data.dataset import Data
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 
-NAME = r"^[A-Za-z0-9_]{1,60}$"
-FILLED_IN = ("teacher", "like")  # keys of a resolved model row that no written one has
+FILLED_IN = ("teacher", "like", "seeds")  # keys of a resolved row that no written one has
 BOUNDS = {  # of JSON Schema, in words
     "exclusiveMinimum": "greater than",
     "minimum": "greater than or equal to",

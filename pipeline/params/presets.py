@@ -9,8 +9,8 @@ import yaml
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import whole_folder, write_text
+from pipeline.common.rows import NAME
 from pipeline.data.dataset import SOURCES, unknown_source
-from pipeline.params.explain import NAME
 from pipeline.params.places import STUDIES, flow, names_taken
 from pipeline.params.study import Study, parse_study, read_study, resolve
 

@@ -6,11 +6,10 @@ Types, names, limits and defaults are those of the models that validate a study;
 import json
 from typing import Any
 
-from pipeline.common.rows import Row
+from pipeline.common.rows import NAME, Row
 from pipeline.data.dataset import Data
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.metrics.extractors.extractor import Features
-from pipeline.params.explain import NAME
 from pipeline.params.needs import Needs
 from pipeline.params.study import Curve, Published, Study, StudyInfo
 from pipeline.sampling.solvers import SOLVERS

@@ -2,18 +2,17 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, ValidationError
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.common.rows import Row, Seeds, axis
+from pipeline.common.rows import Name, Row
 from pipeline.data.dataset import ARCHIVE_SUFFIX, SOURCES, Data, unknown_source
 from pipeline.data.points import POINTS
 from pipeline.diffusion.averages import (
     LARGEST_ERROR,
-    LARGEST_SIGMA_REL,
     HalfLife,
     Power,
     Profile,
@@ -23,9 +22,10 @@ from pipeline.diffusion.averages import (
 )
 from pipeline.diffusion.networks.registry import KEYS, check_network
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
-from pipeline.evaluation.imageset import ImageSet, Label
+from pipeline.evaluation.curve import Curve, seed_pairs
+from pipeline.evaluation.imageset import ImageSet
 from pipeline.metrics.extractors.extractor import Features, check_suits
-from pipeline.params.explain import FILLED_IN, NAME, explain
+from pipeline.params.explain import FILLED_IN, explain
 from pipeline.params.needs import Needs, shortfall
 from pipeline.params.null_axes import differences, warnings
 from pipeline.sampling.row import Sampler
@@ -33,33 +33,9 @@ from pipeline.training.row import NETWORK_KEYS, Model
 
 __all__ = ["Curve", "Model", "Sampler", "Study", "parse_study", "read_study", "resolve", "unmet"]
 
-Name = Annotated[str, StringConstraints(pattern=NAME)]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\n]*$")]
 COMBINATIONS = "combinations"
 EMA_KEYS = (("ema_halflife_images", "ema_halflives_images"), ("ema_sigma_rel", "ema_sigma_rels"))  # curves', models'
-
-
-class Curve(Sampler):
-    """A sampler row on one model, measured over NFE budgets. `method` names it in the headline figure.
-
-    `labels`: of classes as frequent as in the data set, or none. `guide_images`: the snapshot that guides, by the
-    images it had seen; None: the earliest. `ema_halflife_images`, `ema_sigma_rel`: the average of the weights; None:
-    the model's own. `batch` auto: as many as fit into a GPU's memory; `precision` and `compile` are those of the
-    network's calls. `repetitions`: training and sampling seeds side by side, or each with each.
-    """
-
-    model: Name
-    method: Label | None = None
-    labels: Literal["data", "none"] = axis("data", "labels")
-    guide_images: PositiveInt | None = axis(None, "guidance")
-    ema_halflife_images: PositiveInt | None = axis(None, "EMA length")
-    ema_sigma_rel: Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)] | None = axis(None, "EMA length")
-    samples: Annotated[int, Field(ge=40)] = 1024
-    batch: PositiveInt | Literal["auto"] = 512
-    precision: Literal["float32", "bfloat16"] = axis("float32", "sampling precision")
-    compile: Literal["none", "default"] = axis("none", "sampling compilation")
-    sample_seeds: Seeds = (0, 1, 2)
-    repetitions: Literal["paired", "crossed"] = "paired"
 
 
 DEFAULTS: dict[str, type[Model] | type[Curve]] = {"models": Model, "curves": Curve}  # the sections of `defaults`
@@ -228,8 +204,8 @@ def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict
     for name in rows:
         own = _written(rows, name, section)
         written = {str(key): value for key, value in (_defaults(defaults, own, schema) | own).items()}
-        if schema is Model and (filled := [key for key in FILLED_IN if written.get(key) is not None]):
-            raise StudyError(f"models.{name}.{filled[0]}: not for rows to say; it is taken from the base")
+        if filled := [key for key in FILLED_IN if written.get(key) is not None]:
+            raise StudyError(f"{section}.{name}.{filled[0]}: `resolve` fills this key in; leave it out")
         try:
             resolved[name] = schema(**written)
         except ValidationError as error:
@@ -521,16 +497,3 @@ def _common_samples(curves: dict[str, Curve]) -> int:
 def _filed(base: str, changed: dict[str, Any], titles: set[str]) -> dict[str, Any]:
     axis = "" if not changed else titles.pop() if len(titles) == 1 else COMBINATIONS
     return {"base": base, "differences": changed, "axis": axis}
-
-
-def seed_pairs(
-    train_seeds: tuple[int, ...], sample_seeds: tuple[int, ...], repetitions: str = "paired"
-) -> list[tuple[int, int]]:
-    """(train seed, sample seed) of each repetition: both lists side by side, the shorter one going round again.
-
-    Crossed, every training seed with every sampling seed, which tells what either adds to the spread.
-    """
-    if repetitions == "crossed":
-        return [(train, sample) for train in train_seeds for sample in sample_seeds]
-    count = max(len(train_seeds), len(sample_seeds))
-    return [(train_seeds[i % len(train_seeds)], sample_seeds[i % len(sample_seeds)]) for i in range(count)]
