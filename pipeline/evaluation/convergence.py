@@ -20,7 +20,7 @@ from pipeline.data.dataset import is_points, to_range
 from pipeline.diffusion.exact import Gaussian, Mixture, empirical, flow
 from pipeline.sampling.loop import sample
 from pipeline.sampling.multistep import Evaluation, Multistep
-from pipeline.sampling.ode import Path, Solver
+from pipeline.sampling.ode import Ode, Solver
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 
@@ -79,10 +79,10 @@ def regressed(errors: dict[int, float]) -> float:
     return -linear_regression([math.log(n) for n, _ in clear], [math.log(e) for _, e in clear]).slope
 
 
-def _levels(path: Path, steps: int, beyond: int) -> list[float]:
+def _levels(ode: Ode, steps: int, beyond: int) -> list[float]:
     """Noise levels from BEGIN to END in equal steps of t, `beyond` of them further, so that no end is near."""
-    first, last = path.t(BEGIN), path.t(END)
-    return [path.sigma(first + i * (last - first) / steps) for i in range(steps + beyond + 1)]
+    first, last = ode.t(BEGIN), ode.t(END)
+    return [ode.sigma(first + i * (last - first) / steps) for i in range(steps + beyond + 1)]
 
 
 @cache
@@ -94,36 +94,36 @@ def _start(oracle: Mixture) -> tuple[Tensor, Tensor]:
     return z, flow(oracle, z, BEGIN, END)
 
 
-def trajectory_error(solver: Solver, path: Path, oracle: Mixture, steps: int) -> float:
+def trajectory_error(solver: Solver, ode: Ode, oracle: Mixture, steps: int) -> float:
     """The root mean square error of z at END after `steps` steps from BEGIN, of a deterministic solver.
 
     A multistep one gets the evaluations that came before from the exact flow, so that its full order is seen.
     """
     z, expected = _start(oracle)
-    sigmas = _levels(path, steps, BEYOND)
+    sigmas = _levels(ode, steps, BEYOND)
     if isinstance(solver, Multistep):
         known, behind, sigma = [], z, BEGIN
-        for earlier in islice(_before(path, steps), solver.points - 1):
+        for earlier in islice(_before(ode, steps), solver.points - 1):
             behind, sigma = flow(oracle, behind, sigma, earlier), earlier
-            known.append(Evaluation(sigma, solver.evaluate(path, behind, sigma)))
-        states = solver.run(path, z, sigmas, _silent, known)
+            known.append(Evaluation(sigma, solver.evaluate(ode, behind, sigma)))
+        states = solver.run(ode, z, sigmas, _silent, known)
     else:
-        states = solver.run(path, z, sigmas, _silent)
+        states = solver.run(ode, z, sigmas, _silent)
     end = next(islice(states, steps - 1, None))
     return float((end - expected).square().mean().sqrt())
 
 
-def _before(path: Path, steps: int) -> Iterator[float]:
+def _before(ode: Ode, steps: int) -> Iterator[float]:
     """The noise levels before BEGIN at the same steps of t."""
-    first, last = path.t(BEGIN), path.t(END)
-    return (path.sigma(first - i * (last - first) / steps) for i in range(1, steps))
+    first, last = ode.t(BEGIN), ode.t(END)
+    return (ode.sigma(first - i * (last - first) / steps) for i in range(1, steps))
 
 
 def _silent(z: Tensor) -> Tensor:
     raise AssertionError("a deterministic solver asked for noise")
 
 
-def variance_error(solver: Solver, path: Path, gaussian: Gaussian, steps: int) -> float:
+def variance_error(solver: Solver, ode: Ode, gaussian: Gaussian, steps: int) -> float:
     """How far the variance of z at END is from right after `steps` steps from noisy Gaussian data of mean 0 at BEGIN.
 
     Without sampling: on such data a step is linear in z and in its noise, so the variance is what z = 1 without noise
@@ -140,7 +140,7 @@ def variance_error(solver: Solver, path: Path, gaussian: Gaussian, steps: int) -
 
     z = torch.zeros(steps + 2, 1, dtype=torch.float64)
     z[0] = math.hypot(gaussian.std, BEGIN)
-    end = next(islice(solver.run(path, z, _levels(path, steps, beyond=1), one_at_a_time), steps - 1, None))
+    end = next(islice(solver.run(ode, z, _levels(ode, steps, beyond=1), one_at_a_time), steps - 1, None))
     return abs(float(end.square().sum()) - gaussian.std**2 - END**2)
 
 
@@ -150,10 +150,10 @@ def measured_order(sampler: Sampler, oracle: Mixture) -> float:
     solver = sampler.build_solver()
     if solver.stochastic:
         gaussian = Gaussian(0.0, 0.5)
-        path = Path(gaussian, sampler.build_schedule(), sampler.build_scaling())
-        return regressed({n: variance_error(solver, path, gaussian, n) for n in STEPS})
-    path = Path(oracle, sampler.build_schedule(), sampler.build_scaling())
-    return regressed({n: trajectory_error(solver, path, oracle, n) for n in STEPS})
+        ode = Ode(gaussian, sampler.build_schedule(), sampler.build_scaling())
+        return regressed({n: variance_error(solver, ode, gaussian, n) for n in STEPS})
+    ode = Ode(oracle, sampler.build_schedule(), sampler.build_scaling())
+    return regressed({n: trajectory_error(solver, ode, oracle, n) for n in STEPS})
 
 
 def exact_ends(oracle: Mixture, noise: Tensor, sigma_max: float) -> Tensor:

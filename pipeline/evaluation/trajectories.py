@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import solution
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
-from pipeline.sampling.ode import Path
+from pipeline.sampling.ode import Ode
 
 EQUAL_STEPS, EQUAL_RATIOS = 128, 256  # of t and of sigma, at which a solution is looked at
 TOLERANCE = 1e-9
@@ -48,30 +48,30 @@ def courses(
 
     All are one solution of the ODE in z, which is solved once: a schedule and a scaling say where it is when.
     """
-    paths = {
-        (schedule, scaling): Path(denoiser, SCHEDULES[schedule](sigma_min, sigma_max), SCALINGS[scaling])
+    odes = {
+        (schedule, scaling): Ode(denoiser, SCHEDULES[schedule](sigma_min, sigma_max), SCALINGS[scaling])
         for schedule, scaling in pairs
     }
     ratios = torch.linspace(0, 1, EQUAL_RATIOS + 1, dtype=torch.float64)
     shared = (sigma_max * (sigma_min / sigma_max) ** ratios)[1:-1].tolist()
-    own = {pair: _levels(path, sigma_min, sigma_max, shared) for pair, path in paths.items()}
+    own = {pair: _levels(ode, sigma_min, sigma_max, shared) for pair, ode in odes.items()}
     every = sorted({sigma for levels in own.values() for sigma in levels}, reverse=True)
     place = {sigma: i for i, sigma in enumerate(every)}
     z = solution(denoiser, noise.double() * sigma_max, every, TOLERANCE)
-    return {pair: _course(paths[pair], levels, z[[place[s] for s in levels]]) for pair, levels in own.items()}
+    return {pair: _course(odes[pair], levels, z[[place[s] for s in levels]]) for pair, levels in own.items()}
 
 
-def _levels(path: Path, sigma_min: float, sigma_max: float, shared: list[float]) -> list[float]:
+def _levels(ode: Ode, sigma_min: float, sigma_max: float, shared: list[float]) -> list[float]:
     """Noise levels in equal steps of t and those that all share, descending; they end as they are given."""
-    times = torch.linspace(path.t(sigma_max), path.t(sigma_min), EQUAL_STEPS + 1, dtype=torch.float64)[1:-1]
-    between = {path.sigma(t) for t in times.tolist()} | set(shared)
+    times = torch.linspace(ode.t(sigma_max), ode.t(sigma_min), EQUAL_STEPS + 1, dtype=torch.float64)[1:-1]
+    between = {ode.sigma(t) for t in times.tolist()} | set(shared)
     return [sigma_max, *sorted((s for s in between if sigma_min < s < sigma_max), reverse=True), sigma_min]
 
 
-def _course(path: Path, levels: list[float], z: Tensor) -> Course:
-    t = torch.tensor([path.t(sigma) for sigma in levels], dtype=torch.float64)
-    scales = torch.tensor([path.s(sigma) for sigma in levels], dtype=torch.float64)
-    slopes = [path.slope(own, sigma, float(time)) for own, sigma, time in zip(z, levels, t, strict=True)]
+def _course(ode: Ode, levels: list[float], z: Tensor) -> Course:
+    t = torch.tensor([ode.t(sigma) for sigma in levels], dtype=torch.float64)
+    scales = torch.tensor([ode.s(sigma) for sigma in levels], dtype=torch.float64)
+    slopes = [ode.slope(own, sigma, float(time)) for own, sigma, time in zip(z, levels, t, strict=True)]
     return Course(t, scales[:, None, None] * z, torch.stack(slopes))
 
 

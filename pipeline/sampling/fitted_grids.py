@@ -6,10 +6,10 @@ Dynamic programming finds, for every number of steps, the levels of least total 
 2405.11326; Watson et al. 2021, arXiv 2106.03802).
 """
 
-import pathlib
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from pipeline.diffusion.denoiser import DenoiserFunction, load_denoiser
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
 from pipeline.diffusion.weights import main_files
 from pipeline.sampling.grids import LEVELS, edm
-from pipeline.sampling.ode import Path, SingleStep
+from pipeline.sampling.ode import Ode, SingleStep
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.singlestep import heun
 
@@ -39,13 +39,13 @@ def truncation_errors(denoiser: DenoiserFunction, noise: Tensor, sigmas: Sequenc
 
     noise: standard normal, (N, ...); sigmas: n falling levels, the last one 0. The root mean square over the N samples.
     """
-    path = Path(denoiser, SCHEDULES["linear"](sigmas[-2], sigmas[0]), SCALINGS["none"])
+    ode = Ode(denoiser, SCHEDULES["linear"](sigmas[-2], sigmas[0]), SCALINGS["none"])
     teacher: SingleStep = heun(1.0)
     states, slopes, z = [], [], noise.to(state_type(noise.device)) * sigmas[0]
     for sigma, sigma_next in pairwise(sigmas):
-        slopes.append(path.eps(z, sigma))
+        slopes.append(ode.eps(z, sigma))
         states.append(z)
-        z = teacher.step(path, z, sigma, sigma_next, torch.zeros_like)
+        z = teacher.step(ode, z, sigma, sigma_next, torch.zeros_like)
     states.append(z)
     errors = torch.full((len(sigmas), len(sigmas)), torch.inf, dtype=torch.float64)
     for i, slope in enumerate(slopes):
@@ -90,7 +90,7 @@ def fit(
     return [tuple(sigmas[node] for node in nodes[:-1]) for nodes in shortest(errors, levels)]
 
 
-def _fit_weights(weights: pathlib.Path, sigma_min: float, sigma_max: float) -> dict[str, Any]:
+def _fit_weights(weights: Path, sigma_min: float, sigma_max: float) -> dict[str, Any]:
     """The grids of one training, or what is kept of an earlier time; why there are none, where it fails."""
     found: dict[str, Any] = {"weights": weights.name, "sigma_min": sigma_min, "sigma_max": sigma_max}
     device = default_device()
@@ -106,7 +106,7 @@ def _fit_weights(weights: pathlib.Path, sigma_min: float, sigma_max: float) -> d
     return found | {"grids": read_json(kept)}
 
 
-def fit_model(folder: pathlib.Path, ranges: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+def fit_model(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
     """Grids of every training's main average in a model's folder, for each noise range (sigma_min, sigma_max): JSON."""
     jobs = [(weights, low, high) for weights in main_files(folder) for low, high in ranges]
     return side_by_side([partial(_fit_weights, *job) for job in jobs])

@@ -14,7 +14,7 @@ from pipeline.common.randomness import SampleNoise
 from pipeline.data.dataset import to_data
 from pipeline.diffusion.denoiser import Counted, DenoiserFunction
 from pipeline.sampling.guidance import BySample
-from pipeline.sampling.ode import Path, RandnLike
+from pipeline.sampling.ode import Ode, RandnLike
 from pipeline.sampling.row import Sampler
 
 # A matrix product of very few rows takes another path through the linear algebra library and rounds differently. So do
@@ -50,12 +50,12 @@ def sample(
     Raises NotFinite where an answer of the denoiser or a sample is not finite, naming the step and sigma.
     """
     counted = Counted(denoiser)
-    path = Path(counted, sampler.build_schedule(), sampler.build_scaling())
+    ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling())
     sigmas = sampler.grid(steps).tolist()
     z = noise.to(state_type(noise.device)) * sigmas[0]
     ends = []  # evaluations made by the end of each step
     try:
-        for state in sampler.build_solver().run(path, z, sigmas, randn_like):
+        for state in sampler.build_solver().run(ode, z, sigmas, randn_like):
             z = state
             ends.append(counted.nfe)
     except StudyError:

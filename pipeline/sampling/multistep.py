@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.sampling.ode import Path, RandnLike, Solver
+from pipeline.sampling.ode import Ode, RandnLike, Solver
 
 
 class Evaluation(NamedTuple):
@@ -50,11 +50,11 @@ class Multistep:
         """The fewest steps of which one combines all points."""
         return 2 * self.points - 1 if self.lower_at_end else self.points + 1
 
-    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
+    def evaluate(self, ode: Ode, z: Tensor, sigma: float) -> Tensor:
         """What is kept of an evaluation."""
-        return path.denoise(z, sigma)
+        return ode.denoise(z, sigma)
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         """From z at past[0].sigma to sigma_next; past: the evaluations to be combined, newest first."""
         raise NotImplementedError
 
@@ -64,7 +64,7 @@ class Multistep:
 
     def run(
         self,
-        path: Path,
+        ode: Ode,
         z: Tensor,
         sigmas: Sequence[float],
         randn_like: RandnLike,
@@ -76,12 +76,12 @@ class Multistep:
         for left, (sigma, sigma_next) in zip(range(len(sigmas) - 1, 0, -1), pairwise(sigmas), strict=True):
             if not self.corrects:
                 del past[self.points - 1 :]  # before the network runs, so that no more is kept than is used
-            past.insert(0, Evaluation(sigma, self.evaluate(path, z, sigma)))
+            past.insert(0, Evaluation(sigma, self.evaluate(ode, z, sigma)))
             if before is not None:
                 z = self.correct(z, before, past)
             del past[min(self.points, left) if self.lower_at_end else self.points :]
             before = z if self.corrects else None
-            z = self.advance(path, z, sigma_next, past, randn_like)
+            z = self.advance(ode, z, sigma_next, past, randn_like)
             yield z
 
 
@@ -104,7 +104,7 @@ class DPMSolverPP(Multistep):
     order = 2
     lower_at_end = True
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         sigma, denoised = past[0]
         ratio = sigma_next / sigma
         if len(past) == 1:
@@ -181,7 +181,7 @@ class ExpAdams(Multistep):
     variable = "ln sigma"
     lower_at_end = True
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         sigma = past[0].sigma
         if sigma_next == 0:
             return past[0].value
@@ -214,7 +214,7 @@ class UniPC(Multistep):
     def order(self) -> int:
         return self.points + 1
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         if sigma_next == 0:
             return past[0].value
         return self._step(z, past[0], sigma_next, past[1:])
@@ -261,15 +261,15 @@ class DEIS(Multistep):
     points: int
     variable = "t"
 
-    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
-        return path.eps(z, sigma)
+    def evaluate(self, ode: Ode, z: Tensor, sigma: float) -> Tensor:
+        return ode.eps(z, sigma)
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         sigma = past[0].sigma
         if sigma_next == 0 or len(past) == 1:
             return torch.add(z, past[0].value, alpha=sigma_next - sigma)
-        times = [path.t(p.sigma) for p in past]
-        time = lambda log: path.schedule.t(torch.from_numpy(np.exp(log))).numpy()  # noqa: E731
+        times = [ode.t(p.sigma) for p in past]
+        time = lambda log: ode.schedule.t(torch.from_numpy(np.exp(log))).numpy()  # noqa: E731
         # over ln sigma, d sigma = sigma d ln sigma: over t, d sigma / dt may be near-singular at the end
         weights = adams_weights(times, math.log(sigma), math.log(sigma_next), np.exp, time)
         return _sum(z, weights, past)
@@ -297,10 +297,10 @@ class IPNDM(Multistep):
     points: int
     variable = "sigma"
 
-    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
-        return path.eps(z, sigma)
+    def evaluate(self, ode: Ode, z: Tensor, sigma: float) -> Tensor:
+        return ode.eps(z, sigma)
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         h = sigma_next - past[0].sigma
         used = past[:1] if sigma_next == 0 else past
         return _sum(z, [h * weight for weight in ADAMS_BASHFORTH[len(used) - 1]], used)
@@ -323,14 +323,14 @@ class LMS(Multistep):
     def steps_needed(self) -> int:
         return self.points
 
-    def evaluate(self, path: Path, z: Tensor, sigma: float) -> Tensor:
-        return path.slope(z, sigma, path.t(sigma))
+    def evaluate(self, ode: Ode, z: Tensor, sigma: float) -> Tensor:
+        return ode.slope(z, sigma, ode.t(sigma))
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         sigma = past[0].sigma
-        times = [path.t(p.sigma) for p in past]
-        weights = adams_weights(times, times[0], path.t(sigma_next), np.ones_like)
-        return _sum(path.s(sigma) * z, weights, past) / path.s(sigma_next)
+        times = [ode.t(p.sigma) for p in past]
+        weights = adams_weights(times, times[0], ode.t(sigma_next), np.ones_like)
+        return _sum(ode.s(sigma) * z, weights, past) / ode.s(sigma_next)
 
 
 def lms(order: int | None) -> LMS:

@@ -23,7 +23,7 @@ def _scalar(value: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Path:
+class Ode:
     """A denoiser on a schedule with a scaling: the ODE that is solved, x = s z along t."""
 
     denoiser: DenoiserFunction
@@ -86,7 +86,7 @@ class Solver(Protocol):
     def evaluations(self, steps: int) -> int:
         """What `steps` steps cost, the last one into sigma = 0."""
 
-    def run(self, path: Path, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
+    def run(self, ode: Ode, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
         """z (N, ...) after each step from sigmas[i] to sigmas[i + 1]; noise comes from randn_like(z)."""
 
 
@@ -109,11 +109,11 @@ class SingleStep:
     def evaluations(self, steps: int) -> int:
         return self.stages * (steps - 1) + 1
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
         """z at sigma_next from z at sigma."""
         raise NotImplementedError
 
-    def run(self, path: Path, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
+    def run(self, ode: Ode, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
         for sigma, sigma_next in pairwise(sigmas):
-            z = self.step(path, z, sigma, sigma_next, randn_like)
+            z = self.step(ode, z, sigma, sigma_next, randn_like)
             yield z

@@ -18,7 +18,7 @@ from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.sampling.grids import DISCRETIZATIONS, LEVELS, SPACINGS
 from pipeline.sampling.guidance import GUIDES, Guidance
 from pipeline.sampling.multistep import Multistep
-from pipeline.sampling.ode import Path, SingleStep, Solver
+from pipeline.sampling.ode import Ode, SingleStep, Solver
 from pipeline.sampling.solvers import SOLVERS, VARIANCES
 from pipeline.sampling.stochastic import Churned
 
@@ -224,8 +224,8 @@ def _counted(sampler: Sampler, steps: int) -> int:
     if not sound:
         return guidance.evaluations * solver.evaluations(steps)
     counted = Counted(guidance(_nothing, _nothing))
-    path = Path(counted, sampler.build_schedule(), sampler.build_scaling())
-    for _ in solver.run(path, torch.zeros(1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
+    ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling())
+    for _ in solver.run(ode, torch.zeros(1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
         pass
     return counted.nfe
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.sampling.ode import Path, RandnLike, SingleStep, Solver
+from pipeline.sampling.ode import Ode, RandnLike, SingleStep, Solver
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class RungeKutta(SingleStep):
     def stages(self) -> int:
         return len(self.b)
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
-        t, t_next = path.t(sigma), path.t(sigma_next)
-        h, x = t_next - t, _times(z, path.s(sigma))
-        slopes = [path.slope(z, sigma, t)]
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        t, t_next = ode.t(sigma), ode.t(sigma_next)
+        h, x = t_next - t, _times(z, ode.s(sigma))
+        slopes = [ode.slope(z, sigma, t)]
         if sigma_next == 0:
             return x + h * slopes[0]  # s = 1 there
         for row in self.a[1:]:
             t_stage = t + sum(row) * h
-            sigma_stage = path.sigma(t_stage)
-            z_stage = _times(_combined(x, h, row, slopes), 1 / path.s(sigma_stage))
-            slopes.append(path.slope(z_stage, sigma_stage, t_stage))
-        return _times(_combined(x, h, self.b, slopes), 1 / path.s(sigma_next))
+            sigma_stage = ode.sigma(t_stage)
+            z_stage = _times(_combined(x, h, row, slopes), 1 / ode.s(sigma_stage))
+            slopes.append(ode.slope(z_stage, sigma_stage, t_stage))
+        return _times(_combined(x, h, self.b, slopes), 1 / ode.s(sigma_next))
 
 
 def _times(z: Tensor, factor: float) -> Tensor:
@@ -90,10 +90,10 @@ class DPMSolver2(SingleStep):
     stages = 2
     variable = "ln sigma"
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
-        eps, middle = path.eps(z, sigma), math.sqrt(sigma * sigma_next)
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        eps, middle = ode.eps(z, sigma), math.sqrt(sigma * sigma_next)
         if sigma_next > 0:
-            eps = path.eps(torch.add(z, eps, alpha=middle - sigma), middle)
+            eps = ode.eps(torch.add(z, eps, alpha=middle - sigma), middle)
         return torch.add(z, eps, alpha=sigma_next - sigma)
 
 
@@ -108,10 +108,10 @@ class DPMSolverPP2S(SingleStep):
     stages = 2
     variable = "ln sigma"
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
-        denoised, middle = path.denoise(z, sigma), math.sqrt(sigma * sigma_next)
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        denoised, middle = ode.denoise(z, sigma), math.sqrt(sigma * sigma_next)
         if sigma_next > 0:
-            denoised = path.denoise(torch.lerp(denoised, z, middle / sigma), middle)
+            denoised = ode.denoise(torch.lerp(denoised, z, middle / sigma), middle)
         return torch.lerp(denoised, z, sigma_next / sigma)
 
 
@@ -135,28 +135,28 @@ class RK45:
         """At the least: two to choose the first step, six for that step, one into 0."""
         return 2 + self.stages + 1
 
-    def run(self, path: Path, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
+    def run(self, ode: Ode, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
         from torchdiffeq import odeint  # takes as long to import as all the rest, for this one solver
 
         first, last = sigmas[0], sigmas[-2]
         if last < first:
-            end = path.t(last)
-            times = torch.tensor([path.t(first), end], dtype=z.dtype, device=z.device)
+            end = ode.t(last)
+            times = torch.tensor([ode.t(first), end], dtype=z.dtype, device=z.device)
 
             def slope(t: Tensor, x: Tensor) -> Tensor:
                 time = max(float(t), end)  # the search for a first step may look beyond the end
-                sigma = path.sigma(time)
-                return path.slope(x / path.s(sigma), sigma, time)
+                sigma = ode.sigma(time)
+                return ode.slope(x / ode.s(sigma), sigma, time)
 
             exactly = {"step_t": times[1:]}  # else it steps beyond the end, where there is nothing, and interpolates
             try:
                 z = odeint(
-                    slope, path.s(first) * z, times, rtol=self.rtol, atol=self.atol, method="dopri5", options=exactly
-                )[-1] / path.s(last)
+                    slope, ode.s(first) * z, times, rtol=self.rtol, atol=self.atol, method="dopri5", options=exactly
+                )[-1] / ode.s(last)
             except AssertionError as error:  # torchdiffeq's way to say that no step is small enough
                 raise StudyError(f"solver rk45: {error}") from None
             yield z
-        yield euler().step(path, z, last, sigmas[-1], randn_like)
+        yield euler().step(ode, z, last, sigmas[-1], randn_like)
 
 
 SINGLE_STEP: dict[str, Callable[..., Solver]] = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.sampling.multistep import Evaluation, Multistep, log_step
-from pipeline.sampling.ode import Path, RandnLike, SingleStep, Solver
+from pipeline.sampling.ode import Ode, RandnLike, SingleStep, Solver
 
 
 def _noised(z: Tensor, std: float, randn_like: RandnLike) -> Tensor:
@@ -43,14 +43,14 @@ class Churned(SingleStep):
     def stages(self) -> int:
         return self.solver.stages
 
-    def run(self, path: Path, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
+    def run(self, ode: Ode, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
         gamma = min(self.S_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
         for sigma, sigma_next in pairwise(sigmas):
             if self.S_min <= sigma <= (math.inf if self.S_max is None else self.S_max):
                 raised = (1 + gamma) * sigma
                 z = _noised(z, self.S_noise * math.sqrt(raised**2 - sigma**2), randn_like)
                 sigma = raised
-            z = self.solver.step(path, z, sigma, sigma_next, randn_like)
+            z = self.solver.step(ode, z, sigma, sigma_next, randn_like)
             yield z
 
 
@@ -70,9 +70,9 @@ class DDIM(SingleStep):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
         ratio, share = sigma_next / sigma, self.eta**2 * (1 - (sigma_next / sigma) ** 2)
-        z = torch.lerp(path.denoise(z, sigma), z, ratio * math.sqrt(1 - share))
+        z = torch.lerp(ode.denoise(z, sigma), z, ratio * math.sqrt(1 - share))
         return _noised(z, sigma_next * math.sqrt(share), randn_like)
 
 
@@ -91,8 +91,8 @@ class DDPM(SingleStep):
     variable = "sigma"
     stochastic = True
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
-        z = torch.lerp(path.denoise(z, sigma), z, (sigma_next / sigma) ** 2)
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        z = torch.lerp(ode.denoise(z, sigma), z, (sigma_next / sigma) ** 2)
         if sigma_next == 0:
             return z
         share = {"beta_tilde": (sigma_next / sigma) ** 2, "beta": (1 + sigma_next**2) / (1 + sigma**2)}[self.variance]
@@ -126,19 +126,19 @@ class EulerMaruyama(SingleStep):
     def stochastic(self) -> bool:
         return self.diffusion > 0 or self.corrector_steps > 0
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
-        t, s = path.t(sigma), path.s(sigma)
-        h = path.t(sigma_next) - t
-        sigma_dot, log_slope = path.sigma_dot(t), path.log_slope(sigma)
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        t, s = ode.t(sigma), ode.s(sigma)
+        h = ode.t(sigma_next) - t
+        sigma_dot, log_slope = ode.sigma_dot(t), ode.log_slope(sigma)
         strength = 1 + (self.diffusion if sigma_next > 0 else 0)
-        drift = z * (sigma_dot * log_slope) + path.eps(z, sigma) * (strength * sigma_dot)
+        drift = z * (sigma_dot * log_slope) + ode.eps(z, sigma) * (strength * sigma_dot)
         z = s * torch.add(z, drift, alpha=h)
         if sigma_next == 0:
             return z
-        z = _noised(z, s * math.sqrt(2 * self.diffusion * sigma_dot * sigma * -h), randn_like) / path.s(sigma_next)
+        z = _noised(z, s * math.sqrt(2 * self.diffusion * sigma_dot * sigma * -h), randn_like) / ode.s(sigma_next)
         for _ in range(self.corrector_steps):
             e = 2 * (self.corrector_snr * sigma_next) ** 2
-            z = _noised(torch.add(z, path.eps(z, sigma_next), alpha=-e / sigma_next), math.sqrt(2 * e), randn_like)
+            z = _noised(torch.add(z, ode.eps(z, sigma_next), alpha=-e / sigma_next), math.sqrt(2 * e), randn_like)
         return z
 
 
@@ -155,7 +155,7 @@ class DPMSolverPPSDE2M(Multistep):
     stochastic = True
     lower_at_end = True
 
-    def advance(self, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
+    def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
         sigma, denoised = past[0]
         ratio = sigma_next / sigma
         if len(past) > 1:

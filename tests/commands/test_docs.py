@@ -34,7 +34,7 @@ from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, SCALINGS, SCHEDU
 from pipeline.params.study import Curve
 from pipeline.sampling.grids import DISCRETIZATIONS, SPACINGS
 from pipeline.sampling.guidance import GUIDES
-from pipeline.sampling.ode import Path as SolverPath
+from pipeline.sampling.ode import Ode
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.noise import NOISES
@@ -266,8 +266,8 @@ def checks() -> dict[tuple[str, str], Check]:
 def added_variance(name: str) -> float:
     """The variance of the noise that DDPM's step from sigma 2 to 1.5 adds to 0."""
     solver, zeros = Sampler(solver="ddpm", variance=name).build_solver(), torch.zeros(1, dtype=torch.float64)
-    path = SolverPath(lambda z, sigma: torch.zeros_like(z), SCHEDULES["linear"](0.002, 80), SCALINGS["none"])
-    return float(solver.step(path, zeros, 2.0, 1.5, torch.ones_like)) ** 2  # type: ignore[attr-defined]
+    ode = Ode(lambda z, sigma: torch.zeros_like(z), SCHEDULES["linear"](0.002, 80), SCALINGS["none"])
+    return float(solver.step(ode, zeros, 2.0, 1.5, torch.ones_like)) ** 2  # type: ignore[attr-defined]
 
 
 CHECKS = checks()

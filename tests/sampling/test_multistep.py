@@ -16,7 +16,7 @@ from pipeline.diffusion.exact import Gaussian
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.sampling.loop import sample
 from pipeline.sampling.multistep import ADAMS_BASHFORTH, MULTISTEP, Evaluation, Multistep, adams_weights
-from pipeline.sampling.ode import Path, RandnLike, Solver
+from pipeline.sampling.ode import Ode, RandnLike, Solver
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 
@@ -43,8 +43,8 @@ def solver_of(name: str, **keys: Any) -> Multistep:
     return solver
 
 
-def path_of(denoiser: Callable[[Tensor, Tensor], Tensor], schedule: str = "linear") -> Path:
-    return Path(denoiser, SCHEDULES[schedule](0.002, 80.0), SCALINGS[SCALING_OF_SCHEDULE[schedule]])
+def ode_of(denoiser: Callable[[Tensor, Tensor], Tensor], schedule: str = "linear") -> Ode:
+    return Ode(denoiser, SCHEDULES[schedule](0.002, 80.0), SCALINGS[SCALING_OF_SCHEDULE[schedule]])
 
 
 def noise_of(*shape: int) -> Tensor:
@@ -74,11 +74,11 @@ def test_points_rise_from_one_and_fall_again_at_the_end(name: str, steps: int, m
     (points, lower_at_end), advance = POINTS[name], type(solver).advance
 
     def spy(
-        self: Multistep, path: Path, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike
+        self: Multistep, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike
     ) -> Tensor:
         lengths.append(len(past))
         assert all(newer.sigma < older.sigma for newer, older in pairwise(past)) and past[0].sigma > sigma_next
-        return advance(self, path, z, sigma_next, past, noise)
+        return advance(self, ode, z, sigma_next, past, noise)
 
     monkeypatch.setattr(type(solver), "advance", spy)
     sample(GAUSSIAN, noise_of(3, 2), Sampler(solver=name, nfe=(99,)), steps)
@@ -92,9 +92,9 @@ def test_no_more_evaluations_are_kept_than_points(name: str, monkeypatch: pytest
     solver, made, alive = solver_of(name), [], []
     evaluate = type(solver).evaluate
 
-    def spy(self: Multistep, path: Path, z: Tensor, sigma: float) -> Tensor:
+    def spy(self: Multistep, ode: Ode, z: Tensor, sigma: float) -> Tensor:
         alive.append(sum(tensor() is not None for tensor in made))
-        value = evaluate(self, path, z, sigma)
+        value = evaluate(self, ode, z, sigma)
         made.append(weakref.ref(value))
         return value
 
@@ -103,15 +103,15 @@ def test_no_more_evaluations_are_kept_than_points(name: str, monkeypatch: pytest
     assert len(alive) == 20 and max(alive) == solver.points - (not solver.corrects)
 
 
-def reach(solver: Multistep, path: Path, exact: Callable[[float], Tensor], sigmas: Sequence[float]) -> list[Tensor]:
+def reach(solver: Multistep, ode: Ode, exact: Callable[[float], Tensor], sigmas: Sequence[float]) -> list[Tensor]:
     """The states from sigmas[points - 1] on, with the evaluations before it those of the exact flow."""
     first = solver.points - 1
-    known = [Evaluation(s, solver.evaluate(path, exact(s), s)) for s in reversed(sigmas[:first])]
+    known = [Evaluation(s, solver.evaluate(ode, exact(s), s)) for s in reversed(sigmas[:first])]
     rest = [*sigmas[first:], *(sigmas[-1] * 0.8 ** np.arange(1, 5))]  # so that the end's lower orders don't begin
-    return list(solver.run(path, exact(sigmas[first]), rest, silent, known))[: len(sigmas) - solver.points]
+    return list(solver.run(ode, exact(sigmas[first]), rest, silent, known))[: len(sigmas) - solver.points]
 
 
-def power_of_log(degree: int) -> tuple[Path, Callable[[float], Tensor]]:
+def power_of_log(degree: int) -> tuple[Ode, Callable[[float], Tensor]]:
     """D = u^degree, u = ln sigma, and a solution of dz/du = z - D: e^u / 3 and the polynomial p with p' = p - D."""
     coefficients = [0.0] * degree + [1.0]
     for k in range(degree, 0, -1):
@@ -121,29 +121,29 @@ def power_of_log(degree: int) -> tuple[Path, Callable[[float], Tensor]]:
         polynomial = sum(c * math.log(sigma) ** k for k, c in enumerate(coefficients))
         return torch.full((2, 1), sigma / 3 + polynomial, dtype=F64)
 
-    return path_of(lambda z, sigma: torch.full_like(z, math.log(sigma) ** degree)), exact
+    return ode_of(lambda z, sigma: torch.full_like(z, math.log(sigma) ** degree)), exact
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_exponential_adams_is_exact_where_d_is_a_polynomial_in_ln_sigma(order: int) -> None:
-    path, exact = power_of_log(order - 1)
-    states = reach(solver_of("exp_adams", order=order), path, exact, UNEQUAL)
+    ode, exact = power_of_log(order - 1)
+    states = reach(solver_of("exp_adams", order=order), ode, exact, UNEQUAL)
     assert len(states) == 6 - order
     close(states[-1], exact(UNEQUAL[-1]), 1e-11)
     lower = solver_of("exp_adams", order=order - 1) if order > 1 else None
-    assert lower is None or float((reach(lower, path, exact, UNEQUAL)[-1] - exact(UNEQUAL[-1])).abs().max()) > 1e-3
+    assert lower is None or float((reach(lower, ode, exact, UNEQUAL)[-1] - exact(UNEQUAL[-1])).abs().max()) > 1e-3
 
 
 def test_unipc_is_exact_where_d_is_a_polynomial_in_ln_sigma() -> None:
     """UniP-3 of degree 2, and UniC-3 of degree 3: a prediction off by its last term is corrected."""
     for degree in (0, 1, 2, 3):
-        path, exact = power_of_log(degree)
+        ode, exact = power_of_log(degree)
         solver = solver_of("unipc")
-        states = reach(solver, path, exact, UNEQUAL)
+        states = reach(solver, ode, exact, UNEQUAL)
         errors = [float((s - exact(sigma)).abs().max()) for s, sigma in zip(states, UNEQUAL[3:], strict=True)]
         assert (max(errors) < 1e-11) == (degree < 3)
         levels = [UNEQUAL[3], UNEQUAL[2], UNEQUAL[1], UNEQUAL[0]]
-        past = [Evaluation(s, solver.evaluate(path, exact(s), s)) for s in levels]
+        past = [Evaluation(s, solver.evaluate(ode, exact(s), s)) for s in levels]
         close(solver.correct(states[0], exact(UNEQUAL[2]), past), exact(UNEQUAL[3]), 1e-11)
 
 
@@ -151,8 +151,8 @@ def test_unipc_is_exact_where_d_is_a_polynomial_in_ln_sigma() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_deis_is_exact_where_eps_is_a_polynomial_in_t(order: int, schedule: str) -> None:
     """eps = t^n has z = the integral of t^n by sigma, here by Gauss and Legendre's rule."""
-    at = path_of(GAUSSIAN, schedule)
-    path = path_of(lambda z, sigma: z - sigma * at.t(float(sigma)) ** (order - 1), schedule)
+    at = ode_of(GAUSSIAN, schedule)
+    ode = ode_of(lambda z, sigma: z - sigma * at.t(float(sigma)) ** (order - 1), schedule)
     nodes, weights = np.polynomial.legendre.leggauss(60)
 
     def exact(sigma: float) -> Tensor:
@@ -160,19 +160,19 @@ def test_deis_is_exact_where_eps_is_a_polynomial_in_t(order: int, schedule: str)
         times = at.schedule.t(torch.from_numpy(levels)).numpy()
         return torch.full((2, 1), float((weights * times ** (order - 1)).sum() * (sigma - 0.1) / 2), dtype=F64)
 
-    states = reach(solver_of("deis", order=order), path, exact, UNEQUAL)
+    states = reach(solver_of("deis", order=order), ode, exact, UNEQUAL)
     close(states[-1], exact(UNEQUAL[-1]), 1e-9)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_methods_are_exact_where_the_slope_is_a_polynomial_in_sigma(order: int) -> None:
     """iPNDM on equal steps alone; its weights are those of steps that are equal."""
-    path = path_of(lambda z, sigma: z - sigma * sigma ** (order - 1))
+    ode = ode_of(lambda z, sigma: z - sigma * sigma ** (order - 1))
     exact = lambda sigma: torch.full((2, 1), sigma**order / order, dtype=F64)  # noqa: E731
     equal = [3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
     for name, sigmas in (("lms", UNEQUAL), ("deis", UNEQUAL), ("lms", equal), ("ipndm", equal)):
-        close(reach(solver_of(name, order=order), path, exact, sigmas)[-1], exact(sigmas[-1]), 1e-11)
-    error = (reach(solver_of("ipndm", order=order), path, exact, UNEQUAL)[-1] - exact(UNEQUAL[-1])).abs().max()
+        close(reach(solver_of(name, order=order), ode, exact, sigmas)[-1], exact(sigmas[-1]), 1e-11)
+    error = (reach(solver_of("ipndm", order=order), ode, exact, UNEQUAL)[-1] - exact(UNEQUAL[-1])).abs().max()
     assert order == 1 or float(error) > 1e-3
 
 
@@ -188,10 +188,10 @@ def test_adams_weights_of_equal_steps_are_those_of_the_textbook(order: int) -> N
 def test_the_first_step_is_that_of_ddim(name: str) -> None:
     sigmas, z = [5.0, 2.0, 1.0, 0.5, 0.2, 0.0], noise_of(4, 3)
     for schedule in SCHEDULES:
-        path = path_of(GAUSSIAN, schedule)
+        ode = ode_of(GAUSSIAN, schedule)
         ddim: Solver = Sampler(solver="ddim").build_solver()
-        first = next(iter(ddim.run(path, z, sigmas, silent)))
-        close(next(iter(solver_of(name).run(path, z, sigmas, silent))), first, 1e-12)
+        first = next(iter(ddim.run(ode, z, sigmas, silent)))
+        close(next(iter(solver_of(name).run(ode, z, sigmas, silent))), first, 1e-12)
 
 
 def dpmpp(z: list[Tensor], d: list[Tensor], sigmas: Sequence[float], third: bool) -> Tensor:
@@ -216,9 +216,9 @@ def dpmpp(z: list[Tensor], d: list[Tensor], sigmas: Sequence[float], third: bool
 
 @pytest.mark.parametrize(("name", "points"), [("dpmpp_2m", 2), ("dpmpp_3m", 3)])
 def test_dpmpp_in_the_coordinates_it_was_published_in(name: str, points: int) -> None:
-    z, path = [noise_of(4, 3) * 3], path_of(GAUSSIAN, "vp")
-    z += list(solver_of(name).run(path, z[0], [*UNEQUAL, 0.3, 0.2, 0.1], silent))
-    d = [path.denoise(state, sigma) for state, sigma in zip(z, UNEQUAL, strict=False)]
+    z, ode = [noise_of(4, 3) * 3], ode_of(GAUSSIAN, "vp")
+    z += list(solver_of(name).run(ode, z[0], [*UNEQUAL, 0.3, 0.2, 0.1], silent))
+    d = [ode.denoise(state, sigma) for state, sigma in zip(z, UNEQUAL, strict=False)]
     for i in range(points, len(UNEQUAL)):
         close(z[i], dpmpp(z[:i], d[:i], UNEQUAL[: i + 1], third=points == 3), 1e-11)
     close(z[2], dpmpp(z[:2], d[:2], UNEQUAL[:3], third=False), 1e-11)
@@ -226,18 +226,18 @@ def test_dpmpp_in_the_coordinates_it_was_published_in(name: str, points: int) ->
 
 @pytest.mark.parametrize("h", [0.05, 0.7, 3.0])
 def test_a_step_of_dpmpp_2m_is_exact_for_a_constant_denoiser(h: float) -> None:
-    path, z = path_of(lambda z, sigma: torch.full_like(z, 0.7)), noise_of(4, 3)
+    ode, z = ode_of(lambda z, sigma: torch.full_like(z, 0.7)), noise_of(4, 3)
     sigmas = [2.0 * math.exp(-h * i) for i in range(5)]
     for name in ("dpmpp_2m", "dpmpp_3m", "exp_adams", "unipc"):
-        for state, sigma in zip(solver_of(name).run(path, z, [*sigmas, 0.0], silent), sigmas[1:], strict=False):
+        for state, sigma in zip(solver_of(name).run(ode, z, [*sigmas, 0.0], silent), sigmas[1:], strict=False):
             close(state, 0.7 + (z - 0.7) * sigma / 2, 1e-12)
 
 
 def test_deis_is_lms_in_linear_but_for_the_step_into_zero() -> None:
-    path, z = path_of(GAUSSIAN), noise_of(4, 3) * 80
+    ode, z = ode_of(GAUSSIAN), noise_of(4, 3) * 80
     sigmas = Sampler().grid(9).tolist()
-    *left, left_end = solver_of("deis").run(path, z, sigmas, silent)
-    *right, right_end = solver_of("lms").run(path, z, sigmas, silent)
+    *left, left_end = solver_of("deis").run(ode, z, sigmas, silent)
+    *right, right_end = solver_of("lms").run(ode, z, sigmas, silent)
     for one, other in zip(left, right, strict=True):
         close(one, other, 1e-11)
     assert float((left_end - right_end).abs().max()) > 1e-7
@@ -254,11 +254,11 @@ def test_evaluations_that_are_known_are_not_made_again(name: str) -> None:
         asked.append(float(sigma))
         return GAUSSIAN(z, sigma)
 
-    path, solver = path_of(denoiser), solver_of(name)
-    whole = [z, *solver.run(path, z, sigmas, torch.ones_like)]
-    known = [Evaluation(sigmas[i], solver.evaluate(path, whole[i], sigmas[i])) for i in (2, 1, 0)][: solver.points - 1]
+    ode, solver = ode_of(denoiser), solver_of(name)
+    whole = [z, *solver.run(ode, z, sigmas, torch.ones_like)]
+    known = [Evaluation(sigmas[i], solver.evaluate(ode, whole[i], sigmas[i])) for i in (2, 1, 0)][: solver.points - 1]
     asked.clear()
-    rest = list(solver.run(path, whole[3], sigmas[3:], torch.ones_like, known))
+    rest = list(solver.run(ode, whole[3], sigmas[3:], torch.ones_like, known))
     assert asked == sigmas[3:-1]
     close(torch.stack(rest), torch.stack(whole[4:]), 1e-13)
 

@@ -48,7 +48,7 @@ from pipeline.diffusion.exact import Gaussian, Mixture, flow
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES, VP_BETA_D, VP_BETA_MIN, VP_PUBLISHED, Schedule
 from pipeline.sampling.loop import sample
 from pipeline.sampling.multistep import Evaluation, deis, dpmpp_3m, exp_adams
-from pipeline.sampling.ode import Path, Solver
+from pipeline.sampling.ode import Ode, Solver
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.sampling.stochastic import EulerMaruyama
@@ -105,12 +105,12 @@ def on_grid(sigmas: Sequence[float], **row: Any) -> Sampler:
 
 def states(row: Sampler, sigmas: Sequence[float]) -> list[Tensor]:
     """z after each of our steps on somebody else's grid."""
-    path = Path(MIXTURE, row.build_schedule(), row.build_scaling())
-    return list(row.build_solver().run(path, NOISE * sigmas[0], sigmas, drawn()))
+    ode = Ode(MIXTURE, row.build_schedule(), row.build_scaling())
+    return list(row.build_solver().run(ode, NOISE * sigmas[0], sigmas, drawn()))
 
 
-def path_of(schedule: str, scaling: str) -> Path:
-    return Path(MIXTURE, SCHEDULES[schedule](0.002, 80.0), SCALINGS[scaling])
+def ode_of(schedule: str, scaling: str) -> Ode:
+    return Ode(MIXTURE, SCHEDULES[schedule](0.002, 80.0), SCALINGS[scaling])
 
 
 # diffusers.
@@ -455,7 +455,7 @@ def test_deis_in_log_rho_is_that_of_diffusers(steps: int, order: int) -> None:
     with in_double(DEISMultistepScheduler):
         scheduler = made(DEISMultistepScheduler, steps, solver_order=order, lower_order_final=False, **BETAS)
         sigmas, theirs = levels(scheduler), follow(scheduler, VP)
-    mine = deis(order).run(Path(MIXTURE, log_time, SCALINGS["none"]), NOISE * sigmas[0], sigmas, drawn())
+    mine = deis(order).run(Ode(MIXTURE, log_time, SCALINGS["none"]), NOISE * sigmas[0], sigmas, drawn())
     for one, other in zip(mine, theirs, strict=True):
         assert_equal(one, other)
 
@@ -559,8 +559,8 @@ def test_euler_maruyama_is_the_vp_sampler_of_diffusers(steps: int) -> None:
             answer = eps(MIXTURE(z, torch.tensor(sigma)), z, sigma)
             x, _ = scheduler.step_pred(answer, x, torch.tensor(t, dtype=F64))
             theirs.append(x / VP.scale(sigma_next))
-    path = Path(MIXTURE, VP_PUBLISHED, SCALINGS["vp"])
-    mine = EulerMaruyama(1.0, 0, 0.1).run(path, NOISE * sigmas[0], sigmas, drawn())
+    ode = Ode(MIXTURE, VP_PUBLISHED, SCALINGS["vp"])
+    mine = EulerMaruyama(1.0, 0, 0.1).run(ode, NOISE * sigmas[0], sigmas, drawn())
     for one, other in zip(mine, theirs, strict=True):
         assert_equal(one, other)
 
@@ -603,7 +603,7 @@ def test_3m_as_released_is_of_order_2() -> None:
         known = [Evaluation(sigmas[i], before[i]) for i in (1, 0)]
         further = [*sigmas[2:], 0.9 * END, 0.8 * END]  # so that no order is lowered
         for name, solver in (("ours", dpmpp_3m()), ("exp_adams", exp_adams(3))):
-            run = solver.run(path_of("linear", "none"), exact[2], further, drawn(), known)
+            run = solver.run(ode_of("linear", "none"), exact[2], further, drawn(), known)
             end = next(islice(run, steps - 1, None))
             errors[name][steps] = float((end - exact[-1]).square().mean().sqrt())
             if name == "ours":
@@ -760,7 +760,7 @@ def sigma_of_t(schedule: str) -> Callable[[Tensor], Tensor]:
 
 
 @cache
-def ode(schedule: str, scaling: str) -> Callable[[Tensor, Tensor], Tensor]:
+def slope_in(schedule: str, scaling: str) -> Callable[[Tensor, Tensor], Tensor]:
     """dx/dt of x = s z, where dz/dsigma = (z - D) / sigma, by autograd."""
     sigma_at, scale = sigma_of_t(schedule), S_OF_SIGMA[scaling]
     derivative = torch.func.jacfwd(lambda t: torch.stack([sigma_at(t), scale(sigma_at(t))]))
@@ -798,31 +798,31 @@ def classical(slope: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tenso
     return x
 
 
-def solved(solver: Solver, path: Path, times: Tensor) -> Tensor:
+def solved(solver: Solver, ode: Ode, times: Tensor) -> Tensor:
     """x at the last of these times."""
-    sigmas = path.schedule.sigma(times).tolist()
-    *_, z = solver.run(path, BEGIN * NOISE, sigmas, drawn())
-    return path.s(END) * z
+    sigmas = ode.schedule.sigma(times).tolist()
+    *_, z = solver.run(ode, BEGIN * NOISE, sigmas, drawn())
+    return ode.s(END) * z
 
 
 @all_schedules
 @all_scalings
 def test_slope_and_runge_kutta_are_those_of_torchdiffeq(schedule: str, scaling: str) -> None:
-    path, slope, times = path_of(schedule, scaling), ode(schedule, scaling), times_between(schedule, 8)
-    start = path.s(BEGIN) * BEGIN * NOISE
+    ode, slope, times = ode_of(schedule, scaling), slope_in(schedule, scaling), times_between(schedule, 8)
+    start = ode.s(BEGIN) * BEGIN * NOISE
     for t in times:
-        sigma = float(path.schedule.sigma(t))
-        assert_equal(path.slope(NOISE, sigma, float(t)), slope(t, path.s(sigma) * NOISE))
+        sigma = float(ode.schedule.sigma(t))
+        assert_equal(ode.slope(NOISE, sigma, float(t)), slope(t, ode.s(sigma) * NOISE))
     for name, method in {"euler": "euler", "midpoint": "midpoint", "heun": "heun2"}.items():
         solver = Sampler(solver=name).build_solver()
-        assert_equal(solved(solver, path, times), odeint(slope, start, times, method=method)[-1])
-    rk4 = solved(Sampler(solver="rk4").build_solver(), path, times)
+        assert_equal(solved(solver, ode, times), odeint(slope, start, times, method=method)[-1])
+    rk4 = solved(Sampler(solver="rk4").build_solver(), ode, times)
     assert_equal(rk4, classical(slope, start, times))
     three_eighths = odeint(slope, start, times, method="rk4")[-1]
     assert_equal(rk4, three_eighths, rtol=1e-3)  # another method of order 4
     exact = odeint(slope, start, times[[0, -1]], method="dopri5", rtol=1e-8, atol=1e-8)[-1]
     assert_equal(rk4, exact, rtol=1e-3)
-    assert_equal(exact, path.s(END) * flow(MIXTURE, BEGIN * NOISE, BEGIN, END), rtol=1e-6)
+    assert_equal(exact, ode.s(END) * flow(MIXTURE, BEGIN * NOISE, BEGIN, END), rtol=1e-6)
 
 
 @all_schedules
@@ -830,14 +830,14 @@ def test_slope_and_runge_kutta_are_those_of_torchdiffeq(schedule: str, scaling: 
 def test_rk45_is_dopri5_of_torchdiffeq(schedule: str, tolerance: float) -> None:
     row = Sampler(solver="rk45", schedule=schedule, rtol=tolerance, atol=tolerance)
     scaling = {"linear": "none", "ve": "none", "vp": "vp", "flow": "flow", "cosine": "vp"}[schedule]
-    slope, path = ode(schedule, scaling), path_of(schedule, scaling)
+    slope, ode = slope_in(schedule, scaling), ode_of(schedule, scaling)
     ends = times_between(schedule, 1)
-    start = path.s(BEGIN) * BEGIN * NOISE
+    start = ode.s(BEGIN) * BEGIN * NOISE
     settings: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "options": {"step_t": ends[1:]}}
     theirs = odeint(slope, start, ends, method="dopri5", **settings)[-1]
     solver = row.build_solver()
-    between, last = solver.run(path, BEGIN * NOISE, [BEGIN, END, 0.0], drawn())
-    assert_equal(path.s(END) * between, theirs)
+    between, last = solver.run(ode, BEGIN * NOISE, [BEGIN, END, 0.0], drawn())
+    assert_equal(ode.s(END) * between, theirs)
     assert_equal(last, theirs + (0 - ends[-1]) * slope(ends[-1], theirs))
 
 
@@ -883,11 +883,11 @@ def test_exp_adams_has_the_weights_of_its_integrals(steps: int, order: int) -> N
 def test_deis_and_lms_have_the_weights_of_their_integrals(schedule: str, solver: str, order: int) -> None:
     """tAB-DEIS: z_next = z + integral of sigma'(t) eps; linear multistep: x_next = x + integral of dx/dt."""
     times = times_between(schedule, 7).tolist()
-    path = path_of(schedule, "vp")
-    sigma_at, slope = sigma_of_t(schedule), ode(schedule, "vp")
+    ode = ode_of(schedule, "vp")
+    sigma_at, slope = sigma_of_t(schedule), slope_in(schedule, "vp")
     rate = torch.func.jacfwd(sigma_at)
     of_deis = solver == "deis"
-    scale = (lambda sigma: 1.0) if of_deis else path.s
+    scale = (lambda sigma: 1.0) if of_deis else ode.s
     speed = cache(lambda tau: float(rate(torch.tensor(tau, dtype=F64))) if of_deis else 1.0)
     x, past = scale(BEGIN) * BEGIN * NOISE, list[tuple[float, Tensor]]()
     for t, t_next in pairwise(times):
@@ -897,7 +897,7 @@ def test_deis_and_lms_have_the_weights_of_their_integrals(schedule: str, solver:
         past = past[:order]
         weights = weights_by_quad(speed, [time for time, _ in past], t_next)
         x = x + sum(w * value for w, (_, value) in zip(weights, past, strict=True))
-    mine = SOLVERS[solver](order).run(path, BEGIN * NOISE, sigma_at(torch.tensor(times, dtype=F64)).tolist(), drawn())
+    mine = SOLVERS[solver](order).run(ode, BEGIN * NOISE, sigma_at(torch.tensor(times, dtype=F64)).tolist(), drawn())
     *_, end = mine
     assert_equal(scale(END) * end, x)
 
@@ -929,16 +929,16 @@ def test_ipndm_is_a_plain_loop(steps: int, order: int) -> None:
 def test_euler_maruyama_is_a_plain_loop(schedule: str, scaling: str, diffusion: float) -> None:
     """EDM, eq. 6 with beta = diffusion sigma' / sigma: the ODE's slope, a further diffusion sigma' eps, and noise."""
     times = times_between(schedule, 6)
-    path, slope = path_of(schedule, scaling), ode(schedule, scaling)
+    ode, slope = ode_of(schedule, scaling), slope_in(schedule, scaling)
     sigma_at, rate = sigma_of_t(schedule), torch.func.jacfwd(sigma_of_t(schedule))
-    x, draws = path.s(BEGIN) * BEGIN * NOISE, iter(DRAWS)
+    x, draws = ode.s(BEGIN) * BEGIN * NOISE, iter(DRAWS)
     for t, t_next in pairwise(times):
         sigma, sigma_dot, h = sigma_at(t), rate(t), t_next - t
         s = S_OF_SIGMA[scaling](sigma)
         beta = diffusion * sigma_dot / sigma
         langevin = s * beta * sigma**2 * -score(x / s, float(sigma))
         x = x + h * (slope(t, x) + langevin) + s * torch.sqrt(2 * beta * -h) * sigma * next(draws)
-    assert_equal(solved(EulerMaruyama(diffusion, 0, 0.1), path, times), x)
+    assert_equal(solved(EulerMaruyama(diffusion, 0, 0.1), ode, times), x)
 
 
 def test_gaussian_data_end_at_the_same_place_too() -> None:

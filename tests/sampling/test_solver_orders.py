@@ -20,7 +20,7 @@ from pipeline.evaluation.convergence import (
     trajectory_errors,
 )
 from pipeline.sampling.loop import sample
-from pipeline.sampling.ode import Path
+from pipeline.sampling.ode import Ode
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.singlestep import RK45
 from pipeline.sampling.solvers import SOLVERS
@@ -99,14 +99,14 @@ def test_the_order_of_a_power_is_its_exponent(order: float) -> None:
     assert regressed({8: 1.0, 16: 1.0} | errors | {256: 1e-12, 512: 3e-12}) == pytest.approx(order, rel=1e-9)
 
 
-def path_of(schedule: str) -> Path:
+def ode_of(schedule: str) -> Ode:
     row = Sampler(schedule=schedule)
-    return Path(mixture(), row.build_schedule(), row.build_scaling())
+    return Ode(mixture(), row.build_schedule(), row.build_scaling())
 
 
 def rk45_error(schedule: str, tolerance: float) -> float:
     z = 1.5 * torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ends = RK45(tolerance, tolerance).run(path_of(schedule), z, [1.5, 0.2, 0.0], torch.zeros_like)
+    ends = RK45(tolerance, tolerance).run(ode_of(schedule), z, [1.5, 0.2, 0.0], torch.zeros_like)
     return float((next(ends) - flow(mixture(), z, 1.5, 0.2)).square().mean().sqrt())
 
 

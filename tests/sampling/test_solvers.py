@@ -13,7 +13,7 @@ from pipeline.diffusion.exact import Gaussian, flow
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.sampling.loop import sample
 from pipeline.sampling.multistep import MULTISTEP, Multistep
-from pipeline.sampling.ode import Path, RandnLike, SingleStep, Solver
+from pipeline.sampling.ode import Ode, RandnLike, SingleStep, Solver
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.singlestep import (
     RK45,
@@ -37,8 +37,8 @@ all_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
 all_solvers = pytest.mark.parametrize("name", SOLVERS)
 
 
-def path_of(schedule: str, scaling: str | None = None) -> Path:
-    return Path(GAUSSIAN, SCHEDULES[schedule](LOW, HIGH), SCALINGS[scaling or SCALING_OF_SCHEDULE[schedule]])
+def ode_of(schedule: str, scaling: str | None = None) -> Ode:
+    return Ode(GAUSSIAN, SCHEDULES[schedule](LOW, HIGH), SCALINGS[scaling or SCALING_OF_SCHEDULE[schedule]])
 
 
 def silent(x: Tensor) -> Tensor:
@@ -81,30 +81,30 @@ def test_no_solver_hides_another_and_each_is_of_its_kind() -> None:
 @all_schedules
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_slope_is_the_derivative_of_the_exact_flow(schedule: str, scaling: str) -> None:
-    path = path_of(schedule, scaling)
+    ode = ode_of(schedule, scaling)
     for sigma in (0.01, 0.3, 1.0, 20.0):
-        t = path.schedule.t(scalar(sigma)).requires_grad_()
+        t = ode.schedule.t(scalar(sigma)).requires_grad_()
 
-        def x(t: Tensor, path: Path = path) -> Tensor:
-            level = path.schedule.sigma(t)
-            return path.scaling.s(level) * GAUSSIAN.flow(start(80.0), scalar(80.0), level)
+        def x(t: Tensor, ode: Ode = ode) -> Tensor:
+            level = ode.schedule.sigma(t)
+            return ode.scaling.s(level) * GAUSSIAN.flow(start(80.0), scalar(80.0), level)
 
         expected = torch.autograd.functional.jacobian(x, t)
         z = GAUSSIAN.flow(start(80.0), scalar(80.0), scalar(sigma))
-        close(path.slope(z, sigma, float(t.detach())), expected, 1e-7)
+        close(ode.slope(z, sigma, float(t.detach())), expected, 1e-7)
 
 
 @all_schedules
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_a_path_holds_the_numbers_of_its_schedule_and_scaling(schedule: str, scaling: str) -> None:
-    path, sigma = path_of(schedule, scaling), 0.7
-    t = path.schedule.t(scalar(sigma))
-    found = [path.t(sigma), path.sigma(float(t)), path.sigma_dot(float(t)), path.s(sigma), path.log_slope(sigma)]
-    formulas = path.schedule.sigma(t), path.schedule.sigma_dot(t), path.scaling.s(scalar(sigma))
-    assert found == [float(v) for v in (t, *formulas, path.scaling.log_slope(scalar(sigma)))]
+    ode, sigma = ode_of(schedule, scaling), 0.7
+    t = ode.schedule.t(scalar(sigma))
+    found = [ode.t(sigma), ode.sigma(float(t)), ode.sigma_dot(float(t)), ode.s(sigma), ode.log_slope(sigma)]
+    formulas = ode.schedule.sigma(t), ode.schedule.sigma_dot(t), ode.scaling.s(scalar(sigma))
+    assert found == [float(v) for v in (t, *formulas, ode.scaling.log_slope(scalar(sigma)))]
     assert all(type(value) is float for value in found)
     z = start(sigma)
-    close(path.eps(z, sigma), (z - GAUSSIAN(z, scalar(sigma))) / sigma, 1e-14)
+    close(ode.eps(z, sigma), (z - GAUSSIAN(z, scalar(sigma))) / sigma, 1e-14)
 
 
 def test_the_denoiser_gets_sigma_as_a_scalar_tensor_in_float64() -> None:
@@ -114,21 +114,21 @@ def test_the_denoiser_gets_sigma_as_a_scalar_tensor_in_float64() -> None:
         seen.append(sigma)
         return GAUSSIAN(z, sigma)
 
-    Path(denoiser, SCHEDULES["linear"](LOW, HIGH), SCALINGS["none"]).denoise(start(0.3), 0.3)
+    Ode(denoiser, SCHEDULES["linear"](LOW, HIGH), SCALINGS["none"]).denoise(start(0.3), 0.3)
     assert seen[0].shape == () and seen[0].dtype == F64 and float(seen[0]) == 0.3
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 2 / 3, 0.25])
 def test_second_order_family(alpha: float) -> None:
     """EDM, Algorithm 3 without churn, in x = s z."""
-    path, t, t_next = path_of("vp"), 0.6, 0.5
-    sigma, sigma_next, h = path.sigma(t), path.sigma(t_next), t_next - t
-    x = path.s(sigma) * start(sigma)
-    d = path.slope(start(sigma), sigma, t)
-    middle = path.sigma(t + alpha * h)
-    d_prime = path.slope((x + alpha * h * d) / path.s(middle), middle, t + alpha * h)
+    ode, t, t_next = ode_of("vp"), 0.6, 0.5
+    sigma, sigma_next, h = ode.sigma(t), ode.sigma(t_next), t_next - t
+    x = ode.s(sigma) * start(sigma)
+    d = ode.slope(start(sigma), sigma, t)
+    middle = ode.sigma(t + alpha * h)
+    d_prime = ode.slope((x + alpha * h * d) / ode.s(middle), middle, t + alpha * h)
     expected = x + h * ((1 - 1 / (2 * alpha)) * d + d_prime / (2 * alpha))
-    close(heun(alpha).step(path, start(sigma), sigma, sigma_next, silent), expected / path.s(sigma_next))
+    close(heun(alpha).step(ode, start(sigma), sigma, sigma_next, silent), expected / ode.s(sigma_next))
 
 
 def test_midpoint_is_heun_with_half_a_step_first() -> None:
@@ -139,8 +139,8 @@ def test_midpoint_is_heun_with_half_a_step_first() -> None:
 
 def test_rk4_is_simpsons_rule_where_the_slope_is_of_t_alone() -> None:
     """D = z - sigma^4 has dz / dsigma = sigma^3, a cubic, for which Simpson's rule is exact."""
-    path = Path(lambda z, sigma: z - sigma**4, SCHEDULES["linear"](LOW, HIGH), SCALINGS["none"])
-    close(rk4().step(path, start(2.0), 2.0, 0.5, silent), start(2.0) + (0.5**4 - 2.0**4) / 4, 1e-13)
+    ode = Ode(lambda z, sigma: z - sigma**4, SCHEDULES["linear"](LOW, HIGH), SCALINGS["none"])
+    close(rk4().step(ode, start(2.0), 2.0, 0.5, silent), start(2.0) + (0.5**4 - 2.0**4) / 4, 1e-13)
 
 
 @pytest.mark.parametrize(
@@ -176,25 +176,25 @@ def test_dpm_solvers_in_the_coordinates_they_were_published_in(sigma: float, sig
 
     u = alpha[1] / alpha[0] * x - std[1] * math.expm1(h / 2) * eps(x, 0)
     end = alpha[2] / alpha[0] * x - std[2] * math.expm1(h) * eps(u, 1)
-    close(DPMSolver2().step(path_of("vp"), start(sigma), sigma, sigma_next, silent), end / alpha[2])
+    close(DPMSolver2().step(ode_of("vp"), start(sigma), sigma, sigma_next, silent), end / alpha[2])
     u = std[1] / std[0] * x - alpha[1] * math.expm1(-h / 2) * denoised(x, 0)
     end = std[2] / std[0] * x - alpha[2] * math.expm1(-h) * denoised(u, 1)
-    close(DPMSolverPP2S().step(path_of("vp"), start(sigma), sigma, sigma_next, silent), end / alpha[2])
+    close(DPMSolverPP2S().step(ode_of("vp"), start(sigma), sigma, sigma_next, silent), end / alpha[2])
 
 
 def test_a_step_of_dpmpp_2s_is_exact_for_a_constant_denoiser() -> None:
-    path = Path(lambda z, sigma: torch.full_like(z, 0.7), SCHEDULES["linear"](LOW, HIGH), SCALINGS["none"])
+    ode = Ode(lambda z, sigma: torch.full_like(z, 0.7), SCHEDULES["linear"](LOW, HIGH), SCALINGS["none"])
     z = start(3.0)
-    close(DPMSolverPP2S().step(path, z, 3.0, 0.1, silent), 0.7 + (z - 0.7) * 0.1 / 3, 1e-13)
+    close(DPMSolverPP2S().step(ode, z, 3.0, 0.1, silent), 0.7 + (z - 0.7) * 0.1 / 3, 1e-13)
 
 
 @all_schedules
 def test_rk45_goes_by_the_exact_flow_in_tight_tolerance(schedule: str) -> None:
-    path, z = path_of(schedule), start(2.0)
-    states = list(RK45(1e-10, 1e-10).run(path, z, [2.0, 0.1, 0.0], silent))
+    ode, z = ode_of(schedule), start(2.0)
+    states = list(RK45(1e-10, 1e-10).run(ode, z, [2.0, 0.1, 0.0], silent))
     exact = GAUSSIAN.flow(z, scalar(2.0), scalar(0.1))
     close(states[0], exact, 1e-8)
-    assert len(states) == 2 and torch.equal(states[1], euler().step(path, states[0], 0.1, 0.0, silent))
+    assert len(states) == 2 and torch.equal(states[1], euler().step(ode, states[0], 0.1, 0.0, silent))
     close(flow(GAUSSIAN, z, 2.0, 0.1), exact, 1e-10)
 
 
@@ -203,15 +203,15 @@ def test_rk45_goes_by_the_exact_flow_in_tight_tolerance(schedule: str) -> None:
 @pytest.mark.parametrize("end", [0.002, 0.5])
 def test_rk45_stays_within_its_range(schedule: str, scaling: str, end: float) -> None:
     """Its first trial and its last step too: there may be no noise level beyond the end."""
-    path, seen = path_of(schedule, scaling), []
+    ode, seen = ode_of(schedule, scaling), []
     denoiser = lambda z, sigma: seen.append(float(sigma)) or GAUSSIAN(z, sigma)  # noqa: E731
-    within = Path(denoiser, path.schedule, path.scaling)
+    within = Ode(denoiser, ode.schedule, ode.scaling)
     assert all(state.isfinite().all() for state in RK45(1e-3, 1e-3).run(within, start(80.0), [80.0, end, 0.0], silent))
     assert all(end * (1 - 1e-9) <= sigma <= 80 * (1 + 1e-9) for sigma in seen)
 
 
 def test_rk45_with_one_noise_level_is_a_step_of_euler() -> None:
-    [only] = RK45(1e-3, 1e-3).run(path_of("linear"), start(2.0), [2.0, 0.0], silent)
+    [only] = RK45(1e-3, 1e-3).run(ode_of("linear"), start(2.0), [2.0, 0.0], silent)
     close(only, GAUSSIAN(start(2.0), scalar(2.0)), 1e-13)
 
 
@@ -219,21 +219,21 @@ def test_rk45_with_one_noise_level_is_a_step_of_euler() -> None:
 @pytest.mark.parametrize("schedule", ["linear", "flow"])
 def test_a_single_step_is_one_of_euler_to_the_denoised(name: str, schedule: str) -> None:
     """Along a straight path, where a step into 0 ends at D; exponential solvers end there in every schedule."""
-    path, z = path_of(schedule), start(80.0)
-    [end] = solver_of(name).run(path, z, [80.0, 0.0], silent)
+    ode, z = ode_of(schedule), start(80.0)
+    [end] = solver_of(name).run(ode, z, [80.0, 0.0], silent)
     close(end, GAUSSIAN(z, scalar(80.0)), 1e-11)
 
 
 @all_solvers
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_last_step_of_a_solver_that_knows_no_time_returns_the_denoised(name: str, schedule: str) -> None:
-    solver, path, asked = solver_of(name), path_of(schedule), []
+    solver, ode, asked = solver_of(name), ode_of(schedule), []
 
     def denoiser(z: Tensor, sigma: Tensor) -> Tensor:
         asked.append(GAUSSIAN(z, sigma))
         return asked[-1]
 
-    *_, end = solver.run(Path(denoiser, path.schedule, path.scaling), start(3.0), [3.0, 1.0, 0.3, 0.0], torch.ones_like)
+    *_, end = solver.run(Ode(denoiser, ode.schedule, ode.scaling), start(3.0), [3.0, 1.0, 0.3, 0.0], torch.ones_like)
     if name != "lms" and (solver.variable != "t" or name == "deis" or schedule in ("linear", "flow")):
         close(end, asked[-1], 1e-11)
     else:
@@ -296,12 +296,12 @@ class Doubling(SingleStep):
     order = None
     variable = "sigma"
 
-    def step(self, path: Path, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
         return 2 * z + sigma_next
 
 
 def test_a_single_step_solver_yields_z_after_every_step() -> None:
-    states: Iterator[Tensor] = Doubling().run(path_of("linear"), torch.ones(2), [3.0, 2.0, 1.0, 0.0], silent)
+    states: Iterator[Tensor] = Doubling().run(ode_of("linear"), torch.ones(2), [3.0, 2.0, 1.0, 0.0], silent)
     assert [state.tolist() for state in states] == [[4.0, 4.0], [9.0, 9.0], [18.0, 18.0]]
     assert Doubling().evaluations(5) == 5 and not Doubling().stochastic
 
@@ -312,6 +312,6 @@ def test_every_state_of_a_run_has_the_shape_of_z_and_leaves_z_alone(name: str) -
     for shape in [(8, 1, 8, 8), (5, 1, 8, 8), (3, 2), (4,)]:
         z = torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(0))
         kept = z.clone()
-        states = list(solver_of(name).run(path_of("linear"), z, sigmas, torch.ones_like))
+        states = list(solver_of(name).run(ode_of("linear"), z, sigmas, torch.ones_like))
         assert len(states) == (2 if name == "rk45" else len(list(pairwise(sigmas))))
         assert all(state.shape == shape and state.dtype == F64 for state in states) and torch.equal(z, kept)

@@ -13,7 +13,7 @@ from pipeline.diffusion.exact import Gaussian
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.evaluation.convergence import mixture
 from pipeline.sampling.loop import sample
-from pipeline.sampling.ode import Path, Solver
+from pipeline.sampling.ode import Ode, Solver
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.singlestep import euler, heun
 from pipeline.sampling.solvers import SOLVERS, VARIANCES
@@ -39,8 +39,8 @@ CHURNED = ("euler", "heun", "midpoint", "rk4", "dpm_solver_2", "dpmpp_2s", "ddim
 all_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
 
 
-def path_of(schedule: str, scaling: str | None = None) -> Path:
-    return Path(GAUSSIAN, SCHEDULES[schedule](0.002, 80.0), SCALINGS[scaling or SCALING_OF_SCHEDULE[schedule]])
+def ode_of(schedule: str, scaling: str | None = None) -> Ode:
+    return Ode(GAUSSIAN, SCHEDULES[schedule](0.002, 80.0), SCALINGS[scaling or SCALING_OF_SCHEDULE[schedule]])
 
 
 def scalar(value: float) -> Tensor:
@@ -94,7 +94,7 @@ def test_ddpm_and_eta_of_one_are_the_posterior(sigmas: tuple[float, float]) -> N
     std = math.sqrt((1 - abar_prev) / (1 - abar) * beta)
     for solver, expected_std in ((DDIM(1.0), std), (DDPM("beta_tilde"), std), (DDPM("beta"), math.sqrt(beta))):
         for noise, expected in ((torch.zeros_like, mean), (torch.ones_like, mean + expected_std)):
-            x_prev = math.sqrt(abar_prev) * solver.step(path_of("vp"), start(sigma), sigma, sigma_next, noise)
+            x_prev = math.sqrt(abar_prev) * solver.step(ode_of("vp"), start(sigma), sigma, sigma_next, noise)
             close(x_prev, expected)
 
 
@@ -107,7 +107,7 @@ def test_eta_scales_the_noise_and_keeps_the_total(eta: float) -> None:
     eps = (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)
     std = eta * math.sqrt((1 - abar_prev) / (1 - abar)) * math.sqrt(1 - abar / abar_prev)
     expected = math.sqrt(abar_prev) * x0 + math.sqrt(1 - abar_prev - std**2) * eps + std
-    z = DDIM(eta).step(path_of("vp"), start(sigma), sigma, sigma_next, torch.ones_like)
+    z = DDIM(eta).step(ode_of("vp"), start(sigma), sigma, sigma_next, torch.ones_like)
     close(math.sqrt(abar_prev) * z, expected)
 
 
@@ -115,7 +115,7 @@ def test_eta_scales_the_noise_and_keeps_the_total(eta: float) -> None:
 @pytest.mark.parametrize("row", [{"eta": 0}, {"eta": 1}, {"solver": "ddpm"}, {"solver": "dpmpp_2m_sde"}], ids=str)
 def test_a_last_step_returns_the_denoised(row: dict[str, Any], schedule: str) -> None:
     solver = Sampler(**{"solver": "ddim"} | row).build_solver()
-    [end] = solver.run(path_of(schedule), start(0.3), [0.3, 0.0], silent)
+    [end] = solver.run(ode_of(schedule), start(0.3), [0.3, 0.0], silent)
     close(end, GAUSSIAN(start(0.3), scalar(0.3)))
 
 
@@ -125,29 +125,29 @@ def test_a_last_step_returns_the_denoised(row: dict[str, Any], schedule: str) ->
 def test_euler_maruyama_is_the_reverse_sde(schedule: str, scaling: str, diffusion: float) -> None:
     """In x = s z: drift s'/s x - (1 + diffusion) s sigma' sigma score, noise s sqrt(2 diffusion sigma' sigma h); the
     variance that it adds to z in a short step is diffusion (sigma^2 - sigma_next^2), whatever the path."""
-    path, sigma, sigma_next = path_of(schedule, scaling), 0.9, 0.7
-    t, t_next = path.t(sigma), path.t(sigma_next)
-    s, z = path.s(sigma), start(sigma)
+    ode, sigma, sigma_next = ode_of(schedule, scaling), 0.9, 0.7
+    t, t_next = ode.t(sigma), ode.t(sigma_next)
+    s, z = ode.s(sigma), start(sigma)
     score = (GAUSSIAN(z, scalar(sigma)) - z) / sigma**2
-    s_dot = path.log_slope(sigma) * path.sigma_dot(t) * s
-    drift = s_dot * z - (1 + diffusion) * s * path.sigma_dot(t) * sigma * score
-    spread = s * math.sqrt(2 * diffusion * path.sigma_dot(t) * sigma * (t - t_next))
+    s_dot = ode.log_slope(sigma) * ode.sigma_dot(t) * s
+    drift = s_dot * z - (1 + diffusion) * s * ode.sigma_dot(t) * sigma * score
+    spread = s * math.sqrt(2 * diffusion * ode.sigma_dot(t) * sigma * (t - t_next))
     solver = EulerMaruyama(diffusion, 0, 0.16)
-    expected = (s * z + (t_next - t) * drift + spread) / path.s(sigma_next)
-    close(solver.step(path, z, sigma, sigma_next, torch.ones_like), expected, 1e-11)
+    expected = (s * z + (t_next - t) * drift + spread) / ode.s(sigma_next)
+    close(solver.step(ode, z, sigma, sigma_next, torch.ones_like), expected, 1e-11)
     near = sigma * (1 - 1e-6)
-    added = solver.step(path, z, sigma, near, torch.ones_like) - solver.step(path, z, sigma, near, torch.zeros_like)
+    added = solver.step(ode, z, sigma, near, torch.ones_like) - solver.step(ode, z, sigma, near, torch.zeros_like)
     assert float(added.mean()) ** 2 == pytest.approx(diffusion * (sigma**2 - near**2), rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 8, 8), (5, 1, 8, 8), (3, 2), (4,)])
 def test_langevin_steps_come_after_the_step_at_the_new_level(shape: tuple[int, ...]) -> None:
     """z + e score + sqrt(2 e) n, e = 2 (corrector_snr sigma)^2, with new noise and a new score each."""
-    path, sigma, sigma_next = path_of("vp"), 0.9, 0.7
+    ode, sigma, sigma_next = ode_of("vp"), 0.9, 0.7
     noises = list(torch.randn(3, *shape, dtype=F64, generator=torch.Generator().manual_seed(1)))
     z, first, all_of_them = noise_of(*shape).double(), iter(noises[:1]), iter(noises)
-    end = EulerMaruyama(1.0, 2, 0.2).step(path, z, sigma, sigma_next, lambda x: next(all_of_them))
-    state = EulerMaruyama(1.0, 0, 0.2).step(path, z, sigma, sigma_next, lambda x: next(first))
+    end = EulerMaruyama(1.0, 2, 0.2).step(ode, z, sigma, sigma_next, lambda x: next(all_of_them))
+    state = EulerMaruyama(1.0, 0, 0.2).step(ode, z, sigma, sigma_next, lambda x: next(first))
     e = 2 * (0.2 * sigma_next) ** 2
     for noise in noises[1:]:
         score = (GAUSSIAN(state, scalar(sigma_next)) - state) / sigma_next**2
@@ -160,23 +160,23 @@ def test_langevin_steps_come_after_the_step_at_the_new_level(shape: tuple[int, .
 def test_dpmpp_2m_sde_has_the_exact_law_for_a_constant_denoiser(constant: float) -> None:
     """z - D ~ N(0, sigma^2) at every level: r^4 sigma^2 + sigma_next^2 (1 - r^2) = sigma_next^2, in any steps."""
     sigmas = [5.0, 2.0, 1.7, 0.2, 0.1]
-    path = Path(lambda z, sigma: torch.full_like(z, constant), SCHEDULES["linear"](0.1, 5.0), SCALINGS["none"])
+    ode = Ode(lambda z, sigma: torch.full_like(z, constant), SCHEDULES["linear"](0.1, 5.0), SCALINGS["none"])
     identity = iter(torch.eye(5, dtype=F64)[1:, :, None])
     z = torch.eye(5, dtype=F64)[0][:, None] * 5.0 + constant  # sample i holds what the i-th noise becomes
     solver: Solver = SOLVERS["dpmpp_2m_sde"]()
-    for state, sigma in zip(solver.run(path, z, sigmas, lambda x: next(identity)), sigmas[1:], strict=True):
+    for state, sigma in zip(solver.run(ode, z, sigmas, lambda x: next(identity)), sigmas[1:], strict=True):
         assert float((state - constant).square().sum()) == pytest.approx(sigma**2, rel=1e-12)
 
 
 def test_dpmpp_2m_sde_in_the_coordinates_it_was_published_in() -> None:
     """x = alpha z, lambda = ln(alpha / std): x_next = std_next / std exp(-h) x + alpha_next (1 - exp(-2h)) (D + D1 / 2)
     + std_next sqrt(1 - exp(-2h)) n, with D1 = (D - D_before) h / h_before (arXiv 2211.01095, its SDE-DPM-Solver++)."""
-    sigmas, path = [3.0, 1.9, 0.8, 0.5, 0.3], path_of("vp")
+    sigmas, ode = [3.0, 1.9, 0.8, 0.5, 0.3], ode_of("vp")
     alpha = [1 / math.sqrt(1 + s * s) for s in sigmas]
     std = [s * a for s, a in zip(sigmas, alpha, strict=True)]
     lam = [math.log(a / s) for a, s in zip(alpha, std, strict=True)]
-    z = [start(3.0), *SOLVERS["dpmpp_2m_sde"]().run(path, start(3.0), sigmas, torch.ones_like)]
-    d = [path.denoise(state, sigma) for state, sigma in zip(z, sigmas, strict=True)]
+    z = [start(3.0), *SOLVERS["dpmpp_2m_sde"]().run(ode, start(3.0), sigmas, torch.ones_like)]
+    d = [ode.denoise(state, sigma) for state, sigma in zip(z, sigmas, strict=True)]
     for i in (1, 2):
         h, before = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
         x = std[i + 1] / std[i] * math.exp(-h) * alpha[i] * z[i]
@@ -236,7 +236,7 @@ def test_churn_is_algorithm_2(S_churn: float, gamma: float, S_noise: float) -> N
             x = x_hat + (t_next - t_hat) * (d + (x - GAUSSIAN(x, scalar(t_next))) / t_next) / 2
         expected.append(x)
     churned = Churned(heun(1.0), S_churn, 0.0, None, S_noise)
-    states = list(churned.run(path_of("linear"), start(4.0), sigmas, torch.ones_like))
+    states = list(churned.run(ode_of("linear"), start(4.0), sigmas, torch.ones_like))
     for state, value in zip(states, expected, strict=True):
         close(state, value, 1e-12)
 
