@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import Paths, write_json
+from pipeline.common.files import Paths, read_json, write_json
+from pipeline.common.fingerprint import fingerprint
 
 BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
@@ -66,6 +67,17 @@ def run_stage(main: Callable[[Arguments], None], description: str | None, shared
     os._exit(code)
 
 
+def check_code(arguments: Arguments, stage: str) -> None:
+    """Refuse to run a stage on rows that other code has written. Raises StudyError."""
+    if not arguments.name or stage == "resolve":
+        return
+    file = arguments.paths.code(stage)
+    if read_json(file) != fingerprint(f"stages.{stage}"):
+        raise StudyError(
+            f"{file}: the rows were written by other code than this; run `dvc repro`, which resolves first"
+        )
+
+
 def outcome(main: Callable[[Arguments], None], description: str | None, shared: bool = False) -> int:
     """Run a stage and return its exit code: 1 after a StudyError or an unreadable file, of which stderr has one line.
 
@@ -76,6 +88,7 @@ def outcome(main: Callable[[Arguments], None], description: str | None, shared: 
     try:
         if not shared and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise StudyError("this stage is run by one process; torchrun is for stages.train and stages.sweep")
+        check_code(arguments, Path(sys.argv[0]).stem)
         main(arguments)
         print(end="", flush=True)
         if arguments.name and not arguments.check and not arguments.images and first:

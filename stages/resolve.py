@@ -6,6 +6,7 @@ import torch
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, whole_folder, write_json
+from pipeline.common.fingerprint import stage_fingerprints
 from pipeline.params.null_axes import remarks
 from pipeline.params.places import check_place
 from pipeline.params.study import read_study, resolve, unmet
@@ -26,6 +27,8 @@ def main(arguments: Arguments) -> None:
         with whole_folder(Paths(study.study.name).rows) as folder:
             for name, row in rows.items():
                 write_json(folder / f"{name}.json", row)
+            for name, code in stage_fingerprints().items():
+                write_json(folder / "code" / f"{name}.json", code)
     size = f"{len(study.models)} models, {len(study.curves)} curves"
     print(f"{arguments.params}: {size}; its report: {Paths(study.study.name).reports / 'report.html'}")
 

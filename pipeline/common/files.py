@@ -32,6 +32,9 @@ class Paths:
     def rows(self) -> Path:
         return self.build / "rows"
 
+    def code(self, stage: str) -> Path:
+        return self.rows / "code" / f"{stage}.json"
+
     def row(self, section: str, name: str) -> Path:
         return self.rows / section / f"{name}.json"
 
