@@ -36,15 +36,15 @@ Read = Callable[[str], bytes]  # a file's content, by its path below the folder 
 Labels = tuple[list[int] | None, tuple[str, ...]]  # a class index per image, or None; the classes' names
 
 
-class Data(BaseModel, extra="forbid", frozen=True):
-    """The study's data set.
-
-    `source` is a key of SOURCES, else a path: to a folder or a .zip of images of one size, or to CIFAR-10's archive.
-    """
+class Data(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+    """The `data` section: the data set. All its images have one size."""
 
     source: str = Field(default="digits", min_length=1)  # "./digits" is a folder of that name
-    limit: int | None = Field(default=None, ge=2)  # the first so many images, where there are more
-    labels: bool = True  # False: ignore the classes
+    """digits, cifar10, two_moons, spiral, checkerboard, mixture, or a path: folder, .zip, CIFAR-10's .tar.gz."""
+    limit: int | None = Field(default=None, ge=2)
+    """Use only the first so many images; null: all."""
+    labels: bool = True
+    """Whether to read classes, from class folders or dataset.json."""
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,34 @@ from pipeline.sampling.row import Sampler
 
 
 class Curve(Sampler):
-    """A sampler row on one model, measured over NFE budgets. `method` names it in the headline figure.
-
-    `labels`: of classes as frequent as in the data set, or none. `guide_images`: the snapshot that guides, by the
-    images it had seen; None: the earliest. `ema_halflife_images`, `ema_sigma_rel`: the average of the weights; None:
-    the model's own. `batch` auto: as many as fit into a GPU's memory; `precision` and `compile` are those of the
-    network's calls. `repetitions`: training and sampling seeds side by side, or each with each.
-    """
+    """A sampler row on one model, measured at several budgets of network evaluations (NFE)."""
 
     model: Name
+    """The row of models to sample from; a curve does not inherit it."""
     method: Label | None = None
+    """Name of the method in the headline figure; null: not shown there."""
     labels: Literal["data", "none"] = axis("data", "labels")
+    """Class labels of samples, for a model with labels: classes as frequent as in the data, or none."""
     guide_images: PositiveInt | None = axis(None, "guidance")
+    """The snapshot nearest to so many images guides; null: the earliest. For guide snapshot."""
     ema_halflife_images: PositiveInt | None = axis(None, "EMA length")
+    """Sample from another average of the weights, with this half-life; null: the model's own."""
     ema_sigma_rel: Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)] | None = axis(None, "EMA length")
+    """Sample from another average of the weights, with this relative width; null: the model's own."""
     samples: Annotated[int, Field(ge=40)] = 1024
+    """Images per measurement; the same for all curves."""
     batch: PositiveInt | Literal["auto"] = 512
+    """Images per call of the network; auto: as many as a GPU's memory holds."""
     precision: Literal["float32", "bfloat16"] = axis("float32", "sampling precision")
+    """Precision of the network's calls."""
     compile: Literal["none", "default"] = axis("none", "sampling compilation")
+    """Whether torch.compile compiles the network (default, on a GPU with CUDA graphs) or not (none)."""
     sample_seeds: Seeds = (0, 1, 2)
+    """Seeds of sampling."""
     repetitions: Literal["paired", "crossed"] = "paired"
-    seeds: tuple[tuple[int, int], ...] = ()  # (train seed, sample seed) of each repetition; `resolve` fills them in
+    """Whether training and sampling seeds are paired one to one or fully crossed."""
+    seeds: tuple[tuple[int, int], ...] = ()
+    """(training seed, sampling seed) of each repetition; `resolve` fills it in."""
 
 
 def seed_pairs(

@@ -19,11 +19,14 @@ MOST_REPETITIONS = 3
 
 
 class ImageSet(Row):
-    """A folder or .zip of generated images, what they cost where that is known, and a name for the figures."""
+    """A row of `sets`: generated images from elsewhere."""
 
     source: Annotated[str, Field(min_length=1)]
+    """A folder or .zip of generated images."""
     nfe: PositiveInt | None = None
+    """Network evaluations per image; null: unknown."""
     method: Label | None = None
+    """Name of the method in the headline figure; null: not shown there."""
 
 
 def measure_set(

@@ -13,9 +13,10 @@ GIB = 2**30
 
 
 class Needs(Row):
-    """`gpu_gib`: the memory, in GiB, that a GPU must have; 0: none is needed."""
+    """The `needs` section: what the study needs of the machine."""
 
     gpu_gib: Annotated[float, Field(ge=0)] = 0
+    """Memory of the GPU that the study needs, in GiB; 0: no GPU."""
 
 
 def gpu_count() -> int:

@@ -36,37 +36,64 @@ SOLVER_KEYS = frozenset(key for solver in SOLVERS for key in keys_of(solver))
 
 
 class Sampler(Row):
-    """A sampler. `scaling`, `sigma_min` and `sigma_max` None mean: as published with the schedule and the grid; `order`
-    None: as the solver is best known. `guidance` is its weight, and acts where guidance_min < sigma <= guidance_max."""
+    """A sampler: solver, grid of noise levels, schedule, scaling and guidance."""
 
     solver: Literal[tuple(SOLVERS)] = axis("heun", "solver")  # type: ignore[valid-type]
+    """The method that integrates the ODE or SDE."""
     order: Annotated[int, Field(ge=1, le=9)] | None = axis(None, "order")
+    """Order of unipc (2 or 3) and of exp_adams, deis, ipndm, lms (1 to 4); null: 3 for the first two, else 4."""
     alpha: Annotated[float, Field(gt=0, le=1)] = axis(1.0, "alpha")
+    """Place of the second evaluation in a step: 1 Heun, 2/3 Ralston, 1/2 midpoint. For heun."""
     eta: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "eta")
+    """Strength of the noise: 0 DDIM, 1 DDPM's ancestral sampler. For ddim."""
     variance: Literal[VARIANCES] = axis("beta_tilde", "variance")  # type: ignore[valid-type]
+    """Variance of the noise that a step adds. For ddpm."""
     diffusion: NonNegativeFloat = axis(1.0, "diffusion")
+    """Strength of the SDE: 0 the ODE, 1 the reverse of the noising SDE. For euler_maruyama."""
     corrector_steps: NonNegativeInt = axis(0, "Langevin corrector")
+    """Langevin steps after each step. For euler_maruyama."""
     corrector_snr: PositiveFloat = axis(0.16, "Langevin corrector")
+    """Signal-to-noise ratio that sets the size of Langevin steps. For euler_maruyama."""
     rtol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
+    """Relative tolerance. For rk45."""
     atol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
+    """Absolute tolerance. For rk45."""
     S_churn: NonNegativeFloat = axis(0.0, "churn")
+    """Strength of EDM's churn: noise before each step of a deterministic single-step solver; 0: none."""
     S_min: NonNegativeFloat = axis(0.0, "churn")
+    """Lowest sigma with churn."""
     S_max: Upper = axis(None, "churn")
+    """Highest sigma with churn; null: no limit."""
     S_noise: PositiveFloat = axis(1.0, "churn")
+    """Factor on the standard deviation of churn's noise."""
     discretization: Literal[tuple(DISCRETIZATIONS)] = axis("edm", "discretization")  # type: ignore[valid-type]
+    """The grid of noise levels."""
     rho: PositiveFloat = axis(7.0, "rho")
+    """Exponent of discretization edm."""
     shift: PositiveFloat = axis(1.0, "shift")
+    """Factor on sigma. For discretization flow."""
     spacing: Literal[tuple(SPACINGS)] = axis("linspace", "spacing")  # type: ignore[valid-type]
+    """Which of DDPM's levels are used. For discretization ddpm."""
     sigmas: Sigmas | None = axis(None, "discretization")
+    """The falling list of noise levels above 0. For discretization explicit."""
     sigma_min: PositiveFloat | None = axis(None, "noise range")
+    """Lowest noise level above 0; null: as published with the grid."""
     sigma_max: PositiveFloat | None = axis(None, "noise range")
+    """Highest noise level; null: as published with the grid."""
     schedule: Literal[tuple(SCHEDULES)] = axis("linear", "schedule")  # type: ignore[valid-type]
+    """sigma(t) of the ODE; any schedule goes with any grid and solver."""
     scaling: Literal[tuple(SCALINGS)] | None = axis(None, "scaling")  # type: ignore[valid-type]
+    """s of the ODE in x = s z; null: as published with the schedule."""
     guidance: NonNegativeFloat = axis(1.0, "guidance")
+    """Guidance weight w; 1 is no guidance (0 for guide classifier)."""
     guide: Literal[tuple(GUIDES)] = axis("unconditional", "guidance")  # type: ignore[valid-type]
+    """What guides: the model without label, an earlier snapshot of it, or a classifier."""
     guidance_min: NonNegativeFloat = axis(0.0, "guidance")
+    """Guidance acts only above this sigma."""
     guidance_max: Upper = axis(None, "guidance")
+    """Guidance acts only up to this sigma; null: no limit."""
     nfe: Budgets = (4, 7, 11, 19, 35)
+    """Budgets of network evaluations; each pays for as many steps as it can."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -37,61 +37,106 @@ LEAST_EFFECTIVE = 4e-3  # the smallest effective share of draws: half a draw in 
 
 
 class Model(Row):
-    """One training. `sigma_data` None means: as measured on the data set; `gamma`, `k` and `bias` None: as published
-    with the weighting; `ema_ramp_up` is the share of the images seen so far that the average's half-life never exceeds
-    (EDM, app. F.2), None: no ramp-up. `teacher` is the flow that `pairs: reflow` takes its pairs from,
-    and `like` the row whose cost the network is to have where `equal` says so: its base, too. `resolve` fills both in.
-    """
+    """A model row: the network and how it is trained."""
 
     parametrization: Literal[tuple(PARAMETRIZATIONS)] = axis("edm", "parametrization")  # type: ignore[valid-type]
+    """The target that the network predicts, and the path on which it is told the noise level."""
     noise: Literal[tuple(NOISES)] = axis("lognormal", "noise distribution")  # type: ignore[valid-type]
+    """The distribution of training noise levels sigma."""
     P_mean: float = axis(-1.2, "noise distribution")
+    """Mean of ln sigma. For noise lognormal; reports/<study>/proposed.yaml suggests a value for your data."""
     P_std: PositiveFloat = axis(1.2, "noise distribution")
+    """Standard deviation of ln sigma. For noise lognormal; reports/<study>/proposed.yaml suggests a value."""
     shift: PositiveFloat = axis(1.0, "noise distribution")
+    """Factor on sigma. For noise flow_uniform, logit_normal, mode and cosmap."""
     logit_mean: float = axis(0.0, "noise distribution")
+    """Mean of logit t, t being the flow's time. For noise logit_normal."""
     logit_std: PositiveFloat = axis(1.0, "noise distribution")
+    """Standard deviation of logit t, t being the flow's time. For noise logit_normal."""
     mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = axis(1.29, "noise distribution")
+    """Above 0, the middle of the flow's time is more likely; below 0, its ends. For noise mode."""
     draws: Literal[tuple(DRAWS)] = axis("independent", "noise draws")  # type: ignore[valid-type]
+    """How the noise levels of a batch are drawn."""
     weighting: Literal[tuple(WEIGHTINGS)] = axis("unit", "loss weighting")  # type: ignore[valid-type]
+    """The weight lambda(sigma) on the squared error of D."""
     gamma: PositiveFloat | None = axis(None, "loss weighting")
+    """Parameter of weightings min_snr and p2; null: the published value."""
     k: PositiveFloat | None = axis(None, "loss weighting")
+    """Parameter of weighting p2; null: the published value."""
     bias: Annotated[float, Field(ge=-50, le=50)] | None = axis(None, "loss weighting")
+    """Parameter of weighting sigmoid; null: the published value."""
     pairs: Literal[PAIRS] = axis("independent", "pairs")  # type: ignore[valid-type]
+    """Which noise is paired with which image."""
     reflow_pairs: PositiveInt = axis(8192, "pairs")
+    """Number of pairs that the flow in `base` makes. For pairs reflow."""
     augment: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "augmentation")
+    """Probability of each of EDM's augmentations (arXiv 2206.00364, app. F.2), which the network is told."""
     flip: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "augmentation")
+    """Probability of mirroring an image, which the network is not told (arXiv 2006.11239)."""
     sigma_data: PositiveFloat | None = axis(None, "sigma_data")
+    """Standard deviation of the data; null: measured on the data set."""
     labels: Literal["none", "classes"] = axis("none", "labels")
+    """Whether the network is told class labels."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = axis(0.1, "labels")
+    """Share of labels hidden in training, so that the network also learns to predict without one."""
     network: Literal[tuple(NETWORKS)] = axis("unet", "network")  # type: ignore[valid-type]
+    """The network: unet, ddpmpp or dit for images, mlp for points."""
     channels: Annotated[int, Field(multiple_of=8, ge=8)] = axis(16, "network")
+    """Width of the network; for unet and ddpmpp, channels of the first level."""
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = axis((1, 2, 4), "network")
+    """Channels of each level as multiples of `channels`; a level halves the image. For unet and ddpmpp."""
     blocks: PositiveInt = axis(1, "network")
+    """Blocks per level for unet and ddpmpp, blocks in all for dit and mlp."""
     attention: tuple[PositiveInt, ...] = axis((), "network")
+    """Heights, in pixels, of the levels with attention. For ddpmpp."""
     patch: PositiveInt = axis(2, "network")
+    """Side of a patch in pixels. For dit."""
     embedding: Literal["positional", "fourier"] = axis("positional", "noise embedding")
+    """How the network embeds c_noise."""
     equal: Literal["parameters", "flops"] | None = axis(None, "network")
+    """Choose `channels` so that the network costs as much as that of `base`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "dropout")
+    """Probability that dropout zeroes a feature."""
     images: PositiveInt = axis(140_000, "training length")
+    """Length of the training, in images."""
     batch: PositiveInt = axis(128, "batch size")
+    """Images per step."""
     micro_batch: PositiveInt | None = axis(None, "micro-batches")
+    """Images per pass through the network, if a whole batch exceeds the memory; null: the whole batch."""
     learning_rate: PositiveFloat = axis(8e-3, "learning rate")
+    """Peak learning rate of Adam."""
     warmup_images: PositiveInt = axis(10_000, "learning rate")
+    """Images over which the learning rate rises linearly from 0."""
     learning_rate_decay: Literal["cosine", "linear", "inverse_sqrt", "none"] = axis("cosine", "learning rate")
+    """How the learning rate falls over the training."""
     learning_rate_reference_images: PositiveInt = axis(35_000, "learning rate")
+    """Images after which the learning rate falls. For learning_rate_decay inverse_sqrt."""
     clip_norm: PositiveFloat | None = axis(None, "gradient clipping")
+    """Largest norm of the gradient; null: no clipping."""
     precision: Literal["float32", "bfloat16"] = axis("float32", "precision")
+    """Precision of the network; bfloat16 is autocast, with weights and loss in float32."""
     compile: Literal["none", "default"] = axis("none", "compilation")
+    """Whether torch.compile compiles the network (default) or not (none)."""
     memory_format: Literal["channels_last", "contiguous"] = axis("channels_last", "memory format")
+    """Memory layout of images and weights."""
     ema_halflife_images: PositiveInt = axis(10_000, "EMA length")
+    """Half-life of the main average of the weights (EMA), in images."""
     ema_ramp_up: PositiveFloat | None = axis(0.05, "EMA length")
+    """Largest half-life as a share of the images seen so far; null: no limit."""
     ema_halflives_images: tuple[PositiveInt, ...] = ()
+    """Half-lives of further averages, which curves select by `ema_halflife_images`."""
     ema_sigma_rels: tuple[Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)], ...] = ()
+    """Relative widths of further power-function averages, which curves select by `ema_sigma_rel`."""
     snapshots: NonNegativeInt = 0
+    """Number of snapshots of all averages, for autoguidance and for averages of other lengths."""
     classifier_images: NonNegativeInt = 0
+    """Images on which a noise-aware classifier is trained for guidance; 0: no classifier."""
     train_seeds: Seeds = (0, 1, 2)
+    """Seeds of training; each is one training."""
     teacher: "Model | None" = None
+    """The row of the flow that makes the pairs of `pairs: reflow`; `resolve` fills it in."""
     like: "Model | None" = None
+    """The row whose cost `equal` matches; `resolve` fills it in."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -515,20 +515,28 @@ EXTRACTORS = {
 
 
 class Features(Row):
-    """The `features` section of the study: the extractor, its file, and how the classifier is trained.
+    """The `features` section: the extractor, its file, and how the classifier is trained.
 
-    A hash is the beginning of the file's sha256; without one, Inception weights must be torch-fidelity's own. An
-    extractor whose weights cannot be had is replaced by the classifier.
+    Without `hash`, Inception weights must be torch-fidelity's. If an extractor's weights are unavailable, the study
+    uses the classifier.
     """
 
     extractor: Literal[tuple(EXTRACTORS)] = "classifier"  # type: ignore[valid-type]
+    """The feature extractor: classifier (trained on the data), inception (FID), dinov2, module, coordinates."""
     weights: Annotated[str, Field(min_length=1)] | None = None
+    """File of the extractor's weights. For inception and module."""
     hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = None
+    """First digits of the sha256 of that file, at least 8."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Channels of the classifier, which is the number of features."""
     epochs: PositiveInt = 30
+    """Epochs of the classifier's training."""
     batch: PositiveInt = 64
+    """Images per step of the classifier's training."""
     learning_rate: PositiveFloat = 2e-3
+    """Learning rate of the classifier's training."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the classifier's training."""
 
     @model_validator(mode="after")
     def _file_where_there_is_one(self) -> Self:
