@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 from pipeline.common.files import read_json, whole_folder, write_json
 from pipeline.common.progress import bar, tell
 from pipeline.evaluation.sweep import Cell, cells_of, measure_curve, save_curve
@@ -13,7 +13,7 @@ from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
-    distributed.join()
+    processes.join()
     paths, name = arguments.paths, arguments.row
     curve = read_json(paths.row("curves", name))
     extractor = load_extractor(paths.features)
@@ -26,7 +26,7 @@ def main(arguments: Arguments) -> None:
 
         grids, model = read_json(paths.grids(curve["model"])), paths.model(curve["model"])
         cells = measure_curve(curve, model, grids, extractor, reference, finished)
-    if not distributed.first():
+    if not processes.first():
         return
     with whole_folder(paths.curve(name)) as folder:
         summary = save_curve(cells, measured_with(extractor, reference, curve["samples"]), folder)

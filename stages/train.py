@@ -1,6 +1,6 @@
 """Train one model row, all its seeds."""
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 from pipeline.common.files import read_json, whole_folder, write_csv, write_json
 from pipeline.common.progress import bar
 from pipeline.data.dataset import load_prepared, load_summary
@@ -10,7 +10,7 @@ from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
-    distributed.join()
+    processes.join()
     paths, name = arguments.paths, arguments.row
     row = Model(**read_json(paths.row("models", name)))
     data, about = load_prepared(paths.data), load_summary(paths.data)
@@ -19,7 +19,7 @@ def main(arguments: Arguments) -> None:
     check_models({name: row} | others, about, data.images, data.labels)
     with bar(f"train {name}", row.images * len(row.train_seeds), "image") as progress:
         trained = train_seeds(row, about, data.images, progress.update, labels=data.labels)
-    if not distributed.first():
+    if not processes.first():
         return
     with whole_folder(paths.model(name)) as folder:
         summary = save_models(trained, folder)

@@ -40,7 +40,7 @@ def join() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
 
-def processes() -> int:
+def count() -> int:
     """How many there are in this job."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -57,11 +57,11 @@ def first() -> bool:
 
 def part(batch: int) -> slice:
     """This process's part of a batch. Raises StudyError where it can't be dealt out equally."""
-    if batch % processes():
+    if batch % count():
         raise StudyError(
-            f"batch: {batch} images can't be dealt out equally to {processes()} processes; use as many as divide it"
+            f"batch: {batch} images can't be dealt out equally to {count()} processes; use as many as divide it"
         )
-    size = batch // processes()
+    size = batch // count()
     return slice(rank() * size, (rank() + 1) * size)
 
 
@@ -70,22 +70,22 @@ def workers_on(device: torch.device) -> int | None:
     one where several processes must take the same pieces in the same order, and none beside it where a GPU works."""
     if device.type != "cpu":
         return 0
-    return None if processes() == 1 else 1
+    return None if count() == 1 else 1
 
 
 def add_up(values: Tensor) -> None:
     """Put the sum over all processes in the place of a tensor of theirs."""
-    if processes() > 1:
+    if count() > 1:
         with _lost():
             dist.all_reduce(values)
 
 
 def exchange(content: bytes) -> list[bytes]:
     """What every process has to tell, in their order; all must call it."""
-    if processes() == 1:
+    if count() == 1:
         return [content]
     with _lost():
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(processes())]
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
         dist.all_gather(lengths, torch.tensor([len(content)]))
         longest = max(int(length) for length in lengths)
         padded = torch.frombuffer(bytearray(content.ljust(longest, b"\0")), dtype=torch.uint8)

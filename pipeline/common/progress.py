@@ -4,13 +4,13 @@ import sys
 
 from tqdm import tqdm
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 
 
 def bar(title: str, total: int, unit: str) -> tqdm:
     """A progress bar on stderr, with its rate and the time left, of a job's first process. Call .update(n) from any
     thread."""
-    silent = None if distributed.first() else True
+    silent = None if processes.first() else True
     return tqdm(
         desc=title, total=total, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, disable=silent, leave=False
     )

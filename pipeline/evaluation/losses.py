@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
@@ -137,7 +137,7 @@ def measure_model(
     tasks: list[Callable[[], Any]] = [partial(bound_terms, ends[0], row, x0)]  # which may take longest
     tasks += [partial(points_of, denoiser) for denoiser in denoisers.values()]
     tasks += [partial(straightness, denoiser) for denoiser in ends]
-    workers = distributed.workers_on(device) if workers is None else workers
+    workers = processes.workers_on(device) if workers is None else workers
     bound, *found = side_by_side(tasks, workers)
     lines = [
         {"model": name, "train_seed": seed, "state": state}

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.threads import in_turns, side_by_side
 from pipeline.data.dataset import to_range
@@ -72,7 +72,7 @@ def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | Non
     """
     wide = Model(**row.model_dump(exclude={*PLAIN}) | WIDE)
     rows = [wide.model_copy(update={"images": count}) for count in BRIEF_IMAGES]
-    workers = distributed.workers_on(default_device()) if workers is None else workers
+    workers = processes.workers_on(default_device()) if workers is None else workers
     trained = in_turns([train(brief, spec, images, SEED) for brief in rows], workers)
     short, long = side_by_side([partial(errors, brief.denoiser, images) for brief in trained], workers)
     return fit(noise_levels(), short.cpu(), long.cpu(), spec["sigma_data"])

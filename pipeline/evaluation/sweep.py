@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 from pipeline.common.devices import CPU, autocast, default_device, exact_device, fitting_batch
 from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import CACHE, content_hash, write_bytes, write_json
@@ -24,9 +24,10 @@ from pipeline.diffusion.weights import Weights, classifier_file, content_key, ma
 from pipeline.metrics.extractors.extractor import Extractor, headline, label
 from pipeline.metrics.measurement import SHOWN_IMAGES, SHOWN_POINTS, measure
 from pipeline.metrics.reference import Reference
+from pipeline.sampling.batches import ALL, batches, mean_nfe
+from pipeline.sampling.batches import generate_share as generate
 from pipeline.sampling.fitted_grids import on_fitted_grid
 from pipeline.sampling.guidance import ByClass, BySample, guided
-from pipeline.sampling.loop import ALL, batches, generate, mean_nfe
 from pipeline.sampling.row import Sampler, sampler_of
 
 CHOSEN = ("samples", "batch", "labels", "precision", "compile")  # of a curve, beside its sampler and its weights
@@ -104,7 +105,7 @@ class Source:
 
     def fitting_batch(self) -> int:
         """How many samples to make at a time, for all processes alike."""
-        told = distributed.exchange(str(fitting_batch(self._call, self.device)).encode())
+        told = processes.exchange(str(fitting_batch(self._call, self.device)).encode())
         return min(map(int, told))
 
     @torch.no_grad()
@@ -170,7 +171,7 @@ def measure_cell(
     cell = load_cell(kept)
     if cell and len(cell.features) < min(keep, count):
         cell = None
-    told = distributed.exchange(f"{key} {cell is not None}".encode())
+    told = processes.exchange(f"{key} {cell is not None}".encode())
     if len({each.split()[0] for each in told}) > 1:
         raise StudyError("the processes of this job differ in their code, machine or weights")
     if cell and all(each.endswith(b"True") for each in told):
@@ -197,7 +198,7 @@ def measure_cell(
         found.images,
         found.features[:keep].cpu(),
     )
-    if distributed.first():
+    if processes.first():
         save_cell(cell, kept)
     return cell
 
@@ -206,10 +207,10 @@ def _samples(
     own: Source, sampler: Sampler, steps: int, seed: int, count: int, batch: int
 ) -> Iterator[tuple[Tensor, int]]:
     """What `generate` yields. Several processes deal its batches out among them, and each gets all that was made."""
-    processes = distributed.processes()
-    share = ALL if processes == 1 else slice(distributed.rank(), None, processes)
+    ranks = processes.count()
+    share = ALL if ranks == 1 else slice(processes.rank(), None, ranks)
     made = generate(own.denoiser, own.shape, sampler, steps, seed, count, batch, own.device, share)
-    if processes == 1:
+    if ranks == 1:
         yield from made
         return
     parts, costs, failed = list[Tensor](), list[int](), ""
@@ -220,12 +221,12 @@ def _samples(
     except NotFinite as error:
         failed = str(error)
     mine = save({str(i): part for i, part in enumerate(parts)})
-    every_part = map(load, distributed.exchange(mine))
-    abouts = map(json.loads, distributed.exchange(json.dumps({"nfe": costs, "failed": failed}).encode()))
+    every_part = map(load, processes.exchange(mine))
+    abouts = map(json.loads, processes.exchange(json.dumps({"nfe": costs, "failed": failed}).encode()))
     told = list(zip(every_part, abouts, strict=True))
     for number in range(len(batches(sampler, count, batch))):
-        tensors, about = told[number % processes]
-        index = number // processes
+        tensors, about = told[number % ranks]
+        index = number // ranks
         if index == len(tensors):
             raise NotFinite(about["failed"])
         yield tensors[str(index)].to(own.device), about["nfe"][index]
@@ -276,7 +277,7 @@ def measure_curve(
         return cell
 
     longest_first = sorted(own, key=lambda cell: -cell[0])
-    workers = distributed.workers_on(device) if workers is None else workers
+    workers = processes.workers_on(device) if workers is None else workers
     done = side_by_side([partial(task, *cell) for cell in longest_first], workers)
     found = dict(zip(longest_first, done, strict=True))
     return [found[cell] for cell in own]

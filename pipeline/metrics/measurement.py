@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 from pipeline.common.errors import StudyError
 from pipeline.common.machine import libraries
 from pipeline.metrics.extractors.extractor import Extracted, Extractor
@@ -76,7 +76,7 @@ def measure(
         varied = varied or bool((images != first).any())
         seen += len(images)
         kept.append(images[: max(shown - sum(map(len, kept)), 0)])
-        if number % distributed.processes() == distributed.rank():
+        if number % processes.count() == processes.rank():
             extracted.append(extractor(images))
     if seen != count:
         raise StudyError(f"{seen} images came where {count} were to be measured")
@@ -95,11 +95,11 @@ def measure(
 def _all_of(own: list[Extracted], device: torch.device) -> list[Extracted]:
     """What all processes of a job have extracted, each of every so many-th chunk, in the order of the chunks, on the
     device. So sums are made in one order, and round alike, however many processes there are."""
-    if distributed.processes() == 1:
+    if processes.count() == 1:
         return [part.on(device) for part in own]
     features = {f"features/{i}": part.features for i, part in enumerate(own)}
     logits = {f"logits/{i}": part.logits for i, part in enumerate(own) if part.logits is not None}
-    told = [load(each) for each in distributed.exchange(save({k: v.cpu() for k, v in (features | logits).items()}))]
+    told = [load(each) for each in processes.exchange(save({k: v.cpu() for k, v in (features | logits).items()}))]
     found: list[Extracted] = []
     for number in numbers():
         tensors, index = told[number % len(told)], number // len(told)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline.common import processes as distributed
+from pipeline.common import processes
 from pipeline.common.devices import (
     CPU,
     Network,
@@ -144,7 +144,7 @@ def draw_batch(
 ) -> Batch:
     """The batch of the examples `indices` (B,). All of it is drawn on the CPU by every process, in an order in which a
     row that turns flips or labels on keeps the other draws; each takes its own part of it."""
-    count, pairs, own = len(indices), examples.pairs, distributed.part(len(indices))
+    count, pairs, own = len(indices), examples.pairs, processes.part(len(indices))
     a = augmentation.draw(count, row.augment, draw) if row.augment else None
     n = pairs[1][indices] if pairs else torch.randn(count, *examples.images.shape[1:], generator=draw)
     u, importance = draws.draw(count, draw)
@@ -193,7 +193,7 @@ class Run:
         if device.type == "cuda":
             make_gradients_repeatable()
         self.row, self.seed, self.device = row, seed, device
-        self.own = distributed.part(row.batch)
+        self.own = processes.part(row.batch)
         self.micro_batch = min(micro_batch or row.micro_batch or row.batch, self.own.stop - self.own.start)
         self.denoiser = new_denoiser(spec, seed).to(device)
         self.averages = Averages(dict(self.denoiser.named_parameters()), profiles(row))
@@ -276,11 +276,11 @@ class Run:
             share.backward()
             value += share.detach()
             found[part] = losses.detach()
-        if distributed.processes() > 1:
+        if processes.count() > 1:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             whole = [found, value, *gradients]
             flat = torch.cat([each.flatten() for each in whole])
-            distributed.add_up(flat)
+            processes.add_up(flat)
             for each, total in zip(whole, flat.split([each.numel() for each in whole]), strict=True):
                 each.copy_(total.view_as(each))
         self.losses[self.step] = value[0]
@@ -317,7 +317,7 @@ class Run:
     def save(self, path: Path, setting: dict[str, Any]) -> None:
         """Write a checkpoint of a training with this setting, whole or not at all."""
         tensors = {name: value.contiguous() for name, value in self.tensors().items()}
-        if distributed.first():
+        if processes.first():
             write_bytes(path, save(tensors, {"setting": json.dumps(setting, sort_keys=True)}))
 
     def load(self, path: Path, setting: dict[str, Any]) -> None:
@@ -463,7 +463,7 @@ def train(
         return run
 
     run = begin(None)
-    if len(set(distributed.exchange(str(run.step).encode()))) > 1:
+    if len(set(processes.exchange(str(run.step).encode()))) > 1:
         raise StudyError(f"{checkpoint}: not the same for all processes; they need one file system")
     every = max(row.steps // CHECKPOINTS, 1)
     pairs = make_pairs() if make_pairs and run.step < row.steps else None
@@ -484,7 +484,7 @@ def train(
         progress(row.batch)
         if run.step in snapshots:
             run.check()
-            if distributed.first():
+            if processes.first():
                 save_snapshot(run.averages, run.step, row.batch, snapshots[run.step])
         if run.step % every == 0 or run.step == row.steps:
             run.check()
@@ -510,7 +510,7 @@ def _smaller(run: Run, halved: bool) -> int:
     Raises StudyError the second time, and where several processes, whose batches are of one size, are at work.
     """
     size = run.micro_batch // 2
-    if halved or not size or distributed.processes() > 1:
+    if halved or not size or processes.count() > 1:
         raise StudyError(
             f"seed {run.seed}: out of memory on {run.device} with {run.micro_batch} images at a time; "
             f"set micro_batch: {max(size, 1)} in the model's row, or use a smaller network"
@@ -540,7 +540,7 @@ def _classifier(
     counts = torch.bincount(labels).tolist()
     many = row.classifier_images
     classifier = train_classifier(images, labels, counts, spec["sigma_data"], seed, many, default_device())
-    if path and distributed.first():
+    if path and processes.first():
         save_classifier(classifier, path)
     return classifier
 
@@ -572,7 +572,7 @@ def train_seeds(
         return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs, labels, device))
 
     tasks = [task(seed, teacher) for seed, teacher in zip(row.train_seeds, teachers, strict=True)]
-    return in_turns(tasks, distributed.workers_on(device) if workers is None else workers)
+    return in_turns(tasks, processes.workers_on(device) if workers is None else workers)
 
 
 def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
