@@ -19,9 +19,12 @@ LARGEST_ERROR = 0.1  # of an average that is made of others and goes by the name
 
 @dataclass(frozen=True)
 class HalfLife:
-    """An exponential moving average: what it holds of the past halves every `images` images (EDM, app. F.2).
+    """An exponential moving average, whose memory of the past halves every h images.
 
-    ramp_up: the share of the images seen so far that the half-life never exceeds; None: no ramp-up.
+    h is `images`, and at most `ramp_up` of the images seen so far. ramp_up None is no limit.
+
+    Formula: 2^(-B / h)
+    Source: Karras et al. 2022, arXiv 2206.00364, app. F.2
     """
 
     images: int
@@ -39,10 +42,13 @@ class HalfLife:
 
 @dataclass(frozen=True)
 class Power:
-    """An average in which step t weighs as t^gamma, so that it widens as the training goes on (EDM2, sec. 3.1).
+    """An average in which step k weighs as k^gamma, so that it widens as the training goes on.
 
-    sigma_rel: its standard deviation in time as a share of the training so far, above 0 and below 12^-1/2, that of
-    steps that all weigh the same (Karras et al. 2024, arXiv 2312.02696).
+    sigma_rel is its standard deviation in time as a share of the training so far: above 0 and below 12^-1/2, which is
+    that of equal weights. It determines gamma.
+
+    Formula: (1 - 1 / k)^(gamma + 1)
+    Source: Karras et al. 2024, arXiv 2312.02696, sec. 3.1
     """
 
     sigma_rel: float
@@ -171,10 +177,12 @@ class Synthesis:
 
 
 def synthesis(snapshots: Sequence[tuple[int, Profile]], wanted: Profile, steps: int, batch: int) -> Synthesis:
-    """What sum of averages, each as it stood after so many steps, comes nearest to `wanted` after all `steps` steps.
+    """The sum of tracked averages at snapshots that is nearest to the average `wanted` after all `steps` steps.
 
-    The least squares of EDM2 (sec. 3.2, alg. 3), but over the discrete responses, and with coefficients of sum 1, so
-    that weights which no longer change are kept.
+    Least squares as in algorithm 3, but over the discrete responses and with coefficients of sum 1, so weights that no
+    longer change are kept.
+
+    Source: Karras et al. 2024, arXiv 2312.02696, sec. 3.2
     """
     [found] = side_by_side([partial(_synthesis, snapshots, wanted, steps, batch)])  # one thread: always the same bits
     return found

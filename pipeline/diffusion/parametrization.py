@@ -30,53 +30,95 @@ Half = Callable[
 
 
 def eps(sigma: Tensor, sigma_data: float) -> Pair:
-    """F = n, the noise (Ho et al. 2020, arXiv 2006.11239)."""
+    """F predicts the noise n.
+
+    Formula: c_skip = 1; c_out = -sigma
+    Source: Ho et al. 2020, arXiv 2006.11239
+    """
     return torch.ones_like(sigma), -sigma
 
 
 def score(sigma: Tensor, sigma_data: float) -> Pair:
-    """F = -n, which is sigma times the score (Song et al. 2021, arXiv 2011.13456)."""
+    """F predicts -n, which is sigma times the score.
+
+    Formula: c_skip = 1; c_out = sigma
+    Source: Song et al. 2021, arXiv 2011.13456
+    """
     return torch.ones_like(sigma), sigma
 
 
 def x0(sigma: Tensor, sigma_data: float) -> Pair:
-    """F = x0."""
+    """F predicts x0.
+
+    Formula: c_skip = 0; c_out = 1
+    Source: Ho et al. 2020, arXiv 2006.11239
+    """
     return torch.zeros_like(sigma), torch.ones_like(sigma)
 
 
 def v(sigma: Tensor, sigma_data: float) -> Pair:
-    """F = (n - sigma x0) / sqrt(1 + sigma^2) (Salimans and Ho 2022, arXiv 2202.00512, appendix D)."""
+    """F predicts v = (n - sigma x0) / sqrt(1 + sigma^2).
+
+    Formula: c_skip = 1 / (1 + sigma^2); c_out = -sigma / sqrt(1 + sigma^2)
+    Source: Salimans and Ho 2022, arXiv 2202.00512, app. D
+    """
     return 1 / (1 + sigma**2), -sigma * (1 + sigma**2).rsqrt()
 
 
 def velocity(sigma: Tensor, sigma_data: float) -> Pair:
-    """F = n - x0, the straight path's velocity (Liu et al. 2022)."""
+    """F predicts the flow's velocity n - x0.
+
+    Formula: c_skip = 1 / (1 + sigma); c_out = -sigma / (1 + sigma)
+    Source: Liu et al. 2022, arXiv 2209.03003
+    """
     return 1 / (1 + sigma), -sigma / (1 + sigma)
 
 
 def unit_variance(sigma: Tensor, sigma_data: float) -> Pair:
-    """F of unit variance at every sigma, with the smallest |c_out| (EDM, eq. 7)."""
+    """F predicts a target of unit variance at every sigma, with the smallest |c_out|.
+
+    Formula: c_skip = sigma_data^2 / (sigma^2 + sigma_data^2);
+        c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2)
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 7
+    """
     total = sigma**2 + sigma_data**2
     return sigma_data**2 / total, sigma * sigma_data / total.sqrt()
 
 
 def edm_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """Unit variance of the network's input (EDM, eq. 7)."""
+    """EDM's input, of unit variance.
+
+    Formula: c_in = 1 / sqrt(sigma^2 + sigma_data^2); c_noise = ln(sigma) / 4
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 7
+    """
     return (sigma**2 + sigma_data**2).rsqrt(), sigma.log() / 4
 
 
 def ve_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """z as it is (Song et al. 2021)."""
+    """VE's input z.
+
+    Formula: c_in = 1; c_noise = ln(sigma / 2)
+    Source: Song et al. 2021, arXiv 2011.13456
+    """
     return torch.ones_like(sigma), (sigma / 2).log()
 
 
 def vp_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """The variance-preserving state, and its time in steps (Song et al. 2021)."""
+    """VP's input and its time in steps.
+
+    Formula: c_in = 1 / sqrt(1 + sigma^2);
+        c_noise = (M - 1) (sqrt(beta_min^2 + 2 beta_d ln(1 + sigma^2)) - beta_min) / beta_d
+    Source: Song et al. 2021, arXiv 2011.13456
+    """
     return (sigma**2 + 1).rsqrt(), (VP_STEPS - 1) * VP_PUBLISHED.t(sigma)
 
 
 def flow_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """(1 - t) x0 + t n, and t = sigma / (1 + sigma) (Liu et al. 2022)."""
+    """The flow's input (1 - t) x0 + t n and its time t.
+
+    Formula: c_in = 1 / (1 + sigma); c_noise = sigma / (1 + sigma)
+    Source: Liu et al. 2022, arXiv 2209.03003
+    """
     return 1 / (1 + sigma), sigma / (1 + sigma)
 
 
@@ -93,12 +135,20 @@ def _nearest(table: Callable[[], Tensor], sigma: Tensor) -> Tensor:
 
 
 def iddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """The variance-preserving state, and the nearest of the cosine betas' levels, -1 being 0 (EDM, Table 1)."""
+    """VP's input and the index of the nearest level of the cosine betas, from 0; -1 for sigma = 0.
+
+    Formula: c_in = 1 / sqrt(1 + sigma^2); c_noise = nearest(sigma)
+    Source: Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     return (sigma**2 + 1).rsqrt(), _nearest(iddpm_sigmas, sigma) - 1
 
 
 def ddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """The variance-preserving state, and the nearest of the linear betas' levels, from 0 (Ho et al. 2020)."""
+    """VP's input and the index of the nearest level of the linear betas, from 0.
+
+    Formula: c_in = 1 / sqrt(1 + sigma^2); c_noise = nearest(sigma)
+    Source: Ho et al. 2020, arXiv 2006.11239
+    """
     return (sigma**2 + 1).rsqrt(), _nearest(ddpm_sigmas, sigma)
 
 

@@ -43,7 +43,7 @@ def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
 
 
 def vp_from_betas(beta_d: float, beta_min: float) -> Schedule:
-    """VP: sigma = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (Song et al. 2021, arXiv 2011.13456; EDM, Table 1)."""
+    """VP with given constants; `vp` has its formula and source."""
 
     def sigma(t: Tensor) -> Tensor:
         return torch.expm1(beta_d * t**2 / 2 + beta_min * t).sqrt()
@@ -65,28 +65,48 @@ VP_PUBLISHED = vp_from_betas(VP_BETA_D, VP_BETA_MIN)
 
 
 def linear(sigma_min: float, sigma_max: float) -> Schedule:
-    """sigma = t (EDM, DDIM)."""
+    """EDM's and DDIM's schedule: time is sigma.
+
+    Formula: t
+    Source: Karras et al. 2022, arXiv 2206.00364; Song et al. 2021, arXiv 2010.02502
+    """
     return Schedule(lambda t: t, torch.ones_like, lambda sigma: sigma)
 
 
 def vp(sigma_min: float, sigma_max: float) -> Schedule:
-    """VP with its constants solved again for this range of noise, as the vp grid has them."""
+    """Variance-preserving, with beta_d and beta_min solved for the row's noise range.
+
+    Formula: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)
+    Source: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.00364, app. C
+    """
     return vp_from_betas(*vp_betas(sigma_min, sigma_max))
 
 
 def ve(sigma_min: float, sigma_max: float) -> Schedule:
-    """sigma = sqrt(t) (Song et al. 2021)."""
+    """Variance-exploding.
+
+    Formula: sqrt(t)
+    Source: Song et al. 2021, arXiv 2011.13456
+    """
     return Schedule(torch.sqrt, lambda t: 0.5 / t.sqrt(), torch.square)
 
 
 def flow(sigma_min: float, sigma_max: float) -> Schedule:
-    """sigma = t / (1 - t): the straight path (1 - t) x0 + t n (Liu et al. 2022, arXiv 2209.03003)."""
+    """The straight path (1 - t) x0 + t n.
+
+    Formula: t / (1 - t)
+    Source: Liu et al. 2022, arXiv 2209.03003
+    """
     return Schedule(lambda t: t / (1 - t), lambda t: (1 - t) ** -2, lambda sigma: sigma / (1 + sigma))
 
 
 def cosine(sigma_min: float, sigma_max: float) -> Schedule:
-    """iDDPM's cosine in continuous time: 1 / (1 + sigma^2) = cos^2(phi) / cos^2(phi_0), phi = pi/2 (t + C2) / (1 + C2)
-    (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17), without that formula's difference of near numbers near t = 0.
+    """iDDPM's cosine in continuous time.
+
+    The code avoids the difference of nearly equal numbers that the formula has near t = 0.
+
+    Formula: sqrt((cos(a C_2) / cos(a (t + C_2)))^2 - 1), a = pi / (2 + 2 C_2)
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17
     """
     speed = math.pi / 2 / (1 + IDDPM_C2)
     phi_0 = speed * IDDPM_C2
@@ -152,6 +172,18 @@ SCALINGS = {
     "vp": Scaling(lambda sigma: (1 + sigma**2).rsqrt(), lambda sigma: -sigma / (1 + sigma**2)),
     "flow": Scaling(lambda sigma: 1 / (1 + sigma), lambda sigma: -1 / (1 + sigma)),
 }
+"""none: No scaling.
+Formula: 1
+Source: Karras et al. 2022, arXiv 2206.00364
+
+vp: Unit variance of x for data of unit variance.
+Formula: 1 / sqrt(1 + sigma^2)
+Source: Song et al. 2021, arXiv 2011.13456
+
+flow: The straight path's state (1 - t) x0 + t n.
+Formula: 1 / (1 + sigma)
+Source: Liu et al. 2022, arXiv 2209.03003
+"""
 
 SCALING_OF_SCHEDULE = {  # what each was published with
     "linear": "none",

@@ -40,23 +40,39 @@ def fractions(steps: int) -> Tensor:
 
 
 def edm(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Uniform in sigma^(1/rho) (EDM, eq. 5)."""
+    """Uniform in sigma^(1 / rho).
+
+    Formula: (a + i / (N - 1) (b - a))^rho, a = sigma_max^(1 / rho), b = sigma_min^(1 / rho)
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5
+    """
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (high + fractions(steps) * (low - high)) ** rho
 
 
 def vp_uniform(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """Uniform in VP's time, from 1 to EPS_S, on the VP schedule of this range (Song et al. 2021, arXiv 2011.13456)."""
+    """Uniform in VP's time, with beta_d and beta_min solved for the row's range.
+
+    Formula: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t = 1 + i / (N - 1) (eps_s - 1)
+    Source: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     return vp(sigma_min, sigma_max).sigma(1 + fractions(steps) * (EPS_S - 1))
 
 
 def geometric(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """Uniform in ln sigma, and so in the log-SNR (VE: Song et al. 2021; DPM-Solver: Lu et al. 2022, sec. 3.4)."""
+    """Uniform in ln sigma, and so in the log-SNR.
+
+    Formula: sigma_max (sigma_min / sigma_max)^(i / (N - 1))
+    Source: Song et al. 2021, arXiv 2011.13456 (VE); Lu et al. 2022, arXiv 2206.00927, sec. 3.4
+        (log-SNR); k-diffusion (exponential)
+    """
     return sigma_max * (sigma_min / sigma_max) ** fractions(steps)
 
 
 def uniform_in_time(steps: int, sigma_min: float, sigma_max: float, schedule: Schedule) -> Tensor:
-    """Uniform in the time of the row's own schedule."""
+    """Uniform in the time of the row's `schedule`.
+
+    Source: Song et al. 2021, arXiv 2011.13456
+    """
     first, last = schedule.t(torch.tensor([sigma_max, sigma_min], dtype=torch.float64))
     sigmas = schedule.sigma(first + fractions(steps) * (last - first))
     sigmas[0], sigmas[-1] = sigma_max, sigma_min if steps > 1 else sigma_max  # not to rounding alone
@@ -71,38 +87,62 @@ def _within(levels: Tensor, sigma_min: float, sigma_max: float, steps: int, name
 
 
 def iddpm(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """The iDDPM levels inside the range, subsampled evenly. Raises StudyError where there are fewer than `steps`."""
+    """The levels of the cosine betas in the range, subsampled evenly.
+
+    Raises StudyError if the range has fewer than `steps` levels.
+
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672; Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     levels = _within(iddpm_sigmas(), sigma_min, sigma_max, steps, "iddpm")
     return levels[(fractions(steps) * (len(levels) - 1)).round().long()]
 
 
 def ddpm(steps: int, sigma_min: float, sigma_max: float, spacing: str) -> Tensor:
-    """DDPM's T training levels inside the range, respaced; see SPACINGS. Raises StudyError where there are too few."""
+    """The levels of DDPM's linear betas in the range, chosen by `spacing`.
+
+    Raises StudyError if the range has fewer than `steps` levels.
+
+    Source: Ho et al. 2020, arXiv 2006.11239
+    """
     levels = _within(ddpm_sigmas(), sigma_min, sigma_max, steps, "ddpm")
     return levels[SPACINGS[spacing](steps, len(levels))]
 
 
 def linspace(steps: int, count: int) -> Tensor:
-    """Both ends, and evenly between (Nichol and Dhariwal 2021, arXiv 2102.09672, sec. 4)."""
+    """Both ends, and evenly between.
+
+    Formula: round((N - 1 - i) (K - 1) / (N - 1))
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, sec. 4
+    """
     left = torch.arange(steps, dtype=torch.float64).flip(0) if steps > 1 else torch.ones(1, dtype=torch.float64)
     return (left * (count - 1) / max(steps - 1, 1)).round().long()  # one division: exact halves go to even
 
 
 def leading(steps: int, count: int) -> Tensor:
-    """Every (count // steps)-th from the smallest on, the largest left out (DDIM's linear choice, its app. D.2)."""
+    """Every (K / N)-th level from the lowest, without the highest.
+
+    Formula: (N - 1 - i) floor(K / N)
+    Source: Song et al. 2021, arXiv 2010.02502, app. D.2
+    """
     return torch.arange(steps).flip(0) * (count // steps)
 
 
 def trailing(steps: int, count: int) -> Tensor:
-    """Backwards from the largest (Lin et al. 2024, arXiv 2305.08891, sec. 3.3)."""
+    """Every (K / N)-th level from the highest.
+
+    Formula: round((N - i) K / N) - 1
+    Source: Lin et al. 2024, arXiv 2305.08891, sec. 3.3
+    """
     return ((steps - torch.arange(steps, dtype=torch.float64)) * count / steps).round().long() - 1
 
 
 def flow_uniform(steps: int, sigma_min: float, sigma_max: float, shift: float) -> Tensor:
-    """Uniform in the flow's time from sigma_max down to 0; sigma_min plays no part (Liu et al. 2022, arXiv 2209.03003).
+    """Uniform in the flow's time, from sigma_max down to 0; sigma_min has no effect.
 
-    shift: multiplies the sigmas of a grid from sigma_max / shift, t -> shift t / (1 + (shift - 1) t) (Esser et al.
-    2024, arXiv 2403.03206, eq. 23).
+    shift multiplies the levels of a grid that starts at sigma_max / shift.
+
+    Formula: shift t / (1 - t), t = (1 - i / N) sigma_max / (shift + sigma_max)
+    Source: Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206, eq. 23
     """
     path = flow(sigma_min, sigma_max)
     start = path.t(torch.tensor(sigma_max / shift, dtype=torch.float64))
@@ -110,14 +150,20 @@ def flow_uniform(steps: int, sigma_min: float, sigma_max: float, shift: float) -
 
 
 def explicit(steps: int, sigma_min: float, sigma_max: float, sigmas: tuple[float, ...] | None) -> Tensor:
-    """The row's own list. Raises StudyError for another number of steps."""
+    """The row's list `sigmas`.
+
+    Raises StudyError for another number of steps.
+    """
     if not sigmas or steps != len(sigmas):
         raise StudyError(f"discretization explicit: {steps} steps, but sigmas has {len(sigmas or ())} noise levels")
     return torch.tensor(sigmas, dtype=torch.float64)
 
 
 def optimised(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """Fitted to a model by pipeline/optimised.py: before that it holds no noise levels. Raises StudyError."""
+    """Fitted to the model: least error of Euler's steps along the model's own trajectories.
+
+    Source: Chen et al. 2024, arXiv 2405.11326; Watson et al. 2021, arXiv 2106.03802
+    """
     raise StudyError("discretization optimised: not fitted to a model yet; see pipeline.optimised.fit")
 
 

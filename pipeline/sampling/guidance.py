@@ -59,13 +59,9 @@ class Guide:
 
 @dataclass(frozen=True)
 class Guidance:
-    """D_w = D_guide + w (D - D_guide) where low < sigma <= high, elsewhere D; high None: no limit.
+    """D_w where low < sigma <= high, elsewhere D; see GUIDES. high None is no limit.
 
-    guide: unconditional, the same network without label (classifier-free guidance: Ho and Salimans 2022, arXiv
-    2207.12598, eq. 6, with w = 1 + theirs); snapshot, an earlier one of the same training (autoguidance: Karras et al.
-    2024, arXiv 2406.02507, eq. 2); classifier, whose sigma^2 grad_z log p(y | z; sigma) stands for D - D_guide, the
-    network without label being D_guide, and D outside of the interval (Dhariwal and Nichol 2021, arXiv 2105.05233,
-    eq. 14). The interval: Kynkaanniemi et al. 2024, arXiv 2404.07724, eq. 5.
+    Source: the interval is from Kynkaanniemi et al. 2024, arXiv 2404.07724, eq. 5
     """
 
     weight: float
@@ -130,6 +126,18 @@ GUIDES = {
     "snapshot": Guide(_between, idle=1.0, alone=0.0),
     "classifier": Guide(_along, idle=0.0, alone=None),
 }
+"""unconditional: Classifier-free guidance; D_u is the model without label.
+Formula: D_u + w (D - D_u)
+Source: Ho and Salimans 2022, arXiv 2207.12598, eq. 6, with w = 1 + theirs
+
+snapshot: Autoguidance; D_u is an earlier snapshot of the same training.
+Formula: D_u + w (D - D_u)
+Source: Karras et al. 2024, arXiv 2406.02507, eq. 2
+
+classifier: Classifier guidance; g = grad_z log p(y | z; sigma), D is the model without label.
+Formula: D + w sigma^2 g
+Source: Dhariwal and Nichol 2021, arXiv 2105.05233, eq. 14
+"""
 
 
 def labelled(model: LabelledDenoiser, labels: Tensor | None) -> DenoiserFunction:

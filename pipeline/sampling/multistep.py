@@ -92,11 +92,12 @@ def log_step(sigma: float, sigma_next: float) -> float:
 
 @dataclass(frozen=True)
 class DPMSolverPP(Multistep):
-    """DPM-Solver++ (2M, 3M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2; 3M as in the authors' code and its heirs):
-    a polynomial for D in lambda = -ln sigma, integrated against exp(lambda).
+    """DPM-Solver++ (2M, 3M): a polynomial for D in lambda = -ln sigma, integrated against exp(lambda).
 
-    2M simplifies a weight without loss of order. 3M gives the second derivative half of its weight, so it too is of
-    order 2; `exp_adams` with order 3 is what it would be with the whole.
+    2M simplifies a weight without loss of order. 3M gives the second derivative half of its weight, so it is also of
+    order 2. `exp_adams` with order 3 has the whole weight.
+
+    Source: Lu et al. 2022, arXiv 2211.01095, Algorithm 2; 3M: the authors' code
     """
 
     points: int
@@ -122,12 +123,19 @@ class DPMSolverPP(Multistep):
 
 
 def dpmpp_2m() -> DPMSolverPP:
-    """DPM-Solver++ (2M)."""
+    """DPM-Solver++ (2M): D extrapolated from two evaluations.
+
+    Formula: r z + (1 - r) (D + (D - D_1) / (2 r_0))
+    Source: Lu et al. 2022, arXiv 2211.01095, Algorithm 2
+    """
     return DPMSolverPP(points=2)
 
 
 def dpmpp_3m() -> DPMSolverPP:
-    """DPM-Solver++ (3M)."""
+    """DPM-Solver++ (3M): D extrapolated from three evaluations; its order is 2.
+
+    Source: Lu et al. 2022, arXiv 2211.01095, the authors' code
+    """
     return DPMSolverPP(points=3)
 
 
@@ -174,8 +182,7 @@ def _lagrange_order(name: str, order: int | None, default: int) -> int:
 
 @dataclass(frozen=True)
 class ExpAdams(Multistep):
-    """Exponential Adams-Bashforth in lambda = -ln sigma: a polynomial through D, integrated against exp(lambda)
-    (Hochbruck and Ostermann 2010, section 2.5). Of order 1 it is DDIM; DPM-Solver++ (2M) is near its order 2."""
+    """Exponential Adams-Bashforth in lambda = -ln sigma. Order 1 is DDIM; DPM-Solver++ (2M) is close to order 2."""
 
     points: int
     variable = "ln sigma"
@@ -192,14 +199,20 @@ class ExpAdams(Multistep):
 
 
 def exp_adams(order: int | None) -> ExpAdams:
-    """Exponential Adams-Bashforth; order 3 unless said otherwise."""
+    """Exponential Adams-Bashforth: a polynomial through D in lambda, integrated against e^lambda.
+
+    The default order is 3.
+
+    Source: Hochbruck and Ostermann 2010, doi 10.1017/S0962492910000048, sec. 2.5
+    """
     return ExpAdams(_lagrange_order("exp_adams", order, 3))
 
 
 @dataclass(frozen=True)
 class UniPC(Multistep):
-    """UniPC with B_2(h) = exp(h) - 1 (Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 and 6): UniP-p predicts, UniC-p
-    corrects by the evaluation at the prediction, which is not repeated; so a step costs one, and the order is p + 1.
+    """UniPC with B_2(h) = exp(h) - 1: UniP-p predicts, UniC-p corrects with the evaluation at the prediction.
+
+    The next step uses the same evaluation, so a step costs one, and the order is p + 1.
 
     In z, with q = 1 - sigma_next / sigma and r_m = (lambda_m - lambda) / (lambda_next - lambda):
     z_next = (1 - q) z + q (D + sum_m a_m (D_m - D) / r_m), where sum_m a_m r_m^(n-1) = b_n for n = 1, 2, ...
@@ -247,7 +260,12 @@ def _unipc_weights(r: Sequence[float], h: float) -> list[float]:
 
 
 def unipc(order: int | None) -> UniPC:
-    """UniPC-2 or UniPC-3; 3 unless said otherwise."""
+    """UniPC: a predictor, and a corrector that reuses the next step's evaluation.
+
+    `order` is the predictor's, 2 or 3. The default is 3.
+
+    Source: Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 and 6
+    """
     if order not in (None, 2, 3):
         raise ValueError("order: solver unipc has orders 2 and 3")
     return UniPC(order or 3)
@@ -255,8 +273,7 @@ def unipc(order: int | None) -> UniPC:
 
 @dataclass(frozen=True)
 class DEIS(Multistep):
-    """tAB-DEIS (Zhang and Chen 2023, arXiv 2204.13902, eq. 15): a polynomial through eps in the schedule's time,
-    integrated against d sigma / dt. tAB3, a cubic through four points, is of order 4."""
+    """tAB-DEIS with `points` evaluations. Its order is `points`: tAB3, a cubic through four points, is of order 4."""
 
     points: int
     variable = "t"
@@ -276,7 +293,12 @@ class DEIS(Multistep):
 
 
 def deis(order: int | None) -> DEIS:
-    """tAB-DEIS; order 4, which is tAB3, unless said otherwise."""
+    """tAB-DEIS: a polynomial through eps in t, integrated against d sigma / dt.
+
+    The default order is 4, which is tAB3.
+
+    Source: Zhang and Chen 2023, arXiv 2204.13902, eq. 15
+    """
     return DEIS(_lagrange_order("deis", order, 4))
 
 
@@ -290,9 +312,7 @@ ADAMS_BASHFORTH = (
 
 @dataclass(frozen=True)
 class IPNDM(Multistep):
-    """iPNDM (Zhang and Chen 2023, arXiv 2204.13902, eq. 41; Liu et al. 2022, arXiv 2202.09778): DDIM's step with eps
-    from Adams and Bashforth's weights for equal steps. Of its order where steps of sigma are equal, of order 2 where
-    they change smoothly."""
+    """iPNDM with `points` evaluations. Its order is `points` if steps of sigma are equal, 2 if they change smoothly."""
 
     points: int
     variable = "sigma"
@@ -307,14 +327,19 @@ class IPNDM(Multistep):
 
 
 def ipndm(order: int | None) -> IPNDM:
-    """iPNDM; order 4 unless said otherwise."""
+    """iPNDM: DDIM's step with Adams-Bashforth's mean of eps for equal steps.
+
+    The default order is 4.
+
+    Formula: z + (sigma_next - sigma) sum_j w_j eps_j
+    Source: Zhang and Chen 2023, arXiv 2204.13902, eq. 41; Liu et al. 2022, arXiv 2202.09778
+    """
     return IPNDM(_lagrange_order("ipndm", order, 4))
 
 
 @dataclass(frozen=True)
 class LMS(Multistep):
-    """Linear multistep: Adams and Bashforth's method for steps of any lengths, on dx/dt in the schedule's time, into 0
-    as well (as in k-diffusion, there with sigma = t)."""
+    """Adams-Bashforth on dx/dt with `points` evaluations and any step lengths, also in the last step."""
 
     points: int
     variable = "t"
@@ -334,7 +359,12 @@ class LMS(Multistep):
 
 
 def lms(order: int | None) -> LMS:
-    """Linear multistep; order 4 unless said otherwise."""
+    """Linear multistep: Adams-Bashforth on dx/dt for any step lengths.
+
+    The default order is 4.
+
+    Source: k-diffusion, there with sigma = t
+    """
     return LMS(_lagrange_order("lms", order, 4))
 
 

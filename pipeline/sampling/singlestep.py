@@ -57,33 +57,47 @@ def _combined(x: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Te
 
 
 def euler() -> RungeKutta:
-    """x + h d."""
+    """Euler's method.
+
+    Formula: x + h d
+    Source: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.00364
+    """
     return RungeKutta(a=((),), b=(1.0,), order=1)
 
 
 def heun(alpha: float) -> RungeKutta:
-    """The second-order family x + h ((1 - 1/(2 alpha)) d + d' / (2 alpha)), d' at t + alpha h (EDM, Algorithm 3).
+    """Runge-Kutta of order 2: `alpha` 1 is Heun's method, 2/3 Ralston's, 1/2 the midpoint method.
 
-    alpha = 1 is Heun's method, 1/2 the midpoint method, 2/3 Ralston's.
+    Formula: x + h ((1 - 1 / (2 alpha)) d + d' / (2 alpha)), d' at t + alpha h
+    Source: Karras et al. 2022, arXiv 2206.00364, Algorithms 1 and 3
     """
     return RungeKutta(a=((), (alpha,)), b=(1 - 1 / (2 * alpha), 1 / (2 * alpha)), order=2)
 
 
 def midpoint() -> RungeKutta:
-    """The slope halfway: heun with alpha = 1/2."""
+    """The slope halfway: `heun` with `alpha` 1/2.
+
+    Formula: x + h d', d' at t + h / 2
+    Source: Karras et al. 2022, arXiv 2206.00364, Algorithm 3
+    """
     return heun(0.5)
 
 
 def rk4() -> RungeKutta:
-    """The classical fourth-order method."""
+    """The classical Runge-Kutta method of order 4.
+
+    Formula: x + h (d_1 + 2 d_2 + 2 d_3 + d_4) / 6
+    Source: Kutta 1901
+    """
     return RungeKutta(a=((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4)
 
 
 @dataclass(frozen=True)
 class DPMSolver2(SingleStep):
-    """DPM-Solver-2 (Lu et al. 2022, arXiv 2206.00927, Algorithm 1), r_1 = 1/2: halfway in ln sigma, whatever the path.
+    """DPM-Solver-2: eps halfway in ln sigma.
 
-    In z: u = z + (sigma_mid - sigma) eps(z), z_next = z + (sigma_next - sigma) eps(u).
+    Formula: z + (sigma_next - sigma) eps(u), u = z + (sigma_mid - sigma) eps(z)
+    Source: Lu et al. 2022, arXiv 2206.00927, Algorithm 1, r_1 = 1/2
     """
 
     order = 2
@@ -99,9 +113,12 @@ class DPMSolver2(SingleStep):
 
 @dataclass(frozen=True)
 class DPMSolverPP2S(SingleStep):
-    """DPM-Solver++ (2S) (Lu et al. 2022, arXiv 2211.01095, Algorithm 1), r = 1/2: its steps are exact for a constant D.
+    """DPM-Solver++ (2S): D halfway in ln sigma.
 
-    In z: u = r z + (1 - r) D(z), r = sigma_mid / sigma; z_next the same from z with D(u) and sigma_next / sigma.
+    r = sigma_next / sigma, r_mid = sigma_mid / sigma. A step is exact if D is constant.
+
+    Formula: r z + (1 - r) D(u), u = r_mid z + (1 - r_mid) D(z)
+    Source: Lu et al. 2022, arXiv 2211.01095, Algorithm 1, r = 1/2
     """
 
     order = 2
@@ -117,10 +134,12 @@ class DPMSolverPP2S(SingleStep):
 
 @dataclass(frozen=True)
 class RK45:
-    """Dormand and Prince's pair of orders 5 and 4 (torchdiffeq's dopri5), as in Song et al. 2021 (arXiv 2011.13456).
+    """Dormand and Prince's pair of orders 5 and 4, which chooses its own steps.
 
-    It takes steps of its own from the first noise level to the last above 0 until each is estimated to be within
-    rtol and atol, and one of Euler's into 0. What it costs is known afterwards.
+    It goes from the first noise level to the last above 0 in steps whose estimated error is within rtol and atol, then
+    takes Euler's step to 0. The number of evaluations is known afterwards.
+
+    Source: Song et al. 2021, arXiv 2011.13456; torchdiffeq's dopri5
     """
 
     rtol: float

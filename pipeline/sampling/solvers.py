@@ -9,3 +9,11 @@ from pipeline.sampling.stochastic import STOCHASTIC
 
 SOLVERS: dict[str, Callable[..., Solver]] = SINGLE_STEP | MULTISTEP | STOCHASTIC
 VARIANCES = ("beta_tilde", "beta")
+"""beta_tilde: The variance of the posterior q(x_prev | x, x0).
+Formula: r^2 (sigma^2 - sigma_next^2), r = sigma_next / sigma
+Source: Ho et al. 2020, arXiv 2006.11239, sec. 3.2
+
+beta: The variance of a step of the noising process.
+Formula: (sigma^2 - sigma_next^2) (1 + sigma_next^2) / (1 + sigma^2)
+Source: Ho et al. 2020, arXiv 2006.11239, sec. 3.2
+"""

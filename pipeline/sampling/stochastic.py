@@ -18,10 +18,13 @@ def _noised(z: Tensor, std: float, randn_like: RandnLike) -> Tensor:
 
 @dataclass(frozen=True)
 class Churned(SingleStep):
-    """EDM's stochastic sampler around a single-step solver (Karras et al. 2022, arXiv 2206.00364, Algorithm 2).
+    """EDM's stochastic sampler: noise before each step of a single-step solver, while S_min <= sigma <= S_max.
 
-    While S_min <= sigma <= S_max, noise raises sigma to (1 + gamma) sigma, gamma = min(S_churn / N, sqrt(2) - 1),
-    before a step from there. S_max None: no upper limit.
+    The noise, of standard deviation S_noise sqrt(raised^2 - sigma^2), raises sigma to the level of the formula. S_max
+    None is no upper limit.
+
+    Formula: sigma (1 + min(S_churn / N, sqrt(2) - 1))
+    Source: Karras et al. 2022, arXiv 2206.00364, Algorithm 2
     """
 
     solver: SingleStep
@@ -56,10 +59,13 @@ class Churned(SingleStep):
 
 @dataclass(frozen=True)
 class DDIM(SingleStep):
-    """DDIM (Song et al. 2021, arXiv 2010.02502, eqs. 12 and 16), whatever the schedule; eta = 1 is ancestral DDPM.
+    """DDIM, for any schedule; `eta` 1 is DDPM's ancestral sampling.
 
-    In z: z_next = D + sqrt(sigma_next^2 - up^2) (z - D) / sigma + up n, up = eta sigma_next sqrt(1 - r^2), where
-    r = sigma_next / sigma; the variance at eta = 1 is DDPM's beta-tilde.
+    r = sigma_next / sigma. At eta = 1 the variance up^2 is DDPM's beta_tilde.
+
+    Formula: D + sqrt(sigma_next^2 - up^2) (z - D) / sigma + up n,
+        up = eta sigma_next sqrt(1 - r^2)
+    Source: Song et al. 2021, arXiv 2010.02502, eqs. 12 and 16
     """
 
     eta: float
@@ -78,12 +84,12 @@ class DDIM(SingleStep):
 
 @dataclass(frozen=True)
 class DDPM(SingleStep):
-    """DDPM's ancestral sampling (Ho et al. 2020, arXiv 2006.11239, section 3.2), on any grid as if it were trained on.
+    """DDPM's ancestral sampling: the mean of q(x_prev | x, D), with noise of `variance`.
 
-    The mean is that of q(x_prev | x, D). `variance`: of the noise, beta_tilde (that of the same posterior) or beta, the
-    two ends that the paper names. With abar = 1 / (1 + sigma^2) and in z, beta-tilde is r^2 (sigma^2 - sigma_next^2),
-    r = sigma_next / sigma, and beta is (sigma^2 - sigma_next^2) (1 + sigma_next^2) / (1 + sigma^2). The last step, into
-    0, adds none.
+    It takes any grid as if it were trained on it. The last step, to 0, adds no noise.
+
+    Formula: r^2 z + (1 - r^2) D + sqrt(variance) n
+    Source: Ho et al. 2020, arXiv 2006.11239, sec. 3.2
     """
 
     variance: str
@@ -101,15 +107,17 @@ class DDPM(SingleStep):
 
 @dataclass(frozen=True)
 class EulerMaruyama(SingleStep):
-    """Euler-Maruyama on the reverse SDE of any strength, with Langevin steps between (Song et al. 2021, arXiv
-    2011.13456, Algorithm 1; EDM, eq. 6 with beta(t) = diffusion sigma' / sigma).
+    """Euler-Maruyama on the reverse SDE, with Langevin steps in between.
 
-    In x = s z, backwards in t:
-    dx = (s'/s x - (1 + diffusion) s sigma' sigma score) dt + s sqrt(2 diffusion sigma' sigma) dw.
-    diffusion = 0 is the probability-flow ODE, 1 the reverse of the noising SDE; all have the same marginals. The last
-    step, into 0, is Euler's on the ODE. After every other step come `corrector_steps` of Langevin's,
-    z + e score + sqrt(2 e) n with e = 2 (corrector_snr sigma)^2. (Song et al. have in sigma's place a ratio of norms,
-    |n| / |score|, which is near it, but its mean over the batch, so that a sample would depend on the others.)
+    diffusion 0 is the probability-flow ODE, 1 the reverse of the noising SDE; all have the same marginals. The last
+    step, to 0, is Euler's on the ODE. After every other step come `corrector_steps` Langevin steps,
+    z + e score + sqrt(2 e) n with e = 2 (corrector_snr sigma)^2. Instead of sigma, Song et al. use the ratio
+    |n| / |score| of the batch's mean norms, which would make a sample depend on the others in its batch.
+
+    Formula: x + h (s'/s x - (1 + diffusion) s sigma' sigma score)
+        + s sqrt(2 diffusion sigma' sigma abs(h)) n
+    Source: Song et al. 2021, arXiv 2011.13456, Algorithm 1;
+        Karras et al. 2022, arXiv 2206.00364, eq. 6 with beta(t) = diffusion sigma' / sigma
     """
 
     diffusion: float
@@ -144,9 +152,10 @@ class EulerMaruyama(SingleStep):
 
 @dataclass(frozen=True)
 class DPMSolverPPSDE2M(Multistep):
-    """SDE-DPM-Solver++ (2M) (Lu et al. 2022, arXiv 2211.01095, section 5 and appendix): 2M on the reverse SDE.
+    """SDE-DPM-Solver++ (2M): 2M on the reverse SDE.
 
-    In z: z_next = r^2 z + (1 - r^2) (D + h D' / 2) + sigma_next sqrt(1 - r^2) n, r = sigma_next / sigma.
+    Formula: r^2 z + (1 - r^2) (D + (D - D_1) / (2 r_0)) + sigma_next sqrt(1 - r^2) n
+    Source: Lu et al. 2022, arXiv 2211.01095, sec. 5
     """
 
     order = 2

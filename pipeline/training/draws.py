@@ -11,7 +11,7 @@ SMALLEST = 2.0**-53  # u is never 0
 
 
 class Independent:
-    """Each draw by itself."""
+    """Each u is drawn independently."""
 
     def __init__(self) -> None:
         self.state = torch.zeros(0, dtype=torch.float64)
@@ -25,8 +25,10 @@ class Independent:
 
 
 class Stratified(Independent):
-    """One draw in each of `count` equal stretches of (0, 1) (low discrepancy, as in Kingma et al. 2021, arXiv
-    2107.00630, appendix I.1)."""
+    """The batch of n images has one u in each of n equal intervals of (0, 1).
+
+    Source: Kingma et al. 2021, arXiv 2107.00630, app. I.1
+    """
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         u, weight = super().draw(count, generator)
@@ -34,11 +36,14 @@ class Stratified(Independent):
 
 
 class Adaptive(Independent):
-    """More draws where the loss is large, and less weight on each, which leaves the objective as it was.
+    """More draws where the loss is large, with less weight on each; the objective is unchanged.
 
-    A stretch of (0, 1) is drawn in proportion to the root of its mean squared loss, as measured so far (Nichol and
-    Dhariwal 2021, arXiv 2102.09672, eq. 18; Kingma and Gao 2023, arXiv 2303.00848, sec. 3.2, on why the objective
-    stays). A tenth of the draws is uniform; all are, until every stretch has been seen often enough.
+    (0, 1) has STRETCHES equal intervals, each drawn in proportion to the root of its mean squared loss so far. A share
+    UNIFORM of the draws is uniform, and all are until each interval has been drawn ENOUGH times. Kingma and Gao show
+    why the objective is unchanged.
+
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 18;
+        Kingma and Gao 2023, arXiv 2303.00848, sec. 3.2
     """
 
     STRETCHES, UNIFORM, RATE, ENOUGH = 32, 0.1, 0.02, 10

@@ -23,44 +23,72 @@ BISECTIONS = 60
 
 
 def lognormal(u: Tensor, P_mean: float, P_std: float) -> Tensor:
-    """ln sigma ~ N(P_mean, P_std^2) (EDM)."""
+    """ln sigma is normal.
+
+    Formula: exp(P_mean + P_std q(u))
+    Source: Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     return (P_mean + P_std * ndtri(u)).exp()
 
 
 def vp_uniform(u: Tensor) -> Tensor:
-    """t ~ U(EPS_T, 1) on the VP schedule (DDPM in continuous time)."""
+    """VP's time t is uniform.
+
+    Formula: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t = eps_t + u (1 - eps_t)
+    Source: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     return VP_PUBLISHED.sigma(EPS_T + u * (1 - EPS_T))
 
 
 def ve_loguniform(u: Tensor) -> Tensor:
-    """ln sigma uniform over VE_RANGE (Song et al. 2021, arXiv 2011.13456)."""
+    """ln sigma is uniform.
+
+    Formula: 0.02 (100 / 0.02)^u
+    Source: Song et al. 2021, arXiv 2011.13456
+    """
     low, high = VE_RANGE
     return low * (high / low) ** u
 
 
 def flow_uniform(u: Tensor, shift: float) -> Tensor:
-    """t ~ U(0, 1) on the flow path, which is ln sigma ~ Logistic(0, 1) (Liu et al. 2022, arXiv 2209.03003).
+    """The flow's time t is uniform, so ln sigma is logistic.
 
-    A timestep shift multiplies sigma (SD3, eq. 23).
+    Formula: shift u / (1 - u)
+    Source: Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206, eq. 23
     """
     return shift * u / (1 - u)
 
 
 def logit_normal(u: Tensor, logit_mean: float, logit_std: float, shift: float) -> Tensor:
-    """logit t ~ N(logit_mean, logit_std^2) on the flow path (SD3, eq. 19): ln sigma is normal."""
+    """logit t is normal, t being the flow's time, so ln sigma is normal.
+
+    Formula: shift exp(logit_mean + logit_std q(u))
+    Source: Esser et al. 2024, arXiv 2403.03206, eq. 19
+    """
     return shift * (logit_mean + logit_std * ndtri(u)).exp()
 
 
 def mode(u: Tensor, mode_scale: float, shift: float) -> Tensor:
-    """t = 1 - u - s (cos^2(pi u / 2) - 1 + u) on the flow path (SD3, eq. 20); at s = 0 uniform. Here t rises with u."""
+    """The middle of the flow's time t is more likely, or its ends if mode_scale is below 0.
+
+    The paper's t falls as its u rises. Here t rises with u, which is 1 - u of the paper.
+
+    Formula: shift t / (1 - t), t = u - mode_scale (sin(pi u / 2)^2 - u)
+    Source: Esser et al. 2024, arXiv 2403.03206, eq. 20
+    """
     heavy = torch.sin(math.pi / 2 * u) ** 2 - u  # cos^2(pi (1 - u) / 2) - u
     t = u - mode_scale * heavy
     return shift * t / (1 - t)
 
 
 def cosmap(u: Tensor, shift: float) -> Tensor:
-    """t = 1 - 1 / (tan(pi u / 2) + 1) on the flow path (SD3, eq. 21), which is sigma = tan(pi u / 2): the cosine
-    schedule's."""
+    """The cosine schedule without iDDPM's offset.
+
+    In the flow's time, t = 1 - 1 / (tan(pi u / 2) + 1).
+
+    Formula: shift tan(pi u / 2)
+    Source: Esser et al. 2024, arXiv 2403.03206, eq. 21
+    """
     return shift * torch.tan(math.pi / 2 * u)
 
 
@@ -75,6 +103,12 @@ NOISES: dict[str, Callable[..., Tensor]] = {
     "mode": mode,
     "cosmap": cosmap,
 }
+"""iddpm_uniform: Each of the 1000 levels of the cosine betas is equally likely.
+Source: Nichol and Dhariwal 2021, arXiv 2102.09672; Karras et al. 2022, arXiv 2206.00364, Table 1
+
+ddpm_uniform: Each of the 1000 levels of the linear betas is equally likely.
+Source: Ho et al. 2020, arXiv 2006.11239
+"""
 
 
 @dataclass(frozen=True)

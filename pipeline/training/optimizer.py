@@ -17,22 +17,36 @@ def learning_rate(row: Model, step: int) -> float:
 
 
 def cosine(row: Model, step: int) -> float:
-    """Half a cosine, from 1 down to 0 at the end (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)."""
+    """Half a cosine, down to 0 at the end.
+
+    Formula: (1 + cos(pi k / K)) / 2
+    Source: Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5
+    """
     return (1 + math.cos(math.pi * step / row.steps)) / 2
 
 
 def linear(row: Model, step: int) -> float:
-    """A straight line from 1 down to 0 at the end."""
+    """A straight line, down to 0 at the end.
+
+    Formula: 1 - k / K
+    """
     return 1 - step / row.steps
 
 
 def inverse_sqrt(row: Model, step: int) -> float:
-    """1 / sqrt(max(t / t_ref, 1)), t in images (Karras et al. 2024, arXiv 2312.02696, eq. 67)."""
+    """Constant up to t_ref, which is `learning_rate_reference_images`, then an inverse square root.
+
+    Formula: 1 / sqrt(max(k B / t_ref, 1))
+    Source: Karras et al. 2024, arXiv 2312.02696, eq. 67
+    """
     return max(step * row.batch / row.learning_rate_reference_images, 1.0) ** -0.5
 
 
 def none(row: Model, step: int) -> float:
-    """1."""
+    """Constant.
+
+    Formula: 1
+    """
     return 1.0
 
 

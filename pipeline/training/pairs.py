@@ -11,6 +11,14 @@ from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
 from pipeline.diffusion.prediction import convert
 
 PAIRS = ("independent", "optimal_transport", "reflow")
+"""independent: The noise of each image is drawn independently.
+
+optimal_transport: Noise and images of a batch are matched at the least sum of squared distances.
+Source: Tong et al. 2023, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772
+
+reflow: Noise is paired with the image that the flow named in `base` makes of it.
+Source: Liu et al. 2022, arXiv 2209.03003
+"""
 REFLOW_STEPS = 32
 REFLOW_START = 1000.0  # the noise level that stands for infinity
 REFLOW_BATCH = 512

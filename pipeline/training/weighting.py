@@ -14,69 +14,123 @@ from torch import Tensor, nn
 
 
 def unit(sigma: Tensor, c_out: Tensor) -> Tensor:
-    """1 / c_out^2: one on the network's own target, which is what each method of the table was published with."""
+    """Constant on the network's target, as each method was published.
+
+    Formula: 1 / c_out^2
+    Source: Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     return c_out**-2
 
 
 def edm(sigma: Tensor, sigma_data: float) -> Tensor:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, arXiv 2206.00364, Table 1)."""
+    """EDM's weighting, whatever the parametrization.
+
+    Formula: (sigma^2 + sigma_data^2) / (sigma sigma_data)^2
+    Source: Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def snr(sigma: Tensor) -> Tensor:
-    """1 / sigma^2: one on eps (Ho et al. 2020, arXiv 2006.11239)."""
+    """The signal-to-noise ratio: constant on eps.
+
+    Formula: 1 / sigma^2
+    Source: Ho et al. 2020, arXiv 2006.11239
+    """
     return sigma**-2
 
 
 def truncated_snr(sigma: Tensor) -> Tensor:
-    """max(1 / sigma^2, 1) (Salimans and Ho 2022, arXiv 2202.00512, sec. 4)."""
+    """The signal-to-noise ratio, at least 1.
+
+    Formula: max(1 / sigma^2, 1)
+    Source: Salimans and Ho 2022, arXiv 2202.00512, sec. 4
+    """
     return (sigma**-2).clamp(min=1.0)
 
 
 def min_snr(sigma: Tensor, gamma: float = 5.0) -> Tensor:
-    """min(1 / sigma^2, gamma) (Hang et al. 2023, arXiv 2303.09556)."""
+    """The signal-to-noise ratio, at most gamma.
+
+    Formula: min(1 / sigma^2, gamma)
+    Source: Hang et al. 2023, arXiv 2303.09556
+    """
     return (sigma**-2).clamp(max=gamma)
 
 
 def soft_min_snr(sigma: Tensor, sigma_data: float) -> Tensor:
-    """1 / (sigma^2 + sigma_data^2) (Crowson et al. 2024, arXiv 2401.11605)."""
+    """A smooth minimum of the signal-to-noise ratio and 1 / sigma_data^2.
+
+    Formula: 1 / (sigma^2 + sigma_data^2)
+    Source: Crowson et al. 2024, arXiv 2401.11605
+    """
     return 1 / (sigma**2 + sigma_data**2)
 
 
 def p2(sigma: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """1 / (k + SNR)^gamma on eps (Choi et al. 2022, arXiv 2204.00227, eq. 8)."""
+    """1 / (k + SNR)^gamma on eps.
+
+    Formula: 1 / (sigma^2 (k + 1 / sigma^2)^gamma)
+    Source: Choi et al. 2022, arXiv 2204.00227, eq. 8
+    """
     return sigma**-2 / (k + sigma**-2) ** gamma
 
 
 def sigmoid(sigma: Tensor, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - ln SNR) as a factor on eps, which is 1 / (sigma^2 + e^-bias) (after Kingma and Gao 2023, arXiv
-    2303.00848, who weigh the bound by it, whatever the noise distribution)."""
+    """sigmoid(bias - ln SNR) on eps.
+
+    The paper weighs the bound by it, so that the noise distribution has no effect. Here the noise distribution counts.
+
+    Formula: 1 / (sigma^2 + exp(-bias))
+    Source: after Kingma and Gao 2023, arXiv 2303.00848
+    """
     return 1 / (sigma**2 + math.exp(-bias))
 
 
 def uniform_x0(sigma: Tensor) -> Tensor:
-    """1."""
+    """Constant on x0.
+
+    Formula: 1
+    Source: Salimans and Ho 2022, arXiv 2202.00512
+    """
     return torch.ones_like(sigma)
 
 
 def uniform_v(sigma: Tensor) -> Tensor:
-    """(1 + sigma^2) / sigma^2: one on v (Salimans and Ho 2022, SNR + 1)."""
+    """Constant on v, which is SNR + 1.
+
+    Formula: (1 + sigma^2) / sigma^2
+    Source: Salimans and Ho 2022, arXiv 2202.00512
+    """
     return (1 + sigma**2) / sigma**2
 
 
 def uniform_velocity(sigma: Tensor) -> Tensor:
-    """((1 + sigma) / sigma)^2: one on the straight path's velocity."""
+    """Constant on the flow's velocity.
+
+    Formula: (1 + sigma)^2 / sigma^2
+    Source: Liu et al. 2022, arXiv 2209.03003
+    """
     return ((1 + sigma) / sigma) ** 2
 
 
 def uniform_score(sigma: Tensor) -> Tensor:
-    """1 / sigma^4: one on the score."""
+    """Constant on the score.
+
+    Formula: 1 / sigma^4
+    Source: Song et al. 2021, arXiv 2011.13456
+    """
     return sigma**-4
 
 
 def vlb(sigma: Tensor, snr_rate: Tensor) -> Tensor:
-    """The variational bound, -dSNR/du / 2, whatever the noise distribution (Kingma et al. 2021, arXiv 2107.00630, eq.
-    17); with T levels T (SNR_(t-1) - SNR_t) / 2 (eq. 14): the loss is the bound in nats per dimension."""
+    """The variational bound in nats per dimension, for any noise distribution; snr_rate = -d(1 / sigma^2) / du.
+
+    With T levels it is T (SNR_(t-1) - SNR_t) / 2 (eq. 14).
+
+    Formula: snr_rate / 2
+    Source: Kingma et al. 2021, arXiv 2107.00630, eq. 17
+    """
     return snr_rate / 2
 
 
@@ -139,3 +193,7 @@ WEIGHTINGS = {
     "vlb": Weighting(vlb),
     "uncertainty": Weighting(unit, learned=True),
 }
+"""uncertainty: Divided by e^u, where a head learns u(sigma) beside the network.
+Formula: 1 / c_out^2
+Source: Karras et al. 2024, arXiv 2312.02696, eqs. 21 to 23
+"""

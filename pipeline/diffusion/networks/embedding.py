@@ -28,7 +28,12 @@ def positional_embedding(c_noise: Tensor, width: int) -> Tensor:
 
 
 class Positional(nn.Module):
-    """c_noise (N,) at fixed frequencies: (N, width)."""
+    """Cosines and sines of c_noise at geometric frequencies from 1 to 1e-4.
+
+    c_noise (N,) to (N, width).
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,8 +44,12 @@ class Positional(nn.Module):
 
 
 class Fourier(nn.Module):
-    """Cosines and sines of 2 pi f c_noise, c_noise (N,), at random frequencies f: (N, width) (Tancik et al. 2020,
-    arXiv 2006.10739; Song et al. 2021). The frequencies are drawn with the initial weights, and never trained."""
+    """Cosines and sines of 2 pi f c_noise at random frequencies f of standard deviation 16.
+
+    c_noise (N,) to (N, width). The frequencies are drawn with the initial weights and are not trained.
+
+    Source: Tancik et al. 2020, arXiv 2006.10739; Song et al. 2021, arXiv 2011.13456
+    """
 
     frequencies: Tensor
 

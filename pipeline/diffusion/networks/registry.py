@@ -68,11 +68,19 @@ def _common(spec: Spec) -> Common:
 
 
 def _unet(spec: Spec) -> UNet:
+    """A compact U-Net, scaled and shifted by the embedding.
+
+    Source: after Song et al. 2021, arXiv 2011.13456
+    """
     _check_levels(spec)
     return UNet(spec["shape"][0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"], _common(spec))
 
 
 def _ddpmpp(spec: Spec) -> DDPMpp:
+    """DDPM++ in EDM's setting.
+
+    Source: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.00364, app. F.2
+    """
     _check_levels(spec)
     _check_attention(spec)
     (image_channels, height, _), multipliers = spec["shape"], tuple(spec["multipliers"])
@@ -81,11 +89,19 @@ def _ddpmpp(spec: Spec) -> DDPMpp:
 
 
 def _dit(spec: Spec) -> DiT:
+    """DiT: a transformer on patches, with adaLN-Zero.
+
+    Source: Peebles and Xie 2023, arXiv 2212.09748
+    """
     _check_patch(spec)
     return DiT(tuple(spec["shape"]), spec["channels"], spec["blocks"], spec["patch"], _common(spec))
 
 
 def _mlp(spec: Spec) -> MLP:
+    """A residual MLP for points: DiT's blocks without attention.
+
+    Source: after Peebles and Xie 2023, arXiv 2212.09748
+    """
     return MLP(spec["shape"][0], spec["channels"], spec["blocks"], _common(spec))
 
 
