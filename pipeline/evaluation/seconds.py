@@ -14,8 +14,8 @@ from pipeline.common.files import SHORT_HASH, content_hash
 from pipeline.common.machine import machine
 from pipeline.diffusion.weights import main_file
 from pipeline.evaluation.sweep import Source, checkpoint, source
+from pipeline.sampling.batches import generate, mean_nfe
 from pipeline.sampling.fitted_grids import on_fitted_grid
-from pipeline.sampling.loop import generate, mean_nfe
 from pipeline.sampling.row import Sampler, sampler_of
 
 COLUMNS = ["curve", "steps", "nfe", "seconds_per_image", "images", "repetitions", "device", "checkpoint", "sampler"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.common.rows import Row, axis
-from pipeline.diffusion.denoiser import Counted
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
+from pipeline.sampling.counting import Counted
 from pipeline.sampling.grids import DISCRETIZATIONS, LEVELS, SPACINGS
 from pipeline.sampling.guidance import GUIDES, Guidance
 from pipeline.sampling.multistep import Multistep

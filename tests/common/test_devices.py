@@ -13,11 +13,12 @@ from pipeline.common.devices import CPU, compiled_calls, default_device, fitting
 from pipeline.common.errors import StudyError
 from pipeline.common.randomness import SampleNoise
 from pipeline.common.threads import in_turns
-from pipeline.diffusion import denoiser as denoisers
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.exact import Gaussian
+from pipeline.sampling import batches
 from pipeline.sampling import loop as sampling
-from pipeline.sampling.loop import generate
+from pipeline.sampling.batches import generate, generate_share
+from pipeline.sampling.counting import Counted
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training import loop as training
@@ -63,7 +64,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoisers.Counted, "not_finite", lambda self, *others: None)  # at the end, once
+    monkeypatch.setattr(Counted, "not_finite", lambda self, *others: None)  # at the end, once
 
 
 FIXED = [name for name, solver in SOLVERS.items() if name != "rk45"]
@@ -179,14 +180,14 @@ def test_a_batch_is_what_fits_into_free_memory(free: int, expected: int, gpu: di
 
 def short_of_memory(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than `most` samples fit."""
-    real = sampling.sample
+    real = batches.sample
 
     def sample(denoiser: Any, noise: Tensor, *others: Any) -> sampling.Samples:
         if len(noise) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(denoiser, noise, *others)
 
-    monkeypatch.setattr(sampling, "sample", sample)
+    monkeypatch.setattr(batches, "sample", sample)
 
 
 def images(batch: int) -> Iterator[Tensor]:
@@ -215,7 +216,7 @@ def test_where_half_a_batch_does_not_fit_either_it_is_one_line(monkeypatch: pyte
 def test_a_share_of_the_batches_is_not_halved_since_others_count_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(28, monkeypatch)
     with pytest.raises(StudyError, match="out of memory on cpu with 50 samples at a time"):
-        list(generate(Gaussian(0.0, 0.5), SHAPE, Sampler(), 4, 0, 100, 50, share=slice(1, None, 2)))
+        list(generate_share(Gaussian(0.0, 0.5), SHAPE, Sampler(), 4, 0, 100, 50, share=slice(1, None, 2)))
 
 
 def test_what_is_brought_to_a_gpu_is_dense_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

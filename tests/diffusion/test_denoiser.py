@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.diffusion.denoiser import MEMORY_FORMATS, Counted, Denoiser, load_denoiser, per_sample, save_denoiser
+from pipeline.diffusion.denoiser import MEMORY_FORMATS, Denoiser, load_denoiser, per_sample, save_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 
 SPEC: dict[str, Any] = {
@@ -112,24 +112,6 @@ def test_per_sample_expands_over_the_batch_axis() -> None:
     like = torch.zeros(8, 1, 8, 8)
     assert per_sample(torch.arange(8).double(), like).shape == (8, 1, 1, 1)
     assert per_sample(torch.arange(8).double(), like).dtype == torch.float32
-
-
-def test_counted_counts_and_changes_nothing() -> None:
-    counted, z = Counted(lambda z, sigma: z / sigma), images(2)
-    assert counted.nfe == 0 and counted.not_finite() is None
-    assert torch.equal(counted(z, torch.tensor(2.0)), z / 2) and counted.nfe == 1
-    counted(z, torch.tensor(0.5))
-    assert counted.nfe == 2 and [float(sigma) for sigma in counted.sigmas] == [2.0, 0.5]
-    assert counted.not_finite() is None
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("calls", [(0,), (2,), (1, 3)])
-def test_counted_finds_the_first_answer_that_is_not_finite(value: float, calls: tuple[int, ...]) -> None:
-    counted = Counted(lambda z, sigma: torch.where(torch.arange(z.numel()).reshape(z.shape) == 5, sigma, z))
-    for i in range(4):
-        counted(images(2), torch.tensor(value if i in calls else 1.0))
-    assert counted.not_finite() == calls[0] and counted.nfe == 4
 
 
 @pytest.mark.parametrize(("shape", "levels"), [([1, 8, 8], 5), ([1, 28, 28], 4), ([3, 8, 6], 3), ([1, 9, 8], 2)])

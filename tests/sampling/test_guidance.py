@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import NotFinite, StudyError
-from pipeline.diffusion.denoiser import Counted, DenoiserFunction
+from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import LabelledMixture
+from pipeline.sampling.batches import GROUP, generate
+from pipeline.sampling.counting import Counted
 from pipeline.sampling.guidance import GUIDES, ByClass, Guidance, Guided, guided, sample_labels
-from pipeline.sampling.loop import GROUP, generate, sample
+from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 
@@ -276,7 +278,7 @@ def test_labelled_samples_do_not_depend_on_batches_or_their_number(
     guide: str, solver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a batch is filled up to MIN_BATCH, or to a group of an adaptive solver's."""
-    monkeypatch.setattr("pipeline.sampling.to_data", lambda x: x)
+    monkeypatch.setattr("pipeline.sampling.batches.to_data", lambda x: x)
     row = Sampler(solver=solver, guide=guide, guidance=2, nfe=(40,))
     whole, nfe = labelled_images(row, 100, 512)
     for count, batch in [(100, 64), (100, 33), (100, 16), (40, 64), (15, 64), (1, 16), (GROUP + 1, 64)]:
@@ -286,7 +288,7 @@ def test_labelled_samples_do_not_depend_on_batches_or_their_number(
 
 def test_samples_are_of_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The nearest mean of each sample is its own class's, at a guidance that leaves no doubt."""
-    monkeypatch.setattr("pipeline.sampling.to_data", lambda x: x)
+    monkeypatch.setattr("pipeline.sampling.batches.to_data", lambda x: x)
     samples, _ = labelled_images(Sampler(guidance=1.5, nfe=(60,)), 100, 64)
     assert torch.cdist(samples, MEANS).argmin(1).equal(sample_labels(4, range(100), CLASSES))
 

@@ -13,10 +13,11 @@ from pipeline.diffusion.classifier import NoisyClassifier
 from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
 from pipeline.diffusion.exact import Gaussian
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
+from pipeline.sampling.batches import GROUP, MIN_BATCH, mean_nfe
+from pipeline.sampling.batches import generate as batches
 from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.guidance import GUIDES, ByClass, Guidance, guided
-from pipeline.sampling.loop import GROUP, MIN_BATCH, mean_nfe, sample
-from pipeline.sampling.loop import generate as batches
+from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
@@ -86,7 +87,7 @@ def silent(x: Tensor) -> Tensor:
 
 
 def generate(*arguments: Any) -> tuple[Tensor, list[int]]:
-    """All batches of `pipeline.sampling.generate` as one, and the NFE of every image."""
+    """All batches of `pipeline.sampling.batches.generate` as one, and the NFE of every image."""
     found = list(batches(*arguments))
     return torch.cat([images for images, _ in found]), [nfe for images, nfe in found for _ in images]
 
@@ -94,7 +95,7 @@ def generate(*arguments: Any) -> tuple[Tensor, list[int]]:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """generate's images as the floats they are made of, so that no difference is rounded away."""
-    monkeypatch.setattr("pipeline.sampling.to_data", lambda x: x)
+    monkeypatch.setattr("pipeline.sampling.batches.to_data", lambda x: x)
 
 
 def test_every_solver_has_its_cost_here() -> None:

@@ -278,7 +278,7 @@ def test_the_weights_of_deis_are_its_integrals_on_whole_grids_too(
 ) -> None:
     """Down to sigma = 0.002 in long steps, where d sigma / dt changes by orders of magnitude within one."""
     weights: list[list[float]] = []
-    monkeypatch.setattr("pipeline.multistep._sum", lambda z, own, past: weights.append(list(own)) or z)
+    monkeypatch.setattr("pipeline.sampling.multistep._sum", lambda z, own, past: weights.append(list(own)) or z)
     row = Sampler(solver="deis", schedule=schedule, nfe=(99,))
     sigmas = row.grid(steps).tolist()
     sample(GAUSSIAN, noise_of(3, 2), row, steps)
