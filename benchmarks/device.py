@@ -25,11 +25,14 @@ from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.networks.registry import cost
 from pipeline.metrics.frechet import Moments, frechet_distance, moments
 from pipeline.params.presets import preset_text
-from pipeline.params.study import parse_study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.study import parse_study
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
-from pipeline.training.loop import Examples, Run
+from pipeline.training.batches import Examples
+from pipeline.training.loop import advance
 from pipeline.training.row import Model
+from pipeline.training.run import Run
 
 STUDY = Path("studies/cifar10/params.yaml")
 SHAPE, SIGMA_DATA = (3, 32, 32), 0.5
@@ -44,7 +47,7 @@ Loop = Callable[[], object]
 def row_of(preset: str) -> Model:
     """The baseline model of the study at a preset."""
     text = preset_text(STUDY.read_text(), "cifar10", preset)
-    return Model(**resolve(parse_study(text, STUDY))["models/edm"])
+    return resolve(parse_study(text, STUDY)).models["edm"].row
 
 
 def seconds_of(loops: dict[str, Loop], device: torch.device, budget: float) -> dict[str, float]:
@@ -84,7 +87,7 @@ def training_loops(row: Model, device: torch.device) -> dict[str, Loop]:
 
     def ours() -> None:
         run.step %= row.steps  # a preset may train for fewer steps than there is time for
-        run.advance(examples)
+        advance(run, examples)
 
     return {"ours": ours, "plain": bare_step(row, SHAPE, device)}
 

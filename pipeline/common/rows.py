@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 NAME = r"^[A-Za-z0-9_]{1,60}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -16,7 +16,9 @@ class Row(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth(cls, value: Any) -> Any:
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        if cls.model_fields[info.field_name or ""].annotation is bool:
+            return value
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, bool):  # YAML reads yes, no, on, off as truth values, and they would pass for 1 and 0
                 raise ValueError(f"a truth value ({each}) stands for nothing here")

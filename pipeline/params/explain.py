@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.rows import NAME, Row
-from pipeline.data.dataset import Data
+from pipeline.data.row import Data
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 

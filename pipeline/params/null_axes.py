@@ -1,7 +1,7 @@
 """Choices of a row that cannot change its result, found by trying: without the choice, an exact denoiser is sampled to
 the same points, or a network is trained on the same target. And what else a study holds for nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -14,11 +14,13 @@ from pipeline.common.rows import Row
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import LabelledMixture
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.evaluation.curve import Curve
+from pipeline.params.resolved import Resolved
 from pipeline.sampling.fitted_grids import fit
 from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.loop import sample
-from pipeline.sampling.row import Sampler, sampler_of
+from pipeline.sampling.row import Sampler
 from pipeline.training.noise import NOISES, keys_of
 from pipeline.training.row import TRIED_SIGMA_DATA, WEIGHTING_KEYS, Model
 from pipeline.training.weighting import WEIGHTINGS
@@ -213,23 +215,23 @@ def _line(place: str, key: str, row: Row, reason: str) -> str:
     return f"{place}.{key}: {getattr(row, key)} changes nothing: {reason}"
 
 
-def remarks(rows: dict[str, Any]) -> list[str]:
-    """One line for all that `resolve`'s rows hold for nothing: equal rows, equal budgets, what no curve uses.
+def remarks(rows: Resolved) -> list[str]:
+    """One line for everything in a study that has no use: equal rows, equal budgets, and what no curve uses.
 
-    It stands beside `warnings`, which the report tells, too: what is told here, a run does not depend on.
+    `resolve` prints these beside the warnings. The report does not show them, so no stage depends on them.
     """
-    models = {name: rows[f"models/{name}"] for name in rows["models"]}
-    curves = {name: rows[f"curves/{name}"] for name in rows["curves"]}
-    asked = {name: curve | {"model": models[curve["model"]]} for name, curve in curves.items()}
+    models = {name: entry.row for name, entry in rows.models.items()}
+    curves = {name: entry.row for name, entry in rows.curves.items()}
+    asked = {n: (models[row.model], row.model_copy(update={"model": "", "method": None})) for n, row in curves.items()}
     lines = [*_equal("models", models), *_equal("curves", asked)]
     for name, curve in curves.items():
-        lines += _budgets(name, sampler_of(curve))
+        lines += _budgets(name, curve)
     for name, model in models.items():
-        lines += _unused(name, model, [curve for curve in curves.values() if curve["model"] == name])
+        lines += _unused(name, model, [curve for curve in curves.values() if curve.model == name])
     return lines
 
 
-def _equal(section: str, rows: dict[str, Any]) -> Iterator[str]:
+def _equal(section: str, rows: Mapping[str, object]) -> Iterator[str]:
     names = list(rows)
     for i, name in enumerate(names):
         if other := next((other for other in names[:i] if rows[other] == rows[name]), None):
@@ -252,19 +254,19 @@ def _budgets(name: str, row: Sampler) -> Iterator[str]:
             yield f"curves.{name}.nfe: {listed} are one measurement: {why}"
 
 
-def _unused(name: str, model: dict[str, Any], curves: list[dict[str, Any]]) -> Iterator[str]:
+def _unused(name: str, model: Model, curves: list[Curve]) -> Iterator[str]:
     """What is trained or kept beside a model, and no curve samples with."""
-    guides = {curve["guide"] for curve in curves if not sampler_of(curve).build_guidance().idle}
-    if model["classifier_images"] and "classifier" not in guides:
+    guides = {curve.guide for curve in curves if not curve.build_guidance().idle}
+    if model.classifier_images and "classifier" not in guides:
         yield f"models.{name}.classifier_images: trains a classifier that guides no curve; use 0, or guide one by it"
     made = any(
-        curve[key] is not None and curve[key] not in model[tracked]
+        curve.ema_halflife_images not in (None, *model.ema_halflives_images)
+        or curve.ema_sigma_rel not in (None, *model.ema_sigma_rels)
         for curve in curves
-        for key, tracked in (("ema_halflife_images", "ema_halflives_images"), ("ema_sigma_rel", "ema_sigma_rels"))
     )
-    if model["snapshots"] and not made and "snapshot" not in guides:
-        alone = " alone, which is its end," if model["snapshots"] == 1 else ""
+    if model.snapshots and not made and "snapshot" not in guides:
+        alone = " alone, which is its end," if model.snapshots == 1 else ""
         yield (
-            f"models.{name}.snapshots: {model['snapshots']}{alone} for no curve; use 0, or say guide: snapshot or an "
+            f"models.{name}.snapshots: {model.snapshots}{alone} for no curve; use 0, or say guide: snapshot or an "
             "average that only snapshots give in a curve's row"
         )

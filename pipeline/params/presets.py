@@ -10,9 +10,11 @@ import yaml
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import whole_folder, write_text
 from pipeline.common.rows import NAME
-from pipeline.data.dataset import SOURCES, unknown_source
+from pipeline.data.listing import unknown_source
+from pipeline.data.sources import SOURCES
 from pipeline.params.places import STUDIES, flow, names_taken
-from pipeline.params.study import Study, parse_study, read_study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.study import Study, parse_study, read_study
 
 WRITTEN = "# Written by `make study NAME={name}{more}`, anew each time it is called: edit studies/{name}/params.yaml."
 MARK = WRITTEN.partition("{")[0]  # how that line begins, which no study of somebody's own has

@@ -19,19 +19,10 @@ from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import write_bytes, write_json
 from pipeline.common.randomness import SampleNoise
 from pipeline.data import points
-from pipeline.data.dataset import (
-    Data,
-    Dataset,
-    load,
-    load_prepared,
-    load_summary,
-    save,
-    shape_of,
-    to_data,
-    to_range,
-    to_uint8,
-)
+from pipeline.data.dataset import Dataset, load_prepared, load_summary, save, shape_of, to_data, to_range, to_uint8
 from pipeline.data.points import POINTS, draw
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.diffusion.exact import Gaussian, Mixture
 from pipeline.evaluation import convergence
 from pipeline.evaluation.imageset import ImageSet, measure_set
@@ -48,8 +39,9 @@ from pipeline.metrics.extractors.extractor import (
 from pipeline.metrics.frechet import W2_POINTS, sliced_w2, w2
 from pipeline.metrics.measurement import measure, measured_with
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
-from pipeline.params.study import Study, resolve
-from pipeline.report.results import floor_of
+from pipeline.params.resolve import resolve
+from pipeline.params.study import Study
+from pipeline.report.statistics import floor_of
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
@@ -391,7 +383,7 @@ def test_a_study_file_that_mixes_points_and_images_is_refused(changed: dict[str,
     study: dict[str, Any] = {"study": {"name": "t"}, "models": {"edm": {"network": "mlp"}}}
     study |= {"data": {"source": "spiral"}, "features": {"extractor": "coordinates"}, "sets": {}}
     study["curves"] = {"edm": {"model": "edm"}}
-    assert resolve(Study(**study))["features"]["extractor"] == "coordinates"
+    assert resolve(Study(**study)).features.extractor == "coordinates"
     with pytest.raises(StudyError) as error:
         resolve(Study(**study | changed))
     assert said in one_line(error)

@@ -13,7 +13,8 @@ from pipeline.diffusion.denoiser import Denoiser
 from pipeline.evaluation import proposal as module
 from pipeline.evaluation.losses import noise_levels
 from pipeline.evaluation.proposal import Normal, file_text, fit, propose, row_text, summary
-from pipeline.params.study import Study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.study import Study
 from pipeline.training.row import Model
 
 SMALL = {"channels": 8, "multipliers": (1,), "blocks": 1, "batch": 8, "warmup_images": 16, "ema_halflife_images": 40}
@@ -99,7 +100,7 @@ def test_the_proposal_is_a_row_that_a_study_can_take(base: str, name: str) -> No
     assert own != name and proposed["base"] == name
     study = Study(study={"name": "t"}, models=models | {own: proposed}, curves={"c": {"model": own}})
     expected = row.model_copy(update={"noise": "lognormal", "P_mean": -1.35, "P_std": 0.9})
-    assert resolve(study)[f"models/{own}"] == expected.model_dump(mode="json")
+    assert resolve(study).models[own].row == expected
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -15,7 +15,9 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.threads import in_turns, side_by_side
-from pipeline.data.dataset import Data, load, to_range
+from pipeline.data.dataset import to_range
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.diffusion.classifier import save_classifier
 from pipeline.diffusion.denoiser import load_denoiser, save_denoiser
 from pipeline.diffusion.exact import LabelledMixture
@@ -32,13 +34,16 @@ from pipeline.metrics.extractors.extractor import (
 )
 from pipeline.metrics.measurement import measure, measured_with
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
-from pipeline.params.study import Study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import as_dicts
+from pipeline.params.study import Study
 from pipeline.sampling.fitted_grids import fit_model
 from pipeline.sampling.guidance import sample_labels
 from pipeline.sampling.row import sampler_of
 from pipeline.training.classifier import train_classifier
-from pipeline.training.loop import save_models, train
+from pipeline.training.loop import train
 from pipeline.training.row import Model
+from pipeline.training.trained import save_models
 
 SAMPLES = 40
 
@@ -92,7 +97,7 @@ def curve(**keys: Any) -> dict[str, Any]:
     """A resolved curve row, as a stage reads it."""
     row = {"model": "edm", "nfe": [3, 5], "samples": SAMPLES, "batch": 16, "sample_seeds": [0, 1]} | keys
     study = Study(study={"name": "t"}, models={"edm": {"train_seeds": [0, 1]}}, curves={"x": row})
-    return json.loads(json.dumps(resolve(study)["curves/x"]))
+    return json.loads(json.dumps(as_dicts(resolve(study))["curves/x"]))
 
 
 def same(a: list[Cell], b: list[Cell]) -> bool:

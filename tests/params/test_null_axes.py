@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from pipeline.params.null_axes import remarks
-from pipeline.params.study import read_study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.study import read_study
 from tests.imports import ROOT
 
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
@@ -27,7 +28,7 @@ def found(tmp_path: Path, curves: dict[str, Any] | None = None, models: dict[str
         name: {"model": "edm", **row} for name, row in (curves or {}).items()
     }
     path.write_text(yaml.safe_dump(study, sort_keys=False))
-    return resolve(read_study(path))["report"]["warnings"]
+    return list(resolve(read_study(path)).warnings)
 
 
 NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part of the reason
@@ -186,7 +187,7 @@ def test_pairs_of_another_flow_and_their_number_change_something(tmp_path: Path)
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
 def test_the_studies_here_have_no_null_axis(path: Path) -> None:
-    assert resolve(read_study(path))["report"]["warnings"] == []
+    assert resolve(read_study(path)).warnings == ()
 
 
 def test_the_warning_comes_before_anything_runs(tmp_path: Path) -> None:

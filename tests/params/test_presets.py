@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +15,9 @@ from pipeline.diffusion.networks.registry import cost
 from pipeline.params import needs
 from pipeline.params.null_axes import remarks
 from pipeline.params.presets import MARK, choose, preset_text
-from pipeline.params.study import parse_study, read_study, resolve, unmet
-from pipeline.training.row import Model
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import Resolved
+from pipeline.params.study import parse_study, read_study, unmet
 from tests.imports import ROOT
 
 HERE = Path("studies/small/params.yaml")
@@ -64,7 +64,7 @@ def test_a_preset_is_laid_over_the_studys_own_sections_key_by_key() -> None:
     assert (tiny.preset, tiny.needs.gpu_gib, tiny.data.limit, tiny.data.labels) == ("tiny", 0, 300, False)
     assert (tiny.features.width, tiny.features.epochs) == (16, 1)
     assert tiny.defaults == {"models": {"batch": 64, "images": 512}, "curves": {"samples": 40, "nfe": [4]}}
-    assert resolve(tiny)["models/edm"]["images"] == 512
+    assert resolve(tiny).models["edm"].row.images == 512
 
 
 def test_without_a_preset_the_study_is_as_it_stands() -> None:
@@ -277,7 +277,7 @@ CIFAR10 = ROOT / "studies/cifar10/params.yaml"
 EVERY = ("smoke", "short", "paper")
 
 
-def of_cifar10(preset: str) -> dict[str, Any]:
+def of_cifar10(preset: str) -> Resolved:
     """The resolved rows of the CIFAR-10 study at a preset."""
     text = CIFAR10.read_text().replace("\npreset: short\n", f"\npreset: {preset}\n")
     study = parse_study(text, CIFAR10)
@@ -295,31 +295,29 @@ def test_the_presets_of_cifar10_are_these() -> None:
 @pytest.mark.parametrize("preset", EVERY)
 def test_every_row_of_every_preset_of_cifar10_is_sound(preset: str) -> None:
     rows = of_cifar10(preset)
-    assert rows["report"]["warnings"] == remarks(rows) == []
-    assert rows["report"]["preset"] == preset
-    for name in rows["models"]:
-        row = Model(**rows[f"models/{name}"])
-        cost(row.spec(0.5, (3, 32, 32), (5000,) * 10))  # raises where the images don't go with it
+    assert [*rows.warnings, *remarks(rows)] == []
+    assert rows.preset == preset
+    for entry in rows.models.values():
+        cost(entry.row.spec(0.5, (3, 32, 32), (5000,) * 10))  # raises where the images don't go with it
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("short", 9.9), ("paper", 55.7)])
 def test_networks_of_cifar10_are_as_large_as_told(preset: str, millions: float) -> None:
-    row = Model(**of_cifar10(preset)["models/edm"])
+    row = of_cifar10(preset).models["edm"].row
     assert cost(row.spec(0.5, (3, 32, 32))).parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_paper_is_the_published_scale_of_make_new() -> None:
     chosen = model_choices((3, 32, 32), 50_000, "published") | {"train_seeds": [0]}
-    row = of_cifar10("paper")["models/edm"]
+    row = of_cifar10("paper").models["edm"].row.model_dump(mode="json")
     assert {key: row[key] for key in chosen} == chosen
 
 
 def test_smoke_is_small() -> None:
     rows = of_cifar10("smoke")
-    assert rows["data"]["limit"] == 2000 and rows["features"]["extractor"] == "classifier"
-    images = sum(rows[f"models/{name}"]["images"] for name in rows["models"])
-    evaluations = sum(
-        sum(row["nfe"]) * row["samples"] * len(row["seeds"]) for row in (rows[f"curves/{n}"] for n in rows["curves"])
-    )
-    row = Model(**rows["models/edm"])
+    assert rows.data.limit == 2000 and rows.features.extractor == "classifier"
+    images = sum(entry.row.images for entry in rows.models.values())
+    curves = [entry.row for entry in rows.curves.values()]
+    evaluations = sum(sum(row.nfe) * row.samples * len(row.seeds) for row in curves)
+    row = rows.models["edm"].row
     assert (3 * images + evaluations) * cost(row.spec(0.5, (3, 32, 32))).flops < 3e12  # two minutes of a core or so

@@ -9,11 +9,13 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from pipeline.data.dataset import Data
+from pipeline.data.row import Data
+from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.metrics.extractors.extractor import Features
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.needs import Needs
+from pipeline.params.resolve import resolve
 from pipeline.params.schema import (
     CURVE,
     DATA,
@@ -29,7 +31,7 @@ from pipeline.params.schema import (
     study_schema,
     text,
 )
-from pipeline.params.study import Curve, Preset, Published, Study, StudyInfo, read_study, resolve
+from pipeline.params.study import Preset, Published, Study, StudyInfo, read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
 

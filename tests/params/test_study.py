@@ -10,12 +10,16 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError
-from pipeline.data.dataset import Data
+from pipeline.data.row import Data
 from pipeline.diffusion.networks.registry import NETWORKS
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCHEDULES
+from pipeline.evaluation.curve import Curve, seed_pairs
 from pipeline.metrics.extractors.extractor import Features
-from pipeline.params.study import FILLED_IN, Curve, Sampler, read_study, resolve, seed_pairs
-from pipeline.sampling.row import keys_of
+from pipeline.params.explain import FILLED_IN
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import as_dicts
+from pipeline.params.study import read_study
+from pipeline.sampling.row import Sampler, keys_of
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
 from pipeline.training.weighting import WEIGHTINGS
@@ -29,7 +33,7 @@ def resolved(tmp_path: Path, **sections: Any) -> dict[str, Any]:
     """What `resolve` makes of the minimal study with some sections replaced, as it is read back from JSON."""
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(MINIMAL | sections, sort_keys=False))
-    return json.loads(json.dumps(resolve(read_study(path)), allow_nan=False))
+    return json.loads(json.dumps(as_dicts(resolve(read_study(path))), allow_nan=False))
 
 
 def models(**rows: Any) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def filed(tmp_path: Path, section: str, **sections: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
 def test_the_studies_here_resolve_and_every_row_is_filed(path: Path) -> None:
     written = yaml.safe_load(path.read_text())
-    rows = resolve(read_study(path))
+    rows = as_dicts(resolve(read_study(path)))
     for section in ("models", "curves"):
         report = rows["report"][section]
         assert list(report) == list(written[section])
@@ -443,7 +447,7 @@ def test_yaml_merge_keys_are_no_repetition(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
         "models: {edm: &edm {images: 500, batch: 5}, x: {<<: *edm, images: 600}}" + REST
     )
-    rows = resolve(read_study(tmp_path / "params.yaml"))
+    rows = as_dicts(resolve(read_study(tmp_path / "params.yaml")))
     assert (rows["models/x"]["images"], rows["models/x"]["batch"]) == (600, 5)
 
 

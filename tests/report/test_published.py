@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json, write_json
-from pipeline.data.dataset import Data
-from pipeline.params.study import Study, resolve
+from pipeline.data.row import Data
+from pipeline.params.resolve import resolve
+from pipeline.params.study import Study
 from pipeline.report.build import build
 from tests.report.test_report import EXTRACTOR, HOSTILE, _Page, made_up_study, written
 
@@ -34,8 +35,8 @@ def study(**more: Any) -> Study:
 
 def add(folder: Path, rows_path: Path, values: list[dict[str, Any]], **more: Any) -> None:
     """Published values to the resolved rows of a made-up study."""
-    own = resolve(study(published=values, **more))["report"]
-    rows = read_json(folder / rows_path) | {key: own[key] for key in ("published", "data", "preset")}
+    own = resolve(study(published=values, **more)).files()["report"]
+    rows = read_json(folder / rows_path) | {key: own[key] for key in ("published", "named_data", "preset")}
     write_json(folder / rows_path, json.loads(json.dumps(rows)))
 
 
@@ -100,7 +101,3 @@ def test_what_was_not_measured_says_so_and_a_true_fid_is_called_one(
 def test_a_value_of_no_curve_is_one_line() -> None:
     with pytest.raises(StudyError, match=r"^published\.1\.curve: no curve 'rho_4'; did you mean 'rho_3'\?"):
         resolve(study(published=[VALUES[0], VALUES[1] | {"curve": "rho_4"}]))
-
-
-def test_studies_without_published_values_have_nothing_of_them_in_their_rows() -> None:
-    assert not {"published", "data", "preset"} & set(resolve(study())["report"])

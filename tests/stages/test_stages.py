@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import StudyError
-from pipeline.params.study import read_study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.study import read_study
 from pipeline.training.row import Model
 from stages import Arguments, outcome, parse_arguments
 from tests.imports import ROOT
@@ -24,7 +25,7 @@ BY_DVC = ("--name", "t", "--root", ".", "--params", "params.yaml")
 def rows() -> dict[str, str]:
     """The resolved rows of the good study, as files."""
     (path := Path("params.yaml")).write_text(GOOD)
-    found = resolve(read_study(path))
+    found = resolve(read_study(path)).files()
     return {f"build/t/rows/{name}.json": json.dumps(row) for name, row in found.items()}
 
 

@@ -1,0 +1,120 @@
+"""What `resolve` makes of a study file: every row written out in full, as validated objects."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from pipeline.common.rows import Row
+from pipeline.data.row import Data
+from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.imageset import ImageSet
+from pipeline.metrics.extractors.extractor import Features
+from pipeline.params.study import Published, StudyInfo
+from pipeline.training.row import Model
+
+
+def _with_tuples(values: Any) -> Any:
+    """Values as rows hold them: JSON has lists, rows have tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+class Filed(Row):
+    """A row's relation to its base."""
+
+    base: str
+    """The row that it is compared with: the one that it names, else the first row of its section."""
+    differences: Annotated[dict[str, Any], BeforeValidator(_with_tuples)]
+    """The design choices in which it differs from its base: key -> its own value. A curve on another model than its
+    base's also differs in the choices in which the two models differ."""
+    axis: str
+    """The title that all differences share; "combinations" if they share none, "" if there are no differences."""
+    explicit: bool
+    """Whether the row names its base itself."""
+
+
+class ModelEntry(Filed):
+    row: Model
+
+
+class CurveEntry(Filed):
+    row: Curve
+
+
+class NamedData(Row):
+    """The data as the report may name them: a path's last part alone, because reports are published."""
+
+    source: str
+    built_in: bool
+    limit: int | None
+
+
+class ReportRows(Row):
+    """What the report reads, `rows/report.json`: `ReportRows(**read_json(path))`."""
+
+    title: str
+    study: StudyInfo
+    preset: str | None
+    named_data: NamedData
+    samples: int
+    """The number of samples behind every score of the study."""
+    models: dict[str, ModelEntry]
+    curves: dict[str, CurveEntry]
+    sets: dict[str, ImageSet]
+    published: tuple[Published, ...]
+    warnings: tuple[str, ...]
+    """One line for each choice that cannot change the result."""
+
+    def flat(self, section: str, name: str) -> dict[str, Any]:
+        """A row of a section ("models", "curves", "sets") with its relation to its base in one flat JSON mapping, as
+        `provenance.json` has it."""
+        if section == "sets":
+            return self.sets[name].model_dump(mode="json")
+        entry: ModelEntry | CurveEntry = getattr(self, section)[name]
+        relation = entry.model_dump(mode="json", exclude={"row"})
+        if isinstance(entry, ModelEntry):
+            return entry.row.model_dump(mode="json") | relation
+        return entry.row.model_dump(mode="json", exclude={"method"}) | {"method": entry.row.method} | relation
+
+
+class Resolved(ReportRows):
+    """A resolved study: every row in full."""
+
+    data: Data
+    features: Features
+    grids: dict[str, tuple[tuple[float, float], ...]]
+    """The noise ranges (sigma_min, sigma_max) for which a grid is fitted to each model."""
+
+    def files(self) -> dict[str, Any]:
+        """What the stage `resolve` writes: the name of a file below build/<study>/rows, without .json -> content."""
+        first = next(iter(self.models))
+        models = {name: entry.row.model_dump(mode="json") for name, entry in self.models.items()}
+        curves = {name: e.row.model_dump(mode="json", exclude={"method"}) for name, e in self.curves.items()}
+        return {
+            "data": self.data.model_dump(mode="json"),
+            "features": self.features.model_dump(mode="json"),
+            "models": list(models),
+            "curves": list(curves),
+            "propose": {"model": first, "row": models[first]},
+            **{f"models/{name}": row for name, row in models.items()},
+            **{f"curves/{name}": row for name, row in curves.items()},
+            **{f"sets/{name}": row.model_dump(mode="json") for name, row in self.sets.items()},
+            "grids": {name: [list(each) for each in ranges] for name, ranges in self.grids.items()},
+            "samples": self.samples,
+            "report": self.model_dump(mode="json", include=set(ReportRows.model_fields)),
+        }
+
+
+def flat_report(rows: ReportRows) -> Any:
+    """The rows of a report as dictionaries. It serves callers that still read dictionaries, and goes with them."""
+    own: dict[str, Any] = rows.model_dump(mode="json")
+    for section in ("models", "curves", "sets"):
+        own[section] = {name: rows.flat(section, name) for name in getattr(rows, section)}
+    if not rows.published:
+        return {key: value for key, value in own.items() if key not in ("published", "named_data", "preset")}
+    return own | {"data": own["named_data"]}
+
+
+def as_dicts(resolved: Resolved) -> dict[str, Any]:
+    """The rows of a study as dictionaries. It serves callers that still read dictionaries, and goes with them."""
+    report = ReportRows(**{key: getattr(resolved, key) for key in ReportRows.model_fields})
+    return resolved.files() | {"report": flat_report(report)}
