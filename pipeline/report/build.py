@@ -7,26 +7,38 @@ import jinja2
 
 from pipeline.common.files import SHORT_HASH, Paths, whole_folder, write_json, write_text
 from pipeline.data.dataset import described, shape_of
+from pipeline.evaluation.curve import Curve
 from pipeline.metrics.frechet import W2_POINTS
-from pipeline.params.study import Curve
 from pipeline.report.cells import behind
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html, unmarked
 from pipeline.report.sections import (
+    agreement,
     averages,
+    chance,
     classes,
+    cost,
+    design,
+    efficiency,
     exact,
     factorial,
+    failures,
     guidance,
     learning,
+    machines,
+    methods,
     networks,
-    parts,
     published,
+    reading,
+    samplers,
+    samples,
+    settings,
     trajectories,
 )
 from pipeline.report.sections import paths as cumulative
-from pipeline.report.study import Report, listed, number, percent
+from pipeline.report.study import SMALL_BUDGET, Report
 from pipeline.report.summary import write_summary
+from pipeline.report.text import listed, number, percent
 from pipeline.training.row import WEIGHTING_KEYS, Model
 
 UNSET = {"sigma_data": "measured", **dict.fromkeys(WEIGHTING_KEYS, "as published"), "": "none"}  # of model rows
@@ -92,7 +104,11 @@ def render(report: Report) -> str:
     return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
         title=report.title,
         report=report,
-        parts=parts,
+        methods=methods,
+        reading=reading,
+        timed_on=cost.timed_on(report),
+        agreement=agreement.agreement(report),
+        machines=machines.machines(report),
         study=Markdown(report.study),
         data=report.data,
         shape=described(shape_of(report.data)),
@@ -105,27 +121,27 @@ def render(report: Report) -> str:
         measurements=len(measured),
         findings=findings(report, others),
         published=published.section(report),
-        effects=parts.effects(report),
-        costs=parts.costs(report),
-        small_budget=factorial.SMALL_BUDGET,
-        ablations=[parts.ablation(report, title, names) for title, names in report.ablations.items()],
+        effects=design.effects(report),
+        costs=cost.costs(report),
+        small_budget=SMALL_BUDGET,
+        ablations=[design.ablation(report, title, names) for title, names in report.ablations.items()],
         paths=cumulative.sections(report),
         factorials=factorial.sections(report),
-        fronts=parts.fronts(report),
-        reach=parts.reach(report),
-        best_samplers=parts.best_samplers(report),
-        failures=parts.failures(report),
+        fronts=efficiency.fronts(report),
+        reach=efficiency.reach(report),
+        best_samplers=samplers.best_samplers(report),
+        failures=failures.failures(report),
         exact=exact.section(report),
         learning=learning.section(report),
         guidance=guided,
         averages=averaged,
         networks=networks.section(report),
-        spreads=parts.spreads(report),
-        shown=parts.samples(report),
+        spreads=chance.spreads(report),
+        shown=samples.samples(report),
         classes=by_class,
         trajectories=curved,
-        model_table=parts.design_table(networks.as_trained(report), Model, [], UNSET),
-        curve_table=parts.design_table(report.curves, Curve, ["model"], {"": "none"}),
+        model_table=settings.design_table(networks.as_trained(report), Model, [], UNSET),
+        curve_table=settings.design_table(report.curves, Curve, ["model"], {"": "none"}),
         repetitions=listed(sorted({str(tuple(pair)) for row in report.curves.values() for pair in row["seeds"]})),
-        figure=parts.methods_figure(report),
+        figure=methods.methods_figure(report),
     )

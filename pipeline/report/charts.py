@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.report.results import Floor, Interval
+from pipeline.report.statistics import Floor, Interval
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 DIGITS = 6  # significant ones of every number
@@ -31,6 +31,7 @@ SHAPES = {
     "p": "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z",
 }  # matplotlib's markers
 REAL = "real against real"
+NFE = "number of function evaluations (NFE), counted"
 CURVES = {"series": "curves"}  # the series are curves by their labels, against counted NFE
 MODELS = {"series": "models"}
 POINTS = {"note": "points"}  # a point's note is "curve (NFE)"

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from pipeline.report.results import Interval, difference, is_tie, nfe_to_reach, spread
 from pipeline.report.sections import factorial, paths
-from pipeline.report.study import Report, apart_or_tied, listed, number, stated, stated_difference
+from pipeline.report.sections.efficiency import SHARES, reached
+from pipeline.report.statistics import Interval, difference, is_tie, spread
+from pipeline.report.study import Report
+from pipeline.report.text import apart_or_tied, listed, number, stated, stated_difference
 
-SHARES = (0.05, 0.2, 1.0)  # how near to the best, in excess over the floor
 FIRST = 8  # sentences that a reader sees at once, at most
 MANY = 4  # rows of one choice against one base: of more a sentence names the ends alone
 MOST_METHODS = 12  # whose sets are gone through for ties
@@ -150,28 +151,11 @@ def _without(report: Report, curves: dict[str, str], budget: int) -> list[str]:
     return texts + ([f"{listed(absent)} {'has' if len(absent) == 1 else 'have'} no result there"] if absent else [])
 
 
-def best_of(report: Report, curve: str) -> tuple[float, int]:
-    """The mean score of the best point of a curve that has any, and its NFE."""
-    return min((point.mean, nfe) for nfe, point in report.points(curve).items())
-
-
-def best_of_all(report: Report) -> tuple[str, int, float]:
-    """The curve, the NFE and the mean score of the study's best point."""
-    (mean, nfe), name = min((best_of(report, name), name) for name in report.with_points(report.distinct))
-    return name, nfe, mean
-
-
-def reached(report: Report, curve: str, best: float) -> list[int | None]:
-    """The NFE with which a curve comes within each of SHARES of a best score."""
-    means = {nfe: point.mean for nfe, point in report.points(curve).items()}
-    return [nfe_to_reach(means, best, report.score_floor.mean, share) for share in SHARES]
-
-
 def _reach(report: Report) -> list[str]:
     """With how many evaluations each method comes near its own best."""
     found: dict[int, list[str]] = {}
     for name in report.with_points(report.methods):
-        nfe = reached(report, name, best_of(report, name)[0])[0]
+        nfe = reached(report, name, report.best_point(name)[0])[0]
         if nfe is not None:
             found.setdefault(nfe, []).append(report.label(name))
     text = "; ".join(f"{listed(found[nfe])} with {nfe}" for nfe in sorted(found))
@@ -182,7 +166,7 @@ def _reach(report: Report) -> list[str]:
 def _best(report: Report) -> list[str]:
     if not report.with_points(report.distinct):
         return []
-    name, nfe, best = best_of_all(report)
+    name, nfe, best = report.best_of_all
     where = f"by {report.label(name)} at NFE {nfe}{_below(report, best)}"
     return [f"The study's best mean score is {number(best)}, {where}."]
 

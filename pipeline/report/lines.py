@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.common.files import SHORT_HASH
 from pipeline.evaluation.sweep import Cell
 from pipeline.metrics.extractors.extractor import Extractor, label
-from pipeline.report.results import floor_of
+from pipeline.report.statistics import floor_of
 
 SMALL = 10  # samples for each feature, under which a set is called small
 

@@ -1,7 +1,6 @@
 """What every part of the report reads: the declared rows and their results, and how a number is written."""
 
 import math
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,11 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
 from pipeline.evaluation.seconds import sampler_hash
 from pipeline.metrics.extractors.extractor import COORDINATES, headline, label
+from pipeline.params.resolved import ReportRows, flat_report
 from pipeline.report.page import marked
-from pipeline.report.results import (
-    FAILED,
-    Floor,
-    Interval,
-    at_budget,
-    difference,
-    estimate,
-    failed_at,
-    floor_of,
-    is_tie,
-    read_losses,
-    read_results,
-    read_timings,
-    summarise,
-)
+from pipeline.report.results import FAILED, at_budget, failed_at, read_losses, read_results, read_timings
+from pipeline.report.statistics import Floor, Interval, difference, estimate, floor_of, is_tie, summarise
+from pipeline.report.text import plain, stated, stated_difference
 
 METRICS = (
     "w2",
@@ -46,6 +34,7 @@ METRICS = (
 
 
 APART = ("nfe", "seeds", "method", "base", "differences", "axis", "explicit")  # of a curve, beside how it is sampled
+SMALL_BUDGET = 7  # a budget near it stands for few evaluations
 ROTATIONS = "rotation classifier"  # its classes are no kinds of images, so a score of their variety means nothing
 
 
@@ -54,7 +43,7 @@ class Report:
 
     def __init__(self, paths: Paths, figures: Path) -> None:
         self.paths, self.figures = paths, figures
-        rows = read_json(paths.rows / "report.json")
+        rows = flat_report(ReportRows(**read_json(paths.rows / "report.json")))
         self.title, self.models, self.curves, self.sets = (rows[k] for k in ("title", "models", "curves", "sets"))
         self.study, self.samples, self.warnings = rows["study"]["name"], rows["samples"], rows["warnings"]
         # What only studies with published values have: these, the data as named, and the preset.
@@ -212,6 +201,17 @@ class Report:
         text = stated_difference(difference(self.cells(curve, budget), self.cells(base, budget)))
         return self.linked(text, curve, self.nfe(curve, budget), base=(base, self.nfe(base, budget)))
 
+    def difference_at(self, curve: str, base: str, budget: int) -> str:
+        """`compared`; if either curve has no result at the budget, whether it failed."""
+        if len(self.having([curve, base], budget)) == 2:
+            return self.compared(curve, base, budget)
+        base_failed = budget in self.curves[curve]["nfe"] and self.missing(base, budget)
+        return self.missing(curve, budget) or (f"base {FAILED}" if base_failed else "")
+
+    def stated_point(self, curve: str, nfe: int, metric: str | None = None) -> str:
+        """A metric (None: the score) of a curve or image set at a counted NFE."""
+        return self.linked(stated(self.points(curve, metric)[nfe]), curve, nfe, metric)
+
     def once(self, curve: str, base: str, budget: int) -> str:
         """What is to be said of a difference between two models of one training each: its interval knows nothing of
         retraining, so that it tells these two networks apart and not what made them."""
@@ -229,6 +229,16 @@ class Report:
         if key not in self._points:
             self._points[key] = summarise(self._of(curve), *key)
         return self._points[key]
+
+    def best_point(self, curve: str) -> tuple[float, int]:
+        """The mean score of the best point of a curve that has any, and its NFE."""
+        return min((point.mean, nfe) for nfe, point in self.points(curve).items())
+
+    @cached_property
+    def best_of_all(self) -> tuple[str, int, float]:
+        """The curve, the NFE and the mean score of the study's best point."""
+        (mean, nfe), name = min((self.best_point(name), name) for name in self.with_points(self.distinct))
+        return name, nfe, mean
 
     def best(self, curves: list[str], budget: int) -> list[str]:
         """The curve of the smallest mean at a budget, then those that tie with it; empty where none has a result."""
@@ -253,65 +263,6 @@ class Report:
         return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name]["differences"].items()) or name
 
 
-def number(value: float) -> str:
-    """Three significant digits, no exponent but for the very small and the very large."""
-    size = abs(value)
-    if size >= 999_999.5:
-        return f"{value:.2e}"
-    if 0.001 <= size < 999.5:
-        return f"{value:#.3g}".rstrip(".")
-    return f"{value:.0f}" if size >= 1 or value == 0 else f"{value:.1e}"
-
-
-def signed(value: float) -> str:
-    """A number with its sign."""
-    return ("−" if value < 0 else "+") + number(abs(value))
-
-
-def plain(value: Any) -> str:
-    """A value of a row."""
-    if value is None:
-        return "none"
-    if isinstance(value, list):
-        return ", ".join(plain(v) for v in value) or "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def stated(found: Interval) -> str:
-    """A mean with its 95% half width, alone where nothing is known of its error."""
-    return number(found.mean) + ("" if math.isnan(found.low) else f" ± {number(found.half_width)}")
-
-
-def stated_difference(found: Interval | None) -> str:
-    """A difference with its interval, called a tie where that holds 0."""
-    if found is None:
-        return "no common seeds"
-    if math.isnan(found.low):
-        return f"{signed(found.mean)} (error unknown)"
-    if found.low == found.high == 0:
-        return "equal"
-    text = f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
-    return text + (", tie" if is_tie(found) else "") + (", one repetition" if found.count < 2 else "")
-
-
-def apart_or_tied(found: Iterable[tuple[str, Interval | None]], with_what: str = "") -> list[str]:
-    """What differences, each behind what it is called, say: those that are told apart, then the names of the ties."""
-    pairs = list(found)
-    apart = [f"{called} {stated_difference(d)}" for called, d in pairs if not is_tie(d)]
-    same = [called for called, d in pairs if is_tie(d)]
-    parts = [listed(apart)] if apart else []
-    return parts + ([f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}{with_what}"] if same else [])
-
-
-def told(found: Interval | None, against: str) -> str:
-    """A difference from something, and whether it is told apart from it."""
-    verdict = "a tie" if is_tie(found) else "told apart"
-    return f"{stated_difference(found).replace(', tie', '')} against {against}, {verdict}"
-
-
-def percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def low_and_high(budgets: list[int]) -> list[int]:
+    """Of ascending budgets the one nearest to SMALL_BUDGET, in proportion, and the largest."""
+    return list(dict.fromkeys([min(budgets, key=lambda b: abs(math.log(b / SMALL_BUDGET))), budgets[-1]]))

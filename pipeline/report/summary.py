@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 
 from pipeline.common.files import write_csv, write_json
-from pipeline.report.findings import best_of_all
 from pipeline.report.study import Report
 
 METHODS = "methods"  # the figure of the rows with a method; every other one is called as its axis
@@ -32,7 +31,7 @@ def summary(report: Report) -> dict[str, Any]:
     having = report.having(report.methods, budget)
     best = {}
     if report.finished:
-        curve, nfe, mean = best_of_all(report)
+        curve, nfe, mean = report.best_of_all
         best = {"best": {"score": rounded(mean), "nfe": nfe, "curve": curve}}
     return {
         "score": report.score,

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 
 from pipeline.common.files import Paths, write_json
 from pipeline.report.build import build
-from pipeline.report.figures import Line, many_lines_figure
-from pipeline.report.results import Floor
+from pipeline.report.figures.lines import Line, many_lines_figure
+from pipeline.report.statistics import Floor
 from tests.report.test_report import CURVES, SOLVERS, made_up_study
 
 
@@ -74,7 +73,7 @@ def test_an_error_of_0_is_told_and_not_drawn(tmp_path: Path, monkeypatch: pytest
 def test_many_lines_can_be_told_apart_and_stand_in_one_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has its own pair of colour and marker, the same in both panels, and is named once, beside the panels."""
     kept = []
-    monkeypatch.setattr(plt, "close", kept.append)
+    monkeypatch.setattr("pipeline.report.figures.lines.save", lambda own, *_: kept.append(own))
     lines = {f"row {i}": Line([(4, 1.0 + i, 0.1), (8, 0.5 + i, 0.1)], i, i % 2 == 1) for i in range(25)}
     some = dict(list(lines.items())[3:20])
     many_lines_figure(tmp_path / "x.png", {"one": lines, "two": some}, "error", Floor(0.1, 0.01))
@@ -92,7 +91,6 @@ def test_many_lines_can_be_told_apart_and_stand_in_one_legend(tmp_path: Path, mo
     figure.canvas.draw()
     box = legends[0].get_window_extent()
     assert box.x0 >= two.get_window_extent().x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
-    plt.close(figure)
 
 
 def test_the_same_row_looks_alike_in_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +102,7 @@ def test_the_same_row_looks_alike_in_both_figures(tmp_path: Path, monkeypatch: p
             drawn.setdefault(path.stem, {}).update(lines)
         many_lines_figure(path, panels, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("pipeline.report.exact.many_lines_figure", keep)
+    monkeypatch.setattr("pipeline.report.sections.exact.many_lines_figure", keep)
     built(tmp_path)
     errors, distances = drawn["oracle_errors"], drawn["oracle_distances"]
     assert errors["heun"].place == distances["heun"].place

@@ -11,11 +11,12 @@ import pytest
 from scipy import stats
 
 from pipeline.common.files import Paths, write_json
+from pipeline.report import study
 from pipeline.report.build import build
 from pipeline.report.findings import findings
 from pipeline.report.sections import factorial
-from pipeline.report.sections.factorial import Analysis, analysed, grids, largest_grid, low_and_high, two_way
-from pipeline.report.study import Report
+from pipeline.report.sections.factorial import Analysis, analysed, grids, largest_grid, two_way
+from pipeline.report.study import Report, low_and_high
 from tests.report.test_failures import fail, markdown, row
 from tests.report.test_report import CURVES, made_up_study
 
@@ -289,7 +290,7 @@ def test_a_cell_that_failed_is_named_and_nothing_is_analysed(tmp_path: Path, mon
 
 def test_one_budget_may_be_lost_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(factorial, "SMALL_BUDGET", 4)
+    monkeypatch.setattr(study, "SMALL_BUDGET", 4)
     paths = grid_study(tmp_path)
     fail(paths, "m12", (3,), (1,))
     report = Report(paths, tmp_path)

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save
 
 from pipeline.common.files import Paths, write_bytes, write_json
 from pipeline.report.build import build
-from pipeline.report.results import COLUMNS, at_budget, cells, failed_at, summarise
+from pipeline.report.results import COLUMNS, at_budget, cells, failed_at
+from pipeline.report.statistics import summarise
 from pipeline.report.study import METRICS, Report
 from tests.report.test_report import CURVES, _Page, made_up_study
 
@@ -252,7 +253,7 @@ def test_samples_are_those_of_points_that_did_not_fail(tmp_path: Path, monkeypat
     """The first seeds' images of a point of which another seed failed are there, and are left out with it."""
     monkeypatch.chdir(tmp_path)
     shown: list[dict[str, dict[int, np.ndarray]]] = []
-    monkeypatch.setattr("pipeline.report.parts.samples_figure", lambda path, grid: shown.append(grid))
+    monkeypatch.setattr("pipeline.report.sections.samples.samples_figure", lambda path, grid: shown.append(grid))
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     fail(paths, "flow", (7,), (1,))
     with pytest.raises(FileNotFoundError):  # the page wants the figure

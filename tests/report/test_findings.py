@@ -7,7 +7,7 @@ import pytest
 from pipeline.common.files import Paths, read_json, write_json
 from pipeline.report.findings import FIRST, findings, tied_from
 from pipeline.report.page import unmarked
-from pipeline.report.sections import parts
+from pipeline.report.sections import cost, design
 from pipeline.report.study import Report
 from tests.report.test_failures import change, fail
 from tests.report.test_report import made_up_study, write_cells
@@ -126,7 +126,7 @@ def test_a_training_choice_of_one_training_is_said_to_be_one(tmp_path: Path, mon
     for name, score in (("edm", 2.0), ("weighted", 1.0), ("rho_3", 1.0)):
         change(paths, name, {3: [score], 7: [score]})
     report = Report(paths, tmp_path)
-    lines = {line.split("`")[1]: line for line in unmarked(parts.effects(report)).splitlines()[2:]}
+    lines = {line.split("`")[1]: line for line in unmarked(design.effects(report)).splitlines()[2:]}
     assert lines["weighted"].count(", better (one training each)") == 2
     assert lines["rho_3"].count(", better") == 2 and "one training" not in lines["rho_3"]
     told = " ".join(findings(report).more)
@@ -141,7 +141,7 @@ def test_the_design_table_links_each_row_to_its_figure(tmp_path: Path, monkeypat
     report = Report(paths, tmp_path)
     lines = {
         line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")
-        for line in unmarked(parts.effects(report)).splitlines()[2:]
+        for line in unmarked(design.effects(report)).splitlines()[2:]
     }
     assert lines["`rho_2`"][:3] == ["`rho_2`", "rho 2", "`edm`"]
     assert lines["`rho_2`"][3].startswith("4: +3.00 (") and lines["`rho_2`"][4].startswith("8: +3.00 (")
@@ -154,5 +154,5 @@ def test_the_design_table_links_each_row_to_its_figure(tmp_path: Path, monkeypat
 def test_costs_are_those_of_the_best_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, report = study(tmp_path, {"edm": {3: [9.0] * 3, 7: [1.0] * 3}}, {"edm": METHODS["edm"]})
-    [line] = [line for line in parts.costs(report).splitlines() if "`edm`" in line]
+    [line] = [line for line in cost.costs(report).splitlines() if "`edm`" in line]
     assert line == "| `edm` | 1.00 | 7 | `edm` | 12,345 | 6.70 | 46.9 |"

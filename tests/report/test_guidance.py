@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pipeline.common.files import Paths, write_json
-from pipeline.report import figures
 from pipeline.report.build import build
+from pipeline.report.figures import scores
 from pipeline.report.page import unmarked
-from pipeline.report.results import Floor, Interval
 from pipeline.report.sections import guidance
 from pipeline.report.sections.guidance import Family, families, finding
+from pipeline.report.statistics import Floor, Interval
 from pipeline.report.study import Report
 from tests.report.test_factorial import score
 from tests.report.test_failures import fail, markdown, row
@@ -294,7 +294,7 @@ def test_the_report_has_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that will be drawn, kept as they are."""
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_save", lambda own, *_, **__: kept.append(own))
+    monkeypatch.setattr(scores, "save", lambda own, *_, **__: kept.append(own))
     return kept
 
 
@@ -303,7 +303,7 @@ def test_a_scale_has_one_line_a_label_in_every_panel(monkeypatch: pytest.MonkeyP
     kept = figure(monkeypatch)
     points = {1.0: Interval(2.0, -1.0, 5.0, 3), 2.0: Interval(1.0, 0.5, 1.5, 3)}
     panels = {"one": {"$a$": points, "b": points}, "two": {"b": points}}
-    figures.scale_figure(Path("x.png"), panels, "scale", "distance", Floor(0.5, 0.1), log=True)
+    scores.scale_figure(Path("x.png"), panels, "scale", "distance", Floor(0.5, 0.1), log=True)
     one, two = kept[0].axes
     assert (one.get_xscale(), one.get_yscale(), one.get_ylabel(), two.get_xlabel()) == (
         "log",
@@ -323,7 +323,7 @@ def test_a_scale_has_one_line_a_label_in_every_panel(monkeypatch: pytest.MonkeyP
 def test_a_frontier_names_its_points(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = figure(monkeypatch)
     x, y = Interval(0.8, 0.7, 0.9, 3), Interval(0.5, 0.4, 0.6, 3)
-    figures.frontier_figure(Path("x.png"), {"a": {1.0: (x, y), 2.5: (y, x)}}, ("recall", "precision"))
+    scores.frontier_figure(Path("x.png"), {"a": {1.0: (x, y), 2.5: (y, x)}}, ("recall", "precision"))
     [axes] = kept[0].axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("recall", "precision")
     assert {t.get_text(): t.xy for t in axes.texts} == {"1": (0.8, 0.5), "2.5": (0.5, 0.8)}  # type: ignore[attr-defined]

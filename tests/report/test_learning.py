@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +14,11 @@ from scipy import stats
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, write_json, write_text
 from pipeline.report.build import build
-from pipeline.report.figures import Line, noise_levels_figure
+from pipeline.report.figures.lines import Line, noise_levels_figure
 from pipeline.report.results import LOSS_COLUMNS, read_losses
 from pipeline.report.sections import learning
-from pipeline.report.study import Report, number
+from pipeline.report.study import Report
+from pipeline.report.text import number
 from tests.report.test_report import PROPOSAL, made_up_study
 
 EDM = {"edm": {"model": "edm"}}
@@ -158,7 +158,7 @@ def test_many_models_have_panels_by_axis_with_their_bases(tmp_path: Path, monkey
 def figure_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figure:
     kept: list[Figure] = []
     with monkeypatch.context() as patch:
-        patch.setattr(plt, "close", kept.append)
+        patch.setattr("pipeline.report.figures.lines.save", lambda own, *_: kept.append(own))
         draw()
     return kept[0]
 
@@ -180,7 +180,6 @@ def test_each_panels_legend_stands_beside_it(tmp_path: Path, monkeypatch: pytest
         assert legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
         assert axes.get_ylim()[1] < 4, "lines of untrained networks do not squeeze the others"
         assert [line.get_linestyle() for line in axes.lines[:3]] == ["-", "--", "-"]
-    plt.close(figure)
 
 
 @pytest.mark.parametrize(

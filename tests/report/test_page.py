@@ -18,7 +18,7 @@ from pipeline.metrics.extractors.extractor import label
 from pipeline.report.build import build
 from pipeline.report.charts import Axis, Look, chart, floor, point
 from pipeline.report.page import data, library, marked, to_html, unmarked
-from pipeline.report.results import Floor
+from pipeline.report.statistics import Floor
 from pipeline.report.study import METRICS
 from tests.report.test_report import CURVES, HOSTILE, made_up_study
 

@@ -19,17 +19,16 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, write_bytes, write_csv, write_json, write_text
 from pipeline.evaluation import seconds as timing
 from pipeline.evaluation.seconds import sampler_hash
-from pipeline.params.study import Study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import as_dicts
+from pipeline.params.study import Study
 from pipeline.report import findings
 from pipeline.report.build import build
 from pipeline.report.page import escape, table, to_html
-from pipeline.report.results import (
-    COLUMNS,
-    LOSS_COLUMNS,
-    ORIGIN,
+from pipeline.report.results import COLUMNS, LOSS_COLUMNS, ORIGIN, at_budget, read_timings
+from pipeline.report.statistics import (
     Floor,
     Interval,
-    at_budget,
     difference,
     estimate,
     floor_of,
@@ -37,11 +36,11 @@ from pipeline.report.results import (
     is_tie,
     nfe_to_reach,
     pareto,
-    read_timings,
     spread,
     summarise,
 )
-from pipeline.report.study import METRICS, Report, number
+from pipeline.report.study import METRICS, Report
+from pipeline.report.text import number
 
 HOSTILE = '<script>alert("x")</script> | $a_b$ `c` **d** [e](http://evil.example)'
 
@@ -338,8 +337,9 @@ def made_up_study(
         curves=curves,
         sets=sets or {},
     )
-    rows = resolve(study)
-    write_json(folder / paths.row("", "report"), {"warnings": []} | rows["report"])
+    resolved = resolve(study)
+    rows = as_dicts(resolved)
+    write_json(folder / paths.row("", "report"), resolved.files()["report"])
     for name in curves:
         write_cells(folder / paths.curve(name), rows[f"curves/{name}"]["seeds"], [(2, 3), (4, 7)], {})
     for name, row in (sets or {}).items():
@@ -598,7 +598,7 @@ def test_a_choice_that_is_not_set_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     paths = made_up_study(tmp_path, CURVES, [0])
     rows = json.loads((paths.rows / "report.json").read_text())
     for name, row in rows["curves"].items():
-        row["S_max"] = None if name == "rho_3" else 50.0
+        row["row"]["S_max"] = None if name == "rho_3" else 50.0
     write_json(paths.rows / "report.json", rows)
     build(paths)
     _, curves = design_tables(paths)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.diffusion.averages import HalfLife, Power, Profile, profiles, response, synthesis_of
-from pipeline.report.figures import scale_figure
+from pipeline.report.figures.scores import scale_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import difference
-from pipeline.report.sections.factorial import low_and_high
-from pipeline.report.study import APART, Report, number, percent, plain, told
+from pipeline.report.statistics import difference
+from pipeline.report.study import APART, Report, low_and_high
+from pipeline.report.text import number, percent, plain, told
 from pipeline.training.row import Model
 
 KEYS = ("ema_halflife_images", "ema_sigma_rel")

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
-import seaborn as sns
 import torch
-from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 from scipy.special import chdtrc, ndtri
 from torch import Tensor
@@ -20,10 +18,11 @@ from pipeline.common.randomness import generator
 from pipeline.common.threads import side_by_side
 from pipeline.metrics.frechet import Estimate, kernel_distance
 from pipeline.metrics.reference import load_reference
-from pipeline.report.figures import MARKERS, _legend_beside, _save, plain
+from pipeline.report.figures.drawing import MARKERS, PALETTE, legend_beside, literal, new_figure, save
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import CONFIDENCE
-from pipeline.report.study import Report, number, percent
+from pipeline.report.statistics import CONFIDENCE
+from pipeline.report.study import Report
+from pipeline.report.text import number, percent
 from pipeline.sampling.guidance import GUIDES, sample_labels
 
 LEAST = 20  # images of a class on either side, below which no distance is stated
@@ -242,19 +241,17 @@ def _finding(report: Report, real: Real, name: str, own: View) -> str:
 
 def _draw(report: Report, real: Real, methods: dict[str, View], places: list[int]) -> str:
     """Above how often each class is made, below how far it is from real, by method."""
-    sns.set_theme(style="whitegrid", context="notebook")
-    palette = sns.color_palette("colorblind", 10)
     size = (max(7.0, 0.75 * len(places)) + 2.5, 6.0)
-    figure, (often, far) = plt.subplots(2, 1, figsize=size, sharex=True, layout="constrained")
+    figure, [[often], [far]] = new_figure(size, 2, sharex=True)
     x = np.arange(len(places))
     for order, (name, own) in enumerate(methods.items()):
         place = report.colours.get(report.label(name), order)
-        style = {"color": palette[place % 10], "marker": MARKERS[place % len(MARKERS)], "linestyle": "none"}
+        style = {"color": PALETTE[place % 10], "marker": MARKERS[place % len(MARKERS)], "linestyle": "none"}
         shift = x + 0.6 * ((order + 0.5) / len(methods) - 0.5)
         value, low, high = shares_of(real, own)[places].T
         known = [own.distances[k] or Estimate(math.nan, math.nan) for k in places]
         for axes, mean, bars, label in (
-            (often, value, np.nan_to_num([value - low, high - value]), plain(report.label(name))),
+            (often, value, np.nan_to_num([value - low, high - value]), literal(report.label(name))),
             (far, *np.array([(d.value, WIDTH * d.se) for d in known]).T, None),
         ):
             axes.errorbar(shift, mean, bars, label=label, markersize=5, elinewidth=1, capsize=2, **style)
@@ -262,9 +259,9 @@ def _draw(report: Report, real: Real, methods: dict[str, View], places: list[int
     far.axhline(0, color="0.4", linestyle="--", linewidth=1.2)
     often.set_ylabel("times as often\nas in the data")
     far.set_ylabel(report.metric("kd"))
-    far.set_xticks(x, [plain(real.names[k][:24]) for k in places], rotation=30 if len(places) > 10 else 0)
+    far.set_xticks(x, [literal(real.names[k][:24]) for k in places], rotation=30 if len(places) > 10 else 0)
     far.set_xlabel("class")
-    _legend_beside(often)
+    legend_beside(often)
     path = report.figures / "classes.png"
-    _save(figure, path)
+    save(figure, path)
     return path.name

@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
-from pipeline.report.figures import Line, many_lines_figure
+from pipeline.report.figures.lines import Line, many_lines_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import Floor
-from pipeline.report.study import Report, listed, number, plain
+from pipeline.report.statistics import Floor
+from pipeline.report.study import Report
+from pipeline.report.text import listed, number, plain
 
 BUDGETS = (7, 19, 35, 63, 127)
 TITLES = {"mixture": "the mixture", "data": "the data"}

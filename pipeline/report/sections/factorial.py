@@ -12,14 +12,14 @@ import pandas as pd
 from scipy.special import fdtrc, stdtrit
 
 from pipeline.evaluation.seconds import sampler_hash
-from pipeline.report.figures import HeatMap, heat_figure
+from pipeline.report.figures.pictures import HeatMap, heat_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import CONFIDENCE
-from pipeline.report.study import Report, listed, number, percent, plain
+from pipeline.report.statistics import CONFIDENCE
+from pipeline.report.study import Report, low_and_high
+from pipeline.report.text import listed, number, percent, plain
 from pipeline.training.row import Model
 
 LEAST_LEVELS = 3  # of each choice
-SMALL_BUDGET = 7  # a budget near it stands for few evaluations
 INTERACTION = "interaction"
 
 One = TypeVar("One", bound=Hashable)
@@ -130,11 +130,6 @@ class Grid:
     @property
     def names(self) -> list[str]:
         return [name for line in self.curves for name in line]
-
-
-def low_and_high(budgets: list[int]) -> list[int]:
-    """Of ascending budgets the one nearest to SMALL_BUDGET, in proportion, and the largest."""
-    return list(dict.fromkeys([min(budgets, key=lambda b: abs(math.log(b / SMALL_BUDGET))), budgets[-1]]))
 
 
 def grids(report: Report) -> list[Grid]:

@@ -5,18 +5,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import seaborn as sns
-from matplotlib import pyplot as plt
 
 from pipeline.diffusion.averages import snapshot_steps
 from pipeline.metrics.measurement import SHOWN_IMAGES
-from pipeline.report.figures import _save, frontier_figure, scale_figure, tile
-from pipeline.report.figures import plain as drawn_text
+from pipeline.report.figures.drawing import literal, new_figure, save
+from pipeline.report.figures.pictures import tile
+from pipeline.report.figures.scores import frontier_figure, scale_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.results import difference
 from pipeline.report.sections.averages import model_of
-from pipeline.report.sections.factorial import low_and_high
-from pipeline.report.sections.parts import shown_samples
-from pipeline.report.study import APART, Report, listed, number, percent, plain, told
+from pipeline.report.sections.samples import shown_samples
+from pipeline.report.statistics import difference
+from pipeline.report.study import APART, Report, low_and_high
+from pipeline.report.text import listed, number, percent, plain, told
 from pipeline.sampling.guidance import GUIDES, sample_labels
 from pipeline.sampling.row import sampler_of
 
@@ -102,10 +102,9 @@ def _samples(report: Report, found: list[Family], budget: int) -> str:
             rows[family.label] = {w: _kept(report, shown[w], budget) for w in (family.unguided, *scales)}
     if not rows or report.of_points:
         return ""
-    sns.set_theme(style="white", context="notebook")
     columns = max(len(row) for row in rows.values())
     size = (2.6 * columns + 0.6, 2.5 * len(rows))
-    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, grid = new_figure(size, len(rows), columns, style="white")
     for line, (label, row) in zip(grid, rows.items(), strict=True):
         for axes in line[len(row) :]:
             axes.set_axis_off()
@@ -115,9 +114,9 @@ def _samples(report: Report, found: list[Family], budget: int) -> str:
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"scale {scale:g}", fontsize=9)
             sns.despine(ax=axes, left=True, bottom=True)
-        line[0].set_ylabel(drawn_text(label).replace(", ", ",\n", 1).replace(" from ", "\nfrom "), fontsize=8)
+        line[0].set_ylabel(literal(label).replace(", ", ",\n", 1).replace(" from ", "\nfrom "), fontsize=8)
     path = report.figures / "samples_guided.png"
-    _save(figure, path)
+    save(figure, path)
     return path.name
 
 

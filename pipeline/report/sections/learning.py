@@ -10,10 +10,11 @@ import torch
 from scipy.special import stdtrit
 
 from pipeline.evaluation.seconds import sampler_hash
-from pipeline.report.figures import Line, densities_figure, noise_levels_figure
+from pipeline.report.figures.lines import Line, densities_figure, noise_levels_figure
 from pipeline.report.page import Markdown, code, table
-from pipeline.report.results import CONFIDENCE, difference, interval, is_tie
-from pipeline.report.study import Report, listed, number, plain, stated, stated_difference
+from pipeline.report.statistics import CONFIDENCE, difference, interval, is_tie
+from pipeline.report.study import Report
+from pipeline.report.text import listed, number, plain, stated, stated_difference
 from pipeline.training.noise import Distribution, Levels, distribution, keys_of
 from pipeline.training.row import Model
 from pipeline.training.weighting import edm

@@ -5,7 +5,8 @@ from typing import Any
 from pipeline.diffusion.networks.registry import KEYS as KEYS_OF_NETWORK
 from pipeline.evaluation.seconds import sampler_hash
 from pipeline.report.page import Markdown, code, table
-from pipeline.report.study import Report, listed, percent
+from pipeline.report.study import Report
+from pipeline.report.text import listed, percent
 
 KEYS = ("network", "channels", "parameters", "flops")
 COSTS = {"parameters": "parameters", "flops": "FLOPs"}  # what `equal` stands for

@@ -3,11 +3,12 @@
 from itertools import pairwise
 from typing import Any
 
-from pipeline.report.figures import path_figure
+from pipeline.report.figures.scores import path_figure
 from pipeline.report.page import Markdown, code, table
-from pipeline.report.results import FAILED, difference
-from pipeline.report.sections.factorial import low_and_high
-from pipeline.report.study import Report, apart_or_tied
+from pipeline.report.results import FAILED
+from pipeline.report.statistics import difference
+from pipeline.report.study import Report, low_and_high
+from pipeline.report.text import apart_or_tied
 
 LEAST_CURVES = 4  # fewer are an ablation and its base
 

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from pipeline.report.page import code, table
-from pipeline.report.study import Report, listed, stated
+from pipeline.report.study import Report
+from pipeline.report.text import listed, stated
 
 PLAIN = "fd"  # as published: the plain distance, with its bias
 USUAL_SAMPLES = 50_000

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import seaborn as sns
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -19,9 +17,10 @@ from pipeline.diffusion.exact import Mixture, empirical
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE
 from pipeline.evaluation.convergence import mixture
 from pipeline.evaluation.trajectories import Bend, Course, bend, courses
-from pipeline.report.figures import _save
+from pipeline.report.figures.drawing import PALETTE, new_figure, save
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.study import Report, number
+from pipeline.report.study import Report
+from pipeline.report.text import number
 from pipeline.sampling.row import Sampler, sampler_of
 
 COUNT, DRAWN = 64, 10  # solutions that are measured, and drawn
@@ -120,9 +119,8 @@ def _finding(bends: dict[Pair, Bend]) -> str:
 
 def _draw(path: Path, found: dict[Pair, Course], points: np.ndarray) -> None:
     """A column a schedule: the same solutions in the plane, above the first coordinate against time."""
-    sns.set_theme(style="white", context="notebook")
     size = (2.7 * len(found) + 0.4, 5.6)
-    figure, (planes, times) = plt.subplots(2, len(found), figsize=size, squeeze=False, layout="constrained")
+    figure, (planes, times) = new_figure(size, 2, len(found), style="white")
     reach = REACH * float(np.abs(points).max())
     for (pair, course), plane, time in zip(found.items(), planes, times, strict=True):
         plane.scatter(*points.T, color="0.75", s=2, linewidths=0)
@@ -134,15 +132,14 @@ def _draw(path: Path, found: dict[Pair, Course], points: np.ndarray) -> None:
         time.set_xlabel("t, from noise to data", fontsize=9)
     planes[0].set_ylabel("x in the plane", fontsize=9)
     times[0].set_ylabel("first coordinate of x", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _lines(plane: Axes, time: Axes, course: Course) -> None:
-    palette = sns.color_palette("colorblind", 10)
     t, x = course.t.numpy(), course.x.numpy()
     dots = [int(np.abs(t - wanted).argmin()) for wanted in np.linspace(t[0], t[-1], DOTS + 1)]
     for place in range(DRAWN):
-        colour = palette[place]
+        colour = PALETTE[place]
         plane.plot(x[:, place, 0], x[:, place, 1], color=colour, linewidth=1.2)
         plane.scatter(x[dots, place, 0], x[dots, place, 1], color=colour, s=5, zorder=3)
         time.plot(t, x[:, place, 0], color=colour, linewidth=1.2)

@@ -1,0 +1,18 @@
+"""The section on chance: what retraining and resampling add to the spread."""
+
+from pipeline.report.page import Markdown, code, table
+from pipeline.report.statistics import spread
+from pipeline.report.study import Report
+from pipeline.report.text import number
+
+
+def spreads(report: Report) -> Markdown:
+    """What retraining and what resampling add, of curves that have every training seed with every sampling seed."""
+    lines = []
+    for name, row in report.curves.items():
+        for budget in sorted(b for b in row["nfe"] if report.having([name], b)):
+            if found := spread(report.cells(name, budget)):
+                mean, *others = map(number, found)
+                lines.append([code(name), budget, report.linked(mean, name, report.nfe(name, budget)), *others])
+    header = ["curve", "budget", f"mean {report.score}", "sd of retraining", "sd of resampling"]
+    return table(header, lines) if lines else Markdown("")

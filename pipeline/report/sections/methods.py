@@ -1,0 +1,86 @@
+"""The section on methods: the headline figure, scores by budget, paired differences, all metrics."""
+
+from pipeline.report.figures.scores import curves_figure
+from pipeline.report.page import Markdown, bold, code, table
+from pipeline.report.results import FAILED, cells, of_curve
+from pipeline.report.study import Report
+from pipeline.report.text import number
+
+REAL = "real against real"
+
+
+def methods_figure(report: Report) -> str:
+    """Score against NFE by method, image sets beside them; no figure where none of them has a point."""
+    shown = report.with_points([*report.methods, *report.sets])
+    if not shown:
+        return ""
+    points = {report.label(name): report.points(name) for name in shown}
+    curves_figure(report.figures / "methods.png", points, report.score, report.colours, report.score_floor)
+    return "methods.png"
+
+
+def by_budget(report: Report, metric: str | None = None) -> Markdown:
+    """Mean and interval of a metric (None: the score) by method and budget, and the floor; of the score, the best and
+    its ties in bold."""
+    budgets = report.budgets(report.methods)
+    having = {budget: report.having(report.methods, budget) for budget in budgets}
+    metric = metric or report.headline
+    compared = [budget for budget in budgets if metric == report.headline and len(having[budget]) > 1]
+    leaders = {budget: report.best(report.methods, budget) for budget in compared}
+    lines = []
+    for name in report.methods:
+        texts: list[object] = []
+        for budget in budgets:
+            text = report.stated_at(name, budget, metric)
+            texts.append(bold(text) if name in leaders.get(budget, ()) else text)
+        lines.append([report.label(name), code(name), *texts])
+    floor = report.floor(metric)
+    lines.append([REAL, "", *[number(floor.mean) if floor else ""] * len(budgets)])
+    return table(["method", "curve", *(f"budget {b}" for b in budgets)], lines)
+
+
+def methods_differences(report: Report) -> Markdown:
+    """Each method's paired difference from the first one, by budget."""
+    base, *others = report.methods
+    if not others:
+        return Markdown("")
+    budgets = report.budgets(others)
+    lines = [[report.label(name), *[report.difference_at(name, base, b) for b in budgets]] for name in others]
+    return table([f"minus {report.label(base)}", *(f"budget {b}" for b in budgets)], lines)
+
+
+def best_points(report: Report) -> Markdown:
+    """Every metric of each method and image set at its best score, with the floor of each."""
+    header = ["method", "at NFE", report.score, "minimum of repetitions", *map(report.metric, report.metrics[1:])]
+    lines: list[list[object]] = []
+    failed = {failure.curve for failure in report.failures}
+    for name in [*report.methods, *report.sets]:
+        if not report.points(name):
+            lines.append([report.label(name), "", FAILED if name in failed else "", *[""] * len(report.metrics)])
+            continue
+        _, nfe = report.best_point(name)
+        own = cells(report.results, name, report.headline)
+        values = own[own.nfe == nfe].value
+        others = [
+            report.stated_point(name, nfe, metric) + _fit(report, name, nfe, metric) for metric in report.metrics[1:]
+        ]
+        least = f"{report.linked(number(values.min()), name, nfe)} (of {len(values)})"
+        title = report.label(name) + (" (one repetition)" if len(values) == 1 else "")
+        lines.append([title, nfe or "unknown", report.stated_point(name, nfe), least, *others])
+    floors = [floor_text(report, metric) for metric in report.metrics]
+    lines.append([REAL, "", floors[0], "", *floors[1:]])
+    return table(header, lines)
+
+
+def floor_text(report: Report, metric: str) -> str:
+    floor = report.floor(metric)
+    return f"{number(floor.mean)} (sd {number(floor.sd)})" if floor else ""
+
+
+def _fit(report: Report, name: str, nfe: int, metric: str) -> str:
+    """The mean error of fit of an extrapolation."""
+    if metric != "fd_infinity":
+        return ""
+    found = of_curve(report.results, name)
+    found = found[found.metric == metric]
+    return f" (fit {number(found[found.nfe == nfe].se.mean())})"

@@ -1,0 +1,33 @@
+"""The section of samples."""
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from pipeline.data.dataset import load_prepared
+from pipeline.report.figures.pictures import points_figure, samples_figure
+from pipeline.report.results import cells
+from pipeline.report.study import Report
+
+SHOWN_BUDGETS = 7
+
+
+def samples(report: Report) -> int:
+    """Draw the samples by method; returns how many of each set are shown, 0 where no method has a point."""
+    grid = {}
+    for name in report.with_points(report.methods):
+        points = cells(report.results, name, report.headline)[["steps", "nfe"]].drop_duplicates().sort_values("nfe")
+        shown = points.head(SHOWN_BUDGETS).itertuples()
+        grid[report.label(name)] = {int(p.nfe): shown_samples(report, name, p.steps) for p in shown}
+    if grid and report.of_points:
+        points_figure(report.figures / "samples.png", load_prepared(report.paths.data).images.numpy(), grid)
+    elif grid:
+        samples_figure(report.figures / "samples.png", grid)
+    return min((len(tiles) for row in grid.values() for tiles in row.values()), default=0)
+
+
+def shown_samples(report: Report, name: str, steps: int) -> np.ndarray:
+    """What was kept of a curve's first repetition with so many steps: images (n, C, H, W), uint8, or points (n, 2)."""
+    train_seed, sample_seed = report.curves[name]["seeds"][0]
+    kept = load_file(report.paths.curve(name) / "images.safetensors")
+    found: np.ndarray = kept[f"{steps}/{train_seed}/{sample_seed}"]
+    return found

@@ -1,0 +1,155 @@
+"""Estimates with 95% intervals, paired differences, components of variance, floors, and Pareto fronts."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from pipeline.metrics.frechet import JACKKNIFE_BLOCKS, W2_POINTS
+from pipeline.report.results import SEEDS, cells
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `count` repetitions and its 95% interval, whose ends are NaN where nothing is known of its error.
+
+    Where there is one repetition alone, the interval is that of drawing its samples, by the jackknife.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def interval(values: np.ndarray, se: float = math.nan) -> Interval:
+    """Student's interval of the mean of `values` (n,); of one value, that of its standard error from 20 blocks."""
+    mean, count = float(np.mean(values)), len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else se
+    half = float(stdtrit((count if count > 1 else JACKKNIFE_BLOCKS) - 1, (1 + CONFIDENCE) / 2)) * error
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def repeated(found: pd.DataFrame) -> np.ndarray:
+    """The values of repetitions, from cells by seed: one a training, where there are several, else one a sampling.
+
+    Samplings of one network share its luck; counting each of them would promise too narrow an interval.
+    """
+    by_training = found.value.groupby("train_seed").mean()
+    return (by_training if len(by_training) > 1 else found.value).to_numpy()
+
+
+def estimate(found: pd.DataFrame) -> Interval:
+    """The mean of cells by seed and its interval."""
+    return interval(repeated(found), float(found.se.iloc[0]) if len(found) == 1 else math.nan)
+
+
+def difference(own: pd.DataFrame, base: pd.DataFrame) -> Interval | None:
+    """own - base over the seeds that both have, with an interval; None where they have none in common.
+
+    Both sides share their initial noise, and their network where the model is the same, so the differences are paired.
+    Of one repetition alone the two errors are added as if they were independent, which is too wide rather than too
+    narrow where the noise is shared.
+    """
+    both = pd.concat([own, base.add_suffix("_base")], axis=1, join="inner")
+    if both.empty:
+        return None
+    both = both.assign(value=both.value - both.value_base, se=np.hypot(both.se, both.se_base))
+    return estimate(both)
+
+
+def is_tie(found: Interval | None) -> bool:
+    """Whether a difference's interval holds 0. Where nothing is known of its error, nothing is decided: a tie."""
+    return found is None or math.isnan(found.low) or found.low <= 0 <= found.high
+
+
+def summarise(results: pd.DataFrame, curve: str, metric: str) -> dict[int, Interval]:
+    """A curve's mean and interval, by counted NFE."""
+    return {int(nfe): estimate(group.set_index(SEEDS)) for nfe, group in cells(results, curve, metric).groupby("nfe")}
+
+
+class Spread(NamedTuple):
+    """Standard deviations of a score from retraining and from resampling one network."""
+
+    mean: float
+    training: float
+    sampling: float
+
+
+def spread(found: pd.DataFrame) -> Spread | None:
+    """What retraining and what resampling add, from cells of every training seed with every sampling seed.
+
+    Two-way analysis of variance with random effects, since trainings share their sampling seeds: resampling one network
+    is the sampling seeds' own effect and the rest together. A negative estimate of a variance counts as 0. None where
+    there are fewer than two seeds of either.
+    """
+    grid = found.value.unstack("sample_seed")
+    if min(grid.shape) < 2 or grid.isna().any(axis=None):
+        return None
+    values = grid.to_numpy()
+    by_training, by_sampling = values.mean(1), values.mean(0)
+    rest = values - by_training[:, None] - by_sampling + values.mean()
+    residual = float((rest**2).sum()) / ((values.shape[0] - 1) * (values.shape[1] - 1))
+    training = float(np.var(by_training, ddof=1)) - residual / values.shape[1]
+    sampling = float(np.var(by_sampling, ddof=1)) - residual / values.shape[0]
+    return Spread(float(values.mean()), math.sqrt(max(training, 0)), math.sqrt(max(sampling, 0) + residual))
+
+
+class Floor(NamedTuple):
+    """What real images score where a generator could do no better: a mean, and the standard deviation over splits."""
+
+    mean: float
+    sd: float
+
+
+def floor_of(metric: str, measured: dict[str, Any], samples: int) -> Floor | None:
+    """The floor of a metric, from one half of the real images against the other; None where it was not measured.
+
+    A Frechet distance between n and N images of one distribution is about c (1 / n + 1 / N) (Chong and Forsyth 2020),
+    without the first term where the bias is corrected; so the halves' floor is scaled to the counts in use. So is
+    the square of a sliced Wasserstein distance, since quantiles scatter likewise; an exact Wasserstein distance between
+    n points in the plane is about sqrt(log n / n) (Ajtai, Komlós and Tusnády 1984), of at most W2_POINTS of them. Every
+    other metric's floor stands as measured on halves.
+    """
+    if metric not in measured["floor"]:
+        return None
+    mean, sd = (measured["floor"][metric][key] for key in ("mean", "sd"))
+    half, whole = measured["floor_images"], measured["images"]
+    apart = (1 / samples + 1 / whole) * half / 2
+    n, paired = min(samples, whole, W2_POINTS), min(half, W2_POINTS)
+    scale = {
+        "fd": apart,
+        "fd_corrected": half / whole,
+        "fd_infinity": half / whole,
+        "w2": math.sqrt(math.log(n) / n * paired / math.log(paired)),
+        "sliced_w2": math.sqrt(apart),
+    }
+    return Floor(mean * scale.get(metric, 1), sd * scale.get(metric, 1))
+
+
+def nfe_to_reach(points: dict[int, float], best: float, floor: float, share: float) -> int | None:
+    """The smallest NFE of points (nfe -> distance) whose excess over the floor is at most (1 + share) times the best's.
+
+    None where no point is. Where the best lies under the floor, whatever does not exceed the floor reaches.
+    """
+    limit = max(floor, floor + (1 + share) * (best - floor))
+    return min((nfe for nfe, value in points.items() if value <= limit), default=None)
+
+
+def pareto(points: Iterable[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
+    """Of (cost, distance, what it is) those that no other one beats in both, the cheapest first."""
+    front: list[tuple[float, float, Any]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front

@@ -1,0 +1,71 @@
+"""How the report writes numbers, intervals, differences and lists."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from pipeline.report.statistics import Interval, is_tie
+
+
+def number(value: float) -> str:
+    """Three significant digits, no exponent but for the very small and the very large."""
+    size = abs(value)
+    if size >= 999_999.5:
+        return f"{value:.2e}"
+    if 0.001 <= size < 999.5:
+        return f"{value:#.3g}".rstrip(".")
+    return f"{value:.0f}" if size >= 1 or value == 0 else f"{value:.1e}"
+
+
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return ("−" if value < 0 else "+") + number(abs(value))
+
+
+def plain(value: Any) -> str:
+    """A value of a row."""
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(plain(v) for v in value) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def stated(found: Interval) -> str:
+    """A mean with its 95% half width, alone where nothing is known of its error."""
+    return number(found.mean) + ("" if math.isnan(found.low) else f" ± {number(found.half_width)}")
+
+
+def stated_difference(found: Interval | None) -> str:
+    """A difference with its interval, called a tie where that holds 0."""
+    if found is None:
+        return "no common seeds"
+    if math.isnan(found.low):
+        return f"{signed(found.mean)} (error unknown)"
+    if found.low == found.high == 0:
+        return "equal"
+    text = f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
+    return text + (", tie" if is_tie(found) else "") + (", one repetition" if found.count < 2 else "")
+
+
+def apart_or_tied(found: Iterable[tuple[str, Interval | None]], with_what: str = "") -> list[str]:
+    """What differences, each behind what it is called, say: those that are told apart, then the names of the ties."""
+    pairs = list(found)
+    apart = [f"{called} {stated_difference(d)}" for called, d in pairs if not is_tie(d)]
+    same = [called for called, d in pairs if is_tie(d)]
+    parts = [listed(apart)] if apart else []
+    return parts + ([f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}{with_what}"] if same else [])
+
+
+def told(found: Interval | None, against: str) -> str:
+    """A difference from something, and whether it is told apart from it."""
+    verdict = "a tie" if is_tie(found) else "told apart"
+    return f"{stated_difference(found).replace(', tie', '')} against {against}, {verdict}"
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
