@@ -32,7 +32,7 @@ from pipeline.metrics.frechet import (
     nearest_squared,
     neighbour_metrics,
 )
-from pipeline.report.results import interval
+from pipeline.report.statistics import interval
 
 
 def features(n: int, d: int, seed: int) -> Tensor:
