@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from pipeline.data.dataset import Data, load
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.metrics.extractors.extractor import Features, load_extractor, make_extractor, save_extractor
 from pipeline.metrics.frechet import (
     BlockMoments,

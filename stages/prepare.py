@@ -1,7 +1,9 @@
 """Prepare the data set: the resolved data row to images, labels and a summary."""
 
 from pipeline.common.files import read_json, whole_folder, write_json
-from pipeline.data.dataset import Data, described, load, load_summary, save, shape_of
+from pipeline.data.dataset import described, load_summary, save, shape_of
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from stages import Arguments, run_stage
 
 

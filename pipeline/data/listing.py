@@ -1,7 +1,8 @@
-"""Names of data sources and of the files in them: what `load` reads, known without opening a file."""
+"""Data sources by name and path: which of their files `load` reads, and one-line errors for the unreadable ones."""
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.common.errors import StudyError, nearest
@@ -10,6 +11,12 @@ BUILT_IN = ("digits", "cifar10", "two_moons", "spiral", "checkerboard", "mixture
 ARCHIVE_SUFFIX = ".tar.gz"
 LABELS_FILE = "dataset.json"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+def unknown_source(source: str) -> str:
+    """The error for a source that is neither built in nor a readable kind of file."""
+    kinds = "no folder, no .zip file, no .tar.gz of CIFAR-10 and no built-in data set"
+    return f"{source!r} is {kinds}; {nearest(source, BUILT_IN)}"
 
 
 def expanded(source: str) -> Path:
@@ -54,7 +61,12 @@ def _names(root: Path) -> Iterator[str]:
             yield prefix + file
 
 
-def unknown_source(source: str) -> str:
-    """The error for a source that is neither built in nor a readable kind of file."""
-    kinds = "no folder, no .zip file, no .tar.gz of CIFAR-10 and no built-in data set"
-    return f"{source!r} is {kinds}; {nearest(source, BUILT_IN)}"
+@contextmanager
+def blame(place: object, cause: str) -> Iterator[None]:
+    """Turn any error of a decoder into one line: PIL, zipfile and zlib share no base class. Raises StudyError."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:
+        raise StudyError(f"{place}: {cause} ({type(error).__name__}: {error})") from error

@@ -9,7 +9,9 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 from pipeline.common.randomness import generator
 from pipeline.common.rows import Label, Row
-from pipeline.data.dataset import Data, described, load, to_hash
+from pipeline.data.dataset import described, to_hash
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.evaluation.sweep import AGREEMENT_SAMPLES, Cell
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.measurement import SHOWN_IMAGES, measure

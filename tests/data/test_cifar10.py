@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.commands.check import glance
 from pipeline.common.errors import StudyError
 from pipeline.data import cifar10
 from pipeline.data.cifar10 import ARCHIVE, BATCHES, CLASSES, Archive
-from pipeline.data.dataset import Data, Dataset, load, load_prepared, save
+from pipeline.data.dataset import Dataset, load_prepared, save
+from pipeline.data.row import Data
+from pipeline.data.sources import glance, load
 from stages import Arguments, prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -118,9 +119,30 @@ def test_a_folder_may_be_called_like_an_archive(content: bytes) -> None:
     one_line(lambda: load(Data(source="set.tar.gz")), "set.tar.gz: no images in it")
 
 
-def test_a_check_knows_it(content: bytes) -> None:
-    found = glance(Data(source=local(content), limit=50))
-    assert (found["count"], found["channels"], found["height"], len(found["classes"])) == (50, 3, 32, 10)
+def test_a_glance_knows_it_without_the_images(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Data(source=local(content), **row) for row in ({}, {"limit": 50}, {"labels": False}, {"limit": 10**6})]
+    summaries = [load(row).summary() for row in rows]
+    monkeypatch.setattr(cifar10, "read", None)
+    for row, summary in zip(rows, summaries, strict=True):
+        found = glance(row)
+        assert found.keys() < summary.keys()
+        approximate = {"sigma_data", "class_counts"}
+        assert {key: summary[key] for key in found.keys() - approximate} == {
+            key: found[key] for key in found.keys() - approximate
+        }
+        assert found["class_counts"].keys() == summary["class_counts"].keys()
+        by_name = glance(row.model_copy(update={"source": "cifar10"}))  # needs neither an archive nor a network
+        assert by_name == found
+
+
+def test_the_published_set_has_fifty_thousand_images() -> None:
+    found = glance(Data(source="cifar10"))
+    assert (found["count"], found["channels"], found["height"], found["width"]) == (50_000, 3, 32, 32)
+    assert set(found["class_counts"].values()) == {5_000}
+
+
+def test_a_copy_that_is_missing_is_refused_at_a_glance(content: bytes) -> None:
+    one_line(lambda: glance(Data(source="some/where.tar.gz")), "data.source: 'some/where.tar.gz' is no folder")
 
 
 BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -142,57 +164,23 @@ def test_another_file_is_refused_and_stays(content: bytes, case: str, kept: bool
     if kept:
         DOWNLOADED.parent.mkdir(parents=True)
         path = path.rename(DOWNLOADED)
-    cure = "delete it, so that it is downloaded again" if kept else f"download it again from {ARCHIVE.url}"
+    cure = "delete it; the next run downloads it again" if kept else f"download it again from {ARCHIVE.url}"
     found = hashlib.sha256(harmed).hexdigest() if len(harmed) == len(content) else f"{len(harmed):,} bytes"
     wanted = hashlib.sha256(content).hexdigest() if len(harmed) == len(content) else f"{len(content):,}"
-    source = "cifar10" if kept else str(path)
-    one_line(lambda: load(Data(source=source)), f"{path}: ", cause, found, f"has {wanted}; {cure}")
+    row, causes = Data(source="cifar10" if kept else str(path)), (f"{path}: ", cause, found, f"has {wanted}; {cure}")
+    one_line(lambda: load(row), *causes)
+    one_line(lambda: glance(row), *causes)
     assert files() == [path.as_posix()]
 
 
-def without(name: str) -> dict[str, bytes]:
-    return {key: value for key, value in members().items() if key != name}
-
-
-def linked() -> bytes:
-    """An archive in which a batch is a link to another."""
-    with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w:gz") as archive:
-        for name in BATCHES[1:]:
-            (member := tarfile.TarInfo(name)).size = len(batch(1))
-            archive.addfile(member, io.BytesIO(batch(1)))
-        (link := tarfile.TarInfo(BATCHES[0])).type, link.linkname = tarfile.SYMTYPE, BATCHES[1]
-        archive.addfile(link)
-    return buffer.getvalue()
-
-
-UNREADABLE: dict[str, tuple[Callable[[], bytes], str]] = {  # of the right checksum: the reader stands on its own
-    "no archive": (lambda: b"hello", "cannot be read (ReadError: "),
-    "cut short": (lambda: packed(members())[:20_000], "cannot be read (ReadError: "),
-    "no members": (lambda: packed({}), f"no {BATCHES[0]} of {RECORDS:,} images in it"),
-    "a batch less": (lambda: packed(without(BATCHES[2])), f"no {BATCHES[2]} of {RECORDS:,} images in it"),
-    "elsewhere": (lambda: packed(without(BATCHES[1]) | {"data_batch_2.bin": batch(1)}), f"no {BATCHES[1]} of"),
-    "above": (lambda: packed(without(BATCHES[1]) | {f"../{BATCHES[1]}": batch(1)}), f"no {BATCHES[1]} of"),
-    "a short batch": (lambda: packed(members() | {BATCHES[4]: batch(4)[:-1]}), f"no {BATCHES[4]} of"),
-    "a long batch": (lambda: packed(members() | {BATCHES[4]: batch(4) + b"x"}), f"no {BATCHES[4]} of"),
-    "a link": (linked, f"no {BATCHES[0]} of"),
-}
-
-
-@pytest.mark.parametrize("case", UNREADABLE)
-def test_an_archive_without_the_batches_is_refused(content: bytes, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    make, cause = UNREADABLE[case]
-    publish(monkeypatch, made := make())
-    source = local(made)
-    one_line(lambda: load(Data(source=source)), f"{source}: {cause}", "; download it again from ")
-    assert files() == [f"some/where/{NAME}"]
-
-
 def test_a_file_that_may_not_be_read_is_one_line(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, cure: str) -> None:
+    def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cifar10, "_check", refuse)
-    one_line(lambda: load(Data(source=local(content))), "cannot be read (PermissionError: ")
+    source = local(content)
+    monkeypatch.setattr(cifar10, "open", refuse, raising=False)
+    one_line(lambda: load(Data(source=source)), "cannot be read (PermissionError: ", "download it again from ")
+    one_line(lambda: glance(Data(source=source)), "cannot be read (PermissionError: ", "download it again from ")
 
 
 # The download
@@ -239,9 +227,9 @@ def test_it_is_downloaded_once_and_checked_again(
     again, copy = load(Data(source="cifar10")), load(Data(source=str(DOWNLOADED)))
     for other in (again, copy):
         assert torch.equal(first.images, other.images) and first.summary() == other.summary()
-    assert first.summary()["count"] == COUNT and glance(Data(source="cifar10")) == first.summary()
+    assert first.summary()["count"] == COUNT == glance(Data(source="cifar10"))["count"]
     DOWNLOADED.write_bytes(content[:-1])
-    one_line(lambda: load(Data(source="cifar10")), f"{DOWNLOADED}: ", "delete it, so that it is downloaded again")
+    one_line(lambda: load(Data(source="cifar10")), f"{DOWNLOADED}: ", "delete it; the next run downloads it again")
 
 
 @pytest.mark.parametrize("harm", ["cut short", "one byte", "a page"])
@@ -253,7 +241,10 @@ def test_a_download_of_anything_else_leaves_nothing(
     publish(monkeypatch, content, url := served(sent, length))
     digests = [hashlib.sha256(what).hexdigest() for what in (content, sent)]
     one_line(
-        lambda: load(Data(source="cifar10")), f"{url}: cut short on the way, or another file", *digests, "data.source"
+        lambda: load(Data(source="cifar10")),
+        f"{url}: the download was cut short, or it is another file",
+        *digests,
+        "data.source",
     )
     assert files() == []
 

@@ -18,7 +18,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError
-from pipeline.data.dataset import Data, Dataset, load, load_prepared, load_summary, save, to_range, to_uint8
+from pipeline.common.files import Paths, content_hash, write_json
+from pipeline.common.fingerprint import fingerprint
+from pipeline.data import dataset
+from pipeline.data.dataset import Dataset, load_prepared, load_summary, save, to_hash, to_range, to_uint8
+from pipeline.data.listing import BUILT_IN
+from pipeline.data.row import Data
+from pipeline.data.sources import SOURCES, load
 from stages import Arguments, prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,6 +93,10 @@ def test_digits_are_what_scikit_learn_ships() -> None:
     source = load_digits()
     assert digits.labels.tolist() == source.target.tolist()
     assert np.array_equal(np.rint(digits.images[:, 0].numpy() * (16 / 255)), source.images)
+
+
+def test_names_of_built_in_sources_are_known_without_loading_them() -> None:
+    assert set(BUILT_IN) == set(SOURCES)
 
 
 @pytest.mark.parametrize("limit", [None, 2, 100])
@@ -172,6 +182,23 @@ def jpeg(seed: int) -> bytes:
     return encoded(pixels(seed), "JPEG")
 
 
+def one_frame(still: bytes) -> bytes:
+    """An animated WebP of one frame, the pixels of a still one. Pillow itself would save it as a still image."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return kind + len(data).to_bytes(4, "little") + data
+
+    width, height = ((side - 1).to_bytes(3, "little") for side in (6, 4))
+    header = chunk(b"VP8X", b"\x02\0\0\0" + width + height) + chunk(b"ANIM", bytes(6))
+    frame = chunk(b"ANMF", bytes(6) + width + height + bytes(3) + b"\0" + still[12:])
+    return chunk(b"RIFF", b"WEBP" + header + frame)
+
+
+def animated(**options: object) -> bytes:
+    more = [Image.fromarray(pixels(seed)) for seed in (2, 3)]
+    return encoded(pixels(1), "WEBP", save_all=True, append_images=more, **options)
+
+
 TWO = {"save_all": True, "append_images": [Image.new("RGB", (3, 2))]}
 STORED: dict[str, tuple[dict[str, bytes], str]] = {  # files, what the summary says of them
     "png": ({"0.png": png(0), "1.png": png(1)}, ""),
@@ -186,6 +213,8 @@ STORED: dict[str, tuple[dict[str, bytes], str]] = {  # files, what the summary s
     "webp with a profile": ({"0.png": png(0), "1.webp": webp(1, icc_profile=b"odd")}, "WebP"),
     "lossless webp": ({"0.png": png(0), "1.webp": webp(1, lossless=True)}, ""),
     "lossless webp with a profile": ({"0.png": png(0), "1.webp": webp(1, lossless=True, icc_profile=b"VP8 ")}, ""),
+    "webp of one frame": ({"0.png": png(0), "1.webp": one_frame(webp(1))}, "WebP"),
+    "lossless webp of one frame": ({"0.png": png(0), "1.webp": one_frame(webp(1, lossless=True))}, ""),
     "both": ({"0.jpg": jpeg(0), "1.webp": webp(1)}, "JPEG/WebP"),
 }
 
@@ -197,6 +226,11 @@ def test_images_that_were_stored_with_loss_are_told_by_their_format(pack: Callab
     assert summary.get("lossy", "") == lossy and ("lossy" in summary) == bool(lossy)
     save(dataset, tmp_path / "prepared")
     assert load_prepared(tmp_path / "prepared").summary() == load_summary(tmp_path / "prepared") == summary
+
+
+def test_an_animated_webp_of_one_frame_has_the_pixels_of_that_frame(pack: Callable) -> None:
+    still, moving = (loaded(pack({"0.png": png(0), "1.webp": made})) for made in (webp(1), one_frame(webp(1))))
+    assert torch.equal(still.images, moving.images)
 
 
 def test_only_images_that_are_read_are_told_of(pack: Callable) -> None:
@@ -310,6 +344,20 @@ def test_save_and_load_round_trip(tmp_path: Path, labels: bool) -> None:
     assert sorted(os.listdir(tmp_path)) == ["images.safetensors", "summary.json"]
 
 
+def test_images_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(load(Data(limit=30)), tmp_path)
+    hashed = []
+    monkeypatch.setattr(dataset, "content_hash", lambda *parts: hashed.append(parts) or content_hash(*parts))
+    again = load_prepared(tmp_path)
+    assert again.summary()["content_hash"] == again.content_hash and len(hashed) == 1
+
+
+def test_the_hash_of_images_does_not_depend_on_their_strides() -> None:
+    images = load(Data(limit=30)).images
+    assert to_hash(images.transpose(2, 3)) == to_hash(images.transpose(2, 3).contiguous()) != to_hash(images)
+    assert to_hash(images) == Dataset(images, None).content_hash == load(Data(limit=30, labels=False)).content_hash
+
+
 def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(load(Data(limit=30)), tmp_path / name)
@@ -395,6 +443,8 @@ BAD: dict[str, tuple[dict[str, bytes], str, str]] = (
             "not fully opaque",
         ),
         "frames": (FINE | {"1.gif": FRAMES}, "/1.gif", "several frames"),
+        "animated webp": (FINE | {"1.webp": animated()}, "/1.webp", "several frames"),
+        "lossless animated webp": (FINE | {"1.webp": animated(lossless=True)}, "/1.webp", "several frames"),
         "mixture": (FINE | NESTED, "", "0.png lies beside class folders such as a"),
         "constant": ({f"{i}.png": encoded(np.full((4, 6), 7, np.uint8)) for i in range(2)}, "", "sigma_data = 0"),
         "broken json": (PAIR | {"dataset.json": b'{"labels": ['}, "/dataset.json", "not valid JSON"),
@@ -509,6 +559,7 @@ def test_the_stage_prepares_and_a_bad_source_leaves_its_outputs(
     assert summary == load(Data(limit=50)).summary()
 
     row.write_text(json.dumps({"source": "nowhere", "limit": None, "labels": True}))
+    write_json(Paths("small").code("prepare"), fingerprint("stages.prepare"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     command = [sys.executable, "-m", "stages.prepare", "--name", "small"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

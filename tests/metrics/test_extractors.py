@@ -31,7 +31,9 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import write_json
-from pipeline.data.dataset import Data, Dataset, load, save, to_range
+from pipeline.data.dataset import Dataset, save, to_range
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.metrics.extractors.extractor import (
     EXTRACTORS,
     LABELS,

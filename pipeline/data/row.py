@@ -1,0 +1,16 @@
+"""The row that names a data set."""
+
+from pydantic import Field
+
+from pipeline.common.rows import Row
+
+
+class Data(Row):
+    """The `data` section: the data set. All its images have one size."""
+
+    source: str = Field(default="digits", min_length=1)  # "./digits" is a folder of that name
+    """digits, cifar10, two_moons, spiral, checkerboard, mixture, or a path: folder, .zip, CIFAR-10's .tar.gz."""
+    limit: int | None = Field(default=None, ge=2)
+    """Use only the first so many images; null: all."""
+    labels: bool = True
+    """Whether to read classes, from class folders or dataset.json."""

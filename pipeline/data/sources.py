@@ -1,0 +1,134 @@
+"""Data sets by name or path: load one, or take a glance at it."""
+
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.common.errors import StudyError
+from pipeline.data import cifar10, points
+from pipeline.data.dataset import Dataset, mean_and_sigma
+from pipeline.data.images import collect
+from pipeline.data.listing import ARCHIVE_SUFFIX, blame, expanded, is_image, unknown_source, walk
+from pipeline.data.row import Data
+
+GLANCED = 32  # images of a folder or zip that a glance decodes
+
+
+def load(row: Data, place: str = "data.source") -> Dataset:
+    """The data set of a row, in an order that depends on its content alone.
+
+    A folder is read sorted by relative path, a zip in its stored order. A .tar.gz must be CIFAR-10's archive;
+    `cifar10` is downloaded once. Labels come from a top-level `dataset.json` ({"labels": [[name, class], ...] or null,
+    "classes": [name, ...]}, "classes" being optional), else from top-level folders, one for each class. If any image
+    has colour, all become RGB. Raises StudyError for unusable data; `place` says where the study names the source.
+    """
+    path = _path(row, place)
+    if row.source in SOURCES:
+        dataset = _selected(SOURCES[row.source](), row)
+    elif path.is_dir():
+        dataset = collect(path, walk(path), lambda name: (path / name).read_bytes(), row)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        with _zip(path) as archive:
+            dataset = collect(path, _members(archive), archive.read, row)
+    elif _is_archive(path):
+        dataset = _selected(_cifar10(path), row)
+    else:
+        raise StudyError(f"{place}: {unknown_source(row.source)}")
+    if mean_and_sigma(dataset.images)[1] == 0:
+        raise StudyError(f"{place}: {row.source}: all pixels are equal, so sigma_data = 0; use images that vary")
+    return dataset
+
+
+def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
+    """A data set's summary, without loading all of it: shape, count and classes are right, the rest is approximate.
+
+    Decodes only the first images of a folder or zip and counts the others by name. CIFAR-10 is known: a copy of its
+    archive is checked, and `cifar10` is not downloaded. Raises StudyError as `load` does; `place` is the same.
+    """
+    path = _path(row, place)
+    if row.source == "cifar10" or _is_archive(path):
+        cifar10.check(None if row.source == "cifar10" else path)
+        return _cifar10_summary(row)
+    if row.source in SOURCES:
+        return load(row, place).summary()
+    summary = load(row.model_copy(update={"limit": min(GLANCED, row.limit or GLANCED)}), place).summary()
+    if path.is_dir():
+        names = walk(path)
+    else:
+        with _zip(path) as archive:
+            names = _members(archive)
+    count = sum(map(is_image, names))
+    return summary | {"count": min(count, row.limit or count)}
+
+
+def _path(row: Data, place: str) -> Path:
+    try:
+        return expanded(row.source)
+    except StudyError as error:
+        raise StudyError(f"{place}: {error}") from None
+
+
+def _is_archive(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIX)
+
+
+def _zip(path: Path) -> zipfile.ZipFile:
+    with blame(path, "not a readable zip archive; make it again"):
+        return zipfile.ZipFile(path)
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    return list(dict.fromkeys(archive.namelist()))
+
+
+def _selected(dataset: Dataset, row: Data) -> Dataset:
+    """The first `row.limit` images of a data set, without labels if the row asks for none."""
+    labels = dataset.labels[: row.limit] if row.labels and dataset.labels is not None else None
+    return Dataset(dataset.images[: row.limit], labels, () if labels is None else dataset.classes)
+
+
+def _digits() -> Dataset:
+    """1797 grey 8 x 8 scans of handwritten digits (UCI, 1998), from scikit-learn: values 0..16."""
+    from sklearn.datasets import load_digits  # slow to import, and only one stage needs it
+
+    digits = load_digits()
+    images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    return Dataset(torch.from_numpy(images), labels, tuple(str(name) for name in digits.target_names))
+
+
+def _points(name: str) -> Dataset:
+    drawn = points.draw(name)
+    return Dataset(drawn.x.float(), drawn.labels, drawn.classes)
+
+
+def _cifar10_summary(row: Data) -> dict[str, Any]:
+    """CIFAR-10's `Dataset.summary` as far as it is known without the images; sigma_data is EDM's setting."""
+    channels, height, width = cifar10.SHAPE
+    count = min(cifar10.count(), row.limit or cifar10.count())
+    classes = list(cifar10.CLASSES) if row.labels else []
+    return {
+        "count": count,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "sigma_data": 0.5,
+        "classes": classes,
+        "class_counts": {name: count // len(classes) for name in classes},
+    }
+
+
+def _cifar10(path: Path | None = None) -> Dataset:
+    return Dataset(*cifar10.read(path), cifar10.CLASSES)
+
+
+SOURCES: dict[str, Callable[[], Dataset]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    **{name: partial(_points, name) for name in points.POINTS},
+}
