@@ -86,7 +86,7 @@ def unit_variance(sigma: Tensor, sigma_data: float) -> Pair:
 
 
 def edm_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """EDM's input, of unit variance.
+    """EDM's path: the input has unit variance.
 
     Formula: c_in = 1 / sqrt(sigma^2 + sigma_data^2); c_noise = ln(sigma) / 4
     Source: Karras et al. 2022, arXiv 2206.00364, eq. 7
@@ -95,7 +95,7 @@ def edm_path(sigma: Tensor, sigma_data: float) -> Pair:
 
 
 def ve_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """VE's input z.
+    """VE's path: the input is z.
 
     Formula: c_in = 1; c_noise = ln(sigma / 2)
     Source: Song et al. 2021, arXiv 2011.13456
@@ -104,7 +104,7 @@ def ve_path(sigma: Tensor, sigma_data: float) -> Pair:
 
 
 def vp_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """VP's input and its time in steps.
+    """VP's path: c_noise is the time in steps.
 
     Formula: c_in = 1 / sqrt(1 + sigma^2);
         c_noise = (M - 1) (sqrt(beta_min^2 + 2 beta_d ln(1 + sigma^2)) - beta_min) / beta_d
@@ -114,7 +114,7 @@ def vp_path(sigma: Tensor, sigma_data: float) -> Pair:
 
 
 def flow_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """The flow's input (1 - t) x0 + t n and its time t.
+    """The straight path: c_noise is the time t.
 
     Formula: c_in = 1 / (1 + sigma); c_noise = sigma / (1 + sigma)
     Source: Liu et al. 2022, arXiv 2209.03003
@@ -135,7 +135,7 @@ def _nearest(table: Callable[[], Tensor], sigma: Tensor) -> Tensor:
 
 
 def iddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """VP's input and the index of the nearest level of the cosine betas, from 0; -1 for sigma = 0.
+    """The cosine betas: c_noise is the index of the nearest level from the lowest, 0, up; -1 for sigma = 0.
 
     Formula: c_in = 1 / sqrt(1 + sigma^2); c_noise = nearest(sigma)
     Source: Karras et al. 2022, arXiv 2206.00364, Table 1
@@ -144,7 +144,7 @@ def iddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
 
 
 def ddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """VP's input and the index of the nearest level of the linear betas, from 0.
+    """The linear betas: c_noise is the index of the nearest level from the lowest, 0, up.
 
     Formula: c_in = 1 / sqrt(1 + sigma^2); c_noise = nearest(sigma)
     Source: Ho et al. 2020, arXiv 2006.11239
