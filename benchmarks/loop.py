@@ -18,12 +18,14 @@ import torch
 
 from pipeline.common.devices import CPU, autocast
 from pipeline.data.dataset import to_range
-from pipeline.diffusion.denoiser import per_sample
+from pipeline.diffusion.denoiser import new_denoiser, per_sample
 from pipeline.diffusion.networks.layers import Dropout
 from pipeline.training import augmentation
-from pipeline.training.loop import Examples, Run, new_denoiser
+from pipeline.training.batches import Examples
+from pipeline.training.loop import advance
 from pipeline.training.optimizer import adam
 from pipeline.training.row import Model
+from pipeline.training.run import Run
 
 SIGMA_DATA = 0.5
 THREADS = 2
@@ -44,7 +46,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int]] = {  # row, s
 
 def our_step(row: Model, shape: tuple[int, ...]) -> Callable[[], None]:
     run, examples = Run(row.spec(SIGMA_DATA, shape), row, 0), Examples(made_up(row, shape))
-    return lambda: run.advance(examples)
+    return lambda: advance(run, examples)
 
 
 def bare_step(row: Model, shape: tuple[int, ...], device: torch.device = CPU) -> Callable[[], None]:

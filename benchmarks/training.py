@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from pipeline.diffusion.denoiser import new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.training.batches import Examples
 from pipeline.training.draws import DRAWS
-from pipeline.training.loop import Examples, Run, new_denoiser
+from pipeline.training.loop import advance
 from pipeline.training.noise import NOISES
 from pipeline.training.pairs import reflow_pairs
 from pipeline.training.row import Model
+from pipeline.training.run import Run
 from pipeline.training.weighting import WEIGHTINGS
 
 SHAPE, SIGMA_DATA = (1, 8, 8), 0.5  # the default study's images
@@ -51,7 +54,7 @@ def compare(choices: dict[str, Any], steps: int) -> tuple[float, float]:
     for step in range(WARM_UP + steps):
         for i in (0, 1) if step % 2 else (1, 0):
             start = time.thread_time()
-            runs[i].advance(examples[i])
+            advance(runs[i], examples[i])
             times[i].append(time.thread_time() - start)
     base, row = (median(found[WARM_UP:]) for found in times)
     return base * 1e3, row / base

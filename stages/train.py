@@ -4,8 +4,10 @@ from pipeline.common import processes
 from pipeline.common.files import read_json, whole_folder, write_csv, write_json
 from pipeline.common.progress import bar
 from pipeline.data.dataset import load_prepared, load_summary
-from pipeline.training.loop import check_models, save_models, train_seeds
+from pipeline.training.checks import check_models
+from pipeline.training.loop import train_seeds
 from pipeline.training.row import Model
+from pipeline.training.trained import save_models
 from stages import Arguments, run_stage
 
 

@@ -36,10 +36,13 @@ from pipeline.sampling.grids import LEVELS
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler, sampler_of
 from pipeline.training import classifier
-from pipeline.training.loop import Examples, Run, spec_of
+from pipeline.training.batches import Examples
+from pipeline.training.checks import spec_of
+from pipeline.training.loop import advance
 from pipeline.training.noise import Levels
 from pipeline.training.pairs import REFLOW_STEPS
 from pipeline.training.row import Model
+from pipeline.training.run import Run
 
 WITHIN = 2  # the factor within which estimates of trainings and sweeps were, see docs/checking.md
 
@@ -110,8 +113,8 @@ def model_size(row: Model, about: dict[str, Any]) -> Size:
 
     def measure() -> Size:
         spec = spec_of(row, about)
-        labels = torch.zeros(1, dtype=torch.int64) if spec["classes"] else None
-        return size_of(partial(build, spec), torch.zeros(1, *spec["shape"]), torch.zeros(1), labels)
+        labels = torch.zeros(1, dtype=torch.int64) if spec.classes else None
+        return size_of(partial(build, spec), torch.zeros(1, *spec.shape), torch.zeros(1), labels)
 
     return _kept(["model", _architecture(row), shape_of(about), len(about["classes"])], measure)
 
@@ -168,7 +171,7 @@ def _timed(channels: int) -> _Timed:
     clock = time.perf_counter if run.device.type == "cuda" else time.thread_time  # as if there were nothing else to do
     for _ in range(STEPS + 1):
         start = clock()
-        run.advance(examples)
+        advance(run, examples)
         float(run.losses.sum())  # waits for a GPU
         steps.append(clock() - start)
     denoiser, noise = run.denoiser.cpu().eval(), torch.randn(CALL_BATCH, *SHAPE, generator=torch.Generator())

@@ -14,14 +14,19 @@ from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.progress import bar
 from pipeline.common.threads import side_by_side
-from pipeline.data.dataset import Data, Dataset, load, load_prepared, save, shape_of
+from pipeline.data.dataset import Dataset, load_prepared, save, shape_of
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.evaluation.imageset import ImageSet, measure_set
 from pipeline.evaluation.sweep import Cell, cells_of, failed_cell, measure_cell
 from pipeline.metrics.extractors.extractor import Extractor, Features, load_extractor, make_extractor, save_extractor
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
 from pipeline.sampling.fitted_grids import fit_model
-from pipeline.training.loop import Trained, check_models, save_models, setting, spec_of, train_seeds
+from pipeline.training.checkpoint import setting
+from pipeline.training.checks import check_models, spec_of
+from pipeline.training.loop import train_seeds
 from pipeline.training.row import Model
+from pipeline.training.trained import Trained, save_models
 
 OTHER_SEEDS = 2  # of the extractor, where it does not come back
 

@@ -5,7 +5,7 @@ What a device can't do is said once on stderr, and the work goes on without.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -60,6 +60,11 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         return values.contiguous().pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def to_device_together(vectors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Vectors of one length, by name, on the device as float32, copied in one transfer."""
+    return dict(zip(vectors, to_device(torch.stack([*vectors.values()]).float(), device), strict=True))
 
 
 def state_type(device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ A process that was started alone is a job of one. What a job computes doesn't de
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -73,11 +73,15 @@ def workers_on(device: torch.device) -> int | None:
     return None if count() == 1 else 1
 
 
-def add_up(values: Tensor) -> None:
-    """Put the sum over all processes in the place of a tensor of theirs."""
-    if count() > 1:
-        with _lost():
-            dist.all_reduce(values)
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes, in one message."""
+    if count() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    with _lost():
+        dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
 
 
 def exchange(content: bytes) -> list[bytes]:

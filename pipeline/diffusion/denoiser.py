@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
         return torch.addcmul(per_sample(c_skip, z) * z, per_sample(c_out, z), f.to(z))
 
     def run_on(self, device: torch.device, precision: str = "float32", compile: str = "none") -> Self:
-        """Move it to a device and set the precision and compilation of its calls, keys of a curve row. Returns itself."""
+        """Move it to a device and set the precision and compilation of its calls, as in a curve row."""
         self.precision = precision
         self.calls = [compiled_calls(self.network, device)] if compile == "default" else []
         return self.to(device)

@@ -17,10 +17,10 @@ from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import is_points, to_range
-from pipeline.diffusion.denoiser import Denoiser, load_denoiser
+from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.bound import variational_bound
-from pipeline.training.loop import loss, new_denoiser
+from pipeline.training.loss import loss
 from pipeline.training.noise import Levels
 from pipeline.training.pairs import flow_to
 from pipeline.training.row import Model
@@ -77,7 +77,7 @@ def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | No
 
 def straightness(denoiser: Denoiser) -> float:
     """The mean over IMAGES paths from noise, time and dimensions of (n - x0 - v)^2; see `flow_to`."""
-    largest = torch.tensor(PARAMETRIZATIONS[denoiser.spec["parametrization"]].largest, dtype=torch.float64)
+    largest = torch.tensor(PARAMETRIZATIONS[denoiser.spec.parametrization].largest, dtype=torch.float64)
 
     def inside(z: Tensor, sigma: Tensor) -> Tensor:
         """D, which above the highest level of its path is asked about the same noise there: the image is lost in it."""

@@ -13,6 +13,7 @@ from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.threads import in_turns, side_by_side
 from pipeline.data.dataset import to_range
 from pipeline.diffusion.denoiser import Denoiser
+from pipeline.diffusion.spec import Spec
 from pipeline.evaluation.losses import error_at, evenly_spread, noise_levels
 from pipeline.training.loop import train
 from pipeline.training.row import Model
@@ -65,7 +66,7 @@ def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
         return torch.stack([error_at(denoiser, x0, sigma) for sigma in noise_levels()]).double()
 
 
-def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | None = None) -> Normal | None:
+def propose(row: Model, spec: Spec, images: Tensor, workers: int | None = None) -> Normal | None:
     """Train a row's network briefly on all noise levels, and fit P_mean and P_std to where it learns.
 
     None where it learns nothing. spec: what builds the row's denoiser; images (N, C, H, W), uint8.
@@ -75,7 +76,7 @@ def propose(row: Model, spec: dict[str, Any], images: Tensor, workers: int | Non
     workers = processes.workers_on(default_device()) if workers is None else workers
     trained = in_turns([train(brief, spec, images, SEED) for brief in rows], workers)
     short, long = side_by_side([partial(errors, brief.denoiser, images) for brief in trained], workers)
-    return fit(noise_levels(), short.cpu(), long.cpu(), spec["sigma_data"])
+    return fit(noise_levels(), short.cpu(), long.cpu(), spec.sigma_data)
 
 
 def summary(name: str, row: Model, found: Normal | None) -> dict[str, Any]:

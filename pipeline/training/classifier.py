@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.common import processes
 from pipeline.common.devices import CPU, to_device
 from pipeline.common.randomness import generator
 from pipeline.data.dataset import to_range
-from pipeline.diffusion.classifier import Network, NoisyClassifier
+from pipeline.diffusion.classifier import Network, NoisyClassifier, load_classifier, save_classifier
 from pipeline.diffusion.denoiser import per_sample
 
 BATCH = 128
@@ -74,6 +76,25 @@ def train_classifier(
         optimizer.step()
         schedule.step()
     return classifier.to(CPU).eval().requires_grad_(False)
+
+
+def kept_classifier(
+    path: Path | None,
+    images: Tensor,
+    labels: Tensor,
+    sigma_data: float,
+    seed: int,
+    count_images: int,
+    device: torch.device = CPU,
+) -> NoisyClassifier:
+    """The classifier in a file, or, without one, a new one by `train_classifier`, which is then written there."""
+    if path and path.exists():
+        return load_classifier(path)
+    classes = torch.bincount(labels).tolist()
+    classifier = train_classifier(images, labels, classes, sigma_data, seed, count_images, device)
+    if path and processes.first():
+        save_classifier(classifier, path)
+    return classifier
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from torch import Tensor
 from pipeline.common.devices import CPU, state_type, to_device
 from pipeline.common.randomness import generator
 from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
-from pipeline.diffusion.prediction import convert
 
 PAIRS = ("independent", "optimal_transport", "reflow")
 """independent: The noise of each image is drawn independently.
@@ -37,6 +36,18 @@ def matched(x0: Tensor, n: Tensor) -> Tensor:
     return n[torch.from_numpy(plan.argmax(1)).to(n.device)]
 
 
+def _velocity(denoised: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
+    """The straight path's velocity n - x0, for x0 = D(z; sigma) and n = (z - x0) / sigma (Liu et al. 2022).
+
+    It goes through v = cos n - sin x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D), with tan = sigma and the
+    state x = cos x0 + sin n.
+    """
+    cos, sin = (1 + sigma**2).rsqrt(), (1 + sigma**-2).rsqrt()
+    x = z * cos
+    v = (denoised - cos * x) / -sin
+    return (sin - cos) * x + (sin + cos) * v
+
+
 @torch.no_grad()
 def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Where the straight path's ODE takes noise n (N, ...), by the midpoint method: x0, and how straight it gets there.
@@ -52,7 +63,7 @@ def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, 
         sigma = t / (1 - t)
         z = x / (1 - t)
         denoised = denoiser(z.float(), sigma).to(z)
-        return convert(denoised, z * (1 + sigma**2).rsqrt(), sigma, "x0", "velocity")
+        return _velocity(denoised, z, sigma)
 
     for t, t_next in pairwise(times):
         middle = (t + t_next) / 2

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -12,6 +13,7 @@ from pipeline.common.rows import Row, Seeds, axis
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.spec import Spec
 from pipeline.training.augmentation import LABELS
 from pipeline.training.draws import DRAWS
 from pipeline.training.noise import NOISES, Distribution, distribution
@@ -22,15 +24,6 @@ WEIGHTING_KEYS = sorted(set().union(*(weighting.optional for weighting in WEIGHT
 ABOVE, BELOW = 1e-3, 0.05  # the shares of noise levels that may lie outside those of the parametrization's path
 SLACK = 1.1  # the factor by which they may do so anyway
 NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
-ARCHITECTURE = (
-    "network",
-    "channels",
-    "blocks",
-    "patch",
-    "embedding",
-    "dropout",
-    "memory_format",
-)  # of a spec, as in a row
 TRIED = 65_536  # evenly spaced draws at which the weights are looked at before anything is trained
 TRIED_SIGMA_DATA = 0.5
 LEAST_EFFECTIVE = 4e-3  # the smallest effective share of draws: half a draw in a batch of 128
@@ -220,21 +213,29 @@ class Model(Row):
         """Steps of `batch` images that make up `images`, at least one."""
         return max(self.images // self.batch, 1)
 
-    def spec(self, measured_sigma_data: float, shape: tuple[int, ...], classes: Sequence[int] = ()) -> dict[str, Any]:
+    def spec(self, measured_sigma_data: float, shape: tuple[int, ...], classes: Sequence[int] = ()) -> Spec:
         """What builds this row's denoiser for data of `shape` (C, H, W), or (2,) for points, with this sigma_data.
 
         classes: how many images each class of the data set has. Raises StudyError where the network can't have that
         shape, or can't be made to cost as much as `like`'s.
         """
-        own = {key: getattr(self, key) for key in ("parametrization", *ARCHITECTURE)} | {
-            "sigma_data": self.sigma_data or measured_sigma_data,
-            "shape": list(shape),
-            "multipliers": list(self.multipliers),
-            "attention": list(self.attention),
-            "augmentation": LABELS if self.augment else 0,
-            "classes": list(classes) if self.labels == "classes" else [],
-        }
+        spec = Spec(
+            parametrization=self.parametrization,
+            sigma_data=self.sigma_data or measured_sigma_data,
+            shape=tuple(shape),
+            network=self.network,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks,
+            attention=self.attention,
+            patch=self.patch,
+            embedding=self.embedding,
+            dropout=self.dropout,
+            memory_format=self.memory_format,
+            augmentation=LABELS if self.augment else 0,
+            classes=tuple(classes) if self.labels == "classes" else (),
+        )
         if self.equal and self.like:
             like = self.like.spec(measured_sigma_data, shape, classes)
-            own["channels"] = equal_channels(own, like, self.equal)
-        return own
+            spec = replace(spec, channels=equal_channels(spec, like, self.equal))
+        return spec

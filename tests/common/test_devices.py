@@ -22,8 +22,10 @@ from pipeline.sampling.counting import Counted
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training import loop as training
-from pipeline.training.loop import Examples, Run
+from pipeline.training.batches import Examples
 from pipeline.training.row import Model
+from pipeline.training.run import Run
+from pipeline.training.trained import Trained
 
 META = torch.device("meta")  # has shapes and no values, so that looking at one, or mixing in a CPU tensor, fails
 SHAPE = (1, 8, 8)
@@ -97,12 +99,12 @@ def test_training_waits_for_nothing_and_mixes_no_devices(keys: dict[str, Any], m
     def plain(parameters: Any, rate: float) -> torch.optim.Adam:  # the fused one has no shapes without values
         return torch.optim.Adam(list(parameters), lr=rate, foreach=True)
 
-    monkeypatch.setattr(training, "adam", plain)
+    monkeypatch.setattr("pipeline.training.run.adam", plain)
     row = Model(**TINY | keys)
     run = Run(row.spec(0.5, SHAPE, [16, 16]), row, 0, META)
     labels = torch.arange(32) % 2 if row.labels == "classes" else None
     for _ in range(2):
-        run.advance(Examples(torch.zeros(32, *SHAPE, dtype=torch.uint8, device=META), labels))
+        training.advance(run, Examples(torch.zeros(32, *SHAPE, dtype=torch.uint8, device=META), labels))
     assert run.step == 2
 
 
@@ -233,9 +235,9 @@ def test_what_is_brought_to_a_gpu_is_dense_before_it_is_pinned(monkeypatch: pyte
 
 
 def test_the_failed_attempt_is_gone_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: list[weakref.ref[training.Run]] = []
+    alive: list[weakref.ref[Run]] = []
 
-    class Watched(training.Run):
+    class Watched(Run):
         def __init__(self, *arguments: Any) -> None:
             assert not any(run() for run in alive)
             super().__init__(*arguments)
@@ -246,7 +248,7 @@ def test_the_failed_attempt_is_gone_before_the_next(monkeypatch: pytest.MonkeyPa
     assert len(alive) == 2
 
 
-def train_within(most: int, monkeypatch: pytest.MonkeyPatch, after: int = 0, **keys: Any) -> training.Trained:
+def train_within(most: int, monkeypatch: pytest.MonkeyPatch, after: int = 0, **keys: Any) -> Trained:
     """Train a row; from step `after` on no more than `most` images at a time fit."""
     real, calls = training.network_error, []
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.errors import StudyError
+from pipeline.diffusion.denoiser import new_denoiser
 from pipeline.diffusion.networks import ddpmpp, dit
 from pipeline.diffusion.networks.embedding import (
     FOURIER_SCALE,
@@ -20,7 +21,6 @@ from pipeline.diffusion.networks.embedding import (
 )
 from pipeline.diffusion.networks.layers import Dropout, divisor, dropout
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, Cost, build, cost, equal_channels
-from pipeline.training.loop import new_denoiser
 from pipeline.training.row import Model
 from tests.diffusion.test_denoiser import SPEC as PLAIN
 

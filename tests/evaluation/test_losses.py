@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.common.randomness import generator
 from pipeline.common.threads import in_turns
 from pipeline.data.dataset import to_range, to_uint8
-from pipeline.diffusion.denoiser import Denoiser, load_denoiser, per_sample
+from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser, per_sample
 from pipeline.diffusion.exact import Gaussian
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.schedule import VP_PUBLISHED
@@ -30,10 +30,11 @@ from pipeline.evaluation.losses import (
     noise_levels,
     straightness,
 )
-from pipeline.training.loop import new_denoiser, save_models, train
+from pipeline.training.loop import train
 from pipeline.training.noise import NOISES, Levels
 from pipeline.training.pairs import REFLOW_START
 from pipeline.training.row import Model
+from pipeline.training.trained import save_models
 from pipeline.training.weighting import WEIGHTINGS
 
 SHAPE = (1, 4, 4)

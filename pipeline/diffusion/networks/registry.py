@@ -1,10 +1,10 @@
 """The networks by name: built from a spec, and what one costs."""
 
-import json
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,11 +15,10 @@ from pipeline.diffusion.networks.dit import DiT
 from pipeline.diffusion.networks.embedding import Common, Conditioned
 from pipeline.diffusion.networks.mlp import MLP
 from pipeline.diffusion.networks.unet import UNet
+from pipeline.diffusion.spec import Spec
 
 CHANNELS_STEP = 8  # channels come in multiples of it
 LARGEST_GAP = 0.25  # of the cost of a network that is meant to cost as another, as a share of that one's
-
-Spec = dict[str, Any]
 
 
 def check_network(network: str, points: bool, data: str = "the data") -> None:
@@ -35,8 +34,8 @@ def check_network(network: str, points: bool, data: str = "the data") -> None:
 
 
 def _check_levels(spec: Spec) -> None:
-    _, height, width = spec["shape"]
-    halvings = len(spec["multipliers"]) - 1
+    _, height, width = spec.shape
+    halvings = len(spec.multipliers) - 1
     if height % 2**halvings or width % 2**halvings:
         raise StudyError(
             f"multipliers: {halvings + 1} levels halve the image {halvings} times, "
@@ -45,8 +44,8 @@ def _check_levels(spec: Spec) -> None:
 
 
 def _check_attention(spec: Spec) -> None:
-    heights = [spec["shape"][1] >> i for i in range(len(spec["multipliers"]))]
-    for resolution in spec["attention"]:
+    heights = [spec.shape[1] >> i for i in range(len(spec.multipliers))]
+    for resolution in spec.attention:
         if resolution not in heights:
             raise StudyError(
                 f"attention: no level has a height of {resolution} pixels; "
@@ -55,16 +54,16 @@ def _check_attention(spec: Spec) -> None:
 
 
 def _check_patch(spec: Spec) -> None:
-    _, height, width = spec["shape"]
-    if height % spec["patch"] or width % spec["patch"]:
+    _, height, width = spec.shape
+    if height % spec.patch or width % spec.patch:
         raise StudyError(
-            f"patch: a size of {height} x {width} is not made of patches of {spec['patch']} x {spec['patch']}; "
+            f"patch: a size of {height} x {width} is not made of patches of {spec.patch} x {spec.patch}; "
             "use a number that divides both"
         )
 
 
 def _common(spec: Spec) -> Common:
-    return Common(spec["embedding"], spec["dropout"], len(spec["classes"]), spec["augmentation"])
+    return Common(spec.embedding, spec.dropout, len(spec.classes), spec.augmentation)
 
 
 def _unet(spec: Spec) -> UNet:
@@ -73,7 +72,7 @@ def _unet(spec: Spec) -> UNet:
     Source: after Song et al. 2021, arXiv 2011.13456
     """
     _check_levels(spec)
-    return UNet(spec["shape"][0], spec["channels"], tuple(spec["multipliers"]), spec["blocks"], _common(spec))
+    return UNet(spec.shape[0], spec.channels, spec.multipliers, spec.blocks, _common(spec))
 
 
 def _ddpmpp(spec: Spec) -> DDPMpp:
@@ -83,9 +82,8 @@ def _ddpmpp(spec: Spec) -> DDPMpp:
     """
     _check_levels(spec)
     _check_attention(spec)
-    (image_channels, height, _), multipliers = spec["shape"], tuple(spec["multipliers"])
-    attention = tuple(spec["attention"])
-    return DDPMpp(image_channels, height, spec["channels"], multipliers, spec["blocks"], attention, _common(spec))
+    image_channels, height, _ = spec.shape
+    return DDPMpp(image_channels, height, spec.channels, spec.multipliers, spec.blocks, spec.attention, _common(spec))
 
 
 def _dit(spec: Spec) -> DiT:
@@ -94,7 +92,8 @@ def _dit(spec: Spec) -> DiT:
     Source: Peebles and Xie 2023, arXiv 2212.09748
     """
     _check_patch(spec)
-    return DiT(tuple(spec["shape"]), spec["channels"], spec["blocks"], spec["patch"], _common(spec))
+    image_channels, height, width = spec.shape
+    return DiT((image_channels, height, width), spec.channels, spec.blocks, spec.patch, _common(spec))
 
 
 def _mlp(spec: Spec) -> MLP:
@@ -102,7 +101,7 @@ def _mlp(spec: Spec) -> MLP:
 
     Source: after Peebles and Xie 2023, arXiv 2212.09748
     """
-    return MLP(spec["shape"][0], spec["channels"], spec["blocks"], _common(spec))
+    return MLP(spec.shape[0], spec.channels, spec.blocks, _common(spec))
 
 
 NETWORKS: dict[str, Callable[[Spec], Conditioned]] = {"unet": _unet, "ddpmpp": _ddpmpp, "dit": _dit, "mlp": _mlp}
@@ -123,8 +122,8 @@ def build(spec: Spec) -> Conditioned:
     int64, -1 for none, augmentation (N, A), and returns F (N, *shape), which starts at 0. Raises StudyError where the
     network can't have that shape.
     """
-    check_network(spec["network"], points=len(spec["shape"]) == 1)
-    return NETWORKS[spec["network"]](spec)
+    check_network(spec.network, points=len(spec.shape) == 1)
+    return NETWORKS[spec.network](spec)
 
 
 class Cost(NamedTuple):
@@ -137,18 +136,13 @@ class Cost(NamedTuple):
     flops: int
 
 
+@lru_cache(maxsize=256)
 def cost(spec: Spec) -> Cost:
     """What the spec's network costs; nothing is computed. Raises StudyError where there is no such network."""
-    return _cost(json.dumps(spec, sort_keys=True))
-
-
-@lru_cache(maxsize=256)
-def _cost(text: str) -> Cost:
-    spec = json.loads(text)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network = build(spec).eval()
-        labels = torch.empty(1, dtype=torch.int64) if spec["classes"] else None
-        network(torch.empty(1, *spec["shape"]), torch.empty(1), labels)
+        labels = torch.empty(1, dtype=torch.int64) if spec.classes else None
+        network(torch.empty(1, *spec.shape), torch.empty(1), labels)
     return Cost(sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops())
 
 
@@ -160,7 +154,7 @@ def equal_channels(spec: Spec, like_spec: Spec, what: Literal["parameters", "flo
     target: int = getattr(cost(like_spec), what)
 
     def found(channels: int) -> int:
-        return int(getattr(cost(spec | {"channels": channels}), what))
+        return int(getattr(cost(replace(spec, channels=channels)), what))
 
     most = CHANNELS_STEP
     while found(most) < target:
@@ -170,7 +164,7 @@ def equal_channels(spec: Spec, like_spec: Spec, what: Literal["parameters", "flo
     channels = min(choices[max(above - 1, 0) : above + 1], key=lambda choice: abs(found(choice) - target))
     if abs(found(channels) - target) > LARGEST_GAP * target:
         raise StudyError(
-            f"equal: no number of channels gives this {spec['network']} about {target} {what}, as its base has; "
+            f"equal: no number of channels gives this {spec.network} about {target} {what}, as its base has; "
             f"{channels} channels, the nearest, give {found(channels)}; use more or fewer blocks"
         )
     return channels

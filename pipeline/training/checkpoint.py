@@ -1,0 +1,104 @@
+"""Checkpoints: the file of a training's state, and the setting that it belongs to."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from pipeline.common import processes
+from pipeline.common.errors import StudyError
+from pipeline.common.files import content_hash, write_bytes
+from pipeline.common.machine import code_hash, machine
+from pipeline.data.dataset import to_hash
+from pipeline.diffusion.spec import Spec
+from pipeline.training.row import Model
+from pipeline.training.run import Run
+
+
+def beside(checkpoint: Path, name: str) -> Path:
+    """Another file of the same training, next to its checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.stem}_{name}.safetensors")
+
+
+def setting(
+    row: Model, spec: Spec, images: Tensor, labels: Tensor | None, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Everything that a training's result depends on, for JSON: row, spec, seed, data, code and machine."""
+    data = content_hash(to_hash(images), None if labels is None else labels.tolist())
+    return {**_plain(row), **asdict(spec), "seed": seed, "data": data, "code": code_hash(), **machine(device)}
+
+
+def _plain(row: Model) -> dict[str, Any]:
+    """The row and its teacher's row, without seeds and `like`: the spec has the channels that `like` determines."""
+    values = row.model_dump(mode="json", exclude={"train_seeds", "teacher", "like"})
+    return values | {"teacher": _plain(row.teacher) if row.teacher else None}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The keys in which a checkpoint's setting differs from the present one, with both values; empty for none."""
+    different = []
+    for key in dict.fromkeys([*new, *old]):
+        one, two = (values.get(key, "nothing") for values in (old, new))
+        if isinstance(one, dict) and isinstance(two, dict):
+            different.append(differences(one, two, f"{prefix}{key}."))
+        elif one != two:
+            now = "in the row" if prefix or key in Model.model_fields else "now"
+            different.append(f"{prefix}{key}: {str(one)[:40]} in the checkpoint, {str(two)[:40]} {now}")
+    return "; ".join(filter(None, different))
+
+
+def save_checkpoint(run: Run, path: Path, setting: dict[str, Any]) -> None:
+    """Write the checkpoint of a training with this setting, whole or not at all. One process of a job writes."""
+    if processes.first():
+        tensors = {name: value.contiguous() for name, value in state(run).items()}
+        write_bytes(path, to_safetensors(tensors, {"setting": json.dumps(setting, sort_keys=True)}))
+
+
+def load_checkpoint(run: Run, path: Path, setting: dict[str, Any]) -> None:
+    """Restore a run from a checkpoint. Raises StudyError if the file is broken or has another setting."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            saved = json.loads((file.metadata() or {})["setting"])
+        if different := differences(saved, json.loads(json.dumps(setting))):
+            raise StudyError(f"{path}: checkpoint of another training: {different}; delete it or undo the change")
+        _restore(run, load_file(path))
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise StudyError(f"{path}: a broken checkpoint ({error}); delete it to train from the start") from None
+
+
+def state(run: Run) -> dict[str, Tensor]:
+    """All tensors of a run, by name."""
+    tensors = {f"model.{k}": v for k, v in run.denoiser.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in run.averages.tensors().items()}
+    if run.uncertainty:
+        tensors |= {f"uncertainty.{k}": v for k, v in run.uncertainty.state_dict().items()}
+    for index, values in run.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+    return tensors | {"step": torch.tensor(run.step), "losses": run.losses, "draws": run.draws.state}
+
+
+def _restore(run: Run, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `state`."""
+    run.denoiser.load_state_dict(_under(tensors, "model."))
+    run.averages.load(_under(tensors, "average."))
+    if run.uncertainty:
+        run.uncertainty.load_state_dict(_under(tensors, "uncertainty."))
+    optimizer, parameters = run.optimizer.state_dict(), run.parameters()
+    for name, value in _under(tensors, "optimizer.").items():
+        index, key = name.split(".")
+        like = parameters[int(index)].detach() if value.ndim else value  # fused Adam needs equal strides
+        optimizer["state"].setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value)
+    run.optimizer.load_state_dict(optimizer)
+    run.draws.state.copy_(tensors["draws"])
+    run.losses.copy_(tensors["losses"])
+    run.step = int(tensors["step"])
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,60 @@
+"""The training loss: the weighted error of the denoiser, computed on the network's own output (EDM, eq. 8)."""
+
+from typing import NamedTuple, Self
+
+from torch import Tensor
+
+from pipeline.common.devices import Network, to_device
+from pipeline.diffusion.denoiser import Denoiser, per_sample
+from pipeline.diffusion.parametrization import Coefficients
+
+
+class Terms(NamedTuple):
+    """The factors of the loss at N noise levels sigma, (N,) each. With z = x0 + sigma n, the loss of an image is
+
+        weight (F(c_in z, c_noise) - (signal x0 - noise n))^2.
+
+    This equals lambda(sigma) (D(z; sigma) - x0)^2 (Karras et al. 2022, arXiv 2206.00364, eq. 8). We compute it on F,
+    because the factors of its target are exact at every sigma.
+    """
+
+    sigma: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+    signal: Tensor
+    noise: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, coefficients: Coefficients, weight: Tensor, sigma: Tensor) -> Self:
+        """The terms of a parametrization's coefficients and a weight lambda(sigma) on D, (N,) each."""
+        c_skip, c_out, c_in, c_noise = coefficients
+        return cls(sigma, c_in, c_noise, (1 - c_skip) / c_out, c_skip * sigma / c_out, weight * c_out**2)
+
+    def part(self, images: slice) -> Self:
+        """The terms of some of the images."""
+        return type(self)(*(values[images] for values in self))
+
+
+def network_error(
+    network: Network, terms: Terms, x0: Tensor, n: Tensor, labels: Tensor | None, augmentation: Tensor | None
+) -> Tensor:
+    """The loss of each image, averaged over its pixels: images x0 and noise n, (N, ...) each, to (N,).
+
+    labels (N,) and augmentation (N, 9) are the network's further inputs.
+    """
+    z = x0 + per_sample(terms.sigma, n) * n
+    target = per_sample(terms.signal, x0) * x0 - per_sample(terms.noise, n) * n
+    f = network(per_sample(terms.c_in, z) * z, to_device(terms.c_noise.float(), z.device), labels, augmentation)
+    return to_device(terms.weight.float(), z.device) * (f - target).square().flatten(1).mean(1)
+
+
+def loss(
+    denoiser: Denoiser, weight: Tensor, x0: Tensor, n: Tensor, sigma: Tensor, labels: Tensor | None = None
+) -> Tensor:
+    """weight (D(x0 + sigma n; sigma) - x0)^2, averaged over pixels: x0, n (N, ...), weight, sigma (N,) to (N,).
+
+    labels (N,), int64: the images' classes, -1 for none.
+    """
+    terms = Terms.of(denoiser.coefficients(sigma, denoiser.sigma_data), weight, sigma)
+    return network_error(denoiser.network, terms, x0, n, labels, None)

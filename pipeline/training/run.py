@@ -1,0 +1,96 @@
+"""The state of one training: network, averages, optimizer, step, and the losses so far."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.common import processes
+from pipeline.common.devices import CPU, Network, autocast, compiled, make_gradients_repeatable
+from pipeline.common.errors import StudyError
+from pipeline.common.randomness import generator
+from pipeline.diffusion.averages import Averages, profiles
+from pipeline.diffusion.denoiser import new_denoiser
+from pipeline.diffusion.networks.layers import Dropout
+from pipeline.diffusion.spec import Spec
+from pipeline.training import augmentation
+from pipeline.training.draws import DRAWS
+from pipeline.training.optimizer import adam
+from pipeline.training.row import Model
+from pipeline.training.weighting import WEIGHTINGS, Uncertainty
+
+CURVE_POINTS = 50  # points of the training curve
+
+
+class Run:
+    """The state of one training, all of which a checkpoint holds.
+
+    It has no state of a random generator: seed and step name the generator of each draw.
+    """
+
+    def __init__(
+        self, spec: Spec, row: Model, seed: int, device: torch.device = CPU, micro_batch: int | None = None
+    ) -> None:
+        """micro_batch: images per call of the network in each process; None: the row's value, or the whole batch."""
+        if device.type == "cuda":
+            make_gradients_repeatable()
+        self.row, self.seed, self.device = row, seed, device
+        self.part = processes.part(row.batch)  # of each batch, for this process
+        self.micro_batch = min(micro_batch or row.micro_batch or row.batch, self.part.stop - self.part.start)
+        self.denoiser = new_denoiser(spec, seed).to(device)
+        self.averages = Averages(dict(self.denoiser.named_parameters()), profiles(row))
+        self.uncertainty = Uncertainty().to(device) if WEIGHTINGS[row.weighting].learned else None
+        self.draws = DRAWS[row.draws]()
+        self.optimizer = adam(self.parameters(), row.learning_rate)
+        self.step = 0
+        self.losses = torch.zeros(row.steps, device=device)
+        self.suspects = torch.zeros(row.steps, device=device)  # sigma of each step's first loss that is not finite
+        self.dropouts = [module for module in self.denoiser.modules() if isinstance(module, Dropout)]
+        for layer in self.dropouts:
+            layer.generator = torch.Generator(device)
+        network: Network = self.denoiser.network
+        self.function = compiled(network, self._attempt) if row.compile == "default" else network
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained."""
+        return [*self.denoiser.parameters(), *(self.uncertainty.parameters() if self.uncertainty else ())]
+
+    def _attempt(self, network: Network) -> None:
+        """Call a compiled network and its gradient once, so that a failure shows here."""
+        count, row = self.micro_batch, self.row
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device) if row.labels == "classes" else None
+        conditioning = torch.zeros(count, augmentation.LABELS, device=self.device) if row.augment else None
+        x = torch.zeros(count, *self.denoiser.shape, device=self.device)
+        with autocast(row.precision, self.device):
+            f = network(x, torch.zeros(count, device=self.device), labels, conditioning)
+        f.sum().backward()
+        self.optimizer.zero_grad()
+
+    def network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, augmentation: Tensor | None) -> Tensor:
+        """F in the row's precision."""
+        with autocast(self.row.precision, self.device):
+            return self.function(x, c_noise, labels, augmentation)
+
+    def seed_dropout(self) -> None:
+        """Give each dropout layer its own generator for this step, so that micro-batches share the batch's masks."""
+        for index, layer in enumerate(self.dropouts):
+            if layer.generator:
+                layer.generator.manual_seed(generator("dropout", self.seed, self.step, index).initial_seed())
+                layer.skip = self.part.start
+
+    def check(self) -> None:
+        """Raises StudyError if a loss so far, or a weight now, is not finite."""
+        losses = self.losses[: self.step].cpu()
+        if not losses.isfinite().all():
+            step = int(losses.isfinite().int().argmin())
+            where = f"the loss is not finite at step {step} (sigma {float(self.suspects[step]):.4g})"
+            raise StudyError(f"seed {self.seed}: {where}; lower learning_rate?")
+        weights = [parameter.detach() for parameter in self.parameters()]
+        if not torch.stack(torch._foreach_norm(weights, torch.inf)).isfinite().all():
+            raise StudyError(f"seed {self.seed}: the weights are not finite at step {self.step}; lower learning_rate?")
+
+    def curve(self) -> list[dict[str, float]]:
+        """The training curve: the mean loss over each of CURVE_POINTS stretches."""
+        losses, steps = self.losses.cpu(), torch.arange(self.row.steps)
+        return [
+            {"seed": self.seed, "images": (int(s[-1]) + 1) * self.row.batch, "loss": round(float(losses[s].mean()), 6)}
+            for s in steps.tensor_split(min(CURVE_POINTS, self.row.steps))
+        ]

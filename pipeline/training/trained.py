@@ -1,0 +1,54 @@
+"""The result of a training, and the files that hold it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.devices import default_device
+from pipeline.common.files import write_bytes
+from pipeline.common.machine import machine
+from pipeline.diffusion.averages import Profile
+from pipeline.diffusion.classifier import NoisyClassifier, save_classifier
+from pipeline.diffusion.denoiser import Denoiser, save_denoiser
+from pipeline.diffusion.networks.registry import cost
+from pipeline.diffusion.weights import average_file, classifier_file, main_file, snapshot_file
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model: the denoiser with the main average of the weights, and the training curve.
+
+    averages: denoisers with the other averages. snapshots: files with all averages, by the number of images seen.
+    classifier: the noise-aware classifier trained beside the model, with its accuracy by noise level.
+    """
+
+    denoiser: Denoiser
+    curve: list[dict[str, float]]
+    averages: dict[Profile, Denoiser] = field(default_factory=dict)
+    snapshots: dict[int, Path] = field(default_factory=dict)
+    classifier: NoisyClassifier | None = None
+    classifier_accuracy: dict[str, float] = field(default_factory=dict)
+
+
+def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
+    """Write each seed's weights: averages, snapshots and classifier. Returns the summary for metrics/train."""
+    for run in trained:
+        seed = int(run.curve[0]["seed"])
+        save_denoiser(run.denoiser, main_file(folder, seed))
+        for profile, denoiser in run.averages.items():
+            save_denoiser(denoiser, average_file(folder, seed, profile))
+        for images, path in run.snapshots.items():
+            write_bytes(snapshot_file(folder, seed, images), path.read_bytes())
+        if run.classifier:
+            save_classifier(run.classifier, classifier_file(folder, seed))
+    losses, spec = [run.curve[-1]["loss"] for run in trained], trained[0].denoiser.spec
+    accuracies = [run.classifier_accuracy for run in trained]
+    return {
+        "network": spec.network,
+        "channels": spec.channels,
+        **cost(spec)._asdict(),
+        "images": trained[0].curve[-1]["images"],
+        "final_loss": sum(losses) / len(losses),
+        "classifier_accuracy": {sigma: sum(a[sigma] for a in accuracies) / len(trained) for sigma in accuracies[0]},
+        "machine": machine(default_device()),
+    }
