@@ -1,4 +1,4 @@
-"""The study file: params.yaml to validated rows, written out in full. The only place where it is read."""
+"""The study file, params.yaml: its outline, and how it is read. No other module reads it."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +17,6 @@ from pipeline.params.needs import Needs, shortfall
 from pipeline.training.row import Model
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\n]*$")]
-
-
 DEFAULTS: dict[str, type[Model] | type[Curve]] = {"models": Model, "curves": Curve}  # the sections of `defaults`
 
 
@@ -26,7 +24,7 @@ class StudyInfo(Row):
     """The `study` section: the study's name and paths."""
 
     name: Name
-    """Name of the study, which is also the name of its folders reports/<name> and build/<name>."""
+    """Name of the study, which is also that of its folders `reports/<name>` and `build/<name>`."""
     root: str = "."
     """Path from the study's dvc.yaml to the root of the repository."""
     params: str = "params.yaml"
@@ -93,19 +91,22 @@ class Study(Row):
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader to which a key written twice is an error."""
+    """A safe loader that refuses a key which a mapping has twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [(key.tag, key.value) for key, _ in node.value]
         twice = [key for i, key in enumerate(keys) if key in keys[:i] and isinstance(node.value[i][0], yaml.ScalarNode)]
         if twice:
-            raise yaml.MarkedYAMLError(problem=f"the key {twice[0][1]!r} stands twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)  # resolves merge keys (<<), which may repeat
+            problem = f"the key {twice[0][1]!r} appears twice; delete one of the two"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)  # resolves merge keys (<<), which may repeat keys
 
 
 def read_study(path: Path) -> Study:
-    """Read and validate a study file's outline, its preset laid over it. Raises StudyError, one line saying where and
-    what."""
+    """Read a study file and apply its preset; rows are validated by `resolve`.
+
+    Raises StudyError, one line that says where and what.
+    """
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -116,63 +117,75 @@ def read_study(path: Path) -> Study:
 
 
 def parse_study(text: str, path: Path) -> Study:
-    """What `read_study` makes of a study file's text, which stands, or is to stand, at `path`."""
+    """Do the work of `read_study` on the text of a study file; `path` is its place in messages."""
     try:
         content = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise StudyError(f"{path}: a study file is a mapping with the keys {', '.join(Study.model_fields)}")
+        raise StudyError(f"{path}: a study file must be a mapping with the keys {', '.join(Study.model_fields)}")
     try:
         study = Study(**{str(key): value for key, value in content.items()})
     except ValidationError as error:
         raise explain(error, "", Study) from None
     if "sets" not in content:
-        raise StudyError(f"{path}: sets: missing; where there are none, write `sets: {{}}`, which dvc.yaml goes by")
-    return _with_preset(study)
+        raise StudyError(f"{path}: sets: missing; write `sets: {{}}` if there are none, because dvc.yaml reads it")
+    refuse_filled_in(study.data, "data")
+    refuse_filled_in(study.features, "features")
+    for name, row in study.sets.items():
+        refuse_filled_in(row, f"sets.{name}")
+    return _apply_preset(study)
 
 
-def _with_preset(study: Study) -> Study:
-    """A study with its preset laid over its own sections; all presets are looked at, whichever holds."""
+def refuse_filled_in(row: Row, place: str) -> None:
+    """Refuse a row that gives a key which only `resolve` fills in. Raises StudyError."""
+    for key in FILLED_IN:
+        if key in row.model_fields_set and getattr(row, key) is not None:
+            raise StudyError(f"{place}.{key}: `resolve` fills this key in; leave it out")
+
+
+def _apply_preset(study: Study) -> Study:
+    """A study with its active preset applied. Refuses mistakes in all presets, whichever is active."""
     presets = {name: row.model_copy(update={"needs": row.needs or study.needs}) for name, row in study.presets.items()}
-    laid = {name: _laid(study, name, preset) for name, preset in presets.items()}
+    scaled = {name: _overridden(study, name, preset) for name, preset in presets.items()}
     if study.preset is None:
         return study.model_copy(update={"presets": presets})
-    if not laid:
-        raise StudyError(f"preset: {study.preset!r}, but there are no presets; write some, or leave it out")
-    if study.preset not in laid:
-        raise StudyError(f"preset: no preset {study.preset!r}; {nearest(study.preset, laid)}")
-    return laid[study.preset].model_copy(update={"presets": presets})
+    if not scaled:
+        raise StudyError(f"preset: {study.preset!r}, but the study has no presets; add some, or leave preset out")
+    if study.preset not in scaled:
+        raise StudyError(f"preset: no preset {study.preset!r}; {nearest(study.preset, scaled)}")
+    return scaled[study.preset].model_copy(update={"presets": presets})
 
 
-def _laid(study: Study, name: str, preset: Preset) -> Study:
-    """A study with one of its presets laid over it, and that preset's name. Raises StudyError for what can't be."""
-    place, over = f"presets.{name}", dict[str, Any]()
+def _overridden(study: Study, name: str, preset: Preset) -> Study:
+    """A study with the sections of one preset over its own. Raises StudyError."""
+    place, sections = f"presets.{name}", dict[str, Any]()
     for section in ("data", "features"):
         schema: type[Data] | type[Features] = type(getattr(study, section))
-        written = getattr(study, section).model_dump(exclude_unset=True) | getattr(preset, section)
+        keys = getattr(study, section).model_dump(exclude_unset=True) | getattr(preset, section)
         try:
-            over[section] = schema(**{str(key): value for key, value in written.items()})
+            sections[section] = schema(**{str(key): value for key, value in keys.items()})
         except ValidationError as error:
             raise explain(error, f"{place}.{section}", schema) from None
-    defaults = {section: dict(own) for section, own in study.defaults.items()}
-    for section, own in preset.defaults.items():
-        check_defaults({section: own}, f"{place}.defaults")
-        defaults[section] = defaults.get(section, {}) | own
-    return study.model_copy(update=over | {"defaults": defaults, "needs": preset.needs, "preset": name})
-
-
-def unmet(study: Study) -> str | None:
-    """What the study needs and this machine lacks, in one line; None where it has all."""
-    others = {name: preset.needs or Needs() for name, preset in study.presets.items()}
-    return shortfall(study.needs, study.preset, others)
+        refuse_filled_in(sections[section], f"{place}.{section}")
+    defaults = {section: dict(values) for section, values in study.defaults.items()}
+    for section, values in preset.defaults.items():
+        check_defaults({section: values}, f"{place}.defaults")
+        defaults[section] = defaults.get(section, {}) | values
+    return study.model_copy(update=sections | {"defaults": defaults, "needs": preset.needs, "preset": name})
 
 
 def check_defaults(defaults: dict[str, dict[str, Any]], place: str) -> None:
-    """Refuse sections that have no rows, and keys that none of their rows has."""
-    for section, own in defaults.items():
+    """Refuse sections of `defaults` without rows, and keys that their rows do not have. Raises StudyError."""
+    for section, values in defaults.items():
         if section not in DEFAULTS:
             raise StudyError(f"{place}.{section}: unknown key; {nearest(section, DEFAULTS)}")
         keys = [key for key in DEFAULTS[section].model_fields if key not in FILLED_IN]
-        if unknown := [key for key in own if key not in keys]:
+        if unknown := [key for key in values if key not in keys]:
             raise StudyError(f"{place}.{section}.{unknown[0]}: unknown key; {nearest(unknown[0], keys)}")
+
+
+def unmet(study: Study) -> str | None:
+    """The need of the study that this machine does not meet, in one line; None if it meets all."""
+    others = {name: preset.needs or Needs() for name, preset in study.presets.items()}
+    return shortfall(study.needs, study.preset, others)

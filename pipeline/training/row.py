@@ -37,9 +37,9 @@ class Model(Row):
     noise: Literal[tuple(NOISES)] = axis("lognormal", "noise distribution")  # type: ignore[valid-type]
     """The distribution of training noise levels sigma."""
     P_mean: float = axis(-1.2, "noise distribution")
-    """Mean of ln sigma. For noise lognormal; reports/<study>/proposed.yaml suggests a value for your data."""
+    """Mean of ln sigma. For noise lognormal; `reports/<study>/proposed.yaml` suggests a value for your data."""
     P_std: PositiveFloat = axis(1.2, "noise distribution")
-    """Standard deviation of ln sigma. For noise lognormal; reports/<study>/proposed.yaml suggests a value."""
+    """Standard deviation of ln sigma. For noise lognormal; `reports/<study>/proposed.yaml` suggests one."""
     shift: PositiveFloat = axis(1.0, "noise distribution")
     """Factor on sigma. For noise flow_uniform, logit_normal, mode and cosmap."""
     logit_mean: float = axis(0.0, "noise distribution")
