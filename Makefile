@@ -1,13 +1,15 @@
-# make install | repro | study NAME=solvers | check | verify | prune | new | test | lint | format | docs | bench | timings | pins
-# NAME=solvers names a study for check, verify, prune and timings, too; J=2 runs independent stages side by side, each on a
-# GPU of its own where there are some.
-# PRESET=smoke and DATA=path/to.zip, of a study that has presets, mean studies/NAME_PRESET/ wherever NAME names a study.
-# PYTHON names the interpreter that .venv is built with.
+# make install | repro | study NAME=solvers | check | verify | prune | new | accept | test | lint | format | docs | bench
+#      | timings | pins
+# Each target calls `python -m pipeline <command>`; `python -m pipeline <command> --help` lists the options.
+# NAME=solvers names a study for check, verify, prune, accept and timings, too. J=2 runs independent stages side by side,
+# each on its own GPU if there are GPUs. PRESET=smoke and DATA=path/to.zip choose a preset and a data set, for studies that
+# have presets; the study is then studies/NAME_PRESET/. PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Recipes read NAME and J from the environment, where make puts what its command line says: no shell reads them as code.
-# A NAME that was there before is none of ours; the Windows Subsystem for Linux names the computer in it.
+# Recipes read NAME, J and the other variables from the environment, where make puts what its command line says: no shell
+# reads them as code. A NAME from the environment itself is ignored, because the Windows Subsystem for Linux names the
+# computer in it.
 ifeq ($(origin NAME),environment)
 NAME :=
 endif
@@ -17,11 +19,10 @@ endif
 ifeq ($(origin DATA),environment)
 DATA :=
 endif
-# What a recipe's shell begins with, so that its NAME is the folder of the study at that preset, written by then.
-CHOSEN = $(if $(PRESET)$(DATA),NAME=$$($(BIN)/python -m stages.preset --study="$$NAME" --preset="$$PRESET" \
-  --data="$$DATA") &&)
+RUN := @$(BIN)/python -m pipeline
+STUDY := --study="$$NAME" --preset="$$PRESET" --data="$$DATA"
 
-.PHONY: install repro study check verify prune new test lint format docs bench timings pins
+.PHONY: install repro study check verify prune new accept test lint format docs bench timings pins
 
 install: .venv/installed
 
@@ -34,31 +35,31 @@ install: .venv/installed
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.txt
 	@touch $@
 
-repro: install
-	@$(BIN)/python -m stages.resolve --check
-	@$(if $(J),$(BIN)/python -m stages.repro --jobs "$$J",$(BIN)/dvc repro)
+repro: install  # run what has changed in the root study
+	$(RUN) repro --jobs="$${J:-1}"
 
-study: install  # another study: make study NAME=solvers
-	@test -f "studies/$$NAME/dvc.yaml" || { echo "error: make study NAME=..., one of: $$(ls studies)" >&2; exit 1; }
-	@$(CHOSEN) $(BIN)/python -m stages.resolve --check --params "studies/$$NAME/params.yaml" && \
-	  $(if $(J),$(BIN)/python -m stages.repro --jobs "$$J" --params "studies/$$NAME/params.yaml",\
-	  $(BIN)/dvc repro "studies/$$NAME/dvc.yaml")
+study: install  # the same for another study: make study NAME=solvers
+	@test -n "$$NAME" || { echo "error: name a study: make study NAME=..., one of: $$(echo $$(ls studies))" >&2; exit 1; }
+	$(RUN) repro $(STUDY) --jobs="$${J:-1}"
 
-check: install  # what the root study, or NAME, would run and what that costs here
-	@$(CHOSEN) $(BIN)/python -m stages.check --params "$${NAME:+studies/$$NAME/}params.yaml"
+check: install  # what would run, and what it costs on this machine
+	$(RUN) check $(STUDY)
 
 verify: install  # make cells again from nothing and compare: CELLS=all or "edm:35:0,0 ddim:7"
-	@$(CHOSEN) $(BIN)/python -m stages.verify --study="$$NAME" --cells="$$CELLS"
+	$(RUN) verify $(STUDY) --cells="$$CELLS"
 
-prune: install  # delete what rows that are gone from params.yaml have left; DRY=1 prints only
-	@$(CHOSEN) $(BIN)/python -m stages.prune --params "$${NAME:+studies/$$NAME/}params.yaml" $(if $(DRY),--dry)
+prune: install  # delete the outputs of rows that are no longer in params.yaml; DRY=1 prints only
+	$(RUN) prune $(STUDY) $(if $(DRY),--dry)
+
+accept: install  # take new code for old results after comparing samples of them: NAME=solvers or all
+	$(RUN) accept --study="$$NAME"
 
 # a study of your own images: make new NAME=pets IMAGES=path/to/folder (or .zip), and SCALE=published, LABELS=classes
 new: install
-	@$(BIN)/python -m stages.new --name "$${NAME-}" --images "$${IMAGES-}" --scale "$${SCALE:-cpu}" --labels "$${LABELS:-none}"
+	$(RUN) new --study="$$NAME" --images="$$IMAGES" --scale="$${SCALE:-cpu}" --labels="$${LABELS:-none}"
 
-test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: install  # all tests, or with FAST=1 those that need no DVC run, browser or torchrun
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(if $(FAST),-m "not dvc and not browser and not torchrun")
 
 lint: install
 	$(BIN)/ruff check .
@@ -69,8 +70,8 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install  # what is made from the code: docs/design-space.md, and params.schema.json, by which editors check a study
-	$(BIN)/python -m stages.docs
+docs: install  # write docs/design-space.md and params.schema.json from the code
+	$(RUN) docs
 
 bench: install
 	$(BIN)/python -m benchmarks.measurement
@@ -80,9 +81,8 @@ bench: install
 	$(BIN)/python -m benchmarks.page
 	$(BIN)/python -m benchmarks.device
 
-timings: install  # seconds per image of every curve, of the root study or of NAME, into its report
-	$(CHOSEN) $(BIN)/python -m stages.timings --name "$${NAME:-digits}" && \
-	  $(BIN)/dvc repro --force --single-item "$${NAME:+studies/$$NAME/dvc.yaml:}report"
+timings: install  # measure the seconds per image of every curve, and write them into the report
+	$(RUN) timings $(STUDY)
 
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \

@@ -1,4 +1,4 @@
-"""What rows that were deleted from a study file have left behind: outputs, and entries in dvc.lock."""
+"""What rows that are no longer in a study file have left behind: outputs, and entries in dvc.lock."""
 
 import os
 import re
@@ -10,40 +10,60 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
-from pipeline.commands.stale import locked, written_stages
+from pipeline.commands.repro import locked_stages
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths
 from pipeline.common.rows import NAME
-from pipeline.params.places import check_place
-from pipeline.params.study import Study, read_study, resolve
+from pipeline.params.places import check_place, read_yaml
+from pipeline.params.resolve import resolve
+from pipeline.params.study import Study, read_study
 
-ROWS = {"train": "models", "sweep": "curves", "measure": "sets"}  # which section's rows a stage has one run of each
+ROWS = {"train": "models", "sweep": "curves", "measure": "sets"}  # stage -> the section for whose rows it runs
 
 
 @dataclass(frozen=True)
 class Leftovers:
-    """Files and folders of a study that no row declares, and stages in its dvc.lock that dvc.yaml does not have."""
+    """Files and folders of a study that belong to no row, and entries of its dvc.lock that belong to no stage."""
 
     outputs: list[Path]
     stages: list[str]
 
 
-def leftovers(params: Path) -> Leftovers:
-    """What may go, of the study of a params file with its dvc.yaml and dvc.lock beside it; deletes nothing.
+def prune_study(params: Path, dry: bool) -> None:
+    """Delete what `leftovers` finds and print each item; with `dry` print only."""
+    found, lock = leftovers(params), params.with_name("dvc.lock")
+    if not dry:
+        delete(found, lock)
+    for each in (*found.outputs, *(f"{stage} in {lock}" for stage in found.stages)):
+        print(f"{'would delete' if dry else 'deleted'} {each}")
+    if not found.outputs and not found.stages:
+        print(f"{params}: nothing is left of deleted rows")
 
-    Raises StudyError where any row of the study is not valid, where `check_place` refuses it, or where it keeps its
-    outputs behind a link.
+
+def leftovers(params: Path) -> Leftovers:
+    """What can be deleted of the study of a params file, whose dvc.yaml and dvc.lock are beside it; deletes nothing.
+
+    Raises StudyError if a row of the study is invalid, `check_place` refuses the study, or its outputs are behind a
+    symbolic link.
     """
     study = read_study(params)
     resolve(study)
     graph = check_place(params, study)
-    stages, rows = written_stages(graph), _rows(study)
+    stages, rows = _stages(graph), _rows(study)
 
     def gone(stage: str) -> bool:
         kind, _, row = stage.partition("@")
         return kind not in stages or (kind in ROWS and row not in rows[kind])
 
-    return Leftovers(_outputs(study), [stage for stage in locked(graph) if gone(stage)])
+    return Leftovers(_outputs(study), [stage for stage in locked_stages(graph) if gone(stage)])
+
+
+def _stages(graph: Path) -> set[str]:
+    """The names of the stages in a dvc.yaml, without rows."""
+    try:
+        return set(read_yaml(graph)["stages"])
+    except (KeyError, TypeError, ValueError):
+        raise StudyError(f"{graph}: it has no stages; take the file from git") from None
 
 
 def _rows(study: Study) -> dict[str, set[str]]:
@@ -51,8 +71,11 @@ def _rows(study: Study) -> dict[str, set[str]]:
 
 
 def _outputs(study: Study) -> list[Path]:
-    """What stands where a row's outputs stand, and is no row's: other names than a row may have are somebody's own, or
-    of stages that run, and one that a row has but for case is that row's own on some file systems."""
+    """Outputs of rows that the study does not have.
+
+    A file whose name cannot be a row's name is somebody else's. A name that differs from a row's only in case is that
+    row's on some file systems. Both are kept.
+    """
     paths, found = Paths(study.study.name), []
     of_stage = {
         "train": [paths.model("*"), paths.training_curve("*")],
@@ -61,11 +84,11 @@ def _outputs(study: Study) -> list[Path]:
     }
     for stage, rows in _rows(study).items():
         kept = {row.lower() for row in rows}
-        for place in (*of_stage[stage], paths.metrics(stage, "*"), paths.timing(f"{stage}_*")):
-            if link := next((folder for folder in place.parents if folder.is_symlink()), None):
-                raise StudyError(f"{link}: a link; nothing is deleted behind it")
-            before, after = place.name.split("*")
-            for path in sorted(place.parent.glob(place.name)):
+        for pattern in (*of_stage[stage], paths.metrics(stage, "*"), paths.timing(f"{stage}_*")):
+            if link := next((folder for folder in pattern.parents if folder.is_symlink()), None):
+                raise StudyError(f"{link}: a symbolic link; prune deletes nothing behind it, delete it by hand")
+            before, after = pattern.name.split("*")
+            for path in sorted(pattern.parent.glob(pattern.name)):
                 row = path.name[len(before) : len(path.name) - len(after)]
                 if re.fullmatch(NAME, row) and row.lower() not in kept:
                     found.append(path)
@@ -73,7 +96,7 @@ def _outputs(study: Study) -> list[Path]:
 
 
 def delete(found: Leftovers, lock: Path) -> None:
-    """Delete what leftovers() found. Of a link the link goes, never what it leads to."""
+    """Delete what `leftovers` found. A symbolic link is deleted, its target is not."""
     try:
         with Repo() as repo, repo.lock:
             if found.stages:

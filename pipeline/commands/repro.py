@@ -1,39 +1,105 @@
-"""Independent stages side by side: each is a `dvc repro` of its own, and DVC's own locks keep them apart.
+"""`repro`: validate a study, then run what has changed, one stage at a time or several independent ones side by side.
 
-DVC lets go of its repository's lock while a stage's command runs, and refuses to run two stages of which one writes
-what the other reads or writes. Of stages that don't depend on each other none does, so that just waiting for the
-repository's lock is needed, while another one writes dvc.lock.
+Each of several stages runs in a process of its own (`single.py`). DVC releases its repository's lock while a stage's
+command runs, and refuses to run two stages if one writes what the other reads or writes. Independent stages never do
+that, so they only wait for the lock while another stage writes dvc.lock.
 """
 
+import logging
+import multiprocessing
 import os
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
-from subprocess import PIPE, STDOUT
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 from dvc.utils.serialize import modify_yaml
 
+from pipeline.commands.single import run_single
 from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths
 from pipeline.params.needs import gpu_count
-from pipeline.params.places import read_yaml
+from pipeline.params.places import check_place, read_yaml
+from pipeline.params.resolve import resolve
+from pipeline.params.study import read_study, unmet
 
-DVC = (sys.executable, "-m", "dvc")
-RUNS = "Running stage '"  # what DVC prints before the line of a stage's command, and what it prints when that has ended
-ENDS = ("Generating lock file '", "Updating lock file '", "To track the changes with git", "Use `dvc push` to")
+RESOLVE = "resolve"  # the stage that always runs, because it takes seconds and notices every change
+
+
+def jobs_of(text: str) -> int:
+    """The number of stages at a time. Raises StudyError unless `text` is a whole number from 1 on."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise StudyError(f"--jobs {text!r}: the number of stages at a time must be a whole number, 1 or more")
+    return int(text)
+
+
+def run_study(params: Path, jobs: int) -> None:
+    """Validate a study file, then run its stages that have changed, `jobs` at a time.
+
+    Raises StudyError, one line, if the study is invalid, this machine lacks what it needs, or a stage fails.
+    """
+    study = read_study(params)
+    resolve(study)
+    if lack := unmet(study):
+        raise StudyError(lack)
+    graph = check_place(params, study)
+    # A stage's command is `python -m stages.x`: it needs this Python.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    ran = run_side_by_side(graph, jobs, devices(jobs)) if jobs > 1 else []
+    if jobs == 1 or ran:
+        ran += reproduce(str(graph))
+    if not set(ran) - {_address(graph, RESOLVE)}:
+        print(f"{params} is up to date; its report: {Paths(study.study.name).reports / 'report.html'}")
+
+
+def reproduce(target: str, quiet: bool = False, **options: bool) -> list[str]:
+    """What `dvc repro` does with a dvc.yaml or a stage; the addresses of the stages that ran.
+
+    quiet: print only what the stages print. Raises StudyError.
+    """
+    logging.getLogger("dvc").setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        with Repo() as repo:
+            return [stage.addressing for stage in repo.reproduce([target], **options)]
+    except DvcException as error:
+        raise StudyError(f"{error}{f': {error.__cause__}' if error.__cause__ else ''}") from None
+
+
+def _address(graph: Path, stage: str) -> str:
+    """A stage's address in DVC, such as studies/points/dvc.yaml:resolve, or resolve in the root's dvc.yaml."""
+    return stage if graph == Path("dvc.yaml") else f"{graph}:{stage}"
+
+
+def locked_stages(graph: Path) -> list[str]:
+    """The stages in dvc.lock, in its order."""
+    content = read_yaml(graph.with_suffix(".lock"))
+    return list(content.get("stages") or {}) if isinstance(content, dict) else []
+
+
+def run_side_by_side(graph: Path, jobs: int, devices: Sequence["Device"]) -> list[str]:
+    """Resolve a study, then run the changed stages of its dvc.yaml, `jobs` at a time, on these devices; their
+    addresses. Raises StudyError if one fails."""
+    before = locked_stages(graph)
+    reproduce(_address(graph, RESOLVE), quiet=True, single_item=True)
+    plan = read_plan(graph)
+    try:
+        run(plan, jobs, devices)
+    finally:
+        if plan.todo:
+            sort_lock(graph.with_suffix(".lock"), before, plan.order)
+    return plan.todo
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a study in the order of a plain `dvc repro`, what each of them waits for, and which are to run."""
+    """The stages of a study in the order of `dvc repro`, the stages that each one waits for, and those to run."""
 
     order: list[str]
     needs: dict[str, set[str]]
@@ -41,7 +107,7 @@ class Plan:
 
 
 def read_plan(graph: Path) -> Plan:
-    """What is to run of a study's dvc.yaml. Raises StudyError where DVC can't read it."""
+    """The plan for a dvc.yaml whose rows are resolved. Raises StudyError if DVC cannot read it."""
     try:
         with Repo(_wait_for_lock=True) as repo:
             stages = plan_repro(repo.index.graph, repo.stage.collect(str(graph)))
@@ -49,22 +115,21 @@ def read_plan(graph: Path) -> Plan:
             needs = {s.addressing: {each.addressing for each in repo.index.graph.successors(s)} for s in stages}
     except DvcException as error:
         raise StudyError(str(error)) from None
-    # A second flow's teacher is its base, which both would train if they began together.
-    prefix = next(iter(needs)).rpartition(":")[0]
-    rows = read_yaml(graph.with_name("params.yaml"))["models"]
-    for name, row in rows.items():
-        stage, base = (f"{prefix}:train@{each}".lstrip(":") for each in (name, (row or {}).get("base")))
+    # The teacher of a reflow model is its base. If both began together, both would train the teacher.
+    for name, row in read_yaml(graph.with_name("params.yaml"))["models"].items():
+        stage, base = (_address(graph, f"train@{each}") for each in (name, (row or {}).get("base")))
         needs[stage] |= {base} & needs.keys() - {stage}
+    resolved = _address(graph, RESOLVE)  # it has just run, and DVC always calls it changed
     todo: list[str] = []
     for stage in TopologicalSorter(needs).static_order():
-        if stage in changed or needs[stage] & set(todo):
+        if stage != resolved and (stage in changed or needs[stage] & set(todo)):
             todo.append(stage)
     return Plan(list(needs), needs, todo)
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a stage may use: one GPU, as CUDA_VISIBLE_DEVICES calls it, or some of the CPU's cores."""
+    """The device of a stage: one GPU, by its name in CUDA_VISIBLE_DEVICES, or some of the CPU's cores."""
 
     gpu: str = ""
     cores: frozenset[int] = frozenset()
@@ -80,9 +145,11 @@ class Device:
 
 
 def gpus() -> list[str]:
-    """The machine's GPUs as CUDA_VISIBLE_DEVICES calls them: its entries where it is set, numbers or names; [] where
-    PyTorch finds none, or where NFE_DEVICE names another device. Of several MIG instances it finds one alone, so that
-    they have to be named there."""
+    """The machine's GPUs by their names in CUDA_VISIBLE_DEVICES: its entries if it is set, else numbers.
+
+    The list is empty if PyTorch finds no GPU or NFE_DEVICE names another device. PyTorch finds only one of several MIG
+    instances, so CUDA_VISIBLE_DEVICES must name them.
+    """
     found = gpu_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, range(found)) if named is None else map(str.strip, named.split(","))
@@ -90,8 +157,10 @@ def gpus() -> list[str]:
 
 
 def devices(jobs: int) -> list[Device]:
-    """What `jobs` stages at a time are spread over: the GPUs, or without any equal shares of the cores, one at least.
-    Where a process can't be kept to cores: the whole CPU."""
+    """The devices that `jobs` stages share: the GPUs, or without GPUs equal shares of the cores, at least one each.
+
+    If the system cannot bind a process to cores: the whole CPU.
+    """
     if names := gpus():
         return [Device(gpu=name) for name in names]
     if not hasattr(os, "sched_setaffinity"):
@@ -103,9 +172,11 @@ def devices(jobs: int) -> list[Device]:
 
 
 def run(plan: Plan, jobs: int, devices: Sequence[Device] = (Device(),)) -> None:
-    """Run what is to run, `jobs` stages at a time, each on the one of the `devices` that the fewest others use; one for
-    whose end all others wait has all cores. After a failure nothing begins any more, what runs ends, and a StudyError
-    names the stage."""
+    """Run the stages to run, `jobs` at a time, each on the device that the fewest running stages use.
+
+    A stage that runs alone and is the only one ready uses all cores. After a failure no stage begins, running stages
+    end, and a StudyError names the failed one.
+    """
     pool = ThreadPoolExecutor(jobs)
     sorter = TopologicalSorter({stage: plan.needs[stage] & set(plan.todo) for stage in plan.todo})
     sorter.prepare()
@@ -116,13 +187,13 @@ def run(plan: Plan, jobs: int, devices: Sequence[Device] = (Device(),)) -> None:
     try:
         while sorter.is_active():
             ready += sorter.get_ready()
-            while ready and len(running) < jobs:  # a worker that had more to do would begin it before a failure is seen
+            while ready and len(running) < jobs:  # a queued stage would begin before a failure is noticed
                 device = min(devices, key=[used for _, used in running.values()].count)
                 if device.cores and len(ready) + len(running) == 1:
                     device = whole
                 stage, begun = ready.popleft(), begun + 1
-                called = f"{begun}/{len(plan.todo)} {stage}"
-                running[pool.submit(_repro, stage, called, device)] = stage, device
+                label = f"{begun}/{len(plan.todo)} {stage}"
+                running[pool.submit(_run_stage, stage, label, device)] = stage, device
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, _ = running.pop(future)
                 if code := future.result():
@@ -132,37 +203,19 @@ def run(plan: Plan, jobs: int, devices: Sequence[Device] = (Device(),)) -> None:
         pool.shutdown()
 
 
-def _repro(stage: str, called: str, device: Device) -> int:
-    """The exit code of one stage. What it prints is printed in one piece when it has ended. All that it reads may be as
-    it was, though what makes that had to run: DVC then runs nothing."""
-    if device.cores:
-        os.sched_setaffinity(0, device.cores)  # of this thread, and of the processes that it starts
-    command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
-    lines: list[str] = []
-    began = False
-    with subprocess.Popen(
-        command, stdout=PIPE, stderr=STDOUT, text=True, errors="replace", env=os.environ | device.environment
-    ) as process:
-        for line in process.stdout or ():
-            if line.startswith(RUNS):
-                began = True
-                lines.clear()
-                _tell(f"{called} begins ({device})\n")
-            lines.append(line)
-    if process.returncode == 0:
-        own = takewhile(lambda line: not line.startswith(ENDS), lines[2:])
-        lines = list(own) if began else [f"{called} is as it was\n"]
-    _tell("".join(lines))
-    return process.returncode
-
-
-def _tell(text: str) -> None:
-    """Print in one piece, for another stage may begin or end now."""
-    print(text, end="", flush=True)
+def _run_stage(stage: str, label: str, device: Device) -> int:
+    """The exit code of one stage, run in a process of its own."""
+    arguments = (stage, label, str(device), device.environment, device.cores)
+    process = multiprocessing.get_context("spawn").Process(target=run_single, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode or 0
 
 
 def sort_lock(lock: Path, before: Collection[str], order: list[str]) -> None:
-    """Bring what is new in a dvc.lock, beside the stages `before`, into the order of a plain `dvc repro`."""
+    """Sort the new entries of a dvc.lock, which follow the stages `before`, into the order of `dvc repro`."""
+    if not lock.exists():
+        return
     with Repo(_wait_for_lock=True) as repo, repo.lock, modify_yaml(lock, fs=repo.fs) as content:
         stages = dict(content.get("stages", {}))
         known = [*before, *(stage.rpartition(":")[2] for stage in order)]

@@ -13,10 +13,12 @@ so a difference is allowed for, which goes by what differs first:
 - The data differ: nothing is allowed for.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +27,14 @@ import pandas as pd
 from pipeline.commands.recompute import Instrument, Place, places_of, recompute
 from pipeline.common.devices import default_device
 from pipeline.common.errors import StudyError, nearest
-from pipeline.common.files import SHORT_HASH, Paths, read_json
+from pipeline.common.files import SHORT_HASH, Paths, read_json, write_csv
 from pipeline.common.machine import machine
 from pipeline.common.rows import NAME
 from pipeline.evaluation.sweep import Cell
 from pipeline.metrics.extractors.extractor import headline
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import as_dicts
+from pipeline.params.study import read_study
 from pipeline.report.results import COLUMNS, FAILED, ORIGIN
 from pipeline.sampling.row import sampler_of
 
@@ -430,3 +435,14 @@ def verify(rows: dict[str, Any], text: str, begin: Callable[[str], object]) -> V
     changed = [f"The study file has changed since: {change}." for change in other_rows(committed, places, rows)]
     sentences = conclusion(numbers, other_machine(committed, paths, places, rows))
     return Verdict(numbers, headline(own.extractor.name), [*changed, *sentences])
+
+
+def verify_study(params: Path, cells: str) -> bool:
+    """Verify a study's committed cells, print the table and write all numbers to build/<study>/verify.csv; whether no
+    number is outside its tolerance."""
+    rows = json.loads(json.dumps(as_dicts(resolve(read_study(params)))))
+    found = verify(rows, cells, lambda line: print(line, flush=True))
+    place = Paths(rows["report"]["study"]["name"]).build / "verify.csv"
+    write_csv(place, CSV_COLUMNS, csv_rows(found.numbers))
+    print(table(found.numbers, found.headline), *found.sentences, f"Every number: {place}", sep="\n")
+    return all(number.result != "outside" for number in found.numbers)

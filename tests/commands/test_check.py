@@ -18,15 +18,19 @@ from PIL import Image
 
 import pipeline.commands.check as check
 import pipeline.commands.cost as estimate
-from pipeline.commands.check import glance, preview
+from pipeline.commands.check import preview
 from pipeline.commands.cost import Estimate, Size, Speed, off_by, size_of
 from pipeline.commands.stale import CHANGED, ITS_ROW, NEW
 from pipeline.common.errors import StudyError
 from pipeline.common.files import write_json
-from pipeline.data.dataset import Data
+from pipeline.data.row import Data
+from pipeline.data.sources import glance
 from pipeline.diffusion.networks.registry import build, cost
 from pipeline.params.places import check_place
-from pipeline.params.study import read_study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import as_dicts
+from pipeline.params.study import read_study
+from pipeline.training.row import Model
 from tests.imports import ROOT
 
 HERE = Speed(2, 2e-4, 2.5e-11, 8e-5, 6.5e-12, 640.0, 2.0)
@@ -233,7 +237,7 @@ def test_a_copied_study_that_still_points_elsewhere_is_refused(repository: Calla
 def estimated(speed: Speed = HERE, about: dict[str, Any] | None = None, **sections: Any) -> Estimate:
     """The estimate of the tiny study with some sections replaced, on networks of one size."""
     (path := Path("params.yaml")).write_text(yaml.safe_dump(TINY | {"data": {"source": "digits"}} | sections))
-    rows = resolve(read_study(path))
+    rows = as_dicts(resolve(read_study(path)))
     size = Size(100_000, 50, 1_000_000, 50_000, 5_000)
     data = {"count": 1000, "channels": 1, "height": 8, "width": 8, "classes": ["a", "b"]}
     return Estimate(rows, about or data, dict.fromkeys(rows["models"], size), speed)
@@ -282,8 +286,7 @@ def test_points_are_estimated_too(repository: Callable[..., Path]) -> None:
 
 
 def test_a_networks_size_is_its_cost_and_what_its_gradient_keeps() -> None:
-    spec = {"network": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "embedding": "positional"}
-    spec |= {"dropout": 0.1, "classes": [], "augmentation": 0, "shape": [1, 8, 8]}
+    spec = Model(multipliers=(1, 2), dropout=0.1).spec(0.5, (1, 8, 8))
     found = size_of(lambda: build(spec), torch.zeros(1, 1, 8, 8), torch.zeros(1))
     assert (found.parameters, found.flops) == cost(spec)
     kept = 0
@@ -319,9 +322,8 @@ def test_what_came_from_the_cache_tells_nothing_of_an_estimate() -> None:
 
 COMMAND = """
 import sys
-sys.argv = ["check"]
-from stages import check, outcome
-code = outcome(check.main, "")
+from pipeline.commands.cli import main
+code = main(["check"])
 print(sorted({"torch._dynamo", "sklearn", "dvc"} & set(sys.modules)))
 sys.exit(code)
 """
@@ -347,6 +349,6 @@ def test_the_command_warns_previews_and_is_quick_the_second_time(repository: Cal
 def test_a_mistake_ends_the_command_with_one_line(repository: Callable[..., Path]) -> None:
     repository(models={"edm": {"multipliers": [1] * 5}, "flow": {}})
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "stages.check"], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pipeline", "check"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: models.edm.multipliers: ") and len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What `make` calls, and with what: names reach the stages as they were typed."""
+"""Each target of the Makefile calls one command, and names reach it as they were typed."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.cli import parser
 from tests.imports import ROOT
 
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # what the make that runs the tests tells those below it
@@ -14,12 +15,11 @@ VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", "PRESET",
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`make` with a python and a dvc that print what they are given, a line each."""
+    """`make` with a python that prints its arguments, one a line."""
     shutil.copy(ROOT / "Makefile", folder)
     (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
-    for name in ("python", "dvc"):
-        (program := folder / ".venv/bin" / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-        program.chmod(0o755)
+    (program := folder / ".venv/bin/python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
     (folder / "requirements.txt").touch()
     (folder / ".venv/installed").touch()
     own = {k: v for k, v in os.environ.items() if k not in VARIABLES} | environment
@@ -27,94 +27,72 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 HOSTILE = 'x"; touch pwned; echo "`touch pwned`'
-FILE = f"studies/{HOSTILE}/params.yaml"
 
 
-def preset(name: str, preset: str, data: str) -> str:
-    """The study file that is meant where stages.preset prints what it is given."""
-    return f"studies/-m\nstages.preset\n--study={name}\n--preset={preset}\n--data={data}/params.yaml"
+def of_study(name: str = "", preset: str = "", data: str = "") -> list[str]:
+    return [f"--study={name}", f"--preset={preset}", f"--data={data}"]
 
 
-MADE = preset(HOSTILE, HOSTILE, "")
-GIVEN = {  # target, what it is given, what is called
-    "verify": (("verify",), ["stages.verify", "--study=", "--cells="]),
+GIVEN = {  # make's arguments, what the command line gets
+    "repro": (("repro",), ["repro", "--jobs=1"]),
+    "repro side by side": (("repro", f"J={HOSTILE}"), ["repro", f"--jobs={HOSTILE}"]),
+    "study": (("study", f"NAME={HOSTILE}"), ["repro", *of_study(HOSTILE), "--jobs=1"]),
+    "study side by side": (("study", "NAME=points", "J=2"), ["repro", *of_study("points"), "--jobs=2"]),
+    "study at a preset": (
+        ("study", f"NAME={HOSTILE}", f"PRESET={HOSTILE}"), ["repro", *of_study(HOSTILE, HOSTILE), "--jobs=1"]
+    ),
+    "check": (("check",), ["check", *of_study()]),
+    "check a study": (("check", f"NAME={HOSTILE}"), ["check", *of_study(HOSTILE)]),
+    "check other data": (("check", "NAME=c", f"DATA={HOSTILE}"), ["check", *of_study("c", "", HOSTILE)]),
+    "verify": (("verify",), ["verify", *of_study(), "--cells="]),
     "verify cells": (
-        ("verify", f"NAME={HOSTILE}", f"CELLS=all {HOSTILE}"),
-        ["stages.verify", f"--study={HOSTILE}", f"--cells=all {HOSTILE}"],
+        ("verify", f"NAME={HOSTILE}", f"CELLS=all {HOSTILE}"), ["verify", *of_study(HOSTILE), f"--cells=all {HOSTILE}"]
     ),
-    "check": (("check",), ["stages.check", "--params", "params.yaml"]),
-    "check a study": (("check", f"NAME={HOSTILE}"), ["stages.check", "--params", FILE]),
-    "prune": (("prune", "DRY=1"), ["stages.prune", "--params", "params.yaml", "--dry"]),
-    "prune a study": (("prune", f"NAME={HOSTILE}"), ["stages.prune", "--params", FILE]),
-    "repro": (("repro", f"J={HOSTILE}"), ["stages.resolve", "--check", "-m", "stages.repro", "--jobs", HOSTILE]),
-    "study": (("study", f"NAME={HOSTILE}"), ["stages.resolve", "--check", "--params", FILE,
-                                             "repro", f"studies/{HOSTILE}/dvc.yaml"]),
-    "study side by side": (("study", f"NAME={HOSTILE}", "J=2"), ["stages.resolve", "--check", "--params", FILE, "-m",
-                                                                 "stages.repro", "--jobs", "2", "--params", FILE]),
-    "study at a preset": (  # the study is then the one that stages.preset prints, here all that it was given
-        ("study", f"NAME={HOSTILE}", f"PRESET={HOSTILE}"), ["stages.resolve", "--check", "--params", *MADE.splitlines(),
-                                                            "repro", *MADE.replace("params", "dvc").splitlines()],
-    ),
-    "check at a preset": (
-        ("check", f"NAME={HOSTILE}", f"PRESET={HOSTILE}"), ["stages.check", "--params", *MADE.splitlines()]
-    ),
-    "other data": (
-        ("check", "NAME=c", f"DATA={HOSTILE}"),
-        ["stages.check", "--params", *preset("c", "", HOSTILE).splitlines()],
-    ),
+    "prune": (("prune", "DRY=1"), ["prune", *of_study(), "--dry"]),
+    "prune a study": (("prune", f"NAME={HOSTILE}"), ["prune", *of_study(HOSTILE)]),
+    "accept": (("accept", f"NAME={HOSTILE}"), ["accept", f"--study={HOSTILE}"]),
     "new": (
         ("new", f"NAME={HOSTILE}", f"IMAGES={HOSTILE}"),
-        ["stages.new", "--name", HOSTILE, "--images", HOSTILE, "--scale", "cpu", "--labels", "none"],
+        ["new", f"--study={HOSTILE}", f"--images={HOSTILE}", "--scale=cpu", "--labels=none"],
     ),
     "new, on request": (
         ("new", "NAME=pets", "IMAGES=x.zip", "SCALE=published", "LABELS=classes"),
-        ["stages.new", "--name", "pets", "--images", "x.zip", "--scale", "published", "--labels", "classes"],
+        ["new", "--study=pets", "--images=x.zip", "--scale=published", "--labels=classes"],
     ),
-    "timings": (("--silent", "timings"), ["stages.timings", "--name", "digits",
-                                          "repro", "--force", "--single-item", "report"]),
-    "timings of a study": (
-        ("--silent", "timings", f"NAME={HOSTILE}"), ["stages.timings", "--name", HOSTILE, "repro", "--force",
-                                                     "--single-item", f"studies/{HOSTILE}/dvc.yaml:report"],
-    ),
+    "docs": (("docs",), ["docs"]),
+    "timings": (("timings", f"NAME={HOSTILE}"), ["timings", *of_study(HOSTILE)]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", GIVEN)
 def test_make_passes_names_on_without_a_shell_reading_them(tmp_path: Path, case: str) -> None:
     arguments, called = GIVEN[case]
-    (tmp_path / "studies" / HOSTILE).mkdir(parents=True)
-    (tmp_path / "studies" / HOSTILE / "dvc.yaml").touch()
     done = make(tmp_path, *arguments)
-    assert done.stdout.splitlines() == ["-m", *called], done.stderr
+    assert done.stdout.splitlines() == ["-m", "pipeline", *called], done.stderr
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_a_name_that_the_system_sets_names_no_study(tmp_path: Path) -> None:
-    assert make(tmp_path, "verify", NAME="DESKTOP-1").stdout.splitlines()[2:] == ["--study=", "--cells="]
-    assert make(tmp_path, "check", NAME="DESKTOP-1").stdout.splitlines()[2:] == ["--params", "params.yaml"]
-    assert (
-        make(tmp_path, "check", "NAME=points", NAME="DESKTOP-1").stdout.splitlines()[3] == "studies/points/params.yaml"
-    )
-    told = make(tmp_path, "check", "NAME=points", PRESET="x", DATA="/data").stdout.splitlines()
-    assert told == ["-m", "stages.check", "--params", "studies/points/params.yaml"]
+@pytest.mark.parametrize("case", GIVEN)
+def test_the_command_line_takes_what_make_passes(case: str) -> None:
+    parser().parse_args(GIVEN[case][1])
 
 
-def test_a_preset_that_cannot_be_runs_nothing(tmp_path: Path) -> None:
-    (tmp_path / "studies/c").mkdir(parents=True)
-    (tmp_path / "studies/c/dvc.yaml").touch()
-    make(tmp_path, "check")
-    (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\n[ "$2" != stages.preset ] && echo "$@" || exit 1\n')
-    (tmp_path / ".venv/bin/dvc").write_text("#!/bin/sh\necho ran\n")
-    for target in ("study", "check"):
-        own = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-        command = ["make", target, "NAME=c", "PRESET=smoke"]
-        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
-        assert done.returncode and done.stdout == ""
+def test_a_name_from_the_environment_names_no_study(tmp_path: Path) -> None:
+    environment = {"NAME": "DESKTOP-1", "PRESET": "x", "DATA": "/data"}
+    for target in ("verify", "check", "timings", "prune"):
+        assert make(tmp_path, target, **environment).stdout.splitlines()[3:6] == of_study()
+    assert make(tmp_path, "check", "NAME=points", **environment).stdout.splitlines()[3:] == of_study("points")
 
 
-def test_a_study_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_study_without_a_name_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "studies/points").mkdir(parents=True)
-    for arguments in ((), ("NAME=nowhere",)):
-        done = make(tmp_path, "study", *arguments)
-        assert done.returncode and done.stdout == ""
-        assert done.stderr.startswith("error: make study NAME=..., one of: points\n")
+    (tmp_path / "studies/solvers").mkdir(parents=True)
+    done = make(tmp_path, "study")
+    assert done.returncode and done.stdout == ""
+    assert done.stderr.startswith("error: name a study: make study NAME=..., one of: points solvers\n")
+
+
+@pytest.mark.parametrize("options", [(), ("FAST=1",)])
+def test_fast_tests_leave_out_the_slow_ones(tmp_path: Path, options: tuple[str, ...]) -> None:
+    printed = make(tmp_path, "--silent", "test", *options).stdout.splitlines()
+    assert ("not dvc and not browser and not torchrun" in printed) == bool(options)

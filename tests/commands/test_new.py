@@ -28,7 +28,9 @@ from pipeline.commands.new import (
 )
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.networks.registry import cost
-from pipeline.params.study import read_study, resolve
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import as_dicts
+from pipeline.params.study import read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
 
@@ -69,11 +71,11 @@ def test_the_template_is_what_is_chosen_for_32_pixels_in_colour() -> None:
     study = read_study(ROOT / TEMPLATE / "params.yaml")
     assert study.defaults == {"models": model_choices((3, 32, 32), 5000, "cpu"), "curves": curve_choices("cpu")}
     assert study.study.model_dump() == {"name": "template", "root": "../..", "params": f"{TEMPLATE}/params.yaml"}
-    assert not resolve(study)["report"]["warnings"]
+    assert not resolve(study).warnings
 
 
 def test_the_template_compares_the_methods_and_ablates() -> None:
-    rows = resolve(read_study(ROOT / TEMPLATE / "params.yaml"))["report"]["curves"]
+    rows = as_dicts(resolve(read_study(ROOT / TEMPLATE / "params.yaml")))["report"]["curves"]
     methods = {row["method"] for row in rows.values() if row["method"]}
     assert methods == {"EDM (Heun)", "DDIM", "rectified flow (Euler)", "rectified flow (Heun)"}
     assert {"solver", "rho", "loss weighting"} <= {row["axis"] for row in rows.values() if not row["method"]}
@@ -124,7 +126,7 @@ def test_a_new_study_resolves_and_says_what_was_found(workspace: Path, mode: str
     assert study.study.model_dump() == {"name": "pets", "root": "../..", "params": "studies/pets/params.yaml"}
     assert (study.data.source, study.data.labels) == ("images", True)
     assert study.defaults["models"]["multipliers"] == [1, 2, 4] and "labels" not in study.defaults["models"]
-    assert resolve(study)["models"] == resolve(read_study(TEMPLATE / "params.yaml"))["models"]
+    assert list(resolve(study).models) == list(resolve(read_study(TEMPLATE / "params.yaml")).models)
 
 
 def test_comments_of_the_template_stay(workspace: Path) -> None:
@@ -283,7 +285,7 @@ def test_the_cost_that_the_page_tells_is_what_is_said(workspace: Path, size: int
 
 def test_make_new_and_its_stage_are_one_line_on_a_mistake(workspace: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "stages.new", "--name", "pets", "--images", "nowhere"]
+    command = [sys.executable, "-m", "pipeline", "new", "--study", "pets", "--images", "nowhere"]
     done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"error: IMAGES: 'nowhere' is no folder.*\n", done.stderr)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from pipeline.commands.prune import delete, leftovers
+from pipeline.commands.cli import main
+from pipeline.commands.prune import delete, leftovers, prune_study
 from pipeline.common.errors import StudyError
-from stages import Arguments
-from stages.prune import main
 from tests.imports import ROOT
 
 STUDY: dict[str, Any] = {
@@ -62,28 +60,25 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def prune(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["prune", *options])
-    main(Arguments("", "", Path("params.yaml"), False, ""))
+def prune(*options: str) -> None:
+    assert main(["prune", *options]) == 0
 
 
 def locked() -> list[str]:
     return list(yaml.safe_load(Path("dvc.lock").read_text())["stages"])
 
 
-def test_what_is_left_of_rows_that_are_gone_goes(
-    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_deleted_rows_left_is_deleted(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("dvc.lock").read_text()
-    prune(monkeypatch, "--dry")
+    prune("--dry")
     dry = capsys.readouterr().out
     assert all(Path(name).read_text() == name for name in (*KEPT, *GONE)) and Path("dvc.lock").read_text() == before
-    prune(monkeypatch)
+    prune()
     assert capsys.readouterr().out == dry.replace("would delete", "deleted")
     assert dry.count("would delete") == len(GONE) + len(STALE)
     assert all(Path(name).read_text() == name for name in KEPT) and not [name for name in GONE if Path(name).exists()]
     assert locked() == [name for name in LOCKED if name not in STALE]
-    prune(monkeypatch)
+    prune()
     assert "nothing is left" in capsys.readouterr().out
 
 
@@ -101,7 +96,7 @@ def test_nothing_is_deleted_behind_a_link(study: Path, tmp_path_factory: pytest.
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     Path("build").rename(elsewhere / "build")
     Path("build").symlink_to(elsewhere / "build")
-    with pytest.raises(StudyError, match="build: a link"):
+    with pytest.raises(StudyError, match="build: a symbolic link"):
         leftovers(Path("params.yaml"))
 
 
@@ -113,13 +108,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_study_file_that_is_not_valid_deletes_nothing(
-    study: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_an_invalid_study_file_deletes_nothing(study: Path, case: str) -> None:
     sections, cause = BAD[case]
     Path("params.yaml").write_text(yaml.safe_dump(STUDY | sections))
     with pytest.raises(StudyError, match=cause):
-        prune(monkeypatch)
+        prune_study(Path("params.yaml"), dry=False)
     assert all(Path(name).exists() for name in (*KEPT, *GONE)) and locked() == list(LOCKED)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,11 +13,18 @@ import yaml
 from dvc.repo import Repo
 
 from pipeline.commands import repro as jobs
-from pipeline.commands.repro import DVC, Device, Plan, devices, read_plan, run, sort_lock
-from pipeline.commands.stale import locked
+from pipeline.commands.repro import (
+    Device,
+    Plan,
+    devices,
+    jobs_of,
+    locked_stages,
+    read_plan,
+    reproduce,
+    run,
+    run_side_by_side,
+)
 from pipeline.common.errors import StudyError
-from stages import parse_arguments
-from stages.repro import main
 
 # Each stage adds its name to the source, and notes below `saw` what it may use. With `meet` two trainings wait until
 # both of them have begun.
@@ -43,7 +49,12 @@ if pathlib.Path("saw").exists():
 out.write_text(pathlib.Path("source").read_text() + out.name)
 """
 STAGES = {
-    "resolve": {"cmd": "python write_out.py out/rows", "deps": ["source"], "outs": ["out/rows"]},
+    "resolve": {
+        "cmd": "python write_out.py out/rows",
+        "always_changed": True,
+        "deps": ["source"],
+        "outs": ["out/rows"],
+    },
     "train": {
         "foreach": "${models}",
         "do": {"cmd": "python write_out.py models/${key}", "deps": ["out/rows"], "outs": ["models/${key}"]},
@@ -66,19 +77,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def repro(at_once: int, found: Sequence[Device] = (Device(),)) -> Plan:
-    plan, before = read_plan(Path("dvc.yaml")), list(locked(Path("dvc.yaml")))
-    try:
-        run(plan, at_once, found)
-    finally:
-        sort_lock(Path("dvc.lock"), before, plan.order)
-    return plan
+def repro(jobs: int, found: Sequence[Device] = (Device(),)) -> list[str]:
+    return run_side_by_side(Path("dvc.yaml"), jobs, found)
 
 
 def test_independent_stages_run_side_by_side_and_leave_the_same_lock(repository: Path) -> None:
     Path("meet").mkdir()
-    plan = repro(2)
-    assert set(plan.todo) == {"resolve", "train@a", "train@b", "train@c", "report"}
+    assert set(repro(2)) == {"train@a", "train@b", "train@c", "report"}
     assert {path.name for path in Path("meet").iterdir()} == {"b", "c"}, "both were running at one time"
     together = Path("dvc.lock").read_bytes()
     assert read_plan(Path("dvc.yaml")).todo == []
@@ -86,9 +91,9 @@ def test_independent_stages_run_side_by_side_and_leave_the_same_lock(repository:
     (Path("meet") / "b").rename("b")
     (Path("meet") / "c").rename("c")
     Path("meet").rmdir()
-    done = subprocess.run([*DVC, "repro", "--quiet"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert set(reproduce("dvc.yaml")) >= {"resolve", "train@a", "train@b", "train@c"}
     assert Path("dvc.lock").read_bytes() == together
+    assert reproduce("dvc.yaml") == ["resolve"]
 
 
 def test_a_model_waits_for_its_base_which_may_teach_it(repository: Path) -> None:
@@ -109,9 +114,9 @@ def test_a_failure_ends_it_and_keeps_what_is_done(repository: Path, capfd: pytes
     with pytest.raises(StudyError, match="train@b: failed"):
         repro(2)
     assert "what went wrong" in capfd.readouterr().out
-    assert not Path("out/report").exists() and "train@b" not in locked(Path("dvc.yaml"))
+    assert not Path("out/report").exists() and "train@b" not in locked_stages(Path("dvc.yaml"))
     Path("broken").unlink()
-    assert {"train@b", "report"} <= set(repro(2).todo) < set(read_plan(Path("dvc.yaml")).order)
+    assert {"train@b", "report"} <= set(repro(2)) < set(read_plan(Path("dvc.yaml")).order)
     assert read_plan(Path("dvc.yaml")).todo == []
 
 
@@ -123,7 +128,7 @@ def test_nothing_begins_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
         time.sleep(0.01)
         return 1
 
-    monkeypatch.setattr(jobs, "_repro", fail)
+    monkeypatch.setattr(jobs, "_run_stage", fail)
     stages = [f"train@{name}" for name in "abcdef"]
     for _ in range(5):
         begun.clear()
@@ -182,10 +187,11 @@ def test_each_of_two_stages_sees_a_gpu_of_its_own(
     Path("saw").mkdir()
     repro(2, devices(2))
     saw = {path.name: path.read_text().split()[0] for path in Path("saw").iterdir()}
-    assert {saw["b"], saw["c"]} == {"0", "1"} and set(saw.values()) <= {"0", "1"} and len(saw) == 5
-    begun = re.findall(r"^(\d)/5 (\S+) begins \(GPU (\d)\)$", capfd.readouterr().out, re.M)
-    assert sorted(number for number, _, _ in begun) == list("12345")
-    assert {stage.partition("@")[2] or {"resolve": "rows"}.get(stage, stage): gpu for _, stage, gpu in begun} == saw
+    assert saw.pop("rows") == "0,1", "resolve is nobody's neighbour"
+    assert {saw["b"], saw["c"]} == {"0", "1"} and set(saw.values()) <= {"0", "1"} and len(saw) == 4
+    begun = re.findall(r"^(\d)/4 (\S+) begins \(GPU (\d)\)$", capfd.readouterr().out, re.M)
+    assert sorted(number for number, _, _ in begun) == list("1234")
+    assert {stage.partition("@")[2] or stage: gpu for _, stage, gpu in begun} == saw
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes can't be kept to cores here")
@@ -213,7 +219,7 @@ def test_more_stages_than_gpus_share_them_evenly_and_what_ends_leaves_its_own(mo
         now.remove(device.gpu)
         return 0
 
-    monkeypatch.setattr(jobs, "_repro", note)
+    monkeypatch.setattr(jobs, "_run_stage", note)
     stages = [f"train@{name}" for name in "abcdefghi"]
     run(Plan(stages, {stage: set() for stage in stages}, stages), 3, [Device("0"), Device("1")])
     assert {gpu for gpu, _ in beside} == {"0", "1"} and len(beside) == 9
@@ -223,24 +229,29 @@ def test_more_stages_than_gpus_share_them_evenly_and_what_ends_leaves_its_own(mo
     assert all(len(set(running)) == len(running) for _, running in beside), "no two on one while another is free"
 
 
-def test_what_did_not_change_is_said_to_be_as_it_was(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unchanged_stage_is_named_as_such(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
     repro(2)
-    first = capfd.readouterr().out.splitlines()
-    assert len(first) == 5 and all(line.endswith(" begins (CPU)") for line in first), "and nothing that DVC says beside"
-    text = Path("write_out.py").read_text() + "# a comment"
-    Path("write_out.py").write_text(text)
-    graph = yaml.safe_load(Path("dvc.yaml").read_text())
-    graph["stages"]["resolve"]["deps"].append("write_out.py")
-    Path("dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
-    repro(2)
-    lines = sorted(capfd.readouterr().out.splitlines())
-    assert lines[0] == "1/5 resolve begins (CPU)" and len(lines) == 5
-    assert {line.split()[1] for line in lines[1:]} == {"train@a", "train@b", "train@c", "report"}
-    assert all(line.endswith(" is as it was") for line in lines[1:])
+    first = [line for line in capfd.readouterr().out.splitlines() if re.match(r"\d/4 ", line)]
+    assert len(first) == 4 and all(line.endswith(" begins (CPU)") for line in first)
+    Path("models/b").write_text("changed by hand")  # which DVC undoes, so that the report has nothing to do
+    assert repro(2) == ["train@b", "report"]
+    lines = [line for line in capfd.readouterr().out.splitlines() if re.match(r"\d/2 ", line)]
+    assert lines == ["1/2 train@b begins (CPU)", "2/2 report is as it was"]
+
+
+def test_the_output_of_a_stage_comes_in_one_piece_without_dvcs_own_lines(
+    repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken").touch()
+    Path("meet").mkdir()
+    with pytest.raises(StudyError, match="train@b: failed"):
+        repro(2)
+    out = capfd.readouterr().out
+    assert re.search(r"^what went wrong\nfailed to run: python write_out.py models/b, exited with 1\n", out, re.M)
+    assert "lock file" not in out.partition("/4 ")[2] and "git add" not in out
 
 
 @pytest.mark.parametrize("number", ["", "0", "-1", "two", "2.0", " 2", "\u0662"])
-def test_a_number_of_stages_that_is_none_is_one_line(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["repro", f"--jobs={number}"])
-    with pytest.raises(StudyError, match=re.escape(f"--jobs {number!r}: stages at a time, a number from 1 on")):
-        main(parse_arguments(None))
+def test_a_number_of_stages_must_be_a_whole_number(number: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(f"--jobs {number!r}: the number of stages at a time must be")):
+        jobs_of(number)

@@ -257,15 +257,17 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(repository: Path, case: s
     assert files(repository) == before
 
 
-def test_the_command_prints_the_folder_and_the_study_is_refused_without_its_gpu(repository: Path) -> None:
+def test_the_study_is_refused_without_its_gpu_and_at_a_preset_that_does_not_exist(repository: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         own = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.run([sys.executable, "-m", *arguments], env=own, capture_output=True, text=True)
 
-    done = run("stages.preset", "--study=small", "--preset=tiny", "--data=")
-    assert (done.stdout, done.returncode) == ("small_tiny\n", 0), done.stderr
-    done = run("stages.preset", "--study=small", "--preset=none")
+    assert choose("small", "tiny") == "small_tiny"
+    done = run("pipeline", "repro", "--study=small", "--preset=none")
     assert (done.stdout, done.returncode) == ("", 1) and done.stderr.startswith("error: PRESET: no preset 'none'")
+    done = run("pipeline", "repro", "--study=small")
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert done.stderr == f"error: {NEEDED}PyTorch finds none here; PRESET=tiny runs here\n"
     done = run("stages.resolve", "--check", "--params", "studies/small_tiny/params.yaml")
     assert done.returncode == 0, done.stderr
     done = run("stages.resolve", "--check", "--params", str(HERE))

@@ -45,10 +45,8 @@ def test_imports_are_absolute_so_that_they_are_found() -> None:
 
 
 def test_every_script_is_a_stage() -> None:
-    """But for commands: a clock never gives the same file twice, and others come before, beside or after a run."""
-    commands = {"check", "docs", "new", "preset", "prune", "repro", "timings", "verify"}
     scripts = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
-    assert set(STAGES) == scripts - commands == {script(stage).stem for stage in STAGES}
+    assert set(STAGES) == scripts == {script(stage).stem for stage in STAGES}
 
 
 def test_the_graph_names_the_files_that_the_code_writes() -> None:
@@ -182,7 +180,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_two_stages_at_a_time_leave_the_same_bytes(workspace: Workspace, tmp_path: Path) -> None:
     other = Workspace(tmp_path)
     other.write_params(other.study)
-    done = other.run(sys.executable, "-m", "stages.repro", "--jobs", "2")
+    done = other.run(sys.executable, "-m", "pipeline", "repro", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lock file" not in done.stdout and "git add" not in done.stdout
     assert (other.root / "dvc.lock").read_bytes() == (workspace.root / "dvc.lock").read_bytes()

@@ -45,17 +45,12 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
     "measure": ("measure", (*BY_DVC, "--row", "other"), {}, "build/t/rows/sets/other.json: missing"),
     "measure by hand": ("measure", (*BY_DVC, "--images", "x.zip"), {}, "build/t/data/summary.json: missing"),
     "measure nothing": ("measure", BY_DVC, {}, "give --images, a folder or zip of images, or --row"),
-    "verify": ("verify", BY_DVC, {"params.yaml": GOOD}, "reports/t/results.csv: missing; there are no results"),
-    "check": ("check", (), {}, "params.yaml: no such study file"),
-    "prune": ("prune", (), {}, "params.yaml: no such study file"),
-    "repro": ("repro", ("--jobs", "two"), {"params.yaml": GOOD}, "--jobs 'two': stages at a time, a number from 1 on"),
     "no sets": ("resolve", BY_DVC, {"params.yaml": GOOD.replace("sets: {}\n", "")}, "params.yaml: sets: missing"),
 }  # fmt: skip
-COMMANDS = ("verify", "check", "prune", "repro", "new", "preset", "docs")  # that go by no study's rows alone
 CASES |= {
     stage: (stage, ("--name", "other"), {}, "build/other/")
     for stage in STAGES
-    if stage not in ("resolve", "train", "sweep", "measure", *COMMANDS)
+    if stage not in ("resolve", "train", "sweep", "measure")
 }
 
 

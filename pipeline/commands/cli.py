@@ -1,0 +1,183 @@
+"""The command line: `python -m pipeline <command>`. Each command imports what it needs when it runs."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.common.errors import StudyError, nearest
+
+Command = Callable[[argparse.Namespace], None]
+ROOT_STUDY = Path("params.yaml")
+WRONG_COMMAND_LINE, INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports a wrong command line in one line and accepts no abbreviations."""
+
+    def __init__(self, **keywords: object) -> None:
+        super().__init__(**{"allow_abbrev": False} | keywords)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(WRONG_COMMAND_LINE, f"error: {line}; `{self.prog} --help` lists what is valid\n")
+
+
+def study_file(arguments: argparse.Namespace) -> Path:
+    """The params.yaml of the study that the command line names.
+
+    `--study` names a folder in studies/, or the root study; without it the command uses the root study. With `--preset`
+    or `--data` the study at that preset is written to studies/<study>_<preset>/ first, and is used. Raises StudyError.
+    """
+    from pipeline.params.places import STUDIES, names_taken
+    from pipeline.params.presets import choose
+
+    name, preset, data = arguments.study, arguments.preset, arguments.data
+    if not (preset or data):
+        files = {"": ROOT_STUDY} | {folder.lower(): path for path, folder in names_taken()}
+        files |= {path.parent.name: path for path in files.values() if path != ROOT_STUDY}
+        if name not in files:
+            raise StudyError(f"study {name[:100]!r}: not found; {nearest(name, [each for each in files if each])}")
+        return files[name]
+    folder = choose(name, preset, data)
+    if folder != name:
+        print(f"{STUDIES / folder / 'params.yaml'}: written from {STUDIES / name}", file=sys.stderr)
+    return STUDIES / folder / "params.yaml"
+
+
+def check(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from pipeline.commands.check import preview
+
+    start_seconds = time.process_time()  # a stage's process needs as long before its work begins
+    torch.set_num_threads(1)  # all tensors are small: several threads would take up to ten times as long
+    found = preview(study_file(arguments), start_seconds)
+    for warning in found.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    print("\n".join(found.lines()))
+
+
+def new(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.new import new_study
+
+    print(new_study(arguments.study, arguments.images, arguments.scale, arguments.labels))
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.prune import prune_study
+
+    prune_study(study_file(arguments), arguments.dry)
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.verify import verify_study
+
+    if not verify_study(study_file(arguments), arguments.cells.strip()):
+        sys.exit(1)
+
+
+def accept(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.accept import main as accept_study
+
+    accept_study(arguments.study)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.measure import measure_images
+
+    measure_images(study_file(arguments), arguments.images)
+
+
+def timings(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.timings import time_study
+
+    time_study(study_file(arguments))
+
+
+def docs(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.docs import page
+    from pipeline.common.files import write_text
+    from pipeline.params import schema
+
+    for file, text in {Path("docs/design-space.md"): page, Path(schema.FILE): schema.text}.items():
+        write_text(file, text())
+        print(f"wrote {file}")
+
+
+def repro(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.repro import jobs_of, run_study
+
+    jobs = jobs_of(arguments.jobs)
+    run_study(study_file(arguments), jobs)
+
+
+def parser() -> Parser:
+    """The parser of all commands."""
+    found = Parser(prog="python -m pipeline", description="Commands that come before, beside and after a study's run.")
+    commands = found.add_subparsers(title="commands", required=True, metavar="command")
+    of_study = Parser(add_help=False)
+    of_study.add_argument("--study", default="", metavar="NAME", help="a folder in studies/ (default: the root study)")
+    of_study.add_argument("--preset", default="", help="one of the study's presets, in a folder of its own")
+    of_study.add_argument("--data", default="", help="another data set than the study's: a folder, an archive, a name")
+
+    def add(run: Command, summary: str, parents: Sequence[Parser] = (of_study,)) -> Parser:
+        command: Parser = commands.add_parser(
+            run.__name__, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=parents
+        )
+        command.set_defaults(run=run)
+        return command
+
+    add(repro, "validate a study and run what has changed").add_argument(
+        "--jobs", default="1", metavar="J", help="independent stages at a time (default: 1)"
+    )
+    add(check, "validate a study; print what would run and what it costs on this machine")
+    add(verify, "make cells again from nothing and compare them with the committed results").add_argument(
+        "--cells", default="", help='"all", or cells such as "edm:35:0,0 ddim:7" (default: a few of each method)'
+    )
+    add(prune, "delete the outputs of rows that are no longer in the study file").add_argument(
+        "--dry", action="store_true", help="print what would be deleted, delete nothing"
+    )
+    add(measure, "score a folder or zip of images as the study scores its samples").add_argument(
+        "--images", required=True, metavar="PATH", help="a folder or zip of images"
+    )
+    add(timings, "measure the seconds per image of every curve and write them into the report")
+    command = add(new, "write studies/NAME/ for a folder or zip of images", ())
+    command.add_argument("--study", required=True, metavar="NAME", help="the new study's name")
+    command.add_argument("--images", required=True, metavar="PATH", help="a folder or zip of images")
+    command.add_argument("--scale", default="cpu", help="cpu (default) or published")
+    command.add_argument("--labels", default="none", help="none (default) or classes: what networks are conditioned on")
+    command = add(accept, "take new code for committed results, after a sample of the work came out the same", ())
+    command.add_argument("--study", required=True, metavar="NAME", help="a study, or all")
+    add(docs, "write docs/design-space.md and params.schema.json, which are made from the code", ())
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    1 after a StudyError, an unreadable file or lack of memory, 2 for a wrong command line, 130 after an interrupt; one
+    line on stderr names the reason.
+    """
+    try:
+        chosen = parser().parse_args(arguments)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise StudyError("commands run in one process; torchrun starts stages.train and stages.sweep alone")
+        chosen.run(chosen)
+        print(end="", flush=True)
+    except (StudyError, OSError, MemoryError) as error:
+        message = str(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's class; importing it takes seconds
+            raise
+        message = f"out of memory ({str(error).splitlines()[0][:200]})"
+    except KeyboardInterrupt:
+        print("interrupted: finished work is kept; run the same command again to go on", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    else:
+        return 0
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    return 1
