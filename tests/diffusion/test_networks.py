@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,36 +21,37 @@ from pipeline.diffusion.networks.embedding import (
     positional_embedding,
 )
 from pipeline.diffusion.networks.layers import Dropout, divisor, dropout
-from pipeline.diffusion.networks.registry import KEYS, NETWORKS, Cost, build, cost, equal_channels
+from pipeline.diffusion.networks.registry import KEYS, NETWORKS, Cost, build, cost, equal_channels, size
 from pipeline.training.row import Model
 from tests.diffusion.test_denoiser import SPEC as PLAIN
 
-SPEC: dict[str, Any] = PLAIN | {"augmentation": 9, "classes": [3, 3, 4]}
-CIFAR10 = SPEC | {  # EDM's network (app. F.2)
-    "network": "ddpmpp",
-    "shape": [3, 32, 32],
-    "channels": 128,
-    "multipliers": [2, 2, 2],
-    "blocks": 4,
-    "attention": [16],
-    "classes": [],
-}
-SHAPES = [[1, 8, 8], [3, 16, 16], [3, 8, 16]]
+SPEC = replace(PLAIN, augmentation=9, classes=(3, 3, 4))
+CIFAR10 = replace(  # EDM's network (app. F.2)
+    SPEC,
+    network="ddpmpp",
+    shape=(3, 32, 32),
+    channels=128,
+    multipliers=(2, 2, 2),
+    blocks=4,
+    attention=(16,),
+    classes=(),
+)
+SHAPES = [(1, 8, 8), (3, 16, 16), (3, 8, 16)]
 CASES: dict[str, dict[str, Any]] = {
     f"{name} {'x'.join(map(str, shape))}": {"network": name, "shape": shape}
     for name in ("unet", "ddpmpp", "dit")
     for shape in SHAPES
 } | {
-    "mlp 2": {"network": "mlp", "shape": [2]},
-    "mlp 5": {"network": "mlp", "shape": [5]},
-    "unet deep": {"network": "unet", "multipliers": [2, 1, 1], "blocks": 2},
-    "unet flat": {"network": "unet", "multipliers": [1]},
+    "mlp 2": {"network": "mlp", "shape": (2,)},
+    "mlp 5": {"network": "mlp", "shape": (5,)},
+    "unet deep": {"network": "unet", "multipliers": (2, 1, 1), "blocks": 2},
+    "unet flat": {"network": "unet", "multipliers": (1,)},
     "unet fourier": {"network": "unet", "embedding": "fourier"},
-    "ddpmpp attention": {"network": "ddpmpp", "shape": [3, 8, 16], "attention": [8, 4], "multipliers": [2, 1]},
-    "ddpmpp deep": {"network": "ddpmpp", "multipliers": [1, 2, 2], "blocks": 2, "channels": 8},
+    "ddpmpp attention": {"network": "ddpmpp", "shape": (3, 8, 16), "attention": (8, 4), "multipliers": (2, 1)},
+    "ddpmpp deep": {"network": "ddpmpp", "multipliers": (1, 2, 2), "blocks": 2, "channels": 8},
     "dit heads": {"network": "dit", "channels": 136, "patch": 4},
     "dit deep": {"network": "dit", "blocks": 3, "embedding": "fourier"},
-    "mlp deep": {"network": "mlp", "shape": [2], "blocks": 3, "embedding": "fourier"},
+    "mlp deep": {"network": "mlp", "shape": (2,), "blocks": 3, "embedding": "fourier"},
 }
 ONE_OF_EACH = {name: CASES[f"{name} deep"] for name in NETWORKS}
 
@@ -59,7 +61,7 @@ each_network = pytest.mark.parametrize("changes", ONE_OF_EACH.values(), ids=ONE_
 
 def network_of(changes: dict[str, Any]) -> nn.Module:
     """With random weights, the ones that start at 0 too; the same whenever it is called."""
-    network = build(SPEC | changes)
+    network = build(replace(SPEC, **changes))
     generator = torch.Generator().manual_seed(0)
     for value in network.state_dict().values():
         value.normal_(0, 0.2, generator=generator)
@@ -69,15 +71,15 @@ def network_of(changes: dict[str, Any]) -> nn.Module:
 def asked(changes: dict[str, Any], count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What a network is asked: x, c_noise, labels of all kinds, augmentation."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(count, *(SPEC | changes)["shape"], generator=generator)
-    labels = torch.arange(count) % (len(SPEC["classes"]) + 1) - 1
+    x = torch.randn(count, *replace(SPEC, **changes).shape, generator=generator)
+    labels = torch.arange(count) % (len(SPEC.classes) + 1) - 1
     return x, torch.randn(count, generator=generator), labels, torch.randn(count, 9, generator=generator)
 
 
 @all_cases
 def test_a_network_starts_at_zero_and_then_uses_all_it_is_told(changes: dict[str, Any]) -> None:
     x, c_noise, labels, augmentation = asked(changes, 5)
-    assert torch.equal(build(SPEC | changes)(x, c_noise, labels, augmentation), torch.zeros_like(x))
+    assert torch.equal(build(replace(SPEC, **changes))(x, c_noise, labels, augmentation), torch.zeros_like(x))
     network = network_of(changes)
     out = network(x, c_noise, labels, augmentation)
     assert out.shape == x.shape and out.dtype == x.dtype
@@ -123,8 +125,8 @@ def test_memory_formats_agree(changes: dict[str, Any]) -> None:
 
 def test_layers_for_labels_and_augmentation_are_made_only_where_asked_for() -> None:
     names = set(build(SPEC).state_dict())
-    assert names - set(build(SPEC | {"classes": []}).state_dict()) == {"told.label.weight"}
-    assert names - set(build(SPEC | {"augmentation": 0}).state_dict()) == {"told.augmentation.weight"}
+    assert names - set(build(replace(SPEC, classes=())).state_dict()) == {"told.label.weight"}
+    assert names - set(build(replace(SPEC, augmentation=0)).state_dict()) == {"told.augmentation.weight"}
 
 
 def test_the_default_network_is_the_one_of_the_published_numbers() -> None:
@@ -209,7 +211,7 @@ def test_attention_among_pixels_is_its_formula() -> None:
 
 def test_patches_come_back_where_they_were() -> None:
     """With its blocks as they start, as identities, DiT's answer for a patch depends on this patch alone."""
-    network = build(SPEC | {"network": "dit", "shape": [3, 4, 6]})
+    network = build(replace(SPEC, network="dit", shape=(3, 4, 6)))
     assert isinstance(network, dit.DiT)
     nn.init.normal_(network.head.linear.weight, generator=torch.Generator().manual_seed(0))
     x = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(1))
@@ -293,14 +295,14 @@ def test_edms_network_has_as_many_parameters_as_published() -> None:
     assert found == {"encoder": 4, "middle": 1, "decoder": 1}
 
 
-@pytest.mark.parametrize("changes", [{}, {"network": "ddpmpp"}, {"shape": [1, 8, 16], "channels": 24}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"network": "ddpmpp"}, {"shape": (1, 8, 16), "channels": 24}], ids=str)
 def test_more_image_channels_cost_more_in_the_first_and_the_last_layer_alone(changes: dict[str, Any]) -> None:
     """Each a 3 x 3 convolution with C image channels at its one end: 9 C c weights, used at each of H W pixels."""
-    spec = SPEC | changes
-    grey, colour = spec, spec | {"shape": [3, *spec["shape"][1:]]}
-    weights = 2 * 9 * 2 * spec["channels"]
+    spec = replace(SPEC, **changes)
+    grey, colour = spec, replace(spec, shape=(3, *spec.shape[1:]))
+    weights = 2 * 9 * 2 * spec.channels
     found = [b - a for a, b in zip(cost(grey), cost(colour), strict=True)]
-    assert found == [weights + 2, 2 * weights * math.prod(spec["shape"][1:])]
+    assert found == [weights + 2, 2 * weights * math.prod(spec.shape[1:])]
 
 
 def test_dits_cost_is_counted_by_hand() -> None:
@@ -308,7 +310,7 @@ def test_dits_cost_is_counted_by_hand() -> None:
 
     e is the width of the embedding, a multiple of 32.
     """
-    spec = SPEC | {"network": "dit", "channels": 48, "blocks": 3, "augmentation": 0, "classes": []}
+    spec = replace(SPEC, network="dit", channels=48, blocks=3, augmentation=0, classes=())
     c, e, tokens, p, blocks = 48, 64, 16, 4, 3
     by_patch, once = c * p + blocks * 12 * c**2 + p * c, c * e + e**2 + blocks * 6 * c * e + 2 * c * e
     biases = 2 * e + c + blocks * (6 + 3 + 1 + 4 + 1) * c + 2 * c + p
@@ -316,7 +318,7 @@ def test_dits_cost_is_counted_by_hand() -> None:
 
 
 def test_mlps_cost_is_counted_by_hand() -> None:
-    spec = SPEC | {"network": "mlp", "shape": [2], "channels": 32, "blocks": 2, "augmentation": 0, "classes": [9, 9]}
+    spec = replace(SPEC, network="mlp", shape=(2,), channels=32, blocks=2, augmentation=0, classes=(9, 9))
     c, blocks = 32, 2
     weights = 2 * c + 2 * c**2 + blocks * (3 + 4 + 4) * c**2 + 2 * c**2 + 2 * c + 2 * c
     biases = 3 * c + blocks * (3 + 4 + 1) * c + 2 * c + 2
@@ -325,27 +327,27 @@ def test_mlps_cost_is_counted_by_hand() -> None:
 
 def test_costs_are_worked_out_once_and_draw_nothing() -> None:
     before = torch.get_rng_state()
-    assert cost(dict(SPEC)) is cost(dict(reversed(SPEC.items())))
+    assert size(SPEC) is size(replace(SPEC))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("network", ["unet", "ddpmpp", "dit"])
 @pytest.mark.parametrize("what", ["parameters", "flops"])
 def test_equal_channels_are_the_nearest(network: str, what: str) -> None:
-    like = SPEC | {"channels": 64}
-    spec = SPEC | {"network": network, "blocks": 4 if network == "dit" else 1}
+    like = replace(SPEC, channels=64)
+    spec = replace(SPEC, network=network, blocks=4 if network == "dit" else 1)
     target = getattr(cost(like), what)
     channels = equal_channels(spec, like, what)  # type: ignore[arg-type]
     gaps = {
-        c: abs(getattr(cost(spec | {"channels": c}), what) - target) for c in (channels - 8, channels, channels + 8)
+        c: abs(getattr(cost(replace(spec, channels=c)), what) - target) for c in (channels - 8, channels, channels + 8)
     }
     assert channels % 8 == 0 and min(gaps, key=lambda c: gaps[c]) == channels and gaps[channels] <= 0.25 * target
     assert network != "unet" or channels == 64
 
 
 def test_equal_channels_that_are_not_near_are_refused() -> None:
-    like = SPEC | {"network": "unet", "channels": 8, "multipliers": [1]}
-    spec = SPEC | {"network": "dit", "channels": 8, "blocks": 40}
+    like = replace(SPEC, network="unet", channels=8, multipliers=(1,))
+    spec = replace(SPEC, network="dit", channels=8, blocks=40)
     with pytest.raises(StudyError, match=r"^equal: .*8 channels, the nearest, give \d+; use more or fewer blocks$"):
         equal_channels(spec, like, "flops")
 
@@ -353,14 +355,14 @@ def test_equal_channels_that_are_not_near_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"multipliers": [1, 1, 1, 1, 1]}, "multipliers: 5 levels .* 8 x 8 .*use fewer levels"),
-        ({"network": "ddpmpp", "shape": [3, 8, 6], "multipliers": [1, 1, 1]}, "multipliers: 3 levels .* 8 x 6 "),
-        ({"network": "ddpmpp", "attention": [4, 16]}, "attention: no level has a height of 16 .* 8, 4$"),
+        ({"multipliers": (1, 1, 1, 1, 1)}, "multipliers: 5 levels .* 8 x 8 .*use fewer levels"),
+        ({"network": "ddpmpp", "shape": (3, 8, 6), "multipliers": (1, 1, 1)}, "multipliers: 3 levels .* 8 x 6 "),
+        ({"network": "ddpmpp", "attention": (4, 16)}, "attention: no level has a height of 16 .* 8, 4$"),
         ({"network": "dit", "patch": 3}, "patch: a size of 8 x 8 .* 3 x 3; use"),
-        ({"network": "dit", "shape": [1, 8, 10], "patch": 4}, "patch: a size of 8 x 10 "),
+        ({"network": "dit", "shape": (1, 8, 10), "patch": 4}, "patch: a size of 8 x 10 "),
         ({"network": "mlp"}, "network: mlp is for points.*unet, ddpmpp, dit"),
         *(
-            ({"network": name, "shape": [2]}, f"network: {name} is for images.*use mlp")
+            ({"network": name, "shape": (2,)}, f"network: {name} is for images.*use mlp")
             for name in NETWORKS
             if name != "mlp"
         ),
@@ -369,7 +371,7 @@ def test_equal_channels_that_are_not_near_are_refused() -> None:
 def test_shapes_that_a_network_cannot_have_are_refused(changes: dict[str, Any], message: str) -> None:
     for refuse in (build, cost):
         with pytest.raises(StudyError, match=f"^{message}") as caught:
-            refuse(SPEC | changes)
+            refuse(replace(SPEC, **changes))
         assert len(str(caught.value).splitlines()) == 1
 
 
@@ -378,15 +380,15 @@ def test_keys_are_a_models_and_all_that_its_networks_cost_depends_on() -> None:
     assert KEYS.keys() == NETWORKS.keys()
     others = {
         "channels": 32,
-        "multipliers": [2, 2],
+        "multipliers": (2, 2),
         "blocks": 3,
-        "attention": [4],
+        "attention": (4,),
         "patch": 4,
         "embedding": "fourier",
         "dropout": 0.5,
     }
     for name, keys in KEYS.items():
         assert set(keys) <= others.keys() <= Model.model_fields.keys()
-        spec = SPEC | {"network": name, "shape": [2] if name == "mlp" else [1, 8, 8]}
+        spec = replace(SPEC, network=name, shape=(2,) if name == "mlp" else (1, 8, 8))
         for key, value in others.items():
-            assert (str(build(spec)) != str(build(spec | {key: value}))) == (key in keys), f"{name}: {key}"
+            assert (str(build(spec)) != str(build(replace(spec, **{key: value})))) == (key in keys), f"{name}: {key}"

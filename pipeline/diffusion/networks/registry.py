@@ -3,13 +3,13 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common.errors import StudyError
+from pipeline.common.size import Size, size_of
 from pipeline.diffusion.networks.ddpmpp import DDPMpp
 from pipeline.diffusion.networks.dit import DiT
 from pipeline.diffusion.networks.embedding import Common, Conditioned
@@ -127,23 +127,23 @@ def build(spec: Spec) -> Conditioned:
 
 
 class Cost(NamedTuple):
-    """Trained numbers, and floating-point operations of one evaluation of one image.
-
-    Those of products and convolutions: a multiplication and an addition count as two.
-    """
+    """Trained numbers, and floating-point operations of one evaluation of one image; see `Size`."""
 
     parameters: int
     flops: int
 
 
 @lru_cache(maxsize=256)
+def size(spec: Spec) -> Size:
+    """The size of the spec's network; nothing is computed. Raises StudyError if there is no such network."""
+    labels = torch.empty(1, dtype=torch.int64) if spec.classes else None
+    return size_of(partial(build, spec), torch.empty(1, *spec.shape), torch.empty(1), labels)
+
+
 def cost(spec: Spec) -> Cost:
-    """What the spec's network costs; nothing is computed. Raises StudyError where there is no such network."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network = build(spec).eval()
-        labels = torch.empty(1, dtype=torch.int64) if spec.classes else None
-        network(torch.empty(1, *spec.shape), torch.empty(1), labels)
-    return Cost(sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops())
+    """The cost of the spec's network; nothing is computed. Raises StudyError if there is no such network."""
+    found = size(spec)
+    return Cost(found.parameters, found.flops)
 
 
 def equal_channels(spec: Spec, like_spec: Spec, what: Literal["parameters", "flops"]) -> int:
