@@ -23,7 +23,8 @@ from pipeline.common.devices import autocast, compiled_calls, default_device
 from pipeline.common.machine import machine
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.networks.registry import cost
-from pipeline.metrics.frechet import Moments, frechet_distance, moments
+from pipeline.metrics.estimate import Moments, moments
+from pipeline.metrics.frechet import frechet_distance
 from pipeline.params.presets import preset_text
 from pipeline.params.resolve import resolve
 from pipeline.params.study import parse_study

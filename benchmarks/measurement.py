@@ -19,16 +19,12 @@ from torch import Tensor
 
 from pipeline.data.row import Data
 from pipeline.data.sources import load
+from pipeline.metrics.estimate import BlockMoments, Moments, moments
 from pipeline.metrics.extractors.extractor import Features, load_extractor, make_extractor, save_extractor
-from pipeline.metrics.frechet import (
-    BlockMoments,
-    Moments,
-    frechet_distance,
-    kernel_distance,
-    moments,
-    neighbour_metrics,
-)
+from pipeline.metrics.frechet import frechet_distance
+from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.measurement import measure
+from pipeline.metrics.neighbours import neighbour_metrics
 from pipeline.metrics.reference import reference_of
 
 Row = tuple[str, str, str]  # what was measured, what was found, the goal

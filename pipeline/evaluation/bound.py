@@ -18,7 +18,7 @@ from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
 from pipeline.data.dataset import to_range
 from pipeline.diffusion.denoiser import DenoiserFunction, per_sample
-from pipeline.metrics.frechet import Estimate
+from pipeline.metrics.estimate import Estimate
 
 BATCH = 256  # samples an evaluation: a fixed number, so that the same noise meets the same image
 ROUNDS = 32  # independent estimates of L_t, whose spread is its standard error

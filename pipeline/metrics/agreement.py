@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json
-from pipeline.metrics.frechet import PRECISION_NEIGHBOURS, frechet_distance, kernel_distance, neighbour_metrics
+from pipeline.metrics.frechet import frechet_distance
+from pipeline.metrics.kernel import kernel_distance
+from pipeline.metrics.neighbours import PRECISION_NEIGHBOURS, neighbour_metrics
 from pipeline.metrics.reference import Reference
 
 TOLERANCE = 1e-4  # relative

@@ -13,8 +13,8 @@ from torch import Tensor
 from pipeline.common import processes
 from pipeline.common.errors import StudyError
 from pipeline.common.machine import libraries
+from pipeline.metrics.estimate import BlockMoments
 from pipeline.metrics.extractors.extractor import Extracted, Extractor
-from pipeline.metrics.frechet import BlockMoments
 from pipeline.metrics.reference import Reference
 
 SHOWN_IMAGES, SHOWN_POINTS = 16, 1024  # kept of each set of samples, for the report

@@ -15,26 +15,13 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash, write_bytes
 from pipeline.common.randomness import generator
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, BlockMoments, Estimate, Moments, moments
 from pipeline.metrics.extractors.extractor import COORDINATES_HASH, Extracted
-from pipeline.metrics.frechet import (
-    COVERAGE_NEIGHBOURS,
-    JACKKNIFE_BLOCKS,
-    BlockMoments,
-    Estimate,
-    KernelSums,
-    Moments,
-    frechet_distance,
-    frechet_estimates,
-    inception_score,
-    kernel_distance,
-    kernel_sums,
-    moments,
-    near_duplicates,
-    nearest_squared,
-    neighbour_metrics,
-    sliced_w2,
-    w2,
-)
+from pipeline.metrics.frechet import frechet_distance, frechet_estimates
+from pipeline.metrics.kernel import KernelSums, kernel_distance, kernel_sums
+from pipeline.metrics.neighbours import COVERAGE_NEIGHBOURS, near_duplicates, nearest_squared, neighbour_metrics
+from pipeline.metrics.score import inception_score
+from pipeline.metrics.wasserstein import sliced_w2, w2
 
 FLOOR_SPLITS = 10
 DUPLICATE_QUANTILE = 0.05  # a near-duplicate is nearer to a real image than 95% of these are to each other

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from pipeline.metrics.frechet import JACKKNIFE_BLOCKS, W2_POINTS
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
+from pipeline.metrics.wasserstein import W2_POINTS
 from pipeline.report.results import SEEDS, cells
 
 CONFIDENCE = 0.95

@@ -36,9 +36,9 @@ from pipeline.metrics.extractors.extractor import (
     make_extractor,
     save_extractor,
 )
-from pipeline.metrics.frechet import W2_POINTS, sliced_w2, w2
 from pipeline.metrics.measurement import measure, measured_with
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
+from pipeline.metrics.wasserstein import W2_POINTS, sliced_w2, w2
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
 from pipeline.report.statistics import floor_of
@@ -205,7 +205,7 @@ def test_standard_errors_are_those_of_drawing_samples(distance: Any, moved: floa
 def test_w2_counts_the_first_points_at_equal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = drawn("spiral", 90, 1), drawn("spiral", 200, 2)
     assert w2(x, y) == w2(x, y[:90]) and w2(y, x) == w2(y[:90], x)
-    monkeypatch.setattr("pipeline.metrics.W2_POINTS", 50)
+    monkeypatch.setattr("pipeline.metrics.wasserstein.W2_POINTS", 50)
     assert w2(x, y) == w2(x[:50], y[:50])
 
 

@@ -10,19 +10,14 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.metrics import measurement
+from pipeline.metrics.estimate import BlockMoments, moments
 from pipeline.metrics.extractors.extractor import Extracted
-from pipeline.metrics.frechet import (
-    BlockMoments,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    moments,
-    near_duplicates,
-    nearest_squared,
-    neighbour_metrics,
-)
+from pipeline.metrics.frechet import frechet_distance
+from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.measurement import CHUNK, measure
+from pipeline.metrics.neighbours import near_duplicates, nearest_squared, neighbour_metrics
 from pipeline.metrics.reference import Reference, reference_of
+from pipeline.metrics.score import inception_score
 
 COUNT = 2500  # more than two chunks
 SHAPE = (1, 4, 4)

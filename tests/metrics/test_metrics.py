@@ -16,22 +16,12 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from pipeline.common.errors import StudyError
-from pipeline.metrics import frechet as metrics
-from pipeline.metrics.frechet import (
-    JACKKNIFE_BLOCKS,
-    BlockMoments,
-    Estimate,
-    Moments,
-    frechet_distance,
-    frechet_estimates,
-    inception_score,
-    kernel_distance,
-    kernel_sums,
-    moments,
-    near_duplicates,
-    nearest_squared,
-    neighbour_metrics,
-)
+from pipeline.metrics import tiles
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, BlockMoments, Estimate, Moments, moments
+from pipeline.metrics.frechet import frechet_distance, frechet_estimates
+from pipeline.metrics.kernel import kernel_distance, kernel_sums
+from pipeline.metrics.neighbours import near_duplicates, nearest_squared, neighbour_metrics
+from pipeline.metrics.score import inception_score
 from pipeline.report.statistics import interval
 
 
@@ -249,7 +239,7 @@ def by_loops(x: Tensor, y: Tensor) -> float:
 
 @pytest.fixture(params=[7, 1024])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(metrics, "TILE", request.param)
+    monkeypatch.setattr(tiles, "TILE", request.param)
     return request.param
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.randomness import generator
+from pipeline.metrics.estimate import BlockMoments
 from pipeline.metrics.extractors.extractor import Extracted
-from pipeline.metrics.frechet import BlockMoments, frechet_distance, nearest_squared
+from pipeline.metrics.frechet import frechet_distance
+from pipeline.metrics.neighbours import nearest_squared
 from pipeline.metrics.reference import (
     FLOOR_SPLITS,
     Reference,
