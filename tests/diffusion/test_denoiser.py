@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,29 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.denoiser import MEMORY_FORMATS, Denoiser, load_denoiser, per_sample, save_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.spec import Spec
 
-SPEC: dict[str, Any] = {
-    "parametrization": "edm",
-    "sigma_data": 0.6,
-    "shape": [1, 8, 8],
-    "network": "unet",
-    "channels": 16,
-    "multipliers": [1, 2],
-    "blocks": 1,
-    "attention": [],
-    "patch": 2,
-    "dropout": 0.0,
-    "embedding": "positional",
-    "memory_format": "channels_last",
-    "augmentation": 0,
-    "classes": [],
-}
+SPEC = Spec(
+    parametrization="edm",
+    sigma_data=0.6,
+    shape=(1, 8, 8),
+    network="unet",
+    channels=16,
+    multipliers=(1, 2),
+    blocks=1,
+    attention=(),
+    patch=2,
+    dropout=0.0,
+    embedding="positional",
+    memory_format="channels_last",
+    augmentation=0,
+    classes=(),
+)
 NETWORKS_OF: dict[str, dict[str, Any]] = {  # one of each, with all that it may have
-    "unet": {"embedding": "fourier", "classes": [5, 7]},
-    "ddpmpp": {"network": "ddpmpp", "shape": [3, 8, 16], "attention": [4], "memory_format": "contiguous"},
-    "dit": {"network": "dit", "shape": [3, 8, 16], "classes": [5, 7], "augmentation": 9, "embedding": "fourier"},
-    "mlp": {"network": "mlp", "shape": [2], "classes": [5, 7]},
+    "unet": {"embedding": "fourier", "classes": (5, 7)},
+    "ddpmpp": {"network": "ddpmpp", "shape": (3, 8, 16), "attention": (4,), "memory_format": "contiguous"},
+    "dit": {"network": "dit", "shape": (3, 8, 16), "classes": (5, 7), "augmentation": 9, "embedding": "fourier"},
+    "mlp": {"network": "mlp", "shape": (2,), "classes": (5, 7)},
 }
 
 all_parametrizations = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
@@ -42,7 +44,7 @@ all_parametrizations = pytest.mark.parametrize("parametrization", PARAMETRIZATIO
 
 def denoiser_of(**changes: Any) -> Denoiser:
     """With random weights, the ones that start at 0 too."""
-    denoiser = Denoiser(SPEC | changes)
+    denoiser = Denoiser(replace(SPEC, **changes))
     generator = torch.Generator().manual_seed(0)
     for parameter in denoiser.parameters():
         parameter.data.normal_(0, 0.05, generator=generator)
@@ -73,12 +75,12 @@ def test_labels_are_told_image_by_image(network: str) -> None:
     changes = NETWORKS_OF[network]
     denoiser, sigma = denoiser_of(**changes), torch.tensor(0.5, dtype=torch.float64)
     z, labels = images(4, denoiser.shape), torch.tensor([0, -1, 1, 0])
-    assert denoiser.classes == [5, 7]
+    assert denoiser.classes == (5, 7)
     untold, told = denoiser(z, sigma), denoiser(z, sigma, labels)
     assert torch.equal(denoiser(z, sigma, torch.full((4,), -1)), untold)
     assert torch.equal(told[1], untold[1])
     assert not any(torch.equal(told[i], untold[i]) for i in (0, 2, 3))
-    without = denoiser_of(**changes | {"classes": []})
+    without = denoiser_of(**changes | {"classes": ()})
     assert torch.equal(without(z, sigma, labels), without(z, sigma))
 
 
@@ -114,21 +116,26 @@ def test_per_sample_expands_over_the_batch_axis() -> None:
     assert per_sample(torch.arange(8).double(), like).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("shape", "levels"), [([1, 8, 8], 5), ([1, 28, 28], 4), ([3, 8, 6], 3), ([1, 9, 8], 2)])
-def test_levels_that_do_not_divide_the_size_are_refused(shape: list[int], levels: int) -> None:
+@pytest.mark.parametrize(("shape", "levels"), [((1, 8, 8), 5), ((1, 28, 28), 4), ((3, 8, 6), 3), ((1, 9, 8), 2)])
+def test_levels_that_do_not_divide_the_size_are_refused(shape: tuple[int, ...], levels: int) -> None:
     with pytest.raises(StudyError, match="use fewer levels") as caught:
-        Denoiser(SPEC | {"shape": shape, "multipliers": levels * [1]})
+        Denoiser(replace(SPEC, shape=shape, multipliers=levels * (1,)))
     assert len(str(caught.value).splitlines()) == 1
-    assert (
-        Denoiser(SPEC | {"shape": shape, "multipliers": [1]})(images(1, tuple(shape)), torch.tensor(1.0))
-        .isfinite()
-        .all()
+    assert Denoiser(replace(SPEC, shape=shape, multipliers=(1,)))(images(1, shape), torch.tensor(1.0)).isfinite().all()
+
+
+def test_a_spec_is_json_with_sorted_keys() -> None:
+    text = (
+        '{"attention": [], "augmentation": 0, "blocks": 1, "channels": 16, "classes": [], "dropout": 0.0, '
+        '"embedding": "positional", "memory_format": "channels_last", "multipliers": [1, 2], "network": "unet", '
+        '"parametrization": "edm", "patch": 2, "shape": [1, 8, 8], "sigma_data": 0.6}'
     )
+    assert SPEC.to_json() == text and Spec.from_json(text) == SPEC
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"parametrization": "flow", "shape": [3, 8, 16], "multipliers": [1, 1, 2]}, *NETWORKS_OF.values()],
+    [{}, {"parametrization": "flow", "shape": (3, 8, 16), "multipliers": (1, 1, 2)}, *NETWORKS_OF.values()],
 )
 def test_save_and_load_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     denoiser = denoiser_of(**changes)
@@ -161,14 +168,14 @@ def test_loading_draws_nothing_from_the_generator_that_threads_share(tmp_path: P
 
 
 def other_tensors(path: Path) -> None:
-    save_file({"x": torch.zeros(3)}, path, {"spec": json.dumps(SPEC)})
+    save_file({"x": torch.zeros(3)}, path, {"spec": SPEC.to_json()})
 
 
 def other_shapes(path: Path) -> None:
     save_file(
         {k: v.contiguous() for k, v in denoiser_of().state_dict().items()},
         path,
-        {"spec": json.dumps(SPEC | {"channels": 8})},
+        {"spec": replace(SPEC, channels=8).to_json()},
     )
 
 
@@ -188,12 +195,12 @@ def spec_of(value: Any) -> Callable[[Path], None]:
         (lambda path: save_file({"x": torch.zeros(3)}, path, {"spec": "{"}), "not a model"),
         (spec_of({}), "not a model"),
         (spec_of([]), "not a model"),
-        (spec_of(SPEC | {"parametrization": "other"}), "not a model"),
-        (spec_of(SPEC | {"shape": None}), "not a model"),
-        (spec_of(SPEC | {"shape": [1, 9, 9]}), "use fewer levels"),
-        (spec_of(SPEC | {"network": "other"}), "not a model"),
-        (spec_of(SPEC | {"network": "dit", "patch": 0}), "not a model"),
-        (spec_of({key: value for key, value in SPEC.items() if key != "classes"}), "not a model"),
+        (spec_of(asdict(SPEC) | {"parametrization": "other"}), "not a model"),
+        (spec_of(asdict(SPEC) | {"shape": None}), "not a model"),
+        (spec_of(asdict(SPEC) | {"shape": (1, 9, 9)}), "use fewer levels"),
+        (spec_of(asdict(SPEC) | {"network": "other"}), "not a model"),
+        (spec_of(asdict(SPEC) | {"network": "dit", "patch": 0}), "not a model"),
+        (spec_of({key: value for key, value in asdict(SPEC).items() if key != "classes"}), "not a model"),
         (other_tensors, "not a model"),
         (other_shapes, "not a model"),
     ],

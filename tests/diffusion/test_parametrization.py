@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.parametrization import PARAMETRIZATIONS
-from pipeline.diffusion.prediction import convert
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS, eps, score, v, velocity, x0
 from pipeline.training.weighting import WEIGHTINGS
 
 Row = tuple[float, float, float, float]
@@ -149,7 +148,7 @@ def test_edm_input_and_target_have_unit_variance(sd: float) -> None:
         ("flow_eps", lambda x0, n: n),
         ("flow_x0", lambda x0, n: x0),
         ("vp_x0", lambda x0, n: x0),
-        ("vp_v", lambda x0, n: convert(n, (x0 + sigmas() * n) / (1 + sigmas() ** 2).sqrt(), sigmas(), "eps", "v")),
+        ("vp_v", lambda x0, n: (n - sigmas() * x0) / (1 + sigmas() ** 2).sqrt()),
     ],
 )
 def test_what_the_network_predicts(name: str, target: Callable) -> None:
@@ -158,3 +157,30 @@ def test_what_the_network_predicts(name: str, target: Callable) -> None:
     c_skip, c_out, _, _ = PARAMETRIZATIONS[name](sigmas(), 0.5)
     f = (x0 - c_skip * (x0 + sigmas() * n)) / c_out
     torch.testing.assert_close(f, target(x0, n), rtol=1e-9, atol=1e-9)
+
+
+TARGETS = {  # F of x0 and n at angle phi, tan(phi) = sigma
+    x0: lambda image, n, phi: image,
+    eps: lambda image, n, phi: n,
+    score: lambda image, n, phi: -n,
+    v: lambda image, n, phi: phi.cos() * n - phi.sin() * image,  # Salimans and Ho 2022, arXiv 2202.00512, appendix D
+    velocity: lambda image, n, phi: n - image,
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_denoiser_of_a_perfect_network_is_x0(target: Callable) -> None:
+    """c_skip z + c_out F = x0 at every sigma, for the F that each target defines."""
+    sigma = torch.logspace(-3, 3, 60).double()
+    image, n = torch.randn(2, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    c_skip, c_out = target(sigma, 0.5)
+    f = TARGETS[target](image, n, sigma.atan())
+    torch.testing.assert_close(c_skip * (image + sigma * n) + c_out * f, image, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "path"), [("vp_x0", "vp"), ("vp_v", "vp"), ("flow_eps", "flow"), ("flow_x0", "flow")])
+def test_parametrizations_that_share_a_path_give_the_network_the_same_input(name: str, path: str) -> None:
+    sigma = torch.logspace(-3, 2, 30).double()
+    one, other = PARAMETRIZATIONS[name](sigma, 0.5), PARAMETRIZATIONS[path](sigma, 0.5)
+    assert torch.equal(one.c_in, other.c_in) and torch.equal(one.c_noise, other.c_noise)
+    assert PARAMETRIZATIONS[name].flow == PARAMETRIZATIONS[path].flow

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
-from pipeline.diffusion.prediction import convert
 from pipeline.training.noise import distribution
 from pipeline.training.weighting import WEIGHTINGS, Uncertainty
 
@@ -38,12 +37,12 @@ LAMBDA: dict[str, Callable[[float, float, float], float]] = {  # of sigma, c_out
     "vlb": lambda sigma, c_out, rate: rate / 2,
     "uncertainty": lambda sigma, c_out, rate: 1 / c_out**2,
 }
-ON = {
-    "uniform_x0": "x0",
-    "uniform_eps": "eps",
-    "uniform_v": "v",
-    "uniform_score": "score",
-    "uniform_velocity": "velocity",
+PREDICTED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # what D = d predicts of z = x0 + sigma n
+    "uniform_x0": lambda d, z, sigma: d,
+    "uniform_eps": lambda d, z, sigma: (z - d) / sigma,
+    "uniform_v": lambda d, z, sigma: ((z - d) / sigma - sigma * d) / (1 + sigma**2).sqrt(),
+    "uniform_score": lambda d, z, sigma: (d - z) / sigma**2,
+    "uniform_velocity": lambda d, z, sigma: (z - d) / sigma - d,
 }
 VP_TABLE: dict[str, Callable[[float], float]] = {  # lambda(sigma), on D, by parametrization
     "edm": lambda sigma: (sigma**2 + SD**2) / (sigma * SD) ** 2,
@@ -75,12 +74,12 @@ def test_weightings(name: str, parametrization: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", ON)
-def test_uniform_weightings_are_the_error_of_what_they_are_uniform_on(name: str) -> None:
-    """An error in D, turned into that kind of prediction, is as large at every sigma."""
+@pytest.mark.parametrize("name", PREDICTED)
+def test_a_uniform_weighting_weighs_the_error_of_its_prediction_equally_at_every_sigma(name: str) -> None:
+    """lambda(sigma) (D error)^2 is the squared error of the prediction."""
     sigma, error = sigmas(), torch.full((2, 100), 0.01, dtype=torch.float64)
-    x, d = torch.randn(2, 2, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    moved = convert(d + error, x, sigma, "x0", ON[name]) - convert(d, x, sigma, "x0", ON[name])
+    z, d = torch.randn(2, 2, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moved = PREDICTED[name](d + error, z, sigma) - PREDICTED[name](d, z, sigma)
     torch.testing.assert_close(moved**2, WEIGHTINGS[name](sigma) * error**2, rtol=1e-6, atol=0)
 
 
