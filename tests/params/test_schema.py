@@ -13,24 +13,11 @@ from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.metrics.extractors.extractor import Features
+from pipeline.params.descriptions import TABLES
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.needs import Needs
 from pipeline.params.resolve import resolve
-from pipeline.params.schema import (
-    CURVE,
-    DATA,
-    FEATURES,
-    FILE,
-    MODEL,
-    NAMES,
-    NEEDS,
-    PRESET,
-    PUBLISHED,
-    SETS,
-    STUDY,
-    study_schema,
-    text,
-)
+from pipeline.params.schema import FILE, study_schema, text
 from pipeline.params.study import Preset, Published, Study, StudyInfo, read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
@@ -124,23 +111,49 @@ def test_a_typical_mistake_is_told_at_its_place(case: str) -> None:
     assert any(line.startswith(f"{place}: ") and cause in line for line in lines), lines
 
 
-KINDS: dict[Any, dict[str, str]] = {
-    Study: STUDY, StudyInfo: NAMES, Data: DATA, Features: FEATURES, Model: MODEL, Curve: CURVE, ImageSet: SETS,
-    Needs: NEEDS, Preset: PRESET, Published: PUBLISHED,
+def properties(*place: str) -> dict[str, Any]:
+    """The keys of the rows at a place of the schema, references resolved."""
+    whole: Any = study_schema()
+    part = whole["properties"]
+    for key in place:
+        part = part[key]
+    part = next(iter(part["patternProperties"].values())) if "patternProperties" in part else part.get("items", part)
+    names = {key: row.get("$ref", "").rpartition("/")[2] for key, row in part["properties"].items()}
+    return {key: whole["definitions"].get(names[key], row) for key, row in part["properties"].items()}
+
+
+ROWS: dict[Any, tuple[str, ...]] = {
+    StudyInfo: ("study",), Data: ("data",), Features: ("features",), Model: ("models",), Curve: ("curves",),
+    ImageSet: ("sets",), Needs: ("needs",), Preset: ("presets",), Published: ("published",),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_key_that_can_be_written_is_described_and_no_other(kind: Any) -> None:
-    assert set(KINDS[kind]) - {"base"} == set(kind.model_fields) - set(FILLED_IN)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+def test_every_key_that_can_be_written_is_described_and_no_other(row: Any) -> None:
+    keys = properties(*ROWS[row])
+    assert set(keys) - {"base"} == set(row.model_fields) - set(FILLED_IN)
+    assert all(key["description"] for key in keys.values())
+
+
+def test_every_section_of_a_study_is_described() -> None:
+    sections = study_schema()["properties"]
+    assert set(sections) == set(Study.model_fields) and all(part["description"] for part in sections.values())
 
 
 def test_rows_complete_with_names_descriptions_and_defaults() -> None:
-    model = study_schema()["properties"]["models"]["patternProperties"]
-    keys = next(iter(model.values()))["properties"]
+    keys = properties("models")
+    assert keys == {"base": keys["base"]} | properties("defaults", "properties", "models")
     assert set(Model.model_fields["noise"].annotation.__args__) == set(keys["noise"]["enum"])  # type: ignore[union-attr]
-    assert all(key["description"] for key in keys.values())
     for name, field in Model.model_fields.items():
         if name not in FILLED_IN:
             assert keys[name]["default"] == (list(field.default) if isinstance(field.default, tuple) else field.default)
             assert keys[name].get("title") == field.title
+
+
+def test_every_choice_is_described_where_it_is_completed() -> None:
+    keys = properties("models") | properties("curves")
+    for key in TABLES:
+        [option] = [part for part in keys[key].get("anyOf", [keys[key]]) if "enum" in part]
+        assert len(option["enumDescriptions"]) == len(option["enum"]) and all(option["enumDescriptions"])
+    weightings = dict(zip(keys["weighting"]["enum"], keys["weighting"]["enumDescriptions"], strict=True))
+    assert weightings["uniform_x0"] == "Constant on x0. Formula: 1"
