@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Page, sync_playwright
 
 from pipeline.report.build import build
-from tests.report.test_report import made_up_study
+from tests.report.studies import made_up_study
 
 CURVES = 60
 SEEDS = [0, 1, 2, 3]

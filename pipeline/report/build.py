@@ -7,8 +7,7 @@ import jinja2
 
 from pipeline.common.files import SHORT_HASH, Paths, whole_folder, write_json, write_text
 from pipeline.data.dataset import described, shape_of
-from pipeline.evaluation.curve import Curve
-from pipeline.metrics.frechet import W2_POINTS
+from pipeline.metrics.wasserstein import W2_POINTS
 from pipeline.report.cells import behind
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, escape, to_html, unmarked
@@ -39,9 +38,6 @@ from pipeline.report.sections import paths as cumulative
 from pipeline.report.study import SMALL_BUDGET, Report
 from pipeline.report.summary import write_summary
 from pipeline.report.text import listed, number, percent
-from pipeline.training.row import WEIGHTING_KEYS, Model
-
-UNSET = {"sigma_data": "measured", **dict.fromkeys(WEIGHTING_KEYS, "as published"), "": "none"}  # of model rows
 
 
 def build(paths: Paths) -> None:
@@ -52,7 +48,7 @@ def build(paths: Paths) -> None:
     with whole_folder(paths.reports / "figures") as figures:
         report = Report(paths, figures)
         markdown = render(report)
-        page = to_html(markdown, report.title, figures, behind(report), list(report.links))
+        page = to_html(markdown, report.rows.title, figures, behind(report), list(report.links))
         table, origins = csv_text(report), provenance(report)
         write_summary(report)
     write_json(paths.reports / "provenance.json", origins)
@@ -76,7 +72,7 @@ def provenance(report: Report) -> dict[str, Any]:
     for name, own in report.provenance.items():
         cells = report.results[report.results.curve == name].drop_duplicates("train_seed")
         found[name] = {
-            "row": (report.curves | report.sets)[name],
+            "row": report.rows.flat("curves" if name in report.curves else "sets", name),
             "measured_with": own,
             "machine": report.machines[name],
             "checkpoints": {str(row.train_seed): row.checkpoint for row in cells.itertuples()},
@@ -102,14 +98,14 @@ def render(report: Report) -> str:
     by_class = classes.section(report)
     others = [part["findings"] for part in (guided, averaged) if part]
     return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
-        title=report.title,
+        title=report.rows.title,
         report=report,
         methods=methods,
         reading=reading,
         timed_on=cost.timed_on(report),
         agreement=agreement.agreement(report),
         machines=machines.machines(report),
-        study=Markdown(report.study),
+        study=Markdown(report.rows.study.name),
         data=report.data,
         shape=described(shape_of(report.data)),
         w2_points=W2_POINTS,
@@ -140,8 +136,8 @@ def render(report: Report) -> str:
         shown=samples.samples(report),
         classes=by_class,
         trajectories=curved,
-        model_table=settings.design_table(networks.as_trained(report), Model, [], UNSET),
-        curve_table=settings.design_table(report.curves, Curve, ["model"], {"": "none"}),
-        repetitions=listed(sorted({str(tuple(pair)) for row in report.curves.values() for pair in row["seeds"]})),
+        model_table=settings.models(report),
+        curve_table=settings.curves(report),
+        repetitions=listed(sorted({str(pair) for entry in report.curves.values() for pair in entry.row.seeds})),
         figure=methods.methods_figure(report),
     )

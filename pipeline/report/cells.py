@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.params.resolved import Filed
 from pipeline.report.charts import rounded
 from pipeline.report.results import FAILED
 from pipeline.report.study import Report
@@ -16,12 +17,13 @@ def behind(report: Report) -> dict[str, Any]:
     """All that the page's script reads, as it stands in JSON: of each metric its name, of each curve and image set its
     cells, rows and hashes, and which curves each series of a chart stands for."""
     metrics = list(dict.fromkeys([*report.metrics, *report.results.metric[report.results.metric != FAILED]]))
-    rows = report.curves | report.sets
     return {
         "headline": report.headline,
         "metrics": [[metric, report.metric(metric)] for metric in metrics],
-        "curves": [[name, _curve(report, name, metrics)] for name in rows],
-        "models": [[name, [_short(name, row), _text(name, row)]] for name, row in report.models.items()],
+        "curves": [[name, _curve(report, name, metrics)] for name in [*report.curves, *report.sets]],
+        "models": [
+            [name, [_short(name, entry), _text(report, "models", name)]] for name, entry in report.models.items()
+        ],
         "series": [[label, names] for label, names in series(report).items()],
     }
 
@@ -29,7 +31,7 @@ def behind(report: Report) -> dict[str, Any]:
 def series(report: Report) -> dict[str, list[str]]:
     """What tables and charts call curves and image sets, and those that they mean."""
     found: dict[str, list[str]] = {}
-    for name in report.curves | report.sets:
+    for name in [*report.curves, *report.sets]:
         own = {name, f"{name} (base)", report.label(name)}
         if name in report.curves:
             own.add(f"{name}: {report.choice(name)}")
@@ -50,14 +52,14 @@ def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
         if row.metric in places:
             at = 5 + 2 * places[row.metric]
             cell[at : at + 2] = [rounded(value) for value in (row.value, row.se)]
-    row = (report.curves | report.sets)[name]
+    entry = report.curves.get(name)
     failed = [[f.nfe, list(f.seeds), f.reason] for f in report.failures if f.curve == name]
     return {
         "label": report.label(name),
-        "model": row.get("model", ""),
+        "model": entry.row.model if entry else "",
         "method": name in report.methods,
-        "row": _text(name, row),
-        "short": _short(name, row),
+        "row": _text(report, "curves" if entry else "sets", name),
+        "short": _short(name, entry),
         "cells": list(cells.values()),
         "weights": weights,
         "extractor": f"{origin['extractor']} {origin['extractor_hash']}",
@@ -67,15 +69,17 @@ def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
     }
 
 
-def _short(name: str, row: dict[str, Any]) -> str:
+def _short(name: str, entry: Filed | None) -> str:
     """A row by what it changes in its base."""
-    changes = {key: _plain(value) for key, value in row.get("differences", {}).items()}
-    return yaml.safe_dump({name: {"base": row["base"], **changes} if changes else {}}, sort_keys=False, width=10_000)
+    if not entry or not entry.differences:
+        return yaml.safe_dump({name: {}})
+    changes = {key: _plain(value) for key, value in entry.differences.items()}
+    return yaml.safe_dump({name: {"base": entry.base, **changes}}, sort_keys=False, width=10_000)
 
 
-def _text(name: str, row: dict[str, Any]) -> str:
-    """A row in full as YAML, with the defaults filled in; None where nothing is set."""
-    full = {key: _plain(value) for key, value in row.items() if key not in DERIVED}
+def _text(report: Report, section: str, name: str) -> str:
+    """A row in full as YAML, with the defaults filled in; null where nothing is set."""
+    full = {key: _plain(value) for key, value in report.rows.flat(section, name).items() if key not in DERIVED}
     return yaml.safe_dump({name: full}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000)
 
 

@@ -198,8 +198,8 @@ def _compared(report: Report) -> list[Compared]:
     """Every choice against every base of its rows, where there is a budget at which they can be compared."""
     found = []
     for title, axis in report.ablations.items():
-        for base in dict.fromkeys(report.curves[name]["base"] for name in axis):
-            names = [name for name in axis if report.curves[name]["base"] == base]
+        for base in dict.fromkeys(report.curves[name].base for name in axis):
+            names = [name for name in axis if report.curves[name].base == base]
             budget = _compared_at(report, base, names)
             having = report.having(names, budget) if budget else []
             differences = [
@@ -270,8 +270,8 @@ def _compared_at(report: Report, base: str, names: list[str]) -> int:
 
 def _spread(report: Report) -> list[str]:
     """Retraining against resampling, at the largest budget of the first curve that tells them apart."""
-    for name, row in report.curves.items():
-        budget = max((b for b in row["nfe"] if report.having([name], b)), default=0)
+    for name, entry in report.curves.items():
+        budget = max((b for b in entry.row.nfe if report.having([name], b)), default=0)
         found = spread(report.cells(name, budget)) if budget else None
         if found:
             training = f"by {number(found.training)}" if found.training else "by less than these seeds can tell"

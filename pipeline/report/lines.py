@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.files import SHORT_HASH
-from pipeline.evaluation.sweep import Cell
+from pipeline.evaluation.cell import Cell
 from pipeline.metrics.extractors.extractor import Extractor, label
 from pipeline.report.statistics import floor_of
 

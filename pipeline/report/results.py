@@ -9,6 +9,7 @@ import pandas as pd
 from pipeline.common.errors import StudyError
 from pipeline.common.files import SHORT_HASH, Paths, read_json
 from pipeline.common.machine import check_comparable
+from pipeline.params.resolved import ReportRows
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
 ORIGIN = ["extractor", "reference", "checkpoint"]  # the first digits of their hashes, behind COLUMNS
@@ -36,11 +37,12 @@ class Results(NamedTuple):
     provenance: dict[str, dict[str, Any]]
 
 
-def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> Results:
+def read_results(paths: Paths, rows: ReportRows) -> Results:
     """The results of the declared curves and image sets. Raises StudyError where they were not measured alike."""
-    rows, failures, machines, provenance = [], [], {}, {}
-    folders = {name: (paths.curve(name), row["model"]) for name, row in curves.items()}
-    for name, (folder, model) in (folders | {name: (paths.set(name), "") for name in sets}).items():
+    lines, failures, machines, provenance = [], [], {}, {}
+    folders = {name: (paths.curve(name), entry.row.model) for name, entry in rows.curves.items()}
+    folders |= {name: (paths.set(name), "") for name in rows.sets}
+    for name, (folder, model) in folders.items():
         content = read_json(folder / "results.json")
         if not isinstance(content, dict) or not {"machine", "provenance", "cells"} <= content.keys():
             raise StudyError(f"{folder / 'results.json'}: made by another version of the code; run `dvc repro`")
@@ -52,10 +54,10 @@ def read_results(paths: Paths, curves: dict[str, Any], sets: dict[str, Any]) -> 
             row["checkpoint"] = cell["checkpoint"][:SHORT_HASH]
             if reason := cell.get("failed", ""):
                 failures.append(Failure(name, cell["nfe"], (cell["train_seed"], cell["sample_seed"]), reason))
-                rows.append(row | {"metric": FAILED, "value": 1, "se": math.nan})
-            rows += [row | metric for metric in cell["metrics"]]
+                lines.append(row | {"metric": FAILED, "value": 1, "se": math.nan})
+            lines += [row | metric for metric in cell["metrics"]]
     check_comparable(provenance)
-    return Results(pd.DataFrame(rows, columns=COLUMNS + ORIGIN), failures, machines, provenance)
+    return Results(pd.DataFrame(lines, columns=COLUMNS + ORIGIN), failures, machines, provenance)
 
 
 def of_curve(results: pd.DataFrame, curve: str) -> pd.DataFrame:

@@ -9,13 +9,13 @@ import pandas as pd
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
-from pipeline.evaluation.seconds import sampler_hash
 from pipeline.metrics.extractors.extractor import COORDINATES, headline, label
-from pipeline.params.resolved import ReportRows, flat_report
+from pipeline.params.resolved import ReportRows
 from pipeline.report.page import marked
 from pipeline.report.results import FAILED, at_budget, failed_at, read_losses, read_results, read_timings
 from pipeline.report.statistics import Floor, Interval, difference, estimate, floor_of, is_tie, summarise
 from pipeline.report.text import plain, stated, stated_difference
+from pipeline.training.row import Model
 
 METRICS = (
     "w2",
@@ -33,7 +33,7 @@ METRICS = (
 )
 
 
-APART = ("nfe", "seeds", "method", "base", "differences", "axis", "explicit")  # of a curve, beside how it is sampled
+APART = ("nfe", "seeds", "method")  # keys of a curve that do not say how it is sampled
 SMALL_BUDGET = 7  # a budget near it stands for few evaluations
 ROTATIONS = "rotation classifier"  # its classes are no kinds of images, so a score of their variety means nothing
 
@@ -43,12 +43,9 @@ class Report:
 
     def __init__(self, paths: Paths, figures: Path) -> None:
         self.paths, self.figures = paths, figures
-        rows = flat_report(ReportRows(**read_json(paths.rows / "report.json")))
-        self.title, self.models, self.curves, self.sets = (rows[k] for k in ("title", "models", "curves", "sets"))
-        self.study, self.samples, self.warnings = rows["study"]["name"], rows["samples"], rows["warnings"]
-        # What only studies with published values have: these, the data as named, and the preset.
-        self.published, self.named_data, self.preset = rows.get("published", []), rows.get("data"), rows.get("preset")
-        self.results, self.failures, self.machines, self.provenance = read_results(paths, self.curves, self.sets)
+        self.rows = rows = ReportRows(**read_json(paths.rows / "report.json"))
+        self.models, self.curves, self.sets = rows.models, rows.curves, rows.sets
+        self.results, self.failures, self.machines, self.provenance = read_results(paths, rows)
         self.measured = next(iter(self.provenance.values()))
         self.data = read_json(paths.metrics("prepare", "data"))
         self.extractor = read_json(paths.metrics("features", "extractor"))
@@ -65,9 +62,10 @@ class Report:
         self.learning = read_json(paths.metrics("losses", "models"))
         self.proposal = read_json(paths.metrics("propose", "noise"))
         self._check_origins()
-        self.methods = [name for name, row in self.curves.items() if row["method"]] or list(self.curves)[:1]
+        self.methods = [name for name, entry in self.curves.items() if entry.row.method] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
         self.score = self.metric(self.headline)
+        self._hashes: dict[str, str] = {}
         self.links: dict[str, int] = {}  # the keys of the cells that numbers link to, in their order
         self._rows = {name: own for name, own in self.results.groupby("curve", sort=False)}
         self._failed: dict[tuple[str, int], bool] = {}
@@ -96,7 +94,7 @@ class Report:
         """Seconds per image of the curves as they stand; what was measured of other weights or samplers is left out."""
         found = read_timings(self.paths)
         checkpoints = self.results.drop_duplicates("curve").set_index("curve").checkpoint
-        current = {n: (checkpoints.get(n), sampler_hash(row)) for n, row in self.curves.items()}
+        current = {name: (checkpoints.get(name), self.sampler(name)) for name in self.curves}
         own = [current.get(row.curve) == (row.checkpoint, row.sampler) for row in found.itertuples()]
         return found[pd.Series(own, index=found.index, dtype=bool)]
 
@@ -104,8 +102,9 @@ class Report:
     def distinct(self) -> list[str]:
         """The curves, without those that repeat points of an earlier one for other seeds."""
         found: dict[str, tuple[Any, set[int]]] = {}
-        for name, row in self.curves.items():
-            own, budgets = (row["model"], sampler_hash(row)), {b for b in row["nfe"] if self.having([name], b)}
+        for name, entry in self.curves.items():
+            own = entry.row.model, self.sampler(name)
+            budgets = {budget for budget in entry.row.nfe if self.having([name], budget)}
             if not any(own == other and budgets <= measured for other, measured in found.values()):
                 found[name] = own, budgets
         return list(found)
@@ -115,7 +114,7 @@ class Report:
         """The distinct curves of each model that is sampled in two ways or more."""
         found: dict[str, list[str]] = {}
         for name in self.distinct:
-            found.setdefault(self.curves[name]["model"], []).append(name)
+            found.setdefault(self.curves[name].row.model, []).append(name)
         return {model: names for model, names in found.items() if len(names) > 1}
 
     def metric(self, name: str) -> str:
@@ -130,7 +129,7 @@ class Report:
         return [metric for metric in meant if (self.results.metric == metric).any()]
 
     def floor(self, metric: str) -> Floor | None:
-        return floor_of(metric, self.reference, self.samples)
+        return floor_of(metric, self.reference, self.rows.samples)
 
     @cached_property
     def score_floor(self) -> Floor:
@@ -145,25 +144,37 @@ class Report:
         return self._rows.get(curve, self.results.iloc[:0])
 
     def label(self, name: str) -> str:
-        return (self.curves | self.sets)[name]["method"] or name
+        """What figures and tables call a curve or an image set: its method if it has one, else its name."""
+        own = self.curves[name].row.method if name in self.curves else self.sets[name].method
+        return own or name
+
+    def model(self, curve: str) -> Model:
+        """The row of the model that a curve samples."""
+        return self.models[self.curves[curve].row.model].row
+
+    def sampler(self, curve: str) -> str:
+        """A hash of how a curve is sampled from its model, its budgets left out."""
+        if curve not in self._hashes:
+            self._hashes[curve] = self.curves[curve].row.sampler_hash
+        return self._hashes[curve]
 
     def budgets(self, curves: list[str]) -> list[int]:
         """The budgets that any of these curves asks for."""
-        return sorted({budget for name in curves for budget in self.curves[name]["nfe"]})
+        return sorted({budget for name in curves for budget in self.curves[name].row.nfe})
 
     def common_budgets(self, curves: list[str]) -> list[int]:
         """The budgets that all of these curves ask for, whether or not they have a result there."""
-        return sorted(set.intersection(*(set(self.curves[name]["nfe"]) for name in curves)))
+        return sorted(set.intersection(*(set(self.curves[name].row.nfe) for name in curves)))
 
     def having(self, curves: list[str], budget: int) -> list[str]:
         """Those of the curves that have a result at a budget: it is theirs, and a point within it did not fail."""
-        return [n for n in curves if budget in self.curves[n]["nfe"] and not self.cells(n, budget).empty]
+        return [n for n in curves if budget in self.curves[n].row.nfe and not self.cells(n, budget).empty]
 
     def missing(self, curve: str, budget: int) -> str:
         """What stands where a curve has no result at a budget: "failed", or nothing where there is no point."""
         key = curve, budget
         if key not in self._failed:
-            self._failed[key] = budget in self.curves[curve]["nfe"] and failed_at(self._of(curve), curve, budget)
+            self._failed[key] = budget in self.curves[curve].row.nfe and failed_at(self._of(curve), curve, budget)
         return FAILED if self._failed[key] else ""
 
     def with_points(self, names: list[str]) -> list[str]:
@@ -205,7 +216,7 @@ class Report:
         """`compared`; if either curve has no result at the budget, whether it failed."""
         if len(self.having([curve, base], budget)) == 2:
             return self.compared(curve, base, budget)
-        base_failed = budget in self.curves[curve]["nfe"] and self.missing(base, budget)
+        base_failed = budget in self.curves[curve].row.nfe and self.missing(base, budget)
         return self.missing(curve, budget) or (f"base {FAILED}" if base_failed else "")
 
     def stated_point(self, curve: str, nfe: int, metric: str | None = None) -> str:
@@ -216,7 +227,7 @@ class Report:
         """What is to be said of a difference between two models of one training each: its interval knows nothing of
         retraining, so that it tells these two networks apart and not what made them."""
         trained = [set(self.cells(name, budget).index.get_level_values(0)) for name in (curve, base)]
-        another = self.curves[curve]["model"] != self.curves[base]["model"]
+        another = self.curves[curve].row.model != self.curves[base].row.model
         return " (one training each)" if another and len(set.intersection(*trained)) < 2 else ""
 
     def nfe(self, curve: str, budget: int) -> int:
@@ -253,14 +264,14 @@ class Report:
     def ablations(self) -> dict[str, list[str]]:
         """The curves of each axis in which rows differ from their base, by title, methods left out."""
         found: dict[str, list[str]] = {}
-        for name, row in self.curves.items():
-            if row["axis"] and name not in self.methods:
-                found.setdefault(row["axis"], []).append(name)
+        for name, entry in self.curves.items():
+            if entry.axis and name not in self.methods:
+                found.setdefault(entry.axis, []).append(name)
         return found
 
     def choice(self, name: str) -> str:
         """What a row changes, as it stands in params.yaml: "rho 3", "P_mean -1 + P_std 1"."""
-        return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name]["differences"].items()) or name
+        return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name].differences.items()) or name
 
 
 def low_and_high(budgets: list[int]) -> list[int]:

@@ -46,7 +46,7 @@ def summary(report: Report) -> dict[str, Any]:
 def curves(report: Report) -> list[dict[str, object]]:
     """The points of every curve, figure by figure; an axis' figure begins with the bases of its rows."""
     figures = {METHODS: report.methods} | {
-        title: [*dict.fromkeys([*(report.curves[name]["base"] for name in names), *names])]
+        title: [*dict.fromkeys([*(report.curves[name].base for name in names), *names])]
         for title, names in report.ablations.items()
     }
     return [

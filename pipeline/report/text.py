@@ -26,7 +26,7 @@ def plain(value: Any) -> str:
     """A value of a row."""
     if value is None:
         return "none"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(plain(v) for v in value) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 

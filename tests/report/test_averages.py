@@ -15,9 +15,7 @@ from pipeline.report.sections import averages
 from pipeline.report.sections.averages import families, finding, relative_length
 from pipeline.report.study import Report
 from pipeline.training.row import Model
-from tests.report.test_factorial import score
-from tests.report.test_failures import fail, markdown, row
-from tests.report.test_report import HOSTILE, made_up_study
+from tests.report.studies import HOSTILE, fail, made_up_study, markdown, row, score
 
 TRACKED: dict[str, Any] = {
     "images": 25_600,

@@ -18,7 +18,7 @@ from pipeline.report.build import build
 from pipeline.report.sections import classes
 from pipeline.report.study import Report
 from pipeline.sampling.guidance import sample_labels
-from tests.report.test_report import HOSTILE, PROVENANCE, made_up_study
+from tests.report.studies import HOSTILE, PROVENANCE, made_up_study
 
 COUNTS = {HOSTILE: 120, "two": 90, "three": 90}
 CENTRES = torch.tensor([[4.0, 0, 0], [0, 4.0, 0], [0, 0, 4.0]])

@@ -10,7 +10,7 @@ from pipeline.common.files import Paths, write_json
 from pipeline.report.build import build
 from pipeline.report.figures.lines import Line, many_lines_figure
 from pipeline.report.statistics import Floor
-from tests.report.test_report import CURVES, SOLVERS, made_up_study
+from tests.report.studies import CURVES, SOLVERS, made_up_study
 
 
 def section(paths: Paths) -> str:

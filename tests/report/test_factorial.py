@@ -1,6 +1,5 @@
 """Grids of models over two choices: the analysis of variance, how grids are found, what the report shows of them."""
 
-import json
 import math
 from itertools import product
 from pathlib import Path
@@ -10,15 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.common.files import Paths, write_json
+from pipeline.common.files import Paths
 from pipeline.report import study
 from pipeline.report.build import build
 from pipeline.report.findings import findings
 from pipeline.report.sections import factorial
 from pipeline.report.sections.factorial import Analysis, analysed, grids, largest_grid, two_way
 from pipeline.report.study import Report, low_and_high
-from tests.report.test_failures import fail, markdown, row
-from tests.report.test_report import CURVES, made_up_study
+from tests.report.studies import CURVES, fail, made_up_study, markdown, row, score
 
 WEIGHTINGS, MEANS = ("unit", "snr", "min_snr"), (-1.2, -0.8, -0.4, 0.0)
 ROWS, COLUMNS = np.array([-0.3, 0.0, 0.3]), np.array([-0.9, -0.3, 0.3, 0.9])
@@ -31,18 +29,6 @@ def models(weightings: tuple[str, ...] = WEIGHTINGS, means: tuple[float, ...] = 
 
 def curves(names: Any, prefix: str = "", **keys: Any) -> dict[str, dict]:
     return {f"{prefix}{name}": {"model": name} | keys for name in names}
-
-
-def score(paths: Paths, values: dict[str, Any]) -> None:
-    """Give curves scores: name -> {nfe: by training seed}."""
-    for name, by_nfe in values.items():
-        file = paths.curve(name) / "results.json"
-        results = json.loads(file.read_text())
-        for cell in results["cells"]:
-            for metric in cell["metrics"]:
-                if metric["metric"] == "fd_corrected" and cell["nfe"] in by_nfe:
-                    metric["value"] = float(by_nfe[cell["nfe"]][cell["train_seed"]])
-        write_json(file, results)
 
 
 def grid_study(folder: Path, noise: float = 0.03, interaction: float = 0.0, seeds: int = 3) -> Paths:

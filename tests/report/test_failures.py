@@ -6,53 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import load_file, save
 
-from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.common.files import write_json
 from pipeline.report.build import build
 from pipeline.report.results import COLUMNS, at_budget, cells, failed_at
 from pipeline.report.statistics import summarise
 from pipeline.report.study import METRICS, Report
-from tests.report.test_report import CURVES, _Page, made_up_study
-
-REASON = "step 3, sigma 0.53: the denoiser's answer is not finite"
-
-
-def fail(paths: Paths, curve: str, nfes: tuple[int, ...] = (3, 7), seeds: tuple[int, ...] = (0, 1, 2)) -> None:
-    """Make cells of a curve failed ones, as a sweep leaves them."""
-    folder = paths.curve(curve)
-    results, images = json.loads((folder / "results.json").read_text()), load_file(folder / "images.safetensors")
-    for cell in results["cells"]:
-        if cell["nfe"] in nfes and cell["train_seed"] in seeds:
-            cell |= {"failed": REASON, "metrics": []}
-            del images[f"{cell['steps']}/{cell['train_seed']}/{cell['sample_seed']}"]
-    write_json(folder / "results.json", results)
-    write_bytes(folder / "images.safetensors", save(images))
-
-
-def change(paths: Paths, curve: str, scores: dict[int, list[float]] | None = None, costs: dict | None = None) -> None:
-    """Give a curve other scores, by NFE and seed, and then other NFEs: {nfe: another, for every seed or by seed}."""
-    file = paths.curve(curve) / "results.json"
-    results = json.loads(file.read_text())
-    for cell in results["cells"]:
-        for metric in cell["metrics"]:
-            if metric["metric"] == "fd_corrected" and scores:
-                metric["value"] = scores[cell["nfe"]][cell["train_seed"]]
-        if costs:
-            cost = costs[cell["nfe"]]
-            cell["nfe"] = cost[cell["train_seed"]] if isinstance(cost, list) else cost
-    write_json(file, results)
-
-
-def markdown(paths: Paths) -> str:
-    return (paths.reports / "report.md").read_text().replace("\\", "")
-
-
-def row(text: str, name: str, heading: str) -> list[str]:
-    """The cells of a table's line that holds a name, below a heading."""
-    part = text.split(heading, 1)[1]
-    line = next(line for line in part.splitlines() if line.startswith("|") and name in line)
-    return [cell.strip() for cell in line.strip("|").split("|")]
+from tests.report.studies import CURVES, REASON, _Page, change, fail, made_up_study, markdown, row
 
 
 def table_of(lines: list[tuple[int, int, int, str]]) -> pd.DataFrame:

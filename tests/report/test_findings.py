@@ -9,8 +9,7 @@ from pipeline.report.findings import FIRST, findings, tied_from
 from pipeline.report.page import unmarked
 from pipeline.report.sections import cost, design
 from pipeline.report.study import Report
-from tests.report.test_failures import change, fail
-from tests.report.test_report import made_up_study, write_cells
+from tests.report.studies import change, fail, made_up_study, write_cells
 
 METHODS: dict[str, dict] = {
     "edm": {"model": "edm", "method": "EDM"},
@@ -120,8 +119,8 @@ def test_a_training_choice_of_one_training_is_said_to_be_one(tmp_path: Path, mon
     for name in curves:
         write_cells(paths.curve(name), [[0, 0], [0, 1]], [(2, 3), (4, 7)], {})
     rows = read_json(paths.row("", "report"))
-    for row in rows["curves"].values():
-        row["seeds"] = [[0, 0], [0, 1]]
+    for entry in rows["curves"].values():
+        entry["row"]["seeds"] = [[0, 0], [0, 1]]
     write_json(paths.row("", "report"), rows)
     for name, score in (("edm", 2.0), ("weighted", 1.0), ("rho_3", 1.0)):
         change(paths, name, {3: [score], 7: [score]})

@@ -17,9 +17,7 @@ from pipeline.report.sections import guidance
 from pipeline.report.sections.guidance import Family, families, finding
 from pipeline.report.statistics import Floor, Interval
 from pipeline.report.study import Report
-from tests.report.test_factorial import score
-from tests.report.test_failures import fail, markdown, row
-from tests.report.test_report import HOSTILE, made_up_study
+from tests.report.studies import HOSTILE, fail, made_up_study, markdown, row, score
 
 MODELS: dict[str, dict[str, Any]] = {
     "edm": {"classifier_images": 1000},

@@ -19,7 +19,7 @@ from pipeline.report.results import LOSS_COLUMNS, read_losses
 from pipeline.report.sections import learning
 from pipeline.report.study import Report
 from pipeline.report.text import number
-from tests.report.test_report import PROPOSAL, made_up_study
+from tests.report.studies import PROPOSAL, made_up_study
 
 EDM = {"edm": {"model": "edm"}}
 MANY: dict[str, dict] = {

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.evaluation.sweep import Cell
+from pipeline.evaluation.cell import Cell
 from pipeline.report.lines import few, lines
 
 REFERENCE = {

@@ -10,8 +10,7 @@ from pipeline.common.files import Paths, write_json
 from pipeline.report.build import build
 from pipeline.report.sections import networks
 from pipeline.report.study import Report
-from tests.report.test_failures import markdown
-from tests.report.test_report import HOSTILE, made_up_study
+from tests.report.studies import HOSTILE, made_up_study, markdown
 
 MODELS: dict[str, dict[str, Any]] = {
     "edm": {},

@@ -20,7 +20,7 @@ from pipeline.report.charts import Axis, Look, chart, floor, point
 from pipeline.report.page import data, library, marked, to_html, unmarked
 from pipeline.report.statistics import Floor
 from pipeline.report.study import METRICS
-from tests.report.test_report import CURVES, HOSTILE, made_up_study
+from tests.report.studies import CURVES, HOSTILE, made_up_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="neither chromium nor google-chrome is installed")

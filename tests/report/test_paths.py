@@ -7,8 +7,7 @@ import pytest
 from pipeline.report.build import build
 from pipeline.report.sections.paths import paths as found_paths
 from pipeline.report.study import Report
-from tests.report.test_failures import change, fail, markdown, row
-from tests.report.test_report import CURVES, made_up_study
+from tests.report.studies import CURVES, change, fail, made_up_study, markdown, row
 
 MODELS = {
     "a": {"parametrization": "vp", "noise": "vp_uniform"},

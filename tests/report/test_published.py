@@ -12,7 +12,7 @@ from pipeline.data.row import Data
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
 from pipeline.report.build import build
-from tests.report.test_report import EXTRACTOR, HOSTILE, _Page, made_up_study, written
+from tests.report.studies import EXTRACTOR, HOSTILE, _Page, made_up_study, written
 
 CURVES: dict[str, dict[str, Any]] = {"edm": {"model": "edm"}, "rho_3": {"model": "edm", "rho": 3}}
 VALUES = [

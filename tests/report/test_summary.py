@@ -10,7 +10,7 @@ from pipeline.report.build import build
 from pipeline.report.results import FAILED
 from pipeline.report.study import Report
 from pipeline.report.summary import CURVE_COLUMNS, summary
-from tests.report.test_report import CURVES, MODELS, made_up_study
+from tests.report.studies import CURVES, MODELS, made_up_study
 
 
 def flat(value: object) -> list[object]:

@@ -9,7 +9,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE
 from pipeline.report.sections import trajectories
 from pipeline.report.study import Report
-from tests.report.test_report import made_up_study
+from tests.report.studies import made_up_study
 
 CURVES = {
     "edm": {"model": "edm", "method": "EDM"},

@@ -1,18 +1,17 @@
 """The report's section on averages of the weights: the score against their length."""
 
-import json
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.diffusion.averages import HalfLife, Power, Profile, profiles, response, synthesis_of
+from pipeline.evaluation.curve import Curve
 from pipeline.report.figures.scores import scale_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.statistics import difference
 from pipeline.report.study import APART, Report, low_and_high
 from pipeline.report.text import number, percent, plain, told
-from pipeline.training.row import Model
 
 KEYS = ("ema_halflife_images", "ema_sigma_rel")
 OWN = (*KEYS, *APART)  # not shared by a family
@@ -38,10 +37,10 @@ def families(report: Report) -> dict[str, list[Member]]:
 
     Of curves that do not even differ in that, the first counts.
     """
-    found: dict[tuple[str, str], list[str]] = {}
-    for name, row in report.curves.items():
-        rest = json.dumps({key: value for key, value in row.items() if key not in OWN}, sort_keys=True)
-        found.setdefault((row["model"], rest), []).append(name)
+    found: dict[tuple[str, tuple[Any, ...]], list[str]] = {}
+    for name, entry in report.curves.items():
+        rest = tuple(getattr(entry.row, key) for key in Curve.model_fields if key not in OWN)
+        found.setdefault((entry.row.model, rest), []).append(name)
     lines: dict[str, list[Member]] = {}
     for (model, _), names in found.items():
         if len(names) < LEAST_LENGTHS:
@@ -103,20 +102,14 @@ def finding(report: Report, label: str, members: list[Member]) -> str:
     )
 
 
-def model_of(report: Report, name: str) -> Model:
-    """A model's row."""
-    return Model(**{key: value for key, value in report.models[name].items() if key in Model.model_fields})
-
-
 def _member(report: Report, name: str) -> Member:
-    row = report.curves[name]
-    model = model_of(report, row["model"])
+    row, model = report.curves[name].row, report.model(name)
     main, *others = profiles(model)
     profile: Profile = main
-    if row["ema_halflife_images"]:
-        profile = HalfLife(row["ema_halflife_images"], model.ema_ramp_up)
-    elif row["ema_sigma_rel"]:
-        profile = Power(row["ema_sigma_rel"])
+    if row.ema_halflife_images:
+        profile = HalfLife(row.ema_halflife_images, model.ema_ramp_up)
+    elif row.ema_sigma_rel:
+        profile = Power(row.ema_sigma_rel)
     error = None if profile in (main, *others) else synthesis_of(model, profile).error
     return Member(name, profile, relative_length(profile, model.steps, model.batch), error, profile == main)
 

@@ -9,8 +9,8 @@ from pipeline.report.text import number
 def spreads(report: Report) -> Markdown:
     """What retraining and what resampling add, of curves that have every training seed with every sampling seed."""
     lines = []
-    for name, row in report.curves.items():
-        for budget in sorted(b for b in row["nfe"] if report.having([name], b)):
+    for name, entry in report.curves.items():
+        for budget in sorted(b for b in entry.row.nfe if report.having([name], b)):
             if found := spread(report.cells(name, budget)):
                 mean, *others = map(number, found)
                 lines.append([code(name), budget, report.linked(mean, name, report.nfe(name, budget)), *others])

@@ -16,14 +16,15 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json
 from pipeline.common.randomness import generator
 from pipeline.common.threads import side_by_side
-from pipeline.metrics.frechet import Estimate, kernel_distance
+from pipeline.metrics.estimate import Estimate
+from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.reference import load_reference
 from pipeline.report.figures.drawing import MARKERS, PALETTE, legend_beside, literal, new_figure, save
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.statistics import CONFIDENCE
 from pipeline.report.study import Report
 from pipeline.report.text import number, percent
-from pipeline.sampling.guidance import GUIDES, sample_labels
+from pipeline.sampling.guidance import sample_labels
 
 LEAST = 20  # images of a class on either side, below which no distance is stated
 MOST = 500  # of a class on either side, the first ones, in a distance
@@ -108,9 +109,9 @@ def regions(features: Tensor, centroids: Tensor) -> Tensor:
 
 def _told(report: Report, name: str) -> bool:
     """Whether the samples of a curve are told classes."""
-    row = report.curves[name]
-    by_classifier = row["guide"] == "classifier" and row["guidance"] != GUIDES["classifier"].idle
-    return row["labels"] == "data" and (report.models[row["model"]]["labels"] == "classes" or by_classifier)
+    row = report.curves[name].row
+    by_classifier = row.guide == "classifier" and not row.build_guidance().idle
+    return row.labels == "data" and (report.model(name).labels == "classes" or by_classifier)
 
 
 def view(report: Report, real: Real, name: str) -> View | None:

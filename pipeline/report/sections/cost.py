@@ -11,7 +11,7 @@ def costs(report: Report) -> Markdown:
     seconds = {(row.curve, row.nfe): f"{row.seconds_per_image:.3g}" for row in report.timings.itertuples()}
     thing, lines = report.thing, []
     for name in report.with_points(report.distinct):
-        model = report.curves[name]["model"]
+        model = report.curves[name].row.model
         mean, nfe = report.best_point(name)
         parameters, flops = (report.training[model][key] for key in ("parameters", "flops"))
         own: list[object] = [code(name), number(mean), nfe, code(model), f"{parameters:,}", mega(flops)]

@@ -13,7 +13,7 @@ def effects(report: Report) -> Markdown:
     lines = []
     for title, names in report.ablations.items():
         for name in names:
-            base = report.curves[name]["base"]
+            base = report.curves[name].base
             shared = report.common_budgets([name, base]) or report.budgets([name])
             low, high = low_and_high(shared)[0], shared[-1]
             few = [low if low < high else shared[0]] if len(shared) > 1 else []
@@ -36,7 +36,7 @@ def _effect(report: Report, name: str, base: str, budget: int) -> str:
 
 def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
     """One axis: its figure, and a table of each row's difference from its base by budget."""
-    bases = list(dict.fromkeys(report.curves[name]["base"] for name in names))
+    bases = list(dict.fromkeys(report.curves[name].base for name in names))
     labels = {name: f"{name} (base)" for name in bases} | {n: f"{n}: {report.choice(n)}" for n in names}
     file = ablation_file(title)
     points = {labels[name]: report.points(name) for name in report.with_points(list(labels))}
@@ -46,7 +46,7 @@ def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
     budgets = report.budgets(names)
     lines = []
     for name in names:
-        base = report.curves[name]["base"]
+        base = report.curves[name].base
         texts = [report.difference_at(name, base, b) for b in budgets]
         lines.append([code(name), report.choice(name), code(base), *texts])
     header = ["curve", "differs in", "base", *(f"budget {b}" for b in budgets)]
@@ -63,4 +63,4 @@ def _slug(title: str) -> str:
 
 def _drawn(report: Report, names: list[str]) -> bool:
     """Whether an axis has a figure: any of its rows or of their bases has a point."""
-    return bool(report.with_points([*names, *(report.curves[name]["base"] for name in names)]))
+    return bool(report.with_points([*names, *(report.curves[name].base for name in names)]))

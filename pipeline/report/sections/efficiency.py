@@ -76,7 +76,7 @@ def _clock(report: Report, seconds: dict[tuple[str, int], float]) -> str:
     """How far seconds lie apart where networks and evaluations are the same, so that they should be nearly equal."""
     alike: dict[tuple[str, int], list[float]] = {}
     for (curve, nfe), value in seconds.items():
-        alike.setdefault((report.curves[curve]["model"], nfe), []).append(value)
+        alike.setdefault((report.curves[curve].row.model, nfe), []).append(value)
     ratio = max((max(values) / min(values) for values in alike.values()), default=1.0)
     return (
         f"A clock measured these, in turns, the least of several times. Samplers of one network with one NFE lie up to "

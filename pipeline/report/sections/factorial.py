@@ -1,6 +1,5 @@
 """Two choices of training at once: the grids that models fill over them, and a two-way analysis of their scores."""
 
-import json
 import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtrc, stdtrit
 
-from pipeline.evaluation.seconds import sampler_hash
 from pipeline.report.figures.pictures import HeatMap, heat_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.statistics import CONFIDENCE
@@ -22,6 +20,7 @@ from pipeline.training.row import Model
 LEAST_LEVELS = 3  # of each choice
 INTERACTION = "interaction"
 
+Level = tuple[Any, ...]  # what a model sets the keys of a choice to
 One = TypeVar("One", bound=Hashable)
 Two = TypeVar("Two", bound=Hashable)
 
@@ -146,7 +145,7 @@ def grids(report: Report) -> list[Grid]:
     samplings, found = _samplings(report), []
     for titles in combinations(keys, 2):
         two = [key for title in titles for key in keys[title]]
-        alike: dict[str, list[str]] = {}
+        alike: dict[Level, list[str]] = {}
         for model in report.models:
             others = [key for key in Model.model_fields if key not in two]
             alike.setdefault(_settings(report, model, others), []).append(model)
@@ -159,23 +158,23 @@ def grids(report: Report) -> list[Grid]:
 
 def _samplings(report: Report) -> list[dict[str, str]]:
     """For each sampler and its seeds the curves by model, of each model the one with the most budgets."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for name, row in report.curves.items():
-        own = found.setdefault((sampler_hash(row), str(row["seeds"])), {})
-        if len(row["nfe"]) > len(report.curves[own.setdefault(row["model"], name)]["nfe"]):
-            own[row["model"]] = name
+    found: dict[tuple[str, tuple[tuple[int, int], ...]], dict[str, str]] = {}
+    for name, entry in report.curves.items():
+        own = found.setdefault((report.sampler(name), entry.row.seeds), {})
+        if len(entry.row.nfe) > len(report.curves[own.setdefault(entry.row.model, name)].row.nfe):
+            own[entry.row.model] = name
     return list(found.values())
 
 
-def _settings(report: Report, model: str, keys: list[str]) -> str:
+def _settings(report: Report, model: str, keys: list[str]) -> Level:
     """What a model sets these keys to, so that it can be compared."""
-    return json.dumps([report.models[model][key] for key in keys])
+    return tuple(getattr(report.models[model].row, key) for key in keys)
 
 
 def _grid(report: Report, titles: tuple[str, str], keys: dict[str, list[str]], curves: dict[str, str]) -> Grid | None:
     """The largest grid over two choices of curves by model, where it has a budget in common."""
     one, two = (keys[title] for title in titles)
-    models: dict[tuple[str, str], str] = {}
+    models: dict[tuple[Level, Level], str] = {}
     for model in curves:
         models.setdefault((_settings(report, model, one), _settings(report, model, two)), model)
     rows, columns = largest_grid(models)
@@ -183,16 +182,15 @@ def _grid(report: Report, titles: tuple[str, str], keys: dict[str, list[str]], c
     budgets = report.common_budgets([name for line in names for name in line]) if names else []
     if not budgets:
         return None
-    trainings = {train_seed for train_seed, _ in report.curves[names[0][0]]["seeds"]}
+    trainings = {train_seed for train_seed, _ in report.curves[names[0][0]].row.seeds}
     block = "train_seed" if len(trainings) > 1 else "sample_seed"
     return Grid(titles, _called(one, rows), _called(two, columns), names, budgets, block)
 
 
-def _called(keys: list[str], levels: list[str]) -> list[str]:
+def _called(keys: list[str], levels: list[Level]) -> list[str]:
     """Levels by the keys in which they differ: "noise lognormal, P_mean -0.4"."""
-    values = [json.loads(level) for level in levels]
-    shown = [i for i in range(len(keys)) if any(value[i] != values[0][i] for value in values)]
-    return [", ".join(f"{keys[i]} {plain(value[i])}" for i in shown) for value in values]
+    shown = [i for i in range(len(keys)) if any(level[i] != levels[0][i] for level in levels)]
+    return [", ".join(f"{keys[i]} {plain(level[i])}" for i in shown) for level in levels]
 
 
 def analysed(report: Report, grid: Grid, budget: int) -> Analysis | str:
@@ -231,7 +229,7 @@ def _section(report: Report, grid: Grid, place: int) -> dict[str, Any]:
     budgets = low_and_high(grid.budgets)
     found = {budget: analysed(report, grid, budget) for budget in budgets}
     effects = {budget: own for budget, own in found.items() if isinstance(own, Analysis)}
-    trainings, samplings = (len(set(seeds)) for seeds in zip(*report.curves[grid.names[0]]["seeds"], strict=True))
+    trainings, samplings = (len(set(seeds)) for seeds in zip(*report.curves[grid.names[0]].row.seeds, strict=True))
     return {
         "title": " and ".join(grid.titles),
         "curve": code(grid.names[0]),

@@ -1,29 +1,30 @@
 """The report's section on guidance: the score against its scale, and precision against recall."""
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
 import seaborn as sns
 
 from pipeline.diffusion.averages import snapshot_steps
+from pipeline.evaluation.curve import Curve
 from pipeline.metrics.measurement import SHOWN_IMAGES
 from pipeline.report.figures.drawing import literal, new_figure, save
 from pipeline.report.figures.pictures import tile
 from pipeline.report.figures.scores import frontier_figure, scale_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.sections.averages import model_of
 from pipeline.report.sections.samples import shown_samples
 from pipeline.report.statistics import difference
 from pipeline.report.study import APART, Report, low_and_high
 from pipeline.report.text import listed, number, percent, plain, told
 from pipeline.sampling.guidance import GUIDES, sample_labels
-from pipeline.sampling.row import sampler_of
 
 KEYS = ("guide", "guide_images", "guidance_min", "guidance_max")  # of a guide, beside its scale
 OWN = ("guidance", *KEYS, *APART)  # not shared by a family
 LEAST_SCALES = 3  # the unguided curve's among them
 TRADED = ("precision", "recall")
+
+
+Rest = tuple[Any, ...]  # all of a curve but its guidance
 
 
 class Family(NamedTuple):
@@ -44,23 +45,23 @@ def families(report: Report) -> list[Family]:
 
     The curve without guidance belongs to the families of all guides. Of curves that differ in nothing the first counts.
     """
-    unguided: dict[str, str] = {}
-    found: dict[tuple[str, str], dict[float, str]] = {}
-    for name, row in report.curves.items():
+    unguided: dict[Rest, str] = {}
+    found: dict[tuple[Rest, tuple[Any, ...]], dict[float, str]] = {}
+    for name, entry in report.curves.items():
         rest = _rest(report, name)
-        if row["guidance"] == GUIDES[row["guide"]].idle:
+        if entry.row.guidance == GUIDES[entry.row.guide].idle:
             unguided.setdefault(rest, name)
         else:
-            guide = json.dumps([row[key] for key in KEYS])
-            found.setdefault((rest, guide), {}).setdefault(row["guidance"], name)
+            guide = tuple(getattr(entry.row, key) for key in KEYS)
+            found.setdefault((rest, guide), {}).setdefault(entry.row.guidance, name)
     result: list[Family] = []
     for (rest, _), guided in found.items():
         if rest in unguided and len(guided) + 1 >= LEAST_SCALES:
             first = next(iter(guided.values()))
-            row = report.curves[first]
-            idle = GUIDES[row["guide"]].idle
+            row = report.curves[first].row
+            idle = GUIDES[row.guide].idle
             curves = dict(sorted((guided | {idle: unguided[rest]}).items()))
-            family = Family(row["model"], _guide(report, row), curves, idle)
+            family = Family(row.model, _guide(report, first), curves, idle)
             again = family.label in [other.label for other in result]
             result.append(family._replace(guide=f"{family.guide}, sampled as {first}") if again else family)
     return result
@@ -132,7 +133,7 @@ def _told(report: Report, found: list[Family]) -> str:
     counts = report.data.get("class_counts")
     if not counts or report.of_points:
         return ""
-    seed = report.curves[found[0].curves[found[0].unguided]]["seeds"][0][1]
+    _, seed = report.curves[found[0].curves[found[0].unguided]].row.seeds[0]
     labels = sample_labels(seed, range(SHOWN_IMAGES), list(counts.values()))
     return ", ".join(report.data["classes"][k] for k in labels.tolist())
 
@@ -140,7 +141,7 @@ def _told(report: Report, found: list[Family]) -> str:
 def _classifiers(report: Report, found: list[Family]) -> list[str]:
     """How well the classifiers that guide tell noised data, by sigma."""
     names = [name for family in found for name in family.curves.values()]
-    guiding = [report.curves[name]["model"] for name in names if report.curves[name]["guide"] == "classifier"]
+    guiding = [report.curves[name].row.model for name in names if report.curves[name].row.guide == "classifier"]
     return [
         f"Of {report.things} that it learned from, with new noise, the classifier beside {model} tells the right class "
         f"of {shares}."
@@ -190,25 +191,24 @@ def _measured(report: Report) -> list[str]:
     return [metric for metric in TRADED if metric in report.metrics]
 
 
-def _rest(report: Report, name: str) -> str:
+def _rest(report: Report, name: str) -> Rest:
     """All of a curve but its guidance. A classifier guides what the model answers without a label."""
-    row = report.curves[name]
-    rest = {key: value for key, value in row.items() if key not in OWN}
-    if row["guide"] == "classifier" and report.models[row["model"]]["labels"] != "none":
-        rest["labels"] = "none"
-    return json.dumps(rest, sort_keys=True)
+    row = report.curves[name].row
+    if row.guide == "classifier" and report.model(name).labels != "none":
+        row = row.model_copy(update={"labels": "none"})
+    return tuple(getattr(row, key) for key in Curve.model_fields if key not in OWN)
 
 
-def _guide(report: Report, row: dict[str, Any]) -> str:
+def _guide(report: Report, name: str) -> str:
     """What a guide is called."""
-    parts = [row["guide"]]
-    if row["guide"] == "snapshot":
-        model = model_of(report, row["model"])
-        images = row["guide_images"] or snapshot_steps(model)[0] * model.batch
+    row, model = report.curves[name].row, report.model(name)
+    parts = [row.guide]
+    if row.guide == "snapshot":
+        images = row.guide_images or snapshot_steps(model)[0] * model.batch
         parts.append(f"after {images} {report.things}")
-    if row["guidance_min"] or row["guidance_max"]:
-        high = plain(row["guidance_max"]) if row["guidance_max"] else "infinity"
-        parts.append(f"from sigma {plain(row['guidance_min'])} to {high}")
+    if row.guidance_min or row.guidance_max:
+        high = plain(row.guidance_max) if row.guidance_max else "infinity"
+        parts.append(f"from sigma {plain(row.guidance_min)} to {high}")
     return " ".join(parts)
 
 
@@ -217,7 +217,7 @@ def _acts(report: Report, name: str, budget: int) -> bool:
 
     So may none in the first steps of an adaptive solver, which are all that is known of them.
     """
-    sampler = sampler_of(report.curves[name])
+    sampler = report.curves[name].row
     guidance, steps = sampler.build_guidance(), sampler.steps(budget)
     if guidance.idle or not guidance.limited or sampler.build_solver().adaptive:
         return not guidance.idle

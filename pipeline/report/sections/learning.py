@@ -9,13 +9,12 @@ import pandas as pd
 import torch
 from scipy.special import stdtrit
 
-from pipeline.evaluation.seconds import sampler_hash
 from pipeline.report.figures.lines import Line, densities_figure, noise_levels_figure
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.statistics import CONFIDENCE, difference, interval, is_tie
 from pipeline.report.study import Report
 from pipeline.report.text import listed, number, plain, stated, stated_difference
-from pipeline.training.noise import Distribution, Levels, distribution, keys_of
+from pipeline.training.noise import Levels, keys_of
 from pipeline.training.row import Model
 from pipeline.training.weighting import edm
 
@@ -78,11 +77,11 @@ def _panels(report: Report) -> dict[str, list[str]]:
     first, *_ = every = list(report.models)
     if len(every) <= PANEL_LINES:
         return {"": every}
-    methods = list(dict.fromkeys([first, *(report.curves[name]["model"] for name in report.methods)]))
+    methods = list(dict.fromkeys([first, *(report.curves[name].row.model for name in report.methods)]))
     groups = {"methods": methods}
     for name in every:
         if name not in methods:
-            groups.setdefault(report.models[name]["axis"] or "repeated", []).append(name)
+            groups.setdefault(report.models[name].axis or "repeated", []).append(name)
     found = {}
     for title, names in groups.items():
         parts = _split(report, names)
@@ -96,7 +95,7 @@ def _split(report: Report, names: list[str]) -> list[list[str]]:
     for count in range(1, len(names) + 1):
         size = -(-len(names) // count)
         chunks = [names[start : start + size] for start in range(0, len(names), size)]
-        parts = [list(dict.fromkeys(x for n in chunk for x in (report.models[n]["base"], n))) for chunk in chunks]
+        parts = [list(dict.fromkeys(x for n in chunk for x in (report.models[n].base, n))) for chunk in chunks]
         if size == 1 or max(map(len, parts)) <= PANEL_LINES:
             return parts
     return []
@@ -152,16 +151,12 @@ def _by_model(report: Report) -> Markdown:
     return table([*header, "straightness"], lines)
 
 
-def _distribution(row: dict[str, Any]) -> Distribution:
-    return distribution(row["noise"], row)
-
-
 def _spread_of_gradients(report: Report, name: str) -> str:
     """The largest gradient over the smallest within CENTRE of the model's own noise, straight lines between levels."""
     found = np.log(_gradients(report, name, "trained"))
     if not found.size:
         return NOT_FINITE
-    low, high = _distribution(report.models[name]).sigma(torch.tensor(CENTRE, dtype=torch.float64)).log().tolist()
+    low, high = report.models[name].row.distribution.sigma(torch.tensor(CENTRE, dtype=torch.float64)).log().tolist()
     levels = np.log(found.columns.to_numpy(float))
     inside = [low, *levels[(low < levels) & (levels < high)], high]
     spreads = [np.ptp(np.interp(inside, levels, gradients)) for gradients in found.to_numpy()]
@@ -181,12 +176,12 @@ def _with_sd(found: dict[str, Any]) -> str:
 def _pairs(report: Report) -> list[str]:
     """What other pairs of noise and image than independent ones do to the straightness of their base's flow."""
     found, sentences = _straightness(report), []
-    for name, row in report.models.items():
-        base = row["base"]
-        if "pairs" not in row["differences"] or None in (found[name]["mean"], found[base]["mean"]):
+    for name, entry in report.models.items():
+        base = entry.base
+        if "pairs" not in entry.differences or None in (found[name]["mean"], found[base]["mean"]):
             continue
         sentences.append(
-            f"The flow of {name} (pairs {plain(row['pairs'])}) is {_straighter(report, name, base)} that of its base "
+            f"The flow of {name} (pairs {entry.row.pairs}) is {_straighter(report, name, base)} that of its base "
             f"{base}: {_with_sd(found[name])} against {_with_sd(found[base])}."
         )
     return sentences
@@ -197,7 +192,7 @@ def _straighter(report: Report, name: str, base: str) -> str:
     word = "straighter than" if own["mean"] < other["mean"] else "less straight than"
     if None in (own["sd"], other["sd"]):
         return f"{word} (one training, so by more than chance or not)"
-    counts = [len(report.models[n]["train_seeds"]) for n in (name, base)]
+    counts = [len(report.models[n].row.train_seeds) for n in (name, base)]
     error = math.hypot(own["sd"] / math.sqrt(counts[0]), other["sd"] / math.sqrt(counts[1]))
     half = float(stdtrit(max(min(counts) - 1, 1), (1 + CONFIDENCE) / 2)) * error
     return word if abs(own["mean"] - other["mean"]) > half else "not told apart in straightness from"
@@ -207,21 +202,21 @@ def _densities(report: Report) -> str:
     """Draw the density over ln sigma of every distinct noise distribution that models are trained with."""
     u = torch.special.ndtr(torch.linspace(-TAIL, TAIL, 301, dtype=torch.float64))
     drawn: dict[bytes, tuple[str, Line]] = {}
-    for row in report.models.values():
-        noise = _distribution(row)
+    for entry in report.models.values():
+        noise = entry.row.distribution
         sigma, density = noise.sigma(u), noise.density(u)
         points = [(s, d, 0.0) for s, d in zip(sigma.tolist(), density.tolist(), strict=True) if math.isfinite(d)]
         line = Line(points, len(drawn), isinstance(noise, Levels))
-        drawn.setdefault(sigma.numpy().tobytes(), (_called(row), line))
+        drawn.setdefault(sigma.numpy().tobytes(), (_called(entry.row), line))
     path = report.figures / "noise_distributions.png"
     densities_figure(path, dict(drawn.values()))
     return path.name
 
 
-def _called(row: dict[str, Any]) -> str:
+def _called(row: Model) -> str:
     """A noise distribution by its name and those of its keys that are not the defaults."""
-    keys = [key for key in keys_of(row["noise"]) if row[key] != Model.model_fields[key].default]
-    return ", ".join([row["noise"], *(f"{key} {plain(row[key])}" for key in keys)])
+    keys = [key for key in keys_of(row.noise) if getattr(row, key) != Model.model_fields[key].default]
+    return ", ".join([row.noise, *(f"{key} {plain(getattr(row, key))}" for key in keys)])
 
 
 def _bounds(report: Report) -> Markdown:
@@ -251,11 +246,11 @@ def _proposal(report: Report) -> list[Markdown | str]:
 def _tried(report: Report) -> list[str]:
     """The score of rows that are nearly as proposed, against their base's by the same sampler."""
     sentences = []
-    for name, row in report.models.items():
-        near = all(abs(row[key] - report.proposal[key]) <= NEAR for key in PROPOSED)
-        alone = row["differences"] and set(row["differences"]) <= set(PROPOSED)
-        if near and alone and row["base"] == report.proposal["model"]:
-            pairs = _same_sampler(report, name, row["base"])
+    for name, entry in report.models.items():
+        near = all(abs(getattr(entry.row, key) - report.proposal[key]) <= NEAR for key in PROPOSED)
+        alone = entry.differences and set(entry.differences) <= set(PROPOSED)
+        if near and alone and entry.base == report.proposal["model"]:
+            pairs = _same_sampler(report, name, entry.base)
             sentences += [f"{name} has nearly this: {_compared(report, *pair)}." for pair in pairs[:1]]
     return sentences
 
@@ -263,10 +258,10 @@ def _tried(report: Report) -> list[str]:
 def _same_sampler(report: Report, model: str, base: str) -> list[tuple[str, str, int]]:
     """The curves of two models by the same sampler, at the largest budget at which both have a result."""
     found = []
-    for own in [n for n, row in report.curves.items() if row["model"] == model]:
-        for other in [n for n, row in report.curves.items() if row["model"] == base]:
+    for own in [n for n, entry in report.curves.items() if entry.row.model == model]:
+        for other in [n for n, entry in report.curves.items() if entry.row.model == base]:
             budgets = [b for b in report.common_budgets([own, other]) if len(report.having([own, other], b)) == 2]
-            if budgets and sampler_hash(report.curves[own]) == sampler_hash(report.curves[other]):
+            if budgets and report.sampler(own) == report.sampler(other):
                 found.append((own, other, max(budgets)))
     return found
 

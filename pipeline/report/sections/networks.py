@@ -1,9 +1,5 @@
 """The report's table of networks: what each costs, and which were made to cost as much as another."""
 
-from typing import Any
-
-from pipeline.diffusion.networks.registry import KEYS as KEYS_OF_NETWORK
-from pipeline.evaluation.seconds import sampler_hash
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.study import Report
 from pipeline.report.text import listed, percent
@@ -33,20 +29,20 @@ def section(report: Report) -> Markdown:
 
 def _equalled(report: Report, name: str) -> str:
     """What of its base's cost a model was made to equal, and the share of it that it has."""
-    row = report.models[name]
-    if not row["equal"]:
+    entry = report.models[name]
+    if not entry.row.equal:
         return ""
-    own, base = (report.training[n][row["equal"]] for n in (name, row["base"]))
-    return f"{COSTS[row['equal']]} of {code(row['base'])} ({percent(own / base)})"
+    own, base = (report.training[n][entry.row.equal] for n in (name, entry.base))
+    return f"{COSTS[entry.row.equal]} of {code(entry.base)} ({percent(own / base)})"
 
 
 def _curves(report: Report, models: list[str]) -> dict[str, str]:
     """Of models the curve by the sampler of the study's first one, where there is one."""
-    sampler = sampler_hash(next(iter(report.curves.values())))
+    sampler = report.sampler(next(iter(report.curves)))
     found: dict[str, str] = {}
-    for name, row in report.curves.items():
-        if row["model"] in models and sampler_hash(row) == sampler:
-            found.setdefault(row["model"], name)
+    for name, entry in report.curves.items():
+        if entry.row.model in models and report.sampler(name) == sampler:
+            found.setdefault(entry.row.model, name)
     return found
 
 
@@ -62,16 +58,6 @@ def _scores(report: Report, models: list[str]) -> dict[str, str]:
     if not budget:
         return {}
     return {name: report.stated_at(curves[name], budget) if name in curves else "" for name in models}
-
-
-def as_trained(report: Report) -> dict[str, Any]:
-    """The models' rows with the channels that `equal` found, and nothing for the keys of other networks."""
-    every = {key for keys in KEYS_OF_NETWORK.values() for key in keys}
-    rows = {}
-    for name, row in report.models.items():
-        others = dict.fromkeys(every - set(KEYS_OF_NETWORK[row["network"]]), "-")
-        rows[name] = row | {"channels": report.training[name]["channels"]} | others
-    return rows
 
 
 def mega(flops: int) -> str:

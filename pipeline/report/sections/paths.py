@@ -19,7 +19,7 @@ def paths(report: Report) -> list[list[str]]:
     A link is a row that names its base and differs from it in a design choice. A row that names none is based on the
     study's first row, which says nothing of an order: it begins a chain. A chain that branches is a path for each end.
     """
-    links = {name: row["base"] for name, row in report.curves.items() if row["explicit"] and row["differences"]}
+    links = {name: entry.base for name, entry in report.curves.items() if entry.explicit and entry.differences}
     found = []
     for end in report.curves:
         if end not in links.values():

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from pipeline.params.study import Published
 from pipeline.report.page import code, table
 from pipeline.report.study import Report
 from pipeline.report.text import listed, stated
@@ -13,16 +14,16 @@ USUAL_SAMPLES = 50_000
 
 def section(report: Report) -> dict[str, Any] | None:
     """All that the template shows of published values; None where the study file has none."""
-    if not report.published:
+    if not report.rows.published:
         return None
     lines = []
-    for row in report.published:
+    for row in report.rows.published:
         nfe, ours = _ours(report, row)
-        theirs, trained = row["images"], report.models[report.curves[row["curve"]]["model"]]["images"]
+        theirs, trained = row.images, report.model(row.curve).images
         lines.append(
             [
-                code(row["curve"]),
-                *(row["what"], row["source"], row["nfe"], _as_published(row["value"]), ours, nfe),
+                code(row.curve),
+                *(row.what, row.source, row.nfe, _as_published(row.value), ours, nfe),
                 *(f"{theirs:,}" if theirs else "", f"{trained:,}"),
             ]
         )
@@ -35,44 +36,43 @@ def _as_published(value: float) -> str:
     return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 
-def _ours(report: Report, row: dict[str, Any]) -> tuple[object, str]:
+def _ours(report: Report, row: Published) -> tuple[object, str]:
     """The NFE measured that is nearest to a published one, and what the curve has there; where it has nothing, why."""
-    points = report.points(row["curve"], PLAIN)
+    points = report.points(row.curve, PLAIN)
     if not points:
         return "", "not measured"
-    nfe = min(points, key=lambda own: (abs(math.log(own / row["nfe"])), own))
-    return nfe, report.linked(stated(points[nfe]), row["curve"], nfe, PLAIN)
+    nfe = min(points, key=lambda own: (abs(math.log(own / row.nfe)), own))
+    return nfe, report.linked(stated(points[nfe]), row.curve, nfe, PLAIN)
 
 
 def _differs(report: Report) -> list[str]:
     """What has to be known before the two are compared, in sentences."""
-    models = {report.curves[row["curve"]]["model"] for row in report.published}
-    ours = _range({report.models[name]["images"] for name in models})
-    theirs = {row["images"] for row in report.published if row["images"]}
-    scale = f" It is the study's preset {report.preset}." if report.preset else ""
+    ours = _range({report.model(row.curve).images for row in report.rows.published})
+    theirs = {row.images for row in report.rows.published if row.images}
+    scale = f" It is the study's preset {report.rows.preset}." if report.rows.preset else ""
     told = f", the published ones, where it is known, on {_range(theirs)}" if theirs else ""
     found = [f"Training: networks here were trained on {ours} images{told}.{scale}"]
-    metric, samples = report.metric(PLAIN), f"{report.samples:,} samples"
+    metric, samples = report.metric(PLAIN), f"{report.rows.samples:,} samples"
     if not report.extractor["official"]:
         found.append(
             f"Metric: published values are FIDs, ours are {metric} of {samples}: numbers on two scales, of which only "
             "the order of the rows can be compared."
         )
-    elif report.samples < USUAL_SAMPLES:
+    elif report.rows.samples < USUAL_SAMPLES:
         found.append(
             f"Metric: both are plain FIDs, ours of {samples}, the published ones as a rule of {USUAL_SAMPLES:,}; with "
             "fewer samples a plain FID is larger."
         )
-    data = report.named_data
-    if not data["built_in"]:
+    data = report.rows.named_data
+    if not data.built_in:
         lossy = report.data.get("lossy")
         stored = f", which had been {lossy}-compressed" if lossy else ""
         found.append(
-            f"Data: ours are {data['source']}{stored}. Published values are against the data set's own pixels; copies "
+            f"Data: ours are {data.source}{stored}. Published values are against the data set's own pixels; copies "
             "that were ever compressed with losses are other images, and distances from them are other distances."
         )
-    if data["limit"]:
-        found.append(f"Data: ours are the first {data['limit']:,} images alone.")
+    if data.limit:
+        found.append(f"Data: ours are the first {data.limit:,} images alone.")
     return found
 
 

@@ -17,7 +17,7 @@ def warning(report: Report) -> str:
     name, nfe, best = report.best_of_all
     measured = report.points(name, "fd")[nfe].mean
     bias, dimensions = measured - best, report.extractor["dimensions"]
-    small = few(report.samples, dimensions)
+    small = few(report.rows.samples, dimensions)
     if not small and bias < BIASED * abs(best):
         return ""
     return (

@@ -27,7 +27,7 @@ def samples(report: Report) -> int:
 
 def shown_samples(report: Report, name: str, steps: int) -> np.ndarray:
     """What was kept of a curve's first repetition with so many steps: images (n, C, H, W), uint8, or points (n, 2)."""
-    train_seed, sample_seed = report.curves[name]["seeds"][0]
+    train_seed, sample_seed = report.curves[name].row.seeds[0]
     kept = load_file(report.paths.curve(name) / "images.safetensors")
     found: np.ndarray = kept[f"{steps}/{train_seed}/{sample_seed}"]
     return found

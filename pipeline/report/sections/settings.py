@@ -1,29 +1,51 @@
-"""The tables of every setting."""
+"""The tables of every setting: models as they were trained, curves as they were sampled."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from pipeline.common.rows import Row
-from pipeline.report.page import bold, code, table
+from pipeline.diffusion.networks.registry import KEYS
+from pipeline.params.resolved import Filed
+from pipeline.report.page import Markdown, bold, code, table
+from pipeline.report.study import Report
 from pipeline.report.text import plain
+from pipeline.training.row import WEIGHTING_KEYS
+
+UNSET = {"sigma_data": "measured", **dict.fromkeys(WEIGHTING_KEYS, "as published")}  # what None means in a model's row
+NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
+
+Values = dict[str, object]  # a row's design choices, by key; a text in place of None
 
 
-def design_table(rows: dict[str, Any], schema: type[Row], first: list[str], unset: dict[str, str]) -> dict[str, str]:
-    """The design choices in which any row differs from another, the values that differ from a row's base in bold.
+def models(report: Report) -> tuple[Markdown, str]:
+    """The models, with the channels that `equal` found and "-" for keys that their network does not have."""
+    values = {}
+    for name, entry in report.models.items():
+        values[name] = _choices(entry.row, UNSET) | {"channels": report.training[name]["channels"]}
+        values[name] |= dict.fromkeys(NETWORK_KEYS - set(KEYS[entry.row.network]), "-")
+    return _tables(values, report.models)
 
-    Below it, as a sentence, the choices that are the same everywhere. unset: what a None stands for, by key
-    ("" for all other keys).
-    """
-    every = first + [key for key, field in schema.model_fields.items() if field.title]
-    shown = {
-        name: {key: unset.get(key, unset[""]) if row[key] is None else row[key] for key in every}
-        for name, row in rows.items()
-    }
-    first_row = next(iter(shown.values()))
-    keys = [key for key in every if any(row[key] != first_row[key] for row in shown.values())]
+
+def curves(report: Report) -> tuple[Markdown, str]:
+    values = {name: {"model": e.row.model} | _choices(e.row, {}) for name, e in report.curves.items()}
+    return _tables(values, report.curves)
+
+
+def _choices(row: Row, unset: Mapping[str, str]) -> Values:
+    """A row's design choices. unset: what None means, by key ("none" for all others)."""
+    keys = [key for key, field in type(row).model_fields.items() if field.title]
+    values = {key: getattr(row, key) for key in keys}
+    return {key: unset.get(key, "none") if value is None else value for key, value in values.items()}
+
+
+def _tables(values: dict[str, Values], filed: Mapping[str, Filed]) -> tuple[Markdown, str]:
+    """The choices in which any two rows differ, with differences from a row's base in bold; and a sentence that lists
+    the choices that are the same in all rows."""
+    first = next(iter(values.values()))
+    keys = [key for key in first if any(own[key] != first[key] for own in values.values())]
     lines = []
-    for name, row in rows.items():
-        base, own = shown[row["base"]], shown[name]
-        texts = [plain(own[key]) if own[key] == base[key] else bold(plain(own[key])) for key in keys]
-        lines.append([code(name), code(row["base"]), *texts])
-    common = "; ".join(f"{key} {plain(first_row[key])}" for key in every if key not in keys)
-    return {"table": table(["row", "base", *keys], lines), "common": f"All others: {common}." if common else ""}
+    for name, own in values.items():
+        base = filed[name].base
+        texts = [plain(own[key]) if own[key] == values[base][key] else bold(plain(own[key])) for key in keys]
+        lines.append([code(name), code(base), *texts])
+    common = "; ".join(f"{key} {plain(first[key])}" for key in first if key not in keys)
+    return table(["row", "base", *keys], lines), f"All others: {common}." if common else ""

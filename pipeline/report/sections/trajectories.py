@@ -21,7 +21,7 @@ from pipeline.report.figures.drawing import PALETTE, new_figure, save
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.study import Report
 from pipeline.report.text import number
-from pipeline.sampling.row import Sampler, sampler_of
+from pipeline.sampling.row import Sampler
 
 COUNT, DRAWN = 64, 10  # solutions that are measured, and drawn
 POINTS = 512  # of a study's own, in the denoiser and behind the solutions
@@ -77,10 +77,11 @@ def _plane(report: Report) -> Plane:
 def _used(report: Report) -> dict[Pair, list[str]]:
     """(schedule, scaling) -> the curves whose solvers step in that schedule's t; others go by sigma alone."""
     found: dict[Pair, list[str]] = {}
-    for name, row in report.curves.items():
-        if sampler_of(row).build_solver().variable == "t":
-            scaling = row["scaling"] or SCALING_OF_SCHEDULE[row["schedule"]]
-            found.setdefault((row["schedule"], scaling), []).append(name)
+    for name, entry in report.curves.items():
+        row = entry.row
+        if row.build_solver().variable == "t":
+            scaling = row.scaling or SCALING_OF_SCHEDULE[row.schedule]
+            found.setdefault((row.schedule, scaling), []).append(name)
     return found
 
 
