@@ -340,7 +340,7 @@ def test_solvers_are_measured_on_points(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_study_of_points_has_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From made-up results: the score is w2, the whole distribution is drawn, and nothing is said of images."""
     from pipeline.report.build import build
-    from tests.report.test_report import EXTRACTOR, PROVENANCE, made_up_study
+    from tests.report.studies import EXTRACTOR, PROVENANCE, made_up_study
 
     monkeypatch.chdir(tmp_path)
     curves: dict[str, dict[str, Any]] = {"edm": {"model": "edm"}, "rho_3": {"model": "edm", "rho": 3}}
