@@ -20,7 +20,8 @@ from torch import Tensor
 from pipeline.data.row import Data
 from pipeline.data.sources import load
 from pipeline.metrics.estimate import BlockMoments, Moments, moments
-from pipeline.metrics.extractors.extractor import Features, load_extractor, make_extractor, save_extractor
+from pipeline.metrics.extractors.registry import load_extractor, make_extractor, save_extractor
+from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.measurement import measure

@@ -8,7 +8,7 @@ from pipeline.data.dataset import load_summary, shape_of
 from pipeline.evaluation.imageset import ImageSet, measure_set
 from pipeline.evaluation.sweep import save_curve
 from pipeline.metrics.agreement import compare_curve
-from pipeline.metrics.extractors.extractor import load_extractor
+from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.measurement import measured_with
 from pipeline.metrics.reference import load_reference
 from pipeline.report.lines import lines

@@ -4,7 +4,8 @@ from pipeline.common.devices import default_device, exact_device
 from pipeline.common.files import whole_folder, write_json
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import load_prepared
-from pipeline.metrics.extractors.extractor import headline, load_extractor
+from pipeline.metrics.extractors.registry import load_extractor
+from pipeline.metrics.names import headline
 from pipeline.metrics.reference import make_reference, save_reference
 from stages import Arguments, run_stage
 

@@ -7,7 +7,7 @@ from pipeline.common.files import Paths, read_json
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import load_summary, shape_of
 from pipeline.evaluation.imageset import ImageSet, measure_set
-from pipeline.metrics.extractors.extractor import load_extractor
+from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.reference import load_reference
 from pipeline.params.study import read_study
 from pipeline.report.lines import lines

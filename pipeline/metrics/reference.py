@@ -16,7 +16,8 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash, write_bytes
 from pipeline.common.randomness import generator
 from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, BlockMoments, Estimate, Moments, moments
-from pipeline.metrics.extractors.extractor import COORDINATES_HASH, Extracted
+from pipeline.metrics.extractors.coordinates import COORDINATES_HASH
+from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.frechet import frechet_distance, frechet_estimates
 from pipeline.metrics.kernel import KernelSums, kernel_distance, kernel_sums
 from pipeline.metrics.neighbours import COVERAGE_NEIGHBOURS, near_duplicates, nearest_squared, neighbour_metrics

@@ -10,7 +10,7 @@ from pipeline.common.rows import NAME, Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
-from pipeline.metrics.extractors.extractor import Features
+from pipeline.metrics.extractors.row import Features
 from pipeline.params.descriptions import TABLES, choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.needs import Needs

@@ -6,7 +6,8 @@ import numpy as np
 
 from pipeline.common.files import SHORT_HASH
 from pipeline.evaluation.cell import Cell
-from pipeline.metrics.extractors.extractor import Extractor, label
+from pipeline.metrics.extractors.extractor import Extractor
+from pipeline.metrics.names import label
 from pipeline.report.statistics import floor_of
 
 SMALL = 10  # samples for each feature, under which a set is called small

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
-from pipeline.metrics.extractors.extractor import COORDINATES, headline, label
+from pipeline.metrics.names import COORDINATES, headline, label
 from pipeline.params.resolved import ReportRows
 from pipeline.report.page import marked
 from pipeline.report.results import FAILED, at_budget, failed_at, read_losses, read_results, read_timings

@@ -28,15 +28,10 @@ from pipeline.evaluation import convergence
 from pipeline.evaluation.imageset import ImageSet, measure_set
 from pipeline.evaluation.losses import bound_terms
 from pipeline.metrics.agreement import TOLERANCE, compare, ours
-from pipeline.metrics.extractors.extractor import (
-    EXTRACTORS,
-    Features,
-    headline,
-    load_extractor,
-    make_extractor,
-    save_extractor,
-)
+from pipeline.metrics.extractors.registry import EXTRACTORS, load_extractor, make_extractor, save_extractor
+from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.measurement import measure, measured_with
+from pipeline.metrics.names import headline
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
 from pipeline.metrics.wasserstein import W2_POINTS, sliced_w2, w2
 from pipeline.params.resolve import resolve

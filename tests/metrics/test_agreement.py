@@ -168,5 +168,5 @@ def test_the_largest_difference_over_nothing_is_0(
     write_json(paths.rows / "curves.json", ["edm"])
     monkeypatch.setattr(stage, "load_reference", lambda folder: REFERENCE)
     failed_curve(paths.curve("edm"), "not finite")
-    stage.main(Arguments("t", "", Path("params.yaml"), False, ""))
+    stage.main(Arguments("t", ""))
     assert "within 0.0e+00" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 from urllib.error import URLError
 
@@ -34,21 +34,13 @@ from pipeline.common.files import write_json
 from pipeline.data.dataset import Dataset, save, to_range
 from pipeline.data.row import Data
 from pipeline.data.sources import load
-from pipeline.metrics.extractors.extractor import (
-    EXTRACTORS,
-    LABELS,
-    PREPROCESSING,
-    Extractor,
-    Features,
-    label,
-    load_extractor,
-    make_extractor,
-    official_prefix,
-    pretext,
-    probe,
-    save_extractor,
-    train_classifier,
-)
+from pipeline.metrics.extractors import classifier
+from pipeline.metrics.extractors.classifier import pretext, train_classifier
+from pipeline.metrics.extractors.extractor import Extractor, probe
+from pipeline.metrics.extractors.inception import official_prefix
+from pipeline.metrics.extractors.registry import EXTRACTORS, load_extractor, make_extractor, save_extractor
+from pipeline.metrics.extractors.row import Features
+from pipeline.metrics.names import LABELS, label
 from stages import Arguments
 from stages.features import main
 
@@ -115,7 +107,7 @@ def test_summary_and_learning() -> None:
         "name": "classifier",
         "dimensions": 16,
         "official": False,
-        "preprocessing": PREPROCESSING["classifier"],
+        "preprocessing": "uint8 to [-1, 1]: x / 127.5 - 1",
         "wanted": "classifier",
         "fallback": None,
         "held_out_images": 1797 // 5,
@@ -157,7 +149,7 @@ def test_the_hash_changes_with_weights_and_with_preprocessing(tmp_path: Path, mo
     (files, summary), (_, other) = made(), make_extractor(ROW.model_copy(update={"seed": 1}), digits())
     assert summary["hash"] != other["hash"]
     save_extractor(files, tmp_path)
-    monkeypatch.setitem(PREPROCESSING, "classifier", "x / 255")
+    monkeypatch.setattr(classifier, "PREPROCESSING", "x / 255")
     assert make_extractor(ROW, digits())[1]["hash"] not in (summary["hash"], other["hash"])
     one_line(lambda: load_extractor(tmp_path), str(tmp_path), summary["hash"])
 
@@ -197,7 +189,7 @@ def test_all_turns_of_a_held_out_image_are_held_out(tmp_path: Path, monkeypatch:
         return to_range(images)
 
     unlabelled = Dataset(digits().images[:100], None)
-    monkeypatch.setattr("pipeline.features.to_range", spy)
+    monkeypatch.setattr("pipeline.metrics.extractors.classifier.to_range", spy)
     _, held_out = train_classifier(ROW, unlabelled)
     assert (len(used[True]), len(used[False])) == (80, 20) and not used[True] & used[False]
     assert held_out["held_out_images"] == 4 * 20
@@ -243,7 +235,9 @@ def test_rows_that_make_no_sense_are_refused(row: dict[str, Any], cause: str) ->
 
 
 def test_a_row_of_each_extractor() -> None:
-    assert Features().extractor == "classifier" and list(EXTRACTORS)[:2] == ["classifier", "inception"]
+    assert Features().extractor == "classifier" and set(get_args(Features.model_fields["extractor"].annotation)) == set(
+        EXTRACTORS
+    )
     assert Features(extractor="inception").weights is None and Features(extractor="dinov2").hash is None
     assert Features(extractor="inception", weights="w.pth", hash="0" * 64).hash == "0" * 64
     assert Features(extractor="module", weights="m.pt2").weights == "m.pt2"
@@ -415,8 +409,8 @@ def test_official_weights_come_from_the_cache_and_stay_official(
     inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = sha256(inception_file)[:8]
-    monkeypatch.setattr("pipeline.features.official_prefix", lambda: prefix)
-    monkeypatch.setattr("pipeline.features.probe", lambda *_: 2048)
+    monkeypatch.setattr("pipeline.metrics.extractors.inception.official_prefix", lambda: prefix)
+    monkeypatch.setattr("pipeline.metrics.extractors.registry.probe", lambda *_: 2048)
     monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=AssertionError))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     cached = tmp_path / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
@@ -520,7 +514,7 @@ def test_a_missing_file_is_an_error_and_no_fallback(tmp_path: Path, extractor: s
     one_line(lambda: make_extractor(row, digits(40)), f"{tmp_path / 'w.pt'}: cannot be read (No such file")
 
 
-# What stands in for published weights that cannot be had
+# The classifier replaces published weights that are unavailable
 
 
 def no_network(url: str, to: str, hash_prefix: str, progress: bool) -> None:
@@ -560,7 +554,7 @@ def test_the_stage_says_what_stands_in(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    paths = (arguments := Arguments("t", "", Path("params.yaml"), False, "")).paths
+    paths = (arguments := Arguments("t", "")).paths
     save(digits(40), paths.data)
     for extractor, said in (("inception", 1), ("classifier", 0)):
         write_json(paths.rows / "features.json", QUICK.model_dump() | {"extractor": extractor})
@@ -571,7 +565,7 @@ def test_the_stage_says_what_stands_in(
         assert re.fullmatch(r"classifier: 8 features, \d+\.\d% right on 8 held-out images\n", out)
         assert len(err.splitlines()) == said
         if said:
-            assert err.startswith("inception: weights cannot be had (URLError: <urlopen error no network>); ")
+            assert err.startswith("inception: weights are unavailable (URLError: <urlopen error no network>); ")
             assert "every score is FD (classifier), not FID" in err and "dvc repro --force" in err
 
 
@@ -607,7 +601,7 @@ def test_dinov2_is_torch_fidelitys_own(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.hub, "load", small_hub(1))
     one_line(lambda: load_extractor(tmp_path), str(tmp_path), "not the extractor of the hash")
     monkeypatch.setattr(torch.hub, "load", no_hub)
-    one_line(lambda: load_extractor(tmp_path), str(tmp_path), "weights cannot be had (URLError")
+    one_line(lambda: load_extractor(tmp_path), str(tmp_path), "weights are unavailable (URLError")
 
 
 def test_the_classifier_stands_in_for_dinov2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1017,5 +1011,5 @@ def test_a_folder_without_a_description_is_refused_in_one_line(tmp_path: Path, h
 
 
 def test_slow_libraries_are_left_out_until_they_are_needed() -> None:
-    code = "import sys, pipeline.features; sys.exit('torch_fidelity' in sys.modules)"
+    code = "import sys, pipeline.metrics.extractors.registry; sys.exit('torch_fidelity' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -6,7 +6,7 @@ from pipeline.common.rows import Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
-from pipeline.metrics.extractors.extractor import Features
+from pipeline.metrics.extractors.row import Features
 from pipeline.params.descriptions import TABLES, Description, choices, description, docstrings, key_descriptions
 from pipeline.params.needs import Needs
 from pipeline.params.study import Preset, Published, Study, StudyInfo

@@ -12,7 +12,7 @@ from jsonschema import Draft7Validator
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
-from pipeline.metrics.extractors.extractor import Features
+from pipeline.metrics.extractors.row import Features
 from pipeline.params.descriptions import TABLES
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.needs import Needs

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pipeline.common.files import write_json
-from pipeline.metrics.extractors.extractor import label
+from pipeline.metrics.names import label
 from pipeline.report.build import build
 from pipeline.report.charts import Axis, Look, chart, floor, point
 from pipeline.report.page import data, library, marked, to_html, unmarked

@@ -1,10 +1,11 @@
-"""A user's own network from a file: TorchScript, or an exported program that holds nothing which could run as code."""
+"""A user's network from a file: TorchScript or an exported program, refused if loading it could run code."""
 
 import io
 import json
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -12,12 +13,19 @@ import torch
 from torch import nn
 
 from pipeline.common.errors import StudyError
+from pipeline.common.files import content_hash
+from pipeline.data.dataset import Dataset
+from pipeline.metrics.extractors.extractor import LARGE_BATCH, Extractor, Record
+from pipeline.metrics.extractors.row import Features
+from pipeline.metrics.extractors.weights import path_of, read
 
-FILE_OPERATORS = ("from_file", "save")  # what a network has no use for: operators that write files
+PREPROCESSING = "uint8 RGB (grey repeated), all else by the module itself"
+
+FILE_OPERATORS = ("from_file", "save")  # operators that write files; a network does not need them
 
 
 def _script(content: bytes) -> nn.Module:
-    """A TorchScript file. Its reader knows TorchScript's types alone and runs no Python; operators are looked at."""
+    """A TorchScript file. Its reader knows only TorchScript's types and runs no Python; we check the operators."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated in favour of exported programs
         module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
@@ -26,22 +34,22 @@ def _script(content: bytes) -> nn.Module:
 
 
 def _vet_graph(graph: Any) -> None:
-    """Refuse operators other than PyTorch's own, and those of these that write files. Raises StudyError."""
+    """Refuse operators that are not PyTorch's, and PyTorch's operators that write files. Raises StudyError."""
     for node in graph.nodes():
         space, _, name = node.kind().partition("::")
         if space not in ("aten", "prim", "profiler") or name in FILE_OPERATORS or name == "PythonOp":
-            raise StudyError(f"the script calls {node.kind()}, which is not for a feature extractor")
+            raise StudyError(f"the script calls {node.kind()}, which no feature extractor needs; export without it")
         for block in node.blocks():
             _vet_graph(block)
 
 
 def _exported(content: bytes) -> nn.Module:
-    """An exported program, once `_vet` has passed it; its guards, which are Python code, are left out."""
-    from torch.export.pt2_archive._package import load_pt2  # torch.export.load would try the pickled format of old
+    """An exported program that `_vet` has passed. Its guards, which are Python code, are ignored."""
+    from torch.export.pt2_archive._package import load_pt2  # torch.export.load would also try the old pickled format
 
     _vet(content)
     module = load_pt2(io.BytesIO(content)).exported_programs["model"].module(check_guards=False)
-    for part in module.modules():  # always true of exported modules, which have no mode; the probe tells
+    for part in module.modules():  # exported modules have no mode and always say True; the probe detects training mode
         part.training = False
     return module
 
@@ -50,7 +58,7 @@ RECORDS = re.compile(
     r"models/model\.json|archive_format|archive_version|byteorder|\.data/\w+|data/sample_inputs/model\.pt"
     r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
 )
-STRINGS = {  # by the key that they stand under, in the program of an exported module
+STRINGS = {  # valid strings by their key, in the program of an exported module
     "target": re.compile(
         r"torch\.ops\.aten\.(?!from_file|save)(_?[a-zA-Z]\w*)\.[a-zA-Z]\w*|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
         r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge)|torch\.sym_[a-z]+"
@@ -67,12 +75,12 @@ PLAIN = re.compile(r"[\w.+-]*")
 
 
 def _vet(content: bytes) -> None:
-    """Refuse an exported program whose loading could run code. Raises StudyError.
+    """Refuse an exported program if loading it could run code. Raises StudyError.
 
-    PyTorch unpickles some members of the archive, evaluates the expressions of sizes as Python, looks operators up by
-    dotted names and generates code from the names of nodes. So: no members but plain tensors and a program, no pickled
-    ones but sample inputs that load as tensors alone, and no strings in the program but names, ATen operators and
-    sizes. Read by the reader that loads it afterwards, so that both see the same archive.
+    PyTorch unpickles some members of the archive, evaluates the expressions of sizes as Python, looks up operators by
+    dotted names and generates code from the names of nodes. So we allow only plain tensors and a program as members,
+    only sample inputs that load as tensors as pickles, and only names, ATen operators and sizes as strings. The reader
+    is the one that loads the program afterwards, so that both see the same archive.
     """
     from torch.export.pt2_archive import PT2ArchiveReader
 
@@ -91,7 +99,7 @@ def _vet_strings(value: Any, key: str) -> None:
     if isinstance(value, dict):
         for name, part in value.items():
             _vet_strings(name, "")
-            if name not in ("metadata", "guards_code"):  # where it came from, and what is left out
+            if name not in ("metadata", "guards_code"):  # the origin of a node, and the ignored guards
                 _vet_strings(part, "target" if name == "as_operator" else name)
     elif isinstance(value, list):
         for part in value:
@@ -101,3 +109,24 @@ def _vet_strings(value: Any, key: str) -> None:
 
 
 FORMATS: dict[str, Callable[[bytes], nn.Module]] = {".pt": _script, ".ts": _script, ".pt2": _exported}
+
+
+def obtain(row: Features, dataset: Dataset) -> tuple[bytes, Record]:
+    path = path_of(row.weights or "")
+    if path.suffix not in FORMATS:
+        raise StudyError(f"{path}: a module is a TorchScript file (.pt, .ts) or an exported program (.pt2)")
+    return read(path, row.hash or "")[0], {"file": f"extractor{path.suffix}", "stem": path.stem}
+
+
+def build(content: bytes, record: Record) -> Extractor:
+    reader = FORMATS[Path(record["file"]).suffix]
+    try:
+        network = reader(content)
+    except StudyError:
+        raise
+    except Exception as error:  # the readers can raise anything
+        cause = shorten(f"{type(error).__name__}: {error}", 300)
+        raise StudyError(f"cannot be read as a module ({cause})") from None
+    weights = content_hash(PREPROCESSING, content)
+    name, movable = f"module {record['stem']}", reader is not _exported
+    return Extractor(name, weights, PREPROCESSING, network, LARGE_BATCH, rgb=True, movable=movable)

@@ -1,0 +1,117 @@
+"""The default extractor: a small classifier that the study trains on its own images."""
+
+import json
+from textwrap import shorten
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.common.devices import default_device, to_device
+from pipeline.common.errors import StudyError
+from pipeline.common.files import content_hash
+from pipeline.common.randomness import generator
+from pipeline.data.dataset import Dataset, to_range
+from pipeline.metrics.extractors.extractor import BATCH, Extractor, Record
+from pipeline.metrics.extractors.row import Features
+
+HELD_OUT = 5  # one of so many images is kept from training
+PREPROCESSING = "uint8 to [-1, 1]: x / 127.5 - 1"
+
+
+class FeatureNetwork(nn.Module):
+    """A small convolutional classifier. The features are the inputs of its last layer, averaged over the image."""
+
+    def __init__(self, image_channels: int, size: int, width: int, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width // 2, 3, padding=1)]
+        inputs = width // 2
+        while True:
+            layers += [nn.GroupNorm(4, inputs), nn.ReLU(), nn.Conv2d(inputs, width, 3, padding=1)]
+            inputs = width
+            if size <= 4:
+                break
+            layers += [nn.GroupNorm(4, width), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2, padding=1)]
+            size = (size + 1) // 2
+        self.body = nn.Sequential(*layers, nn.GroupNorm(4, width), nn.ReLU())
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W), uint8, to features (N, width) and logits (N, classes)."""
+        features = self.body(to_range(images)).mean((2, 3))
+        return features, self.head(features)
+
+
+def pretext(dataset: Dataset) -> tuple[str, Tensor, Tensor, int]:
+    """The classifier's task: (name, images, labels, number of classes).
+
+    The classes of the data set; without classes, the number of quarter turns of an image (Gidaris et al. 2018,
+    arXiv 1803.07728). Raises StudyError for images that are neither labelled nor square.
+    """
+    if dataset.labels is not None and len(dataset.classes) > 1:
+        return "classifier", dataset.images, dataset.labels, len(dataset.classes)
+    if dataset.images.shape[-1] != dataset.images.shape[-2]:
+        raise StudyError(
+            "images without classes must be square, because the classifier learns how far they are turned; crop them"
+        )
+    turned = torch.cat([dataset.images.rot90(k, (2, 3)) for k in range(4)])
+    return "rotation classifier", turned, torch.arange(4).repeat_interleave(len(dataset.images)), 4
+
+
+def train_classifier(row: Features, dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
+    """Train the classifier: the content of its file, and its accuracy on the held-out fifth of the images.
+
+    The split is by image and seeded. The result depends only on the arguments and on the device.
+    """
+    name, images, labels, classes = pretext(dataset)
+    count = len(dataset.images)
+    order = torch.randperm(count, generator=generator("held out", row.seed))
+    held = torch.zeros(count, dtype=torch.bool)
+    held[order[: count // HELD_OUT]] = True
+    held = held.repeat(len(images) // count)
+    shape = {"image_channels": images.shape[1], "size": min(images.shape[2:]), "width": row.width, "classes": classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator("classifier", row.seed).initial_seed())
+        network = FeatureNetwork(**shape)
+    device = default_device()
+    network.to(device)
+    images, labels = images.to(device), labels.to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=row.learning_rate, weight_decay=0.01)
+    seen = (~held).nonzero().squeeze(1)
+    batches = -(-len(seen) // row.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, row.learning_rate, total_steps=row.epochs * batches)
+    for epoch in range(row.epochs):
+        shuffled = seen[torch.randperm(len(seen), generator=generator("classifier order", row.seed, epoch))]
+        for batch in to_device(shuffled, device).split(row.batch):
+            optimizer.zero_grad()
+            F.cross_entropy(network(images[batch])[1], labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+    held = held.to(device)
+    with torch.no_grad():
+        guesses = torch.cat([network(batch)[1].argmax(1) for batch in images[held].split(BATCH)])
+    accuracy = float((guesses == labels[held]).cpu().double().mean()) if len(guesses) else 0.0
+    # One key of metadata: safetensors writes several in an order that changes from run to run.
+    content = save(network.cpu().state_dict(), {"extractor": json.dumps({"name": name, "shape": shape})})
+    return content, {"held_out_images": len(guesses), "held_out_accuracy": accuracy}
+
+
+def obtain(row: Features, dataset: Dataset) -> tuple[bytes, Record]:
+    content, held_out = train_classifier(row, dataset)
+    return content, {"file": "extractor.safetensors", **held_out}
+
+
+def build(content: bytes, record: Record) -> Extractor:
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        extractor = json.loads(header["__metadata__"]["extractor"])
+        with torch.random.fork_rng(devices=[]):
+            name, network = extractor["name"], FeatureNetwork(**extractor["shape"])
+        network.load_state_dict(load(content))
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise StudyError(f"not an extractor of this study ({shorten(str(error), 300)})") from None
+    return Extractor(name, content_hash(PREPROCESSING, content), PREPROCESSING, network.eval().requires_grad_(False))

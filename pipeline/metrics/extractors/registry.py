@@ -1,0 +1,103 @@
+"""Feature extractors by name: make one for a study, save it and load it again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import StudyError
+from pipeline.common.files import read_json, write_bytes
+from pipeline.data.dataset import Dataset, is_points
+from pipeline.metrics.extractors import classifier, coordinates, dinov2, inception, module
+from pipeline.metrics.extractors.extractor import Extractor, Recipe, Unavailable, probe
+from pipeline.metrics.extractors.row import Features
+from pipeline.metrics.names import COORDINATES
+
+EXTRACTORS = {
+    "classifier": Recipe(classifier.obtain, classifier.build),
+    "inception": Recipe(inception.obtain, inception.build),
+    "dinov2": Recipe(dinov2.obtain, dinov2.build),
+    "module": Recipe(module.obtain, module.build),
+    COORDINATES: Recipe(coordinates.obtain, coordinates.build),
+}
+
+
+def check_suits(extractor: str, points: bool) -> None:
+    """Raise StudyError if an extractor, a key of EXTRACTORS, is for images and the data are points, or vice versa.
+
+    We do not substitute another extractor silently: the report would then contradict its study file.
+    """
+    if points and extractor != COORDINATES:
+        raise StudyError(
+            f"features.extractor: {extractor} takes images, and the data are points; write `{COORDINATES}`"
+        )
+    if not points and extractor == COORDINATES:
+        valid = ", ".join(sorted(set(EXTRACTORS) - {COORDINATES}))
+        raise StudyError(f"features.extractor: {COORDINATES} takes points, and the data are images; valid: {valid}")
+
+
+def make_extractor(row: Features, dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The extractor of a row, or the classifier if published weights are unavailable: its files and a summary.
+
+    The summary's `fallback` is the reason for the classifier, or None. Raises StudyError for every other problem.
+    """
+    check_suits(row.extractor, is_points(dataset.images))
+    try:
+        fallback, (files, summary) = None, _make(row.extractor, row, dataset)
+    except Unavailable as error:
+        fallback, (files, summary) = str(error), _make("classifier", row, dataset)
+    return files, summary | {"wanted": row.extractor, "fallback": fallback}
+
+
+def _make(name: str, row: Features, dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Any]]:
+    content, record = EXTRACTORS[name].obtain(row, dataset)
+    try:
+        extractor = EXTRACTORS[name].build(content, record)
+        dimensions = probe(extractor, tuple(dataset.images.shape[1:]))
+    except Unavailable:
+        raise
+    except StudyError as error:
+        raise StudyError(f"{row.weights or name}: {error}") from None
+    record = {"extractor": name, "hash": extractor.hash} | record
+    files = {"extractor.json": (json.dumps(record, indent=1) + "\n").encode()}
+    if record["file"]:
+        files[record["file"]] = content
+    summary = {
+        "name": extractor.name,
+        "dimensions": dimensions,
+        "official": extractor.official,
+        "hash": extractor.hash,
+        "preprocessing": extractor.preprocessing,
+        "held_out_images": record.get("held_out_images"),
+        "held_out_accuracy": record.get("held_out_accuracy"),
+    }
+    return files, summary
+
+
+def save_extractor(files: dict[str, bytes], folder: Path) -> None:
+    """Write the files of `make_extractor` into a folder, each whole or not at all."""
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+
+
+def load_extractor(folder: Path) -> Extractor:
+    """The extractor in a folder, in eval mode. Raises StudyError if it is missing, broken or has another hash."""
+    place = folder / "extractor.json"
+    record = read_json(place)
+    try:
+        build, expected = EXTRACTORS[record["extractor"]].build, record["hash"]
+        file = record["file"]
+        place = folder / (file or "extractor.json")
+        extractor = build(place.read_bytes() if file else b"", record)
+    except FileNotFoundError:
+        raise StudyError(f"{place}: missing; `dvc repro` makes it") from None
+    except Unavailable as error:
+        raise StudyError(f"{place}: weights are unavailable ({error})") from None
+    except StudyError as error:
+        raise StudyError(f"{place}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StudyError(f"{folder / 'extractor.json'}: not the description of an extractor ({error!r})") from None
+    if extractor.hash != expected:
+        raise StudyError(
+            f"{place}: not the extractor of the hash {expected} in extractor.json; delete it and run `dvc repro`"
+        )
+    return extractor

@@ -1,0 +1,42 @@
+"""The row that names a feature extractor."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.common.rows import Row
+
+
+class Features(Row):
+    """The `features` section: the extractor, its file, and how the classifier is trained.
+
+    Without `hash`, Inception weights must be torch-fidelity's. If an extractor's weights are unavailable, the study
+    uses the classifier.
+    """
+
+    extractor: Literal["classifier", "inception", "dinov2", "module", "coordinates"] = "classifier"
+    """The feature extractor: classifier (trained on the data), inception (FID), dinov2, module, coordinates."""
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    """File of the extractor's weights. For inception and module."""
+    hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = None
+    """First digits of the sha256 of that file, at least 8."""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Channels of the classifier, which is the number of features."""
+    epochs: PositiveInt = 30
+    """Epochs of the classifier's training."""
+    batch: PositiveInt = 64
+    """Images per step of the classifier's training."""
+    learning_rate: PositiveFloat = 2e-3
+    """Learning rate of the classifier's training."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the classifier's training."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.weights and self.extractor not in ("inception", "module"):
+            raise ValueError(f"weights: {self.extractor} takes no file; inception and module do")
+        if self.extractor == "module" and not self.weights:
+            raise ValueError("weights: module needs the path of a TorchScript file or an exported program")
+        if self.hash and not self.weights:
+            raise ValueError("hash: belongs to the file in weights, but weights is missing; leave hash out")
+        return self
