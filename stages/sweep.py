@@ -5,34 +5,41 @@ import sys
 from pipeline.common import processes
 from pipeline.common.files import read_json, whole_folder, write_json
 from pipeline.common.progress import bar, tell
-from pipeline.evaluation.sweep import Cell, cells_of, measure_curve, save_curve
-from pipeline.metrics.extractors.extractor import headline, load_extractor
+from pipeline.evaluation.cell import Cell
+from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.sweep import measure_curve, save_curve
+from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.measurement import measured_with
+from pipeline.metrics.names import headline
 from pipeline.metrics.reference import load_reference
+from pipeline.sampling.fitted_grids import load_grids
 from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
     processes.join()
     paths, name = arguments.paths, arguments.row
-    curve = read_json(paths.row("curves", name))
-    extractor = load_extractor(paths.features)
+    curve = Curve(**read_json(paths.row("curves", name)))
+    model, grids, extractor = (
+        paths.model(curve.model),
+        load_grids(paths.grids(curve.model)),
+        load_extractor(paths.features),
+    )
     reference = load_reference(paths.reference, extractor.hash)
-    with bar(f"sweep {name}", len(cells_of(curve)) * curve["samples"], "image") as progress:
+    with bar(f"sweep {name}", len(curve.cells()) * curve.samples, "image") as progress:
 
         def finished(cell: Cell) -> None:
             progress.update(cell.samples)
-            tell(progress, f"{name}, {cell.said(extractor)}")
+            tell(progress, f"{name}, {cell.describe(extractor)}")
 
-        grids, model = read_json(paths.grids(curve["model"])), paths.model(curve["model"])
         cells = measure_curve(curve, model, grids, extractor, reference, finished)
     if not processes.first():
         return
     with whole_folder(paths.curve(name)) as folder:
-        summary = save_curve(cells, measured_with(extractor, reference, curve["samples"]), folder)
+        summary = save_curve(cells, measured_with(extractor, reference, curve.samples), folder)
     write_json(paths.metrics("sweep", name), summary)
     for cell in (cell for cell in cells if cell.failed):
-        print(f"failed: {name}, seeds {cell.train_seed} and {cell.sample_seed}: {cell.failed}", file=sys.stderr)
+        print(f"failed: {name}, {cell.describe(extractor)}", file=sys.stderr)
     scores = summary[f"{headline(extractor.name)}_at_nfe"]
     print(f"{name}: " + ", ".join(f"{score:.3g} at {nfe}" for nfe, score in scores.items()))
 

@@ -15,15 +15,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import Paths, whole_folder, write_text
 from pipeline.common.rows import NAME
-from pipeline.data.dataset import Data, Dataset, is_points, load
+from pipeline.data.dataset import Dataset, is_points
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.diffusion.networks.registry import cost
+from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.losses import IMAGES, SIGMAS
 from pipeline.evaluation.proposal import BRIEF_IMAGES
-from pipeline.metrics.extractors.extractor import HELD_OUT, Network
-from pipeline.metrics.frechet import JACKKNIFE_BLOCKS
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
+from pipeline.metrics.extractors.classifier import HELD_OUT, FeatureNetwork
 from pipeline.params.places import STUDIES, flow, names_taken
-from pipeline.params.study import Study, read_study, resolve
-from pipeline.sampling.row import sampler_of
+from pipeline.params.resolve import resolve
+from pipeline.params.resolved import as_dicts
+from pipeline.params.study import Study, read_study
 from pipeline.training.row import Model
 
 TEMPLATE = STUDIES / "template"
@@ -208,16 +212,15 @@ def _classes(dataset: Dataset) -> tuple[tuple[int, ...], str]:
 def study_flops(study: Study, images: Images) -> dict[str, float]:
     """About how many floating-point operations a study takes: for "training", "sampling", and "the rest", which is the
     classifier's training, the losses by noise level and the proposed noise."""
-    rows = resolve(study)
+    rows = as_dicts(resolve(study))
     models = {name: Model(**rows[f"models/{name}"]) for name in study.models}
     each = {n: cost(row.spec(images.sigma_data, images.shape, images.classes)).flops for n, row in models.items()}
     training = sum(TRAIN_PASSES * each[n] * row.images * len(row.train_seeds) for n, row in models.items())
     sampling = 0
     for name in study.curves:
-        curve = rows[f"curves/{name}"]
-        sampler = sampler_of(curve)
-        evaluations = sum(sampler.evaluations(sampler.steps(budget)) for budget in sampler.nfe)
-        sampling += each[curve["model"]] * evaluations * curve["samples"] * len(curve["seeds"])
+        curve = Curve(**rows[f"curves/{name}"])
+        evaluations = sum(curve.evaluations(curve.steps(budget)) for budget in curve.nfe)
+        sampling += each[curve.model] * evaluations * curve.samples * len(curve.seeds)
     rest: float = TRAIN_PASSES * sum(BRIEF_IMAGES) * each[next(iter(models))]
     rest += sum(TRAIN_PASSES * SIGMAS * IMAGES * each[n] * len(row.train_seeds) for n, row in models.items())
     if study.features.extractor == "classifier":
@@ -229,7 +232,7 @@ def study_flops(study: Study, images: Images) -> dict[str, float]:
 def _extractor_flops(study: Study, images: Images) -> int:
     channels, *size = images.shape
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network = Network(channels, min(size), study.features.width, max(len(images.classes), 4))
+        network = FeatureNetwork(channels, min(size), study.features.width, max(len(images.classes), 4))
         network(torch.empty(1, *images.shape, dtype=torch.uint8))
     return int(counter.get_total_flops())
 

@@ -1,6 +1,5 @@
 """A study's cells from nothing: its data, extractor, reference, weights and samples made again without a cache."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -10,18 +9,22 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from pipeline.common.devices import default_device
-from pipeline.common.errors import NotFinite, StudyError
+from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.progress import bar
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import Dataset, load_prepared, save, shape_of
 from pipeline.data.row import Data
 from pipeline.data.sources import load
+from pipeline.evaluation.cell import Cell
+from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet, measure_set
-from pipeline.evaluation.sweep import Cell, cells_of, failed_cell, measure_cell
-from pipeline.metrics.extractors.extractor import Extractor, Features, load_extractor, make_extractor, save_extractor
+from pipeline.evaluation.sweep import measure_cell
+from pipeline.metrics.extractors.extractor import Extractor
+from pipeline.metrics.extractors.registry import load_extractor, make_extractor, save_extractor
+from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
-from pipeline.sampling.fitted_grids import fit_model
+from pipeline.sampling.fitted_grids import FittedGrids, fit_model
 from pipeline.training.checkpoint import setting
 from pipeline.training.checks import check_models, spec_of
 from pipeline.training.loop import train_seeds
@@ -42,7 +45,7 @@ class Place(NamedTuple):
 
 def places_of(rows: dict[str, Any], name: str) -> list[Place]:
     """All cells of a curve of a resolved study."""
-    return [Place(name, steps, *seeds) for steps, seeds in cells_of(rows[f"curves/{name}"])]
+    return [Place(name, steps, *seeds) for steps, seeds in Curve(**rows[f"curves/{name}"]).cells()]
 
 
 @dataclass(frozen=True)
@@ -114,23 +117,19 @@ def _teachers(row: Model) -> list[Model]:
 
 def measure(rows: dict[str, Any], places: Sequence[Place], instrument: Instrument, folder: Path) -> dict[Place, Cell]:
     """Sample and measure cells of curves, from the models below `folder`. A cell that fails is one with its reason."""
-    extractor, reference, grids = instrument.extractor, instrument.reference, dict[str, Any]()
-    curves = {place.curve: rows[f"curves/{place.curve}"] for place in places}
+    extractor, reference, grids = instrument.extractor, instrument.reference, dict[str, list[FittedGrids]]()
+    curves = {place.curve: Curve(**rows[f"curves/{place.curve}"]) for place in places}
     with chdir(folder):
-        for curve in (row for row in curves.values() if row["discretization"] == "optimised"):
-            if curve["model"] not in grids:
-                ranges = [tuple(each) for each in rows["grids"][curve["model"]]]
-                grids[curve["model"]] = json.loads(json.dumps(fit_model(folder / "models" / curve["model"], ranges)))
-        with bar("measure", sum(curves[place.curve]["samples"] for place in places), "image") as progress:
+        for curve in (row for row in curves.values() if row.discretization == "optimised"):
+            if curve.model not in grids:
+                grids[curve.model] = fit_model(folder / "models" / curve.model, rows["grids"][curve.model])
+        with bar("measure", sum(curves[place.curve].samples for place in places), "image") as progress:
 
             def task(place: Place) -> Cell:
                 curve, seeds = curves[place.curve], (place.train_seed, place.sample_seed)
-                model = folder / "models" / curve["model"]
+                model, fitted = folder / "models" / curve.model, grids.get(curve.model, [])
                 try:
-                    found = grids.get(curve["model"], [])
-                    cell = measure_cell(curve, model, found, extractor, reference, seeds, place.steps)
-                except NotFinite as error:
-                    cell = failed_cell(curve, model, reference, seeds, place.steps, str(error))
+                    cell = measure_cell(curve, model, fitted, extractor, reference, seeds, place.steps)
                 except StudyError as error:
                     where = f"{place.curve}, {place.steps} steps, seeds {seeds[0]} and {seeds[1]}"
                     raise StudyError(f"{where}: {error}") from None

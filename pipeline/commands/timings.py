@@ -9,6 +9,7 @@ from pipeline.common.threads import side_by_side
 from pipeline.evaluation.seconds import COLUMNS, seconds_of, timed_points
 from pipeline.params.resolved import ReportRows
 from pipeline.params.study import read_study
+from pipeline.sampling.fitted_grids import load_grids
 
 
 def time_study(params: Path) -> None:
@@ -16,11 +17,11 @@ def time_study(params: Path) -> None:
     paths = Paths(read_study(params).study.name)
     curves = ReportRows(**read_json(paths.rows / "report.json")).curves
     points = (
-        timed_points(name, entry.row, paths.model(entry.row.model), read_json(paths.grids(entry.row.model)))
+        timed_points(name, entry.row, paths.model(entry.row.model), load_grids(paths.grids(entry.row.model)))
         for name, entry in curves.items()
     )
-    [rows] = side_by_side([lambda: seconds_of(list(chain.from_iterable(points)))])
-    write_csv(paths.timings, COLUMNS, rows)
-    print(f"{paths.timings}: {len(rows)} points of {len(curves)} curves")
+    [timings] = side_by_side([lambda: seconds_of(list(chain.from_iterable(points)))])
+    write_csv(paths.timings, COLUMNS, [timing.record() for timing in timings])
+    print(f"{paths.timings}: {len(timings)} points of {len(curves)} curves")
     graph = params.with_name("dvc.yaml")
     reproduce(f"{graph}:report", single_item=True, force=True)

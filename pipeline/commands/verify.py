@@ -30,13 +30,13 @@ from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import SHORT_HASH, Paths, read_json, write_csv
 from pipeline.common.machine import machine
 from pipeline.common.rows import NAME
-from pipeline.evaluation.sweep import Cell
-from pipeline.metrics.extractors.extractor import headline
+from pipeline.evaluation.cell import Cell
+from pipeline.evaluation.curve import Curve
+from pipeline.metrics.names import headline
 from pipeline.params.resolve import resolve
 from pipeline.params.resolved import as_dicts
 from pipeline.params.study import read_study
 from pipeline.report.results import COLUMNS, FAILED, ORIGIN
-from pipeline.sampling.row import sampler_of
 
 TIMES = 3.0  # standard deviations of a difference
 SAME_WEIGHTS = 0.25  # standard errors
@@ -180,7 +180,7 @@ def _budgets(place: Place, rows: dict[str, Any], committed: Committed) -> set[in
     counted = {committed.cells[place].nfe} if place in committed.cells else set()
     if place.curve not in rows["report"]["curves"]:
         return counted
-    sampler = sampler_of(rows[f"curves/{place.curve}"])
+    sampler = Curve(**rows[f"curves/{place.curve}"])
     return counted | {budget for budget in sampler.nfe if sampler.steps(budget) == place.steps}
 
 
@@ -430,7 +430,7 @@ def verify(rows: dict[str, Any], text: str, begin: Callable[[str], object]) -> V
     expected = {place: record for place, record in committed.cells.items() if text == ALL or place in set(places)}
     yours, *seen = [{place: Record.of(cell, own) for place, cell in cells.items()} for cells in (found, *others)]
     curves = {place.curve for place in places} & rows["report"]["curves"].keys()
-    adaptive = {name for name in curves if sampler_of(rows[f"curves/{name}"]).build_solver().adaptive}
+    adaptive = {name for name in curves if Curve(**rows[f"curves/{name}"]).build_solver().adaptive}
     numbers = compare(expected, yours, Spreads(committed.cells), adaptive, seen)
     changed = [f"The study file has changed since: {change}." for change in other_rows(committed, places, rows)]
     sentences = conclusion(numbers, other_machine(committed, paths, places, rows))

@@ -4,8 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from pipeline.common.files import SHORT_HASH, content_hash
 from pipeline.common.rows import Label, Name, Seeds, axis
-from pipeline.diffusion.averages import LARGEST_SIGMA_REL
+from pipeline.diffusion.averages import LARGEST_SIGMA_REL, HalfLife, Power, Profile
+from pipeline.diffusion.weights import Selection
 from pipeline.sampling.row import Sampler
 
 
@@ -38,6 +40,30 @@ class Curve(Sampler):
     """Whether training and sampling seeds are paired one to one or fully crossed."""
     seeds: tuple[tuple[int, int], ...] = ()
     """(training seed, sampling seed) of each repetition; `resolve` fills it in."""
+
+    @property
+    def weights(self) -> Selection:
+        """The weights that it samples with. Guidance without effect needs no guide."""
+        average: Profile | None = None
+        if self.ema_sigma_rel is not None:
+            average = Power(self.ema_sigma_rel)
+        elif self.ema_halflife_images is not None:
+            average = HalfLife(self.ema_halflife_images, None)
+        separate = self.guide != "unconditional" and not self.build_guidance().idle
+        return Selection(average, self.guide if separate else None, self.guide_images)
+
+    @property
+    def sampler_hash(self) -> str:
+        """The first digits of a hash of the choices that determine the samples of a model, without the budgets."""
+        return content_hash(self.model_dump(mode="json", include={*SAMPLING_KEYS, *WEIGHTS_KEYS}))[:SHORT_HASH]
+
+    def cells(self) -> list[tuple[int, tuple[int, int]]]:
+        """(steps, (training seed, sampling seed)) of every cell. Budgets that pay for equal steps share a cell."""
+        return [(steps, seeds) for steps in self.step_counts for seeds in self.seeds]
+
+
+SAMPLING_KEYS = frozenset({*Sampler.model_fields, "labels", "precision", "compile"} - {"nfe"})  # given the weights
+WEIGHTS_KEYS = frozenset({"guide_images", "ema_halflife_images", "ema_sigma_rel"})
 
 
 def seed_pairs(

@@ -12,7 +12,7 @@ from pipeline.common.rows import Label, Row
 from pipeline.data.dataset import described, to_hash
 from pipeline.data.row import Data
 from pipeline.data.sources import load
-from pipeline.evaluation.sweep import AGREEMENT_SAMPLES, Cell
+from pipeline.evaluation.cell import AGREEMENT_SAMPLES, Cell
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.measurement import SHOWN_IMAGES, measure
 from pipeline.metrics.reference import Reference
@@ -29,6 +29,8 @@ class ImageSet(Row):
     """Network evaluations per image; null: unknown."""
     method: Label | None = None
     """Name of the method in the headline figure; null: not shown there."""
+    content: str = ""
+    """Digest of the images' files; `resolve` fills it in."""
 
 
 def measure_set(

@@ -1,75 +1,101 @@
-"""Seconds per image of every curve: measured apart from the study, since a clock never repeats itself."""
+"""Seconds per image of every curve, measured apart from the study, because a clock never repeats itself."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pipeline.common.devices import default_device
 from pipeline.common.errors import NotFinite
-from pipeline.common.files import SHORT_HASH, content_hash
+from pipeline.common.files import SHORT_HASH
 from pipeline.common.machine import machine
-from pipeline.diffusion.weights import main_file
-from pipeline.evaluation.sweep import Source, checkpoint, source
+from pipeline.diffusion.weights import content_key, main_file
+from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.loading import LoadedModel, load_model
 from pipeline.sampling.batches import generate, mean_nfe
-from pipeline.sampling.fitted_grids import on_fitted_grid
-from pipeline.sampling.row import Sampler, sampler_of
+from pipeline.sampling.fitted_grids import FittedGrids, on_fitted_grid
+from pipeline.sampling.row import Sampler
 
-COLUMNS = ["curve", "steps", "nfe", "seconds_per_image", "images", "repetitions", "device", "checkpoint", "sampler"]
-CHOSEN = ("labels", "precision", "compile", "guide_images", "ema_halflife_images", "ema_sigma_rel")  # of a curve
 IMAGES = 256
 REPETITIONS = 3
 
 
-def sampler_hash(curve: dict[str, Any]) -> str:
-    """The first digits of a hash over how a resolved curve row is sampled from its model, its budgets left out."""
-    return content_hash({key: curve[key] for key in (*Sampler.model_fields, *CHOSEN) if key != "nfe"})[:SHORT_HASH]
+@dataclass(frozen=True)
+class Timing:
+    """A row of timings.csv: the least time of `repetitions` batches of `images` samples, by one thread.
+
+    checkpoint, sampler: the first digits of hashes of the weights and of the sampler. If they differ from the curve's,
+    the timing is out of date.
+    """
+
+    curve: str
+    steps: int
+    nfe: int
+    seconds_per_image: float
+    images: int
+    repetitions: int
+    device: str
+    checkpoint: str
+    sampler: str
+
+    def record(self) -> dict[str, object]:
+        """The row as timings.csv holds it."""
+        return vars(self) | {"seconds_per_image": f"{self.seconds_per_image:.3g}"}
+
+
+COLUMNS = [field.name for field in fields(Timing)]
 
 
 class Timed(NamedTuple):
-    """One number of steps of a curve: its row of COLUMNS but for the seconds, and what samples one batch that way."""
+    """A number of steps of a curve: its row, whose seconds are still unknown, and a function that samples one batch."""
 
-    row: dict[str, Any]
+    timing: Timing
     run: Callable[[], object]
 
 
-def timed_points(name: str, curve: dict[str, Any], model: Path, grids: list[dict[str, Any]]) -> Iterator[Timed]:
-    """What there is to time of a resolved curve row, each point run once, which is not counted.
+def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGrids]) -> Iterator[Timed]:
+    """The numbers of steps of a curve to be timed, on the threads of the calling thread. A first run is not timed.
 
-    On the calling thread's number of threads. The hashes tell whether a time is still that of the curve as it stands.
-    grids: what was fitted to the model. What cannot be sampled is left out.
+    model: the folder of its weights. grids: fitted to the model. Numbers of steps whose samples are not finite are left
+    out.
     """
-    sampler = sampler_of(curve)
-    seed = curve["seeds"][0][0]
-    own = source(curve, model, seed, default_device())
-    origin = {
-        "device": machine(own.device)["device"],
-        "checkpoint": checkpoint(curve, model, seed)[:SHORT_HASH],
-        "sampler": sampler_hash(curve),
-    }
-    for count in sorted({sampler.steps(budget) for budget in sampler.nfe}):
-        row = on_fitted_grid(sampler, grids, main_file(model, seed).name, count)
-        batch = partial(_batch, own, row, count)
+    seed = curve.seeds[0][0]
+    loaded = load_model(curve, model, seed, default_device())
+    for steps in curve.step_counts:
+        sampler = on_fitted_grid(curve, grids, main_file(model, seed).name, steps)
+        batch = partial(_batch, loaded, sampler, steps)
         try:
-            nfe = mean_nfe((len(images), nfe) for images, nfe in batch())
+            nfe = mean_nfe((len(samples), nfe) for samples, nfe in batch())
         except NotFinite:
             continue
-        found = {"curve": name, "steps": count, "nfe": nfe, "images": IMAGES, "repetitions": REPETITIONS}
-        yield Timed(found | origin, batch)
+        timing = Timing(
+            curve=name,
+            steps=steps,
+            nfe=nfe,
+            seconds_per_image=float("inf"),
+            images=IMAGES,
+            repetitions=REPETITIONS,
+            device=machine(loaded.device)["device"],
+            checkpoint=content_key(model, seed, curve.weights)[:SHORT_HASH],
+            sampler=curve.sampler_hash,
+        )
+        yield Timed(timing, batch)
 
 
-def _batch(own: Source, row: Sampler, count: int) -> list[tuple[Tensor, int]]:
-    found = list(generate(own.denoiser, own.shape, row, count, 0, IMAGES, IMAGES, own.device))
-    return [(images.cpu(), nfe) for images, nfe in found]  # waits for a GPU
+def _batch(loaded: LoadedModel, sampler: Sampler, steps: int) -> list[tuple[Tensor, int]]:
+    batches = generate(loaded.denoiser, loaded.shape, sampler, steps, 0, IMAGES, IMAGES, loaded.device)
+    return [(samples.cpu(), nfe) for samples, nfe in batches]  # `cpu` waits for a GPU
 
 
-def seconds_of(points: list[Timed]) -> list[dict[str, Any]]:
-    """Rows of COLUMNS: the least time to sample one batch, of REPETITIONS.
+def seconds_of(points: Sequence[Timed]) -> list[Timing]:
+    """Time all points: the least time to sample one batch, of REPETITIONS.
 
-    The points are timed in turns, so that what else a machine does falls on all alike, and it only ever adds to a time.
+    The points take turns, so that other work on the machine affects all alike. The least time counts, because other
+    work only ever adds time.
     """
     least = [float("inf")] * len(points)
     for _ in range(REPETITIONS):
@@ -77,4 +103,6 @@ def seconds_of(points: list[Timed]) -> list[dict[str, Any]]:
             start = time.perf_counter()
             point.run()
             least[i] = min(least[i], time.perf_counter() - start)
-    return [p.row | {"seconds_per_image": f"{s / IMAGES:.3g}"} for p, s in zip(points, least, strict=True)]
+    return [
+        replace(point.timing, seconds_per_image=seconds / IMAGES) for point, seconds in zip(points, least, strict=True)
+    ]

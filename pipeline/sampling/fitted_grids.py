@@ -1,20 +1,22 @@
 """Grids fitted to a model: the noise levels between which its trajectories are nearest to straight.
 
-A teacher takes many small steps from pure noise to 0 through a fine grid. The cost of a long step from level i to level
-j is its local truncation error: how far Euler's step from the teacher's state at i ends from the teacher's state at j.
-Dynamic programming finds, for every number of steps, the levels of least total cost (Chen et al. 2024, GITS, arXiv
-2405.11326; Watson et al. 2021, arXiv 2106.03802).
+A teacher takes many small steps from pure noise to 0 on a fine grid. The cost of a long step from level i to level j is
+its local truncation error: the distance from the end of Euler's step from the teacher's state at i to the teacher's
+state at j. For every number of steps, dynamic programming finds the levels of least total cost (Chen et al. 2024, GITS,
+arXiv 2405.11326; Watson et al. 2021, arXiv 2106.03802).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from pipeline.common import processes
 from pipeline.common.devices import default_device, state_type, to_device
 from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import CACHE, content_hash, read_json, write_json
@@ -32,12 +34,15 @@ from pipeline.sampling.singlestep import heun
 TEACHER_RHO = 7.0
 TRAJECTORIES = 256
 
+SamplerRow = TypeVar("SamplerRow", bound=Sampler)
+
 
 @torch.no_grad()
 def truncation_errors(denoiser: DenoiserFunction, noise: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """How far Euler's step from sigmas[i] ends from the teacher's state at sigmas[j]: (n, n), infinite for j <= i.
+    """The error of Euler's step from sigmas[i] to the teacher's state at sigmas[j]: (n, n), infinite for j <= i.
 
-    noise: standard normal, (N, ...); sigmas: n falling levels, the last one 0. The root mean square over the N samples.
+    It is the root mean square over the N samples and their dimensions. noise: standard normal, (N, ...). sigmas: n
+    falling levels, the last one 0.
     """
     ode = Ode(denoiser, SCHEDULES["linear"](sigmas[-2], sigmas[0]), SCALINGS["none"])
     teacher: SingleStep = heun(1.0)
@@ -56,74 +61,105 @@ def truncation_errors(denoiser: DenoiserFunction, noise: Tensor, sigmas: Sequenc
 
 
 def shortest(costs: Tensor, steps: int) -> list[list[int]]:
-    """For each number of steps up to `steps`: the nodes 0 = i_0 < ... < i_n = last of least total cost, costs (n, n).
+    """The path of least total cost from the first node to the last, for each number of steps n = 1 .. `steps`.
 
-    Raises ValueError where there are more steps than nodes to go by.
+    costs: (nodes, nodes), of a step from i to j. A path is a list of nodes 0 = i_0 < ... < i_n. Raises ValueError if
+    there are more steps than nodes after the first.
     """
     last = len(costs) - 1
     if steps > last:
         raise ValueError(f"{steps} steps, but there are {last} levels above 0")
     best = torch.full((len(costs),), torch.inf, dtype=costs.dtype)
     best[0] = 0
-    origins, found = [], []
+    origins, paths = [], []
     for _ in range(steps):
         best, origin = (best[:, None] + costs).min(0)
         origins.append(origin.tolist())
         nodes = [last]
         for before in reversed(origins):
             nodes.append(before[nodes[-1]])
-        found.append(nodes[::-1])
-    return found
+        paths.append(nodes[::-1])
+    return paths
 
 
 def fit(
     denoiser: DenoiserFunction, noise: Tensor, sigma_min: float, sigma_max: float, levels: int = LEVELS
 ) -> list[tuple[float, ...]]:
-    """The noise levels of 1, 2, ... `levels` steps, the last step of each into 0, fitted to the model's trajectories.
+    """The noise levels of 1, 2, ... `levels` steps, fitted to the model's trajectories; the last step ends at 0.
 
-    noise: standard normal, (N, ...). Raises NotFinite where the denoiser's answers are not.
+    noise: standard normal, (N, ...). Raises NotFinite if an answer of the denoiser is not finite.
     """
     sigmas = [*edm(levels, sigma_min, sigma_max, TEACHER_RHO).tolist(), 0.0]
     errors = truncation_errors(denoiser, noise, sigmas)
     if errors.triu(1).isnan().any():
-        raise NotFinite("discretization optimised: the denoiser's answers are not finite along the teacher's way")
+        raise NotFinite("discretization optimised: the denoiser's answers are not finite on the teacher's trajectory")
     return [tuple(sigmas[node] for node in nodes[:-1]) for nodes in shortest(errors, levels)]
 
 
-def _fit_weights(weights: Path, sigma_min: float, sigma_max: float) -> dict[str, Any]:
-    """The grids of one training, or what is kept of an earlier time; why there are none, where it fails."""
-    found: dict[str, Any] = {"weights": weights.name, "sigma_min": sigma_min, "sigma_max": sigma_max}
+@dataclass(frozen=True)
+class FittedGrids:
+    """The grids fitted to one training's main average on one noise range.
+
+    weights: the file's name. grids[n - 1]: the falling noise levels of n steps, the last step of which ends at 0.
+    failed: why there are no grids, in one line.
+    """
+
+    weights: str
+    sigma_min: float
+    sigma_max: float
+    grids: tuple[tuple[float, ...], ...] = ()
+    failed: str = ""
+
+    def record(self) -> dict[str, object]:
+        """The fields that are set, for JSON."""
+        return {key: value for key, value in vars(self).items() if value or key not in ("grids", "failed")}
+
+
+def _fit_weights(weights: Path, sigma_min: float, sigma_max: float) -> FittedGrids:
+    """Fit grids to one training, or take them from the cache."""
     device = default_device()
     key = content_hash(weights, sigma_min, sigma_max, code_hash(), machine(device))
-    kept = CACHE / "grids" / f"{key}.json"
-    if not kept.exists():
+    file = CACHE / "grids" / f"{key}.json"
+    if not file.exists():
         denoiser = load_denoiser(weights).run_on(device)
         noise = to_device(torch.randn(TRAJECTORIES, *denoiser.shape, generator=generator("optimised")), device)
         try:
-            write_json(kept, fit(denoiser, noise, sigma_min, sigma_max))
+            write_json(file, fit(denoiser, noise, sigma_min, sigma_max))
         except NotFinite as error:
-            return found | {"failed": str(error)}
-    return found | {"grids": read_json(kept)}
+            return FittedGrids(weights.name, sigma_min, sigma_max, failed=str(error))
+    return FittedGrids(weights.name, sigma_min, sigma_max, tuple(map(tuple, read_json(file))))
 
 
-def fit_model(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Grids of every training's main average in a model's folder, for each noise range (sigma_min, sigma_max): JSON."""
+def fit_model(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[FittedGrids]:
+    """Fit grids to the main average of every training in a model's folder, for each range (sigma_min, sigma_max)."""
     jobs = [(weights, low, high) for weights in main_files(folder) for low, high in ranges]
-    return side_by_side([partial(_fit_weights, *job) for job in jobs])
+    return side_by_side([partial(_fit_weights, *job) for job in jobs], processes.workers_on(default_device()))
 
 
-def on_fitted_grid(sampler: Sampler, fitted: list[dict[str, Any]], weights: str, steps: int) -> Sampler:
-    """A sampler whose discretization is optimised, on the grid of so many steps that was fitted to these weights.
+def save_grids(fitted: Sequence[FittedGrids], path: Path) -> None:
+    write_json(path, [grids.record() for grids in fitted])
 
-    Any other sampler as it is. Raises StudyError where no such grid was fitted, NotFinite where it could not be.
+
+def load_grids(path: Path) -> list[FittedGrids]:
+    """Read what save_grids wrote. Raises StudyError if the file is missing or of another kind."""
+    try:
+        return [FittedGrids(**record) for record in read_json(path)]
+    except TypeError as error:
+        raise StudyError(f"{path}: not grids of this study ({error})") from None
+
+
+def on_fitted_grid(sampler: SamplerRow, fitted: Sequence[FittedGrids], weights: str, steps: int) -> SamplerRow:
+    """The sampler on the grid of `steps` steps that was fitted to these weights, if its discretization is optimised.
+
+    Any other sampler is returned unchanged. Raises StudyError if no such grid was fitted, NotFinite if fitting failed.
     """
     if sampler.discretization != "optimised":
         return sampler
-    for found in fitted:
-        if found["weights"] == weights and (found["sigma_min"], found["sigma_max"]) == sampler.sigma_range:
-            if "failed" in found:
-                raise NotFinite(found["failed"])
-            return sampler.with_grid(tuple(found["grids"][steps - 1]))
+    for grids in fitted:
+        if grids.weights == weights and (grids.sigma_min, grids.sigma_max) == sampler.sigma_range:
+            if grids.failed:
+                raise NotFinite(grids.failed)
+            return sampler.with_grid(tuple(grids.grids[steps - 1]))
     raise StudyError(
         f"discretization optimised: no grid was fitted to {weights} on {sampler.sigma_range}; run `dvc repro`"
     )

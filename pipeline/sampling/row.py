@@ -216,6 +216,11 @@ class Sampler(Row):
             raise ValueError(f"nfe: {budget} evaluations are too few: solver {self.solver} needs {needed} for {what}")
         return choices[affordable - 1]
 
+    @property
+    def step_counts(self) -> list[int]:
+        """The numbers of steps that the budgets pay for, rising; several budgets may pay for equally many."""
+        return sorted({self.steps(budget) for budget in self.nfe})
+
     def grid(self, steps: int) -> Tensor:
         """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,); of an adaptive solver its range."""
         if self.build_solver().adaptive:
@@ -259,8 +264,3 @@ def _counted(sampler: Sampler, steps: int) -> int:
 
 def _nothing(z: Tensor, sigma: Tensor) -> Tensor:
     return torch.zeros_like(z)
-
-
-def sampler_of(curve: dict[str, Any]) -> Sampler:
-    """The sampler in a resolved curve row."""
-    return Sampler(**{key: curve[key] for key in Sampler.model_fields})

@@ -14,6 +14,7 @@ from pipeline.common.files import content_hash
 from pipeline.diffusion.averages import Averages, HalfLife, Power, Profile, synthesis
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
 from pipeline.diffusion.weights import (
+    Selection,
     average_file,
     classifier_file,
     content_key,
@@ -33,9 +34,7 @@ MAIN = HalfLife(80, 0.5)
 BESIDE: list[Profile] = [HalfLife(40, 0.5), Power(0.05), Power(0.1)]
 UNTRACKED: list[Profile] = [Power(0.15), HalfLife(160, 0.5)]  # but for comparison
 MARKS = [5, 10, 15, 20, 25, 30, 35, 40]  # 40, 80, ... 320 images
-CURVE: dict[str, Any] = {"ema_halflife_images": None, "ema_sigma_rel": None}
-CURVE |= {"guidance": 1.0, "guide": "unconditional", "guide_images": None}
-SNAPSHOT: dict[str, Any] = {"guide": "snapshot", "guidance": 2.0}
+SNAPSHOT: dict[str, Any] = {"guide": "snapshot"}
 
 
 def trained(folder: Path, *, snapshots: bool = True, beside: bool = True) -> dict[str, dict[str, Tensor]]:
@@ -77,48 +76,47 @@ def same(denoiser: Denoiser | None, expected: dict[str, Tensor]) -> bool:
 
 def fails(folder: Path, **choice: Any) -> str:
     with pytest.raises(StudyError) as caught:
-        weights_for(folder, SEED, CURVE | choice)
+        weights_for(folder, SEED, Selection(**choice))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_curve_without_a_choice_has_the_main_average(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
-    weights = weights_for(tmp_path, SEED, CURVE)
-    assert same(weights.denoiser, ends[MAIN.name]) and weights.guide is None
+    weights = weights_for(tmp_path, SEED, Selection())
+    assert same(weights.denoiser, ends[MAIN.name]) and weights.snapshot is None
     assert not weights.denoiser.training and not any(p.requires_grad for p in weights.denoiser.parameters())
-    assert content_key(tmp_path, SEED, CURVE) == content_hash(tmp_path / "seed_3.safetensors")
+    assert content_key(tmp_path, SEED, Selection()) == content_hash(tmp_path / "seed_3.safetensors")
 
 
 def test_the_main_average_may_be_asked_for_by_its_half_life(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
-    named = CURVE | {"ema_halflife_images": 80}
+    named = Selection(HalfLife(80, None))
     assert same(weights_for(tmp_path, SEED, named).denoiser, ends[MAIN.name])
-    assert content_key(tmp_path, SEED, named) == content_key(tmp_path, SEED, CURVE)
+    assert content_key(tmp_path, SEED, named) == content_key(tmp_path, SEED, Selection())
 
 
 @pytest.mark.parametrize("snapshots", [True, False])
-@pytest.mark.parametrize("choice", [{"ema_halflife_images": 40}, {"ema_sigma_rel": 0.05}, {"ema_sigma_rel": 0.1}])
-def test_a_tracked_average_is_its_own_file(tmp_path: Path, choice: dict[str, Any], snapshots: bool) -> None:
+@pytest.mark.parametrize("average", [HalfLife(40, None), Power(0.05), Power(0.1)])
+def test_a_tracked_average_is_its_own_file(tmp_path: Path, average: Profile, snapshots: bool) -> None:
     ends = trained(tmp_path, snapshots=snapshots)
-    [(key, value)] = choice.items()
-    name = f"{key.removeprefix('ema_').removesuffix('_images')}_{value}"
-    assert same(weights_for(tmp_path, SEED, CURVE | choice).denoiser, ends[name])
-    assert content_key(tmp_path, SEED, CURVE | choice) == content_hash(tmp_path / f"seed_3_{name}.safetensors")
+    selection = Selection(average)
+    assert same(weights_for(tmp_path, SEED, selection).denoiser, ends[average.name])
+    assert content_key(tmp_path, SEED, selection) == content_hash(tmp_path / f"seed_3_{average.name}.safetensors")
 
 
 def test_a_tracked_average_without_a_file_is_in_the_last_snapshot(tmp_path: Path) -> None:
     ends = trained(tmp_path, beside=False)
-    assert same(weights_for(tmp_path, SEED, CURVE | {"ema_sigma_rel": 0.1}).denoiser, ends["sigma_rel_0.1"])
+    assert same(weights_for(tmp_path, SEED, Selection(Power(0.1))).denoiser, ends["sigma_rel_0.1"])
 
 
 @pytest.mark.parametrize(
-    ("choice", "wanted"),
-    [({"ema_sigma_rel": 0.15}, UNTRACKED[0]), ({"ema_halflife_images": 160}, UNTRACKED[1])],
+    ("average", "wanted"),
+    [(Power(0.15), UNTRACKED[0]), (HalfLife(160, None), UNTRACKED[1])],
     ids=["sigma_rel", "halflife"],
 )
 def test_any_other_average_is_made_of_the_snapshots(
-    tmp_path: Path, ends: dict[str, dict[str, Tensor]], choice: dict[str, Any], wanted: Profile
+    tmp_path: Path, ends: dict[str, dict[str, Tensor]], average: Profile, wanted: Profile
 ) -> None:
-    made = parameters(weights_for(tmp_path, SEED, CURVE | choice).denoiser)
+    made = parameters(weights_for(tmp_path, SEED, Selection(average)).denoiser)
     main, expected = parameters(load_denoiser(main_file(tmp_path, SEED))), ends[wanted.name]
     off = sum(float((made[name] - expected[name]).square().sum()) for name in made)
     away = sum(float((main[name] - expected[name]).square().sum()) for name in made)
@@ -137,10 +135,14 @@ def test_any_other_average_is_made_of_the_snapshots(
 
 def test_without_snapshots_the_keys_that_would_help_are_named(tmp_path: Path) -> None:
     trained(tmp_path, snapshots=False)
-    message = fails(tmp_path, ema_sigma_rel=0.15)
-    assert "no sigma_rel_0.15" in message and "add 0.15 to ema_sigma_rels" in message and "snapshots" in message
-    assert "add 70 to ema_halflives_images" in fails(tmp_path, ema_halflife_images=70)
-    assert "say snapshots in the model's row" in fails(tmp_path, **SNAPSHOT)
+    message = fails(tmp_path, average=Power(0.15))
+    assert (
+        "neither sigma_rel_0.15 nor snapshots" in message
+        and "add 0.15 to ema_sigma_rels" in message
+        and "snapshots" in message
+    )
+    assert "add 70 to ema_halflives_images" in fails(tmp_path, average=HalfLife(70, None))
+    assert "set snapshots in the model's row to 2 or more" in fails(tmp_path, **SNAPSHOT)
 
 
 def test_an_average_that_the_snapshots_do_not_give_is_refused(
@@ -148,8 +150,8 @@ def test_an_average_that_the_snapshots_do_not_give_is_refused(
 ) -> None:
     for step in MARKS[:-1]:
         snapshot_file(tmp_path, SEED, step * BATCH).unlink()
-    message = fails(tmp_path, ema_sigma_rel=0.01)
-    assert "% off, and more than 10% is too much; add 0.01 to ema_sigma_rels" in message
+    message = fails(tmp_path, average=Power(0.01))
+    assert "%, and more than 10% is too much; add 0.01 to ema_sigma_rels" in message
 
 
 @pytest.mark.parametrize(
@@ -159,11 +161,11 @@ def test_an_average_that_the_snapshots_do_not_give_is_refused(
 def test_the_nearest_snapshot_guides(
     tmp_path: Path, ends: dict[str, dict[str, Tensor]], images: int | None, expected: int
 ) -> None:
-    weights = weights_for(tmp_path, SEED, CURVE | SNAPSHOT | {"guide_images": images})
+    weights = weights_for(tmp_path, SEED, Selection(**SNAPSHOT, guide_images=images))
     assert same(weights.denoiser, ends[MAIN.name])
     file = load_file(tmp_path / f"seed_3_snapshot_{expected}.safetensors")
     prefix = f"{MAIN.name}."
-    assert same(weights.guide, {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
+    assert same(weights.snapshot, {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
 
 
 @pytest.mark.parametrize("images", [19, 341, 10_000])
@@ -174,20 +176,18 @@ def test_a_guide_that_was_not_kept_is_refused(tmp_path: Path, ends: dict[str, di
 
 def test_there_is_no_guide_where_none_is_asked(tmp_path: Path) -> None:
     trained(tmp_path, snapshots=False)
-    for choice in ({"guidance": 1.0, "guide": "snapshot"}, {"guidance": 3.0}, {"guidance": 3.0, "guide": "classifier"}):
-        assert weights_for(tmp_path, SEED, CURVE | choice).guide is None
+    weights = weights_for(tmp_path, SEED, Selection(guide_images=40))
+    assert weights.snapshot is None and weights.classifier is None
 
 
 KINDS: dict[str, tuple[dict[str, Any], set[str]]] = {  # what a curve chooses, and the files that it then uses
     "main": ({}, {"main"}),
-    "idle guide": ({"guide": "snapshot"}, {"main"}),
-    "unconditional guide": ({"guidance": 2.0}, {"main"}),
-    "tracked": ({"ema_sigma_rel": 0.1}, {"own"}),
-    "made": ({"ema_sigma_rel": 0.15}, {"main", "first", "last"}),
+    "tracked": ({"average": Power(0.1)}, {"own"}),
+    "made": ({"average": Power(0.15)}, {"main", "first", "last"}),
     "snapshot": (SNAPSHOT, {"main", "first"}),
     "another snapshot": (SNAPSHOT | {"guide_images": 320}, {"main", "last"}),
-    "tracked and snapshot": (SNAPSHOT | {"ema_sigma_rel": 0.1}, {"own", "main", "first"}),
-    "classifier": ({"guide": "classifier", "guidance": 1.0}, {"main", "classifier"}),
+    "tracked and snapshot": (SNAPSHOT | {"average": Power(0.1)}, {"own", "main", "first"}),
+    "classifier": ({"guide": "classifier"}, {"main", "classifier"}),
 }
 
 
@@ -209,7 +209,7 @@ def test_the_key_changes_with_what_is_used_and_only_then(
     choice, used = KINDS[kind]
 
     def key_of() -> str:
-        return content_key(tmp_path, SEED, CURVE | choice, files["classifier"] if kind == "classifier" else None)
+        return content_key(tmp_path, SEED, Selection(**choice))
 
     key = key_of()
     changed = set()
@@ -226,16 +226,17 @@ def test_different_choices_have_different_keys(tmp_path: Path, ends: dict[str, d
     save_file({"weight": torch.zeros(3)}, classifier_file(tmp_path, SEED))
     choices: list[dict[str, Any]] = [
         {},
-        {"ema_sigma_rel": 0.1},
-        {"ema_sigma_rel": 0.15},
-        {"ema_sigma_rel": 0.151},
-        {"ema_halflife_images": 70},
+        {"average": Power(0.1)},
+        {"average": Power(0.15)},
+        {"average": Power(0.151)},
+        {"average": HalfLife(70, None)},
         SNAPSHOT,
         SNAPSHOT | {"guide_images": 80},
-        SNAPSHOT | {"ema_sigma_rel": 0.15},
+        SNAPSHOT | {"average": Power(0.15)},
+        {"guide": "classifier"},
     ]
-    keys = {content_key(tmp_path, SEED, CURVE | choice) for choice in choices}
-    assert len(keys | {content_key(tmp_path, SEED, CURVE, classifier_file(tmp_path, SEED))}) == len(choices) + 1
+    keys = {content_key(tmp_path, SEED, Selection(**choice)) for choice in choices}
+    assert len(keys) == len(choices)
 
 
 def test_a_snapshot_says_what_it_holds(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
@@ -282,7 +283,7 @@ def renamed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut, foreign, misshapen, renamed])
-@pytest.mark.parametrize("choice", [SNAPSHOT, {"ema_sigma_rel": 0.15}], ids=["guide", "average"])
+@pytest.mark.parametrize("choice", [SNAPSHOT, {"average": Power(0.15)}], ids=["guide", "average"])
 def test_a_broken_snapshot_is_named(
     tmp_path: Path, ends: dict[str, dict[str, Tensor]], harm: Callable[[Path], None], choice: dict[str, Any]
 ) -> None:
@@ -291,9 +292,9 @@ def test_a_broken_snapshot_is_named(
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    for choice in ({}, SNAPSHOT, {"ema_sigma_rel": 0.1}):
+    for choice in ({}, SNAPSHOT, {"average": Power(0.1)}):
         assert "seed_3.safetensors: missing; `dvc repro` trains it" in fails(tmp_path, **choice)
     with pytest.raises(StudyError, match="missing"):
-        content_key(tmp_path, SEED, CURVE)
+        content_key(tmp_path, SEED, Selection())
     with pytest.raises(StudyError, match="missing"):
         load_snapshot(tmp_path / "seed_3_snapshot_40.safetensors")

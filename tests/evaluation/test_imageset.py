@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
+from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.imageset import ImageSet, measure_set
-from pipeline.evaluation.sweep import Cell
 from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.measurement import SHOWN_IMAGES, measure
 from pipeline.metrics.reference import Reference, reference_of

@@ -1,11 +1,12 @@
 """Seconds per image: what is timed, in turns, and that the least time counts."""
 
+import math
 import time
 
 import pytest
 
 from pipeline.evaluation import seconds as timing
-from pipeline.evaluation.seconds import IMAGES, REPETITIONS, Timed, seconds_of
+from pipeline.evaluation.seconds import COLUMNS, IMAGES, REPETITIONS, Timed, Timing, seconds_of
 
 
 def test_points_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,10 +18,12 @@ def test_points_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest
             order.append(name)
             clock[0] += next(lengths[name])
 
-        return Timed({"curve": name}, run)
+        return Timed(Timing(name, 1, 1, math.inf, IMAGES, REPETITIONS, "CPU", "c", "s"), run)
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     assert REPETITIONS == 3 and timing.time is time
     rows = seconds_of([point("a"), point("b")])
     assert order == ["a", "b"] * 3
-    assert [float(row["seconds_per_image"]) for row in rows] == pytest.approx([1 / IMAGES, 4 / IMAGES], rel=1e-2)
+    assert [row.seconds_per_image for row in rows] == pytest.approx([1 / IMAGES, 4 / IMAGES])
+    assert [row.curve for row in rows] == ["a", "b"] and list(rows[0].record()) == COLUMNS
+    assert [row.record()["seconds_per_image"] for row in rows] == ["0.00391", "0.0156"]

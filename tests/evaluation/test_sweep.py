@@ -22,24 +22,19 @@ from pipeline.diffusion.classifier import save_classifier
 from pipeline.diffusion.denoiser import load_denoiser, save_denoiser
 from pipeline.diffusion.exact import LabelledMixture
 from pipeline.diffusion.weights import Weights, classifier_file
-from pipeline.evaluation import sweep
-from pipeline.evaluation.sweep import Cell, load_cell, measure_curve, save_cell, save_curve
-from pipeline.metrics.extractors.extractor import (
-    Extracted,
-    Extractor,
-    Features,
-    load_extractor,
-    make_extractor,
-    save_extractor,
-)
+from pipeline.evaluation import loading, sweep
+from pipeline.evaluation.cell import Cell, load_cell, save_cell
+from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.sweep import measure_curve, save_curve
+from pipeline.metrics.extractors.extractor import Extracted, Extractor
+from pipeline.metrics.extractors.registry import load_extractor, make_extractor, save_extractor
+from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.measurement import measure, measured_with
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
 from pipeline.params.resolve import resolve
-from pipeline.params.resolved import as_dicts
 from pipeline.params.study import Study
-from pipeline.sampling.fitted_grids import fit_model
+from pipeline.sampling.fitted_grids import FittedGrids, fit_model
 from pipeline.sampling.guidance import sample_labels
-from pipeline.sampling.row import sampler_of
 from pipeline.training.classifier import train_classifier
 from pipeline.training.loop import train
 from pipeline.training.row import Model
@@ -50,7 +45,7 @@ SAMPLES = 40
 
 class Trained(NamedTuple):
     model: Path
-    grids: list[dict[str, Any]]
+    grids: list[FittedGrids]
     extractor: Extractor
     reference: Reference
 
@@ -93,11 +88,12 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return calls
 
 
-def curve(**keys: Any) -> dict[str, Any]:
-    """A resolved curve row, as a stage reads it."""
+def curve(**keys: Any) -> Curve:
+    """A resolved curve row, as a stage reads it. `seeds` replaces those of the study."""
+    seeds = {key: keys.pop(key) for key in ("seeds",) if key in keys}
     row = {"model": "edm", "nfe": [3, 5], "samples": SAMPLES, "batch": 16, "sample_seeds": [0, 1]} | keys
     study = Study(study={"name": "t"}, models={"edm": {"train_seeds": [0, 1]}}, curves={"x": row})
-    return json.loads(json.dumps(as_dicts(resolve(study))["curves/x"]))
+    return Curve(**json.loads(json.dumps(resolve(study).files()["curves/x"])) | seeds)
 
 
 def same(a: list[Cell], b: list[Cell]) -> bool:
@@ -170,7 +166,7 @@ def test_another_row_has_cells_of_its_own(
 def test_another_model_extractor_or_reference_has_cells_of_its_own(
     trained: Trained, generated: list[tuple[int, int]], tmp_path: Path
 ) -> None:
-    row = curve(nfe=[3]) | {"seeds": [[0, 0]]}
+    row = curve(nfe=[3], seeds=[[0, 0]])
     measure_curve(row, *trained, workers=1)
     (tmp_path / "model").mkdir()
     (tmp_path / "model/seed_0.safetensors").write_bytes((trained.model / "seed_1.safetensors").read_bytes())
@@ -276,12 +272,11 @@ def test_failed_cells_are_saved_beside_the_others(trained: Trained, tmp_path: Pa
 
 def test_an_optimised_curve_is_sampled_on_the_grid_fitted_to_each_network(trained: Trained) -> None:
     row = curve(nfe=[3], discretization="optimised")
-    fitted = [tuple(found["grids"][1]) for found in trained.grids]
+    fitted = [found.grids[1] for found in trained.grids]
     cells = measure_curve(row, *trained, workers=1)
     for cell, sigmas in zip(cells, fitted, strict=True):
-        own = curve(nfe=[3], discretization="explicit", sigmas=sigmas) | {
-            "seeds": [[cell.train_seed, cell.sample_seed]]
-        }
+        seeds = [[cell.train_seed, cell.sample_seed]]
+        own = curve(nfe=[3], discretization="explicit", sigmas=sigmas, seeds=seeds)
         [explicit] = measure_curve(own, *trained, workers=1)
         assert explicit.images.equal(cell.images) and explicit.metrics == cell.metrics
     with pytest.raises(StudyError, match="no grid was fitted to seed_0"):
@@ -292,7 +287,7 @@ def test_a_network_to_which_no_grid_can_be_fitted_fails_its_own_cells_alone(trai
     half = broken(trained, tmp_path / "model", 1)
     half = half._replace(grids=fit_model(half.model, [(0.002, 80.0)]))
     cells = measure_curve(curve(nfe=[3], discretization="optimised"), *half, workers=1)
-    assert [c.failed for c in cells] == ["", half.grids[1]["failed"]]
+    assert [c.failed for c in cells] == ["", half.grids[1].failed]
     assert "not finite" in cells[1].failed
 
 
@@ -300,7 +295,7 @@ def test_what_an_adaptive_solver_costs_is_the_mean(trained: Trained) -> None:
     row = curve(nfe=[30], solver="rk45", schedule="flow", samples=80)
     [cell, _] = measure_curve(row, *trained, workers=1)
     denoiser = load_denoiser(trained.model / "seed_0.safetensors")
-    made = list(sweep.generate(denoiser, denoiser.shape, sampler_of(row), 2, 0, 80, 16))
+    made = list(sweep.generate(denoiser, denoiser.shape, row, 2, 0, 80, 16))
     assert [len(images) for images, _ in made] == [64, 16]
     total = sum(len(images) * nfe for images, nfe in made)
     assert cell.nfe - 1 < total / 80 <= cell.nfe
@@ -368,9 +363,15 @@ class Conditional:
 def conditional(monkeypatch: pytest.MonkeyPatch, trained: Trained) -> Trained:
     """Models of classes and earlier snapshots of them, whose weights are exact."""
     weights = Weights(Conditional(CLASSES, 0.05), Conditional(CLASSES, 0.3))  # type: ignore[arg-type]
-    monkeypatch.setattr(sweep, "weights_for", lambda *_: weights)
-    monkeypatch.setattr(sweep, "content_key", lambda folder, seed, curve, classifier: f"{seed} {curve['guide']}")
+    monkeypatch.setattr(loading, "weights_for", lambda *_: weights)
+    monkeypatch.setattr(sweep, "content_key", lambda folder, seed, selection: f"{seed} {selection}")
     return trained
+
+
+def guided_curve(**keys: Any) -> Curve:
+    """A resolved row of choices that `resolve` refuses for a model without classes."""
+    row = {key: keys.pop(key) for key in ("nfe", "seeds") if key in keys}
+    return Curve(**curve(**row).model_dump() | keys)
 
 
 def nearest(images: Tensor) -> Tensor:
@@ -390,25 +391,24 @@ GUIDED: list[dict[str, Any]] = [
 def test_samples_of_a_model_of_classes_are_of_theirs_and_every_call_counts(
     conditional: Trained, keys: dict[str, Any]
 ) -> None:
-    row = curve(nfe=[60]) | keys
+    row = guided_curve(nfe=[60], **keys)
     cells = measure_curve(row, *conditional, workers=1)
-    sampler = sampler_of(row)
     for cell in cells:
         assert nearest(cell.images).equal(sample_labels(cell.sample_seed, range(sweep.SHOWN_IMAGES), CLASSES))
-        assert cell.nfe == sampler.evaluations(cell.steps) <= 60 < sampler.evaluations(cell.steps + 1)
+        assert cell.nfe == row.evaluations(cell.steps) <= 60 < row.evaluations(cell.steps + 1)
 
 
 def test_samples_without_labels_are_of_any_class(conditional: Trained) -> None:
-    [cell, _] = measure_curve(curve(nfe=[15]) | {"labels": "none"}, *conditional, workers=1)
+    [cell, _] = measure_curve(guided_curve(nfe=[15], labels="none"), *conditional, workers=1)
     plain = Conditional((), 0.05).exact
-    made = sweep.generate(plain, (1, 8, 8), sampler_of(curve()), cell.steps, cell.sample_seed, SAMPLES, 16)
+    made = sweep.generate(plain, (1, 8, 8), curve(), cell.steps, cell.sample_seed, SAMPLES, 16)
     assert torch.cat([images for images, _ in made])[: sweep.SHOWN_IMAGES].equal(cell.images)
     labelled = measure_curve(curve(nfe=[15]), *conditional, workers=1)[0]
     assert not labelled.images.equal(cell.images)
 
 
 def test_guided_cells_do_not_depend_on_the_number_of_workers(conditional: Trained) -> None:
-    row = curve(nfe=[6, 10]) | {"guidance": 2.0}
+    row = guided_curve(nfe=[6, 10], guidance=2.0)
     one = measure_curve(row, *conditional, workers=1)
     for path in cell_files():
         path.unlink()
@@ -417,7 +417,7 @@ def test_guided_cells_do_not_depend_on_the_number_of_workers(conditional: Traine
 
 def test_guidance_to_a_class_of_a_model_without_classes_is_an_error(trained: Trained) -> None:
     with pytest.raises(StudyError, match="guide: unconditional needs a model of classes") as caught:
-        measure_curve(curve(nfe=[6]) | {"guidance": 2.0}, *trained, workers=1)
+        measure_curve(guided_curve(nfe=[6], guidance=2.0), *trained, workers=1)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -435,8 +435,8 @@ def classified(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Tr
     return trained._replace(model=folder)
 
 
-def by_classifier(weight: float) -> dict[str, Any]:
-    return curve(nfe=[20]) | {"guide": "classifier", "guidance": weight, "seeds": [[0, 0]]}
+def by_classifier(weight: float, **keys: Any) -> Curve:
+    return guided_curve(**{"nfe": [20], "guide": "classifier", "guidance": weight, "seeds": [[0, 0]]} | keys)
 
 
 def test_a_classifier_guides_a_model_without_classes(classified: Trained) -> None:
@@ -447,14 +447,14 @@ def test_a_classifier_guides_a_model_without_classes(classified: Trained) -> Non
         bright = sample_labels(0, range(sweep.SHOWN_IMAGES), (100, 100)).bool()
         means = cell.images.double().mean((1, 2, 3))
         gaps.append(float(means[bright].mean() - means[~bright].mean()))
-        assert cell.nfe == (2 if weight else 1) * sampler_of(curve()).build_solver().evaluations(cell.steps)
+        assert cell.nfe == (2 if weight else 1) * curve().build_solver().evaluations(cell.steps)
     assert gaps[0] < gaps[1] < gaps[2]
 
 
 def test_cells_that_a_classifier_guides_are_its_own(classified: Trained, trained: Trained) -> None:
     guided, other = (measure_curve(by_classifier(2.0), *classified, workers=n)[0] for n in (1, 2))
     assert same([guided], [other])
-    [plain] = measure_curve(curve(nfe=[20]) | {"seeds": [[0, 0]]}, *trained, workers=1)
+    [plain] = measure_curve(curve(nfe=[20], seeds=[[0, 0]]), *trained, workers=1)
     [none] = measure_curve(by_classifier(0.0), *classified, workers=1)
     assert none.images.equal(plain.images) and none.checkpoint == plain.checkpoint
     assert plain.checkpoint == content_hash(trained.model / "seed_0.safetensors") != guided.checkpoint
@@ -462,13 +462,13 @@ def test_cells_that_a_classifier_guides_are_its_own(classified: Trained, trained
 
 def test_a_missing_classifier_says_what_to_set(classified: Trained) -> None:
     with pytest.raises(StudyError, match=r"seed_1_classifier\.safetensors: missing; set classifier_images") as caught:
-        measure_curve(by_classifier(2.0) | {"seeds": [[1, 0]]}, *classified, workers=1)
+        measure_curve(by_classifier(2.0, seeds=[[1, 0]]), *classified, workers=1)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_guided_cell_that_fails_has_the_cost_of_all_its_calls(classified: Trained, tmp_path: Path) -> None:
     half = broken(classified, tmp_path / "model", 0)
     (tmp_path / "model/seed_0_classifier.safetensors").write_bytes(classifier_file(classified.model, 0).read_bytes())
-    row = by_classifier(2.0) | {"nfe": [10]}
+    row = by_classifier(2.0, nfe=[10])
     [cell] = measure_curve(row, *half, workers=1)
     assert cell.failed.startswith("step 1 of 3, sigma 80") and (cell.steps, cell.nfe) == (3, 10)
