@@ -99,13 +99,9 @@ def timings(arguments: argparse.Namespace) -> None:
 
 
 def docs(arguments: argparse.Namespace) -> None:
-    from pipeline.commands.docs import page
-    from pipeline.common.files import write_text
-    from pipeline.params import schema
+    from pipeline.commands.docs import write_docs
 
-    for file, text in {Path("docs/design-space.md"): page, Path(schema.FILE): schema.text}.items():
-        write_text(file, text())
-        print(f"wrote {file}")
+    write_docs()
 
 
 def repro(arguments: argparse.Namespace) -> None:
