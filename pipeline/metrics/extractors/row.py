@@ -30,6 +30,8 @@ class Features(Row):
     """Learning rate of the classifier's training."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the classifier's training."""
+    content: str = ""
+    """Digest of the weights' file; `resolve` fills it in."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
