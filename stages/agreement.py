@@ -1,4 +1,4 @@
-"""Compare a cell of every curve with what torchmetrics and torch-fidelity find on the same features."""
+"""Compare one cell of every curve with the values of torchmetrics and torch-fidelity for the same features."""
 
 from pipeline.common.files import read_json, write_json
 from pipeline.metrics.agreement import compare_curve
@@ -9,10 +9,10 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     curves, reference = read_json(paths.rows / "curves.json"), load_reference(paths.reference)
-    found = {name: compare_curve(paths.curve(name), reference) for name in curves}
-    write_json(paths.metrics("agreement", "libraries"), found)
-    worst = max((row["difference"] for rows in found.values() for row in rows), default=0.0)
-    print(f"torchmetrics and torch-fidelity agree on {len(found)} curves, within {worst:.1e} relative")
+    comparisons = {name: compare_curve(paths.curve(name), reference) for name in curves}
+    write_json(paths.metrics("agreement", "libraries"), comparisons)
+    worst = max((row["difference"] for rows in comparisons.values() for row in rows), default=0.0)
+    print(f"torchmetrics and torch-fidelity agree on {len(comparisons)} curves, within {worst:.1e} relative")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prepare the data set: the resolved data row to images, labels and a summary."""
+"""Prepare the data set of the study: images or points, labels and a summary."""
 
 from pipeline.common.files import read_json, whole_folder, write_json
 from pipeline.data.dataset import described, load_summary, save, shape_of
@@ -14,9 +14,9 @@ def main(arguments: Arguments) -> None:
         save(load(row), folder)
     summary = load_summary(paths.data)
     write_json(paths.metrics("prepare", "data"), summary)
-    found = f"{summary['count']} {described(shape_of(summary))}"
+    content = f"{summary['count']} {described(shape_of(summary))}, {len(summary['classes'])} classes"
     lossy = f"; {summary['lossy']}-compressed before" if "lossy" in summary else ""
-    print(f"{row.source}: {found}, {len(summary['classes'])} classes, sigma_data {summary['sigma_data']:.4f}{lossy}")
+    print(f"{row.source}: {content}, sigma_data {summary['sigma_data']:.4f}{lossy}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure the real images: what measurements against them need, and what they score among each other."""
+"""Measure the real images: the reference for measurements, and the scores of real images against real images."""
 
 from pipeline.common.devices import default_device, exact_device
 from pipeline.common.files import whole_folder, write_json
@@ -11,9 +11,8 @@ from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
-    paths = arguments.paths
+    paths, exact = arguments.paths, exact_device(default_device())
     extractor, dataset = load_extractor(paths.features).on(default_device()), load_prepared(paths.data)
-    exact = exact_device(default_device())
     [(content, summary)] = side_by_side([lambda: make_reference(extractor(dataset.images).on(exact), extractor.hash)])
     with whole_folder(paths.reference) as folder:
         save_reference(content, folder)

@@ -1,4 +1,4 @@
-"""Images from anywhere else, such as another project's samples, measured like this study's own."""
+"""Images from elsewhere, such as another project's samples, measured like those of this study."""
 
 from typing import Annotated
 
@@ -6,16 +6,20 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from pipeline.common.devices import default_device, exact_device
 from pipeline.common.errors import StudyError
+from pipeline.common.files import Paths, read_json
 from pipeline.common.randomness import generator
 from pipeline.common.rows import Label, Row
-from pipeline.data.dataset import described, to_hash
+from pipeline.common.threads import side_by_side
+from pipeline.data.dataset import described, load_summary, shape_of, to_hash
 from pipeline.data.row import Data
 from pipeline.data.sources import load
 from pipeline.evaluation.cell import AGREEMENT_SAMPLES, Cell
 from pipeline.metrics.extractors.extractor import Extractor
+from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.measurement import SHOWN_IMAGES, measure
-from pipeline.metrics.reference import Reference
+from pipeline.metrics.reference import Reference, load_reference
 
 MOST_REPETITIONS = 3
 
@@ -33,6 +37,19 @@ class ImageSet(Row):
     """Digest of the images' files; `resolve` fills it in."""
 
 
+def measure_by_study(paths: Paths, row: ImageSet, place: str) -> tuple[list[Cell], Extractor, Reference]:
+    """`measure_set` with a study's extractor, reference and number of samples, which it returns as well.
+
+    Raises StudyError also if the study has not run.
+    """
+    device = default_device()
+    data, extractor = load_summary(paths.data), load_extractor(paths.features).on(device)
+    reference = load_reference(paths.reference, extractor.hash).on(exact_device(device))
+    shape, samples = shape_of(data), read_json(paths.rows / "samples.json")
+    [cells] = side_by_side([lambda: measure_set(row, place, shape, samples, extractor, reference)])
+    return cells, extractor, reference
+
+
 def measure_set(
     row: ImageSet,
     place: str,
@@ -41,10 +58,10 @@ def measure_set(
     extractor: Extractor,
     reference: Reference,
 ) -> list[Cell]:
-    """Measure a set: one cell for every `samples` images, three at most, each of other images in a random order.
+    """Measure a set: one cell for every `samples` images, at most three, each of different images in random order.
 
-    place: where the row was written, for errors; shape (C, H, W): of the study's images. Raises StudyError where the
-    images are of another, or are too few, and where the study's data are points.
+    place: where the study names the set, for errors; shape (C, H, W): of the study's images. Raises StudyError if the
+    images have another shape or are too few, and if the study's data are points.
     """
     if len(shape) == 1:
         raise StudyError(f"{place}: a set holds images, and the study's data are {described(shape)}; leave it out")

@@ -294,7 +294,7 @@ def test_the_stage_prepares_it(
     row = Path("build/small/rows/data.json")
     row.parent.mkdir(parents=True)
     row.write_text(Data(source="cifar10", limit=30).model_dump_json())
-    prepare.main(Arguments("small", "", Path("params.yaml"), False, ""))
+    prepare.main(Arguments("small", ""))
     assert capsys.readouterr().out.startswith("cifar10: 30 images of 3 x 32 x 32, 10 classes, sigma_data 0.")
     made: Dataset = load_prepared(Path("build/small/data"))
     assert torch.equal(made.images, load(Data(source="cifar10", limit=30)).images)

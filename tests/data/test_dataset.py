@@ -250,7 +250,7 @@ def test_the_stage_says_that_images_had_been_compressed(
     monkeypatch.chdir(folder_of(tmp_path, {"set/0.jpg": jpeg(0), "set/1.jpg": jpeg(1)}))
     row = {"build/small/rows/data.json": json.dumps({"source": "set", "limit": None, "labels": True}).encode()}
     folder_of(tmp_path, row)
-    prepare.main(Arguments("small", "", Path("params.yaml"), False, ""))
+    prepare.main(Arguments("small", ""))
     assert capsys.readouterr().out.endswith("; JPEG-compressed before\n")
     assert json.loads((tmp_path / "reports/small/metrics/prepare/data.json").read_text())["lossy"] == "JPEG"
 
@@ -552,7 +552,7 @@ def test_the_stage_prepares_and_a_bad_source_leaves_its_outputs(
     row.parent.mkdir(parents=True)
     row.write_text(json.dumps({"source": "digits", "limit": 50, "labels": True}))
     monkeypatch.chdir(tmp_path)
-    prepare.main(Arguments("small", "", Path("params.yaml"), False, ""))
+    prepare.main(Arguments("small", ""))
     assert capsys.readouterr().out.startswith("digits: 50 images of 1 x 8 x 8, 10 classes, sigma_data 0.")
     summary = load_summary(tmp_path / "build/small/data")
     assert json.loads((tmp_path / "reports/small/metrics/prepare/data.json").read_text()) == summary

@@ -10,7 +10,7 @@ from pipeline.data.dataset import Dataset, is_points
 from pipeline.metrics.extractors import classifier, coordinates, dinov2, inception, module
 from pipeline.metrics.extractors.extractor import Extractor, Recipe, Unavailable, probe
 from pipeline.metrics.extractors.row import Features
-from pipeline.metrics.names import COORDINATES
+from pipeline.metrics.names import COORDINATES, label
 
 EXTRACTORS = {
     "classifier": Recipe(classifier.obtain, classifier.build),
@@ -71,6 +71,23 @@ def _make(name: str, row: Features, dataset: Dataset) -> tuple[dict[str, bytes],
         "held_out_accuracy": record.get("held_out_accuracy"),
     }
     return files, summary
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """One line about an extractor, from its summary."""
+    text = f"{summary['name']}: {summary['dimensions']} features"
+    if summary["held_out_images"]:
+        text += f", {summary['held_out_accuracy']:.1%} right on {summary['held_out_images']} held-out images"
+    return text
+
+
+def fallback_warning(summary: dict[str, Any]) -> str:
+    """One line about the classifier that replaces another extractor, from its summary."""
+    return (
+        f"{summary['wanted']}: weights are unavailable ({summary['fallback']}); the {summary['name']} is used instead, "
+        f"and every score is {label('fd', summary['name'], False)}, not FID; "
+        "`dvc repro --force --single-item features` tries again"
+    )
 
 
 def save_extractor(files: dict[str, bytes], folder: Path) -> None:
