@@ -1,22 +1,22 @@
-"""The one kind of error that a user can mend."""
+"""The errors that a user can correct."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class StudyError(Exception):
-    """Something in the study or its inputs is wrong. The message is one line: where, what, and what would be right."""
+    """A mistake in the study or its inputs. The message is one line: where, what is wrong, what to write instead."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 class NotFinite(StudyError):
-    """A denoiser's answer or a sample is not finite."""
+    """A denoiser's output or a sample is not finite."""
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """What to write instead of `name`: its nearest neighbour among `valid` where there is one, then the choices."""
+    """What to write instead of `name`: the most similar choice, if there is one, then all valid choices."""
     choices = sorted(valid)
     close = get_close_matches(str(name), choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

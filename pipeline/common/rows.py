@@ -1,4 +1,4 @@
-"""What all rows of the study file share."""
+"""The base class and the types that all rows of the study file share."""
 
 from typing import Annotated, Any
 
@@ -6,33 +6,35 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 NAME = r"^[A-Za-z0-9_]{1,60}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")]  # as figures print it
+Label = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")]  # printed in figures
 
 
 class Row(BaseModel):
-    """A validated, frozen mapping; an unknown key is an error."""
+    """A validated, frozen mapping; unknown keys are errors. The docstring under a field describes its key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         if cls.model_fields[info.field_name or ""].annotation is bool:
             return value
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, bool):  # YAML reads yes, no, on, off as truth values, and they would pass for 1 and 0
-                raise ValueError(f"a truth value ({each}) stands for nothing here")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool):  # YAML reads yes, no, on and off as booleans, which would pass for 1 and 0
+                raise ValueError(f"{str(item).lower()} is not valid here")
         return value
 
 
 def axis(default: Any, title: str) -> Any:
-    """A field that is a design choice: a row that differs from its base in such fields alone is filed under `title`."""
+    """A field that is a design choice. The report lists a row under `title` if all its differences have this title."""
     return Field(default, title=title)
 
 
 def _unique(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"a seed stands twice in {list(seeds)}")
+        raise ValueError(f"{list(seeds)} has a seed twice; list each seed once")
     return seeds
 
 

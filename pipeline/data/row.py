@@ -14,3 +14,5 @@ class Data(Row):
     """Use only the first so many images; null: all."""
     labels: bool = True
     """Whether to read classes, from class folders or dataset.json."""
+    content: str = ""
+    """Digest of the source's files, "" for built-in data; `resolve` fills it in."""

@@ -1,12 +1,17 @@
-"""What can't go together across the rows of a study, as one line that says where and what."""
+"""Mistakes that a row does not show by itself: what cannot go together across rows, or with the data."""
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.data.listing import unknown_source
+from pipeline.data.dataset import described, shape_of
+from pipeline.data.listing import BUILT_IN, unknown_source
 from pipeline.data.points import POINTS
-from pipeline.data.sources import SOURCES
+from pipeline.data.row import Data
+from pipeline.data.sources import glance
 from pipeline.diffusion.averages import (
     LARGEST_ERROR,
     HalfLife,
@@ -18,30 +23,29 @@ from pipeline.diffusion.averages import (
 )
 from pipeline.diffusion.networks.registry import check_network
 from pipeline.evaluation.curve import Curve
-from pipeline.metrics.extractors.extractor import check_suits
+from pipeline.metrics.extractors.registry import check_suits
+from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
+from pipeline.training.checks import check_models
 from pipeline.training.row import Model
 
-EMA_KEYS = (("ema_halflife_images", "ema_halflives_images"), ("ema_sigma_rel", "ema_sigma_rels"))  # curves', models'
+# All functions here raise StudyError, one line that says where, what is wrong, and what to write instead.
 
 
 def check_data(study: Study) -> None:
-    """Refuse a source with a typo, an extractor of another kind of data, and image sets beside points."""
-    _check_source(study.data.source)
-    points = study.data.source in POINTS
-    check_suits(study.features.extractor, points)
-    if points and study.sets:
-        raise StudyError(f"sets.{next(iter(study.sets))}: a set holds images, and {study.data.source} are points")
-
-
-def _check_source(source: str) -> None:
-    """Refuse a built-in data set's name with a typo, before anything is concluded from it."""
-    if source not in SOURCES and get_close_matches(source, SOURCES, n=1) and not Path(source).exists():
+    """Refuse a misspelt source, an extractor for another kind of data, and image sets beside points."""
+    source = study.data.source
+    if source not in BUILT_IN and get_close_matches(source, BUILT_IN, n=1) and not Path(source).exists():
         raise StudyError(f"data.source: {unknown_source(source)}")
+    check_suits(study.features.extractor, source in POINTS)
+    if source in POINTS and study.sets:
+        raise StudyError(
+            f"sets.{next(iter(study.sets))}: a set holds images, but the data {source} are points; write `sets: {{}}`"
+        )
 
 
 def check_model(study: Study, name: str, row: Model) -> None:
-    """Refuse what a row's data can't have. Raises StudyError, one line saying where and what."""
+    """Refuse a model row that does not go with the kind of its data, or ties noise to classes."""
     source, points = study.data.source, study.data.source in POINTS
     try:
         check_network(row.network, points, source if points else "the data")
@@ -49,119 +53,137 @@ def check_model(study: Study, name: str, row: Model) -> None:
         raise StudyError(f"models.{name}.{error}") from None
     for key in ("augment", "flip"):
         if points and getattr(row, key):
-            raise StudyError(f"models.{name}.{key}: only images have mirror images, and {source} are points; use 0")
-    for key, asked in (("labels", row.labels == "classes"), ("classifier_images", row.classifier_images)):
-        if asked and not study.data.labels:
-            raise StudyError(f"models.{name}.{key}: data.labels is false; leave one of the two out")
+            raise StudyError(f"models.{name}.{key}: only images can be mirrored, and {source} are points; use 0")
+    for key, needs_classes in (("labels", row.labels == "classes"), ("classifier_images", row.classifier_images)):
+        if needs_classes and not study.data.labels:
+            raise StudyError(f"models.{name}.{key}: needs classes, but data.labels is false; leave one of the two out")
     if row.labels == "classes" and row.pairs == "optimal_transport":
         raise StudyError(
-            f"models.{name}.pairs: optimal_transport would tie noise to classes, which samples are not to; use "
-            "independent, or labels: none"
+            f"models.{name}.pairs: optimal_transport would make the noise depend on the class, which it does not in "
+            "sampling; use independent, or labels: none"
+        )
+
+
+def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> None:
+    """Refuse a teacher without all seeds of its student, or one that never learned to sample without labels."""
+    if missing := set(row.train_seeds) - set(teacher.train_seeds if teacher else ()):
+        seed = min(missing)
+        raise StudyError(f"{place}.train_seeds: {which} has no seed {seed} to take pairs from; add it there")
+    if teacher and teacher.labels == "classes" and not teacher.label_dropout:
+        raise StudyError(
+            f"{place}.pairs: reflow samples from {which} without labels, which needs label_dropout above 0 there"
         )
 
 
 def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[str, Model]) -> None:
-    """Refuse a curve that has another one's name in the figures, or asks for what its model can't give."""
-    curve = curves[name]
+    """Refuse a curve that shares its name in figures, or asks for something that its model does not have."""
+    curve, place = curves[name], f"curves.{name}"
     if curve.method and any(curve.method in (row.method, other) for other, row in curves.items() if other != name):
-        raise StudyError(f"curves.{name}.method: {curve.method!r} names another curve already")
+        raise StudyError(f"{place}.method: another curve is already called {curve.method!r}; choose another name")
     if "model" not in (study.curves[name] or {}):
-        raise StudyError(f"curves.{name}.model: missing; every curve names its model itself, for dvc.yaml")
+        raise StudyError(f"{place}.model: missing; write it in every curve, because dvc.yaml reads it there")
     if curve.model not in models:
-        raise StudyError(f"curves.{name}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
-    _check_model_of(name, curve, models[curve.model])
+        raise StudyError(f"{place}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
+    model = models[curve.model]
+    _check_labels(place, curve, model)
+    _check_guide(place, curve, model)
+    _check_average(place, curve, model)
 
 
-def _check_model_of(name: str, curve: Curve, model: Model) -> None:
-    """Refuse what the curve's model can't give. Raises StudyError, one line saying where and what."""
-    place, of = f"curves.{name}", f"model {curve.model}"
-    guided = not curve.build_guidance().idle
+def _check_labels(place: str, curve: Curve, model: Model) -> None:
+    of, guided = f"model {curve.model}", not curve.build_guidance().idle
     if curve.guide == "unconditional" and guided:
         if model.labels == "none":
-            raise StudyError(f"{place}.guidance: {of} is unconditional; give it labels: classes, or take another guide")
+            raise StudyError(f"{place}.guidance: {of} is unconditional; give it labels: classes, or use another guide")
         if curve.labels == "none":
-            raise StudyError(f"{place}.labels: none leaves nothing to guide to; use data, or guidance 1")
+            raise StudyError(f"{place}.labels: with none there is no class to guide to; use data, or guidance 1")
     if curve.guide == "classifier" and not model.classifier_images:
-        raise StudyError(f"{place}.guide: {of} has no classifier; say classifier_images in its row")
-    if model.labels == "classes" and not model.label_dropout and (key := _unlabelled(curve)):
-        raise StudyError(f"{place}.{key}: {of} is asked without labels, which label_dropout 0 never taught it")
+        raise StudyError(f"{place}.guide: {of} has no classifier; set classifier_images in its row")
+    if model.labels == "classes" and not model.label_dropout and (key := _key_without_labels(curve)):
+        raise StudyError(f"{place}.{key}: needs {of} without labels, and so label_dropout above 0 in its row")
     if curve.guide == "classifier" and curve.labels == "none":
-        raise StudyError(f"{place}.labels: none leaves a classifier nothing to guide to; use data")
-    if curve.guide == "snapshot" and model.snapshots < 2:
-        raise StudyError(f"{place}.guide: {of} has no earlier snapshot; say snapshots in its row, 2 or more")
-    if curve.guide_images and curve.guide != "snapshot":
-        raise StudyError(f"{place}.guide_images: guide {curve.guide} has none; it goes with guide: snapshot")
-    taken = [step * model.batch for step in snapshot_steps(model)] if model.snapshots else []
-    earlier = [
-        i for i in taken[:-1] if curve.guide_images and abs(i - curve.guide_images) <= taken[-1] / len(taken) / 2
-    ]
-    if curve.guide_images and not earlier:
-        at = ", ".join(map(str, taken[:-1]))
-        raise StudyError(f"{place}.guide_images: {of} has no earlier snapshot near {curve.guide_images}; it has {at}")
+        raise StudyError(f"{place}.labels: with none there is no class for the classifier to guide to; use data")
     if curve.labels == "none" and model.labels == "none":
         raise StudyError(f"{place}.labels: {of} is unconditional anyway; leave it out")
-    _check_average(place, of, curve, model)
 
 
-def _unlabelled(curve: Curve) -> str | None:
-    """The key by which a curve asks its model without a label, if one does."""
-    asked = {
+def _key_without_labels(curve: Curve) -> str | None:
+    """The key of a curve that needs its model without labels, if there is one."""
+    needed = {
         "guidance": curve.guide == "unconditional" and not curve.build_guidance().idle,
         "labels": curve.labels == "none",
         "discretization": curve.discretization == "optimised",
         "guide": curve.guide == "classifier",
     }
-    return next((key for key, value in asked.items() if value), None)
+    return next((key for key, is_needed in needed.items() if is_needed), None)
 
 
-def _check_average(place: str, of: str, curve: Curve, model: Model) -> None:
+def _check_guide(place: str, curve: Curve, model: Model) -> None:
+    of = f"model {curve.model}"
+    if curve.guide == "snapshot" and model.snapshots < 2:
+        raise StudyError(f"{place}.guide: {of} has no earlier snapshot; set snapshots in its row, to 2 or more")
+    if not curve.guide_images:
+        return
+    if curve.guide != "snapshot":
+        raise StudyError(f"{place}.guide_images: goes with guide: snapshot, not with {curve.guide}; leave it out")
+    *earlier, last = [step * model.batch for step in snapshot_steps(model)]
+    if all(abs(images - curve.guide_images) > last / (len(earlier) + 1) / 2 for images in earlier):
+        listed = ", ".join(map(str, earlier))
+        raise StudyError(f"{place}.guide_images: {of} has no snapshot near {curve.guide_images} images; use {listed}")
+
+
+def _check_average(place: str, curve: Curve, model: Model) -> None:
+    """Refuse an average of the weights that the model neither tracks nor can make from its snapshots."""
+    of = f"model {curve.model}"
     if curve.ema_halflife_images and curve.ema_sigma_rel:
-        raise StudyError(f"{place}.ema_sigma_rel: ema_halflife_images is said as well; a curve has one average")
-    wanted: Profile
+        raise StudyError(f"{place}.ema_sigma_rel: a curve has one average; leave this or ema_halflife_images out")
+    profile: Profile
     if curve.ema_halflife_images:
-        wanted, key, plural = HalfLife(curve.ema_halflife_images, model.ema_ramp_up), *EMA_KEYS[0]
+        key, of_model, value = "ema_halflife_images", "ema_halflives_images", str(curve.ema_halflife_images)
+        profile = HalfLife(curve.ema_halflife_images, model.ema_ramp_up)
+        same = model.model_copy(update={key: curve.ema_halflife_images})
+        if same.longest_average_images == model.longest_average_images:
+            raise StudyError(f"{place}.{key}: over {model.images} images this is the model's own average; leave it out")
     elif curve.ema_sigma_rel:
-        wanted, key, plural = Power(curve.ema_sigma_rel), *EMA_KEYS[1]
+        key, of_model, value = "ema_sigma_rel", "ema_sigma_rels", str(curve.ema_sigma_rel)
+        profile = Power(curve.ema_sigma_rel)
     else:
         return
-    own = model.longest_average_images
-    if model.model_copy(update={"ema_halflife_images": curve.ema_halflife_images or 0}).longest_average_images == own:
-        raise StudyError(f"{place}.{key}: over {model.images} images that is the model's own average; leave it out")
-    _, *others = profiles(model)
-    if wanted in others:
+    _, *tracked = profiles(model)
+    if profile in tracked:
         return
     if not model.snapshots:
         raise StudyError(
-            f"{place}.{key}: {of} does not track {getattr(curve, key)}; add it to its {plural}, or give it two "
-            "ema_sigma_rels and snapshots, from which other lengths are made"
+            f"{place}.{key}: {of} does not track {value}; add it to its {of_model}, or give it two ema_sigma_rels and "
+            "snapshots, from which other averages are made"
         )
-    if (error := synthesis_of(model, wanted).error) > LARGEST_ERROR:
+    if (error := synthesis_of(model, profile).error) > LARGEST_ERROR:
         raise StudyError(
-            f"{place}.{key}: what the snapshots of {of} give for {getattr(curve, key)} would be {error:.0%} off; add "
-            f"it to its {plural}, or take more snapshots of more ema_sigma_rels"
+            f"{place}.{key}: the snapshots of {of} give {value} with an error of {error:.0%}; add it to its "
+            f"{of_model}, or take more snapshots or ema_sigma_rels"
         )
 
 
 def common_samples(curves: dict[str, Curve]) -> int:
-    """The number of samples that all curves are measured with: scores at different counts can't be compared."""
+    """The number of samples behind every score. Refuses curves that differ in it: their scores are not comparable."""
     first, *others = curves
     for other in others:
         if curves[other].samples != curves[first].samples:
             raise StudyError(
                 f"curves.{other}.samples: {curves[other].samples}, but curves.{first} has {curves[first].samples}; "
-                "distances at different counts can't stand in one figure, so give all curves the same"
+                "distances are comparable only at equal counts, so give all curves the same"
             )
     return curves[first].samples
 
 
 def check_sets(study: Study, curves: dict[str, Curve]) -> None:
-    """Refuse sets that have a curve's name, or another one's in the figures."""
+    """Refuse image sets that share a name with a curve, or a name in figures with a curve or another set."""
     for name, images in study.sets.items():
         if name in curves:
-            raise StudyError(f"sets.{name}: a curve has this name already")
-        labels = [row.method or other for other, row in (curves | study.sets).items() if other != name]
-        if (images.method or name) in labels:
-            raise StudyError(f"sets.{name}.method: {images.method or name!r} names a curve or another set already")
+            raise StudyError(f"sets.{name}: a curve already has this name; rename the set")
+        label = images.method or name
+        if label in [row.method or other for other, row in (curves | study.sets).items() if other != name]:
+            raise StudyError(f"sets.{name}.method: another row is already called {label!r}; choose another name")
 
 
 def check_published(study: Study) -> None:
@@ -169,3 +191,28 @@ def check_published(study: Study) -> None:
     for i, row in enumerate(study.published):
         if row.curve not in study.curves:
             raise StudyError(f"published.{i}.curve: no curve {row.curve!r}; {nearest(row.curve, study.curves)}")
+
+
+def check_with_data(rows: Resolved) -> dict[str, Any]:
+    """Refuse rows that do not go with the data: models that cannot be trained, image sets that cannot be compared.
+
+    Returns the summary of a glance at the data set.
+    """
+    summary = glance(rows.data)
+    shape = shape_of(summary)
+    images = torch.empty(summary["count"], *shape, device="meta")
+    labels = torch.empty(summary["count"], device="meta") if summary["classes"] else None
+    check_models({name: entry.row for name, entry in rows.models.items()}, summary, images, labels)
+    for name, row in rows.sets.items():
+        place = f"sets.{name}.source"
+        other = glance(Data(source=row.source, labels=False), place)
+        if shape_of(other)[1:] != shape[1:]:
+            raise StudyError(
+                f"{place}: {described(shape_of(other))}, but the study's data are {described(shape)}; convert them"
+            )
+        if other["count"] < rows.samples:
+            raise StudyError(
+                f"{place}: {other['count']} images, but each score takes {rows.samples}; add images, or lower "
+                "`samples` of the curves"
+            )
+    return summary

@@ -1,4 +1,4 @@
-"""What a study needs of the machine that runs it, and what is said where it has less."""
+"""What a study needs of the machine, and the message if the machine has less."""
 
 import os
 from typing import Annotated
@@ -20,24 +20,24 @@ class Needs(Row):
 
 
 def gpu_count() -> int:
-    """How many GPUs PyTorch finds; 0 where NFE_DEVICE names another device."""
+    """The number of GPUs that PyTorch finds; 0 if NFE_DEVICE names another device."""
     return torch.cuda.device_count() if (os.environ.get(CHOICE) or "cuda") == "cuda" else 0
 
 
 def gpu_gib() -> float:
-    """The memory of the smallest GPU that PyTorch may use, in GiB; 0 where there is none."""
+    """The memory of the smallest GPU that PyTorch may use, in GiB; 0 without a GPU."""
     return min((torch.cuda.get_device_properties(i).total_memory for i in range(gpu_count())), default=0) / GIB
 
 
 def shortfall(needs: Needs, preset: str | None, others: dict[str, Needs]) -> str | None:
-    """What a study needs that this machine lacks, in one line, with the presets that it would do for; None: nothing.
+    """What a study needs and this machine lacks, in one line that names the presets which run here; None if nothing.
 
-    preset: the one that holds; others: what each preset of the study needs.
+    preset: the active one; others: the needs of each preset.
     """
-    if not needs.gpu_gib or (found := gpu_gib()) >= needs.gpu_gib:
+    if not needs.gpu_gib or (memory := gpu_gib()) >= needs.gpu_gib:
         return None
-    here = f"the smallest that PyTorch may use here has {found:.1f}" if found else "PyTorch finds none here"
-    fit = [f"PRESET={name}" for name, other in others.items() if other.gpu_gib <= found]
-    instead = f"; {' or '.join(fit)} runs here" if fit else "; run it where there is one"
+    here = f"the smallest GPU here has {memory:.1f} GiB" if memory else "PyTorch finds no GPU here"
+    fit = [f"PRESET={name}" for name, other in others.items() if other.gpu_gib <= memory]
+    instead = f"; {' or '.join(fit)} runs here" if fit else "; run it on a machine with such a GPU"
     who = f"preset {preset}" if preset else "this study"
-    return f"needs.gpu_gib: {who} takes a GPU of {needs.gpu_gib:g} GiB, and {here}{instead}"
+    return f"needs.gpu_gib: {who} needs a GPU of {needs.gpu_gib:g} GiB, but {here}{instead}"

@@ -1,5 +1,8 @@
-"""Choices of a row that cannot change its result, found by trying: without the choice, an exact denoiser is sampled to
-the same points, or a network is trained on the same target. And what else a study holds for nothing."""
+"""Choices that cannot change a result, and everything else in a study that has no use.
+
+Such choices are found by trying: if sampling an exact denoiser gives the same points without the choice, or a network
+is trained on the same targets without it, then the choice changes nothing.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -27,14 +30,14 @@ from pipeline.training.weighting import WEIGHTINGS
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 POINTS, STD, TOLERANCE = 4, 0.3, 1e-8
-LARGEST_BUDGET = 150  # beyond it a budget is not tried
+LARGEST_BUDGET = 150  # larger budgets are not tried
 TEACHER_LEVELS = 16
-BESIDE = ("train_seeds", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")  # of a training
+SIDE_PRODUCTS = ("train_seeds", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")
 KEYS_OF_NOISE = {"noise"}.union(*(keys_of(name) for name in NOISES))
 
 
 def differences(row: Row, base: Row) -> dict[str, Any]:
-    """The design choices (fields with a title) in which a row differs from its base, as written: name -> value."""
+    """The design choices (fields with a title) in which a row differs from its base: key -> the row's value."""
     return {
         name: getattr(row, name)
         for name, field in type(row).model_fields.items()
@@ -48,20 +51,20 @@ def _mixture(std: float) -> LabelledMixture:
 
 
 def _denoiser(row: Sampler) -> DenoiserFunction:
-    """The mixture's denoiser, guided to its classes by turns where the row guides; a wider one is its snapshot."""
+    """The mixture's denoiser, guided to its two classes in turn if the row guides. A wider mixture is the snapshot."""
     exact, guidance = _mixture(STD), row.build_guidance()
     labels = torch.arange(POINTS) % len(exact.means)
     return exact if guidance.idle else guided(guidance, exact, labels, _mixture(2 * STD), exact)
 
 
 def sampled(row: Sampler) -> dict[Any, Any]:
-    """By budget, what a row makes of a few points of noise with the exact denoiser of a mixture.
+    """The samples (POINTS, 2) that a row makes from the same noise, with the exact denoiser of a mixture, by budget.
 
-    And the guide, where there is one: exact ones agree with each other, as trained ones do not.
+    The key "guide" has the row's guide, because exact guides agree with each other and trained ones do not.
     """
     oracle = _denoiser(row)
     noise = torch.randn(POINTS, 2, dtype=torch.float64, generator=generator("null axes", 0))
-    found: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
+    samples: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
     fitted: list[tuple[float, ...]] = []
     if row.discretization == "optimised":
         fitted = fit(_mixture(STD), noise, *row.sigma_range, TEACHER_LEVELS)
@@ -73,19 +76,19 @@ def sampled(row: Sampler) -> dict[Any, Any]:
         randn_like = lambda z, draws=draws: torch.randn(z.shape, dtype=z.dtype, generator=draws)  # noqa: E731
         try:
             on_grid = row.with_grid(fitted[steps - 1]) if fitted else row
-            found[budget] = sample(oracle, noise, on_grid, steps, randn_like).x0
+            samples[budget] = sample(oracle, noise, on_grid, steps, randn_like).x0
         except NotFinite:
             continue
-    return found
+    return samples
 
 
 def trained(row: Model) -> dict[str, Any]:
-    """What a network of this row is trained on: coefficients, noise levels and weights, and all its other choices."""
+    """Everything that a training of this row depends on: coefficients, noise levels, weights, and the other choices."""
     u = torch.arange(1, 200, dtype=torch.float64) / 200
     sigma = row.distribution.sigma(u)
     sigma_data = row.sigma_data or TRIED_SIGMA_DATA
     coefficients = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data)
-    others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, *BESIDE})
+    others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, *SIDE_PRODUCTS})
     others["ema_halflife_images"] = row.longest_average_images
     others["micro_batch"] = min(row.micro_batch or row.batch, row.batch)
     if row.pairs != "reflow":
@@ -103,8 +106,8 @@ def trained(row: Model) -> dict[str, Any]:
 
 
 def same(one: dict[Any, Any], two: dict[Any, Any]) -> bool:
-    """Whether two outcomes agree to rounding in all that both have."""
-    common = one.keys() & two.keys()  # of samplers the guide always, which alone says nothing
+    """Whether two outcomes agree to rounding in all keys that they share; two guides alone do not make them equal."""
+    common = one.keys() & two.keys()
     return bool(common - {"guide"}) and all(
         torch.allclose(one[key], two[key], rtol=TOLERANCE, atol=TOLERANCE)
         if isinstance(one[key], Tensor)
@@ -114,78 +117,78 @@ def same(one: dict[Any, Any], two: dict[Any, Any]) -> bool:
 
 
 def null_choices(row: AnyRow, base: AnyRow, outcome: Callable[[AnyRow], dict[Any, Any]]) -> Iterator[str]:
-    """The choices in which a row differs from its base though its outcome would be the same without each of them."""
-    own: dict[Any, Any] | None = None
+    """The choices in which a row differs from its base, if its outcome is the same without the choice."""
+    with_all: dict[Any, Any] | None = None
     for key in differences(row, base):
         try:
             without = type(row)(**row.model_dump() | {key: getattr(base, key)})
         except ValidationError:
             continue
-        own = outcome(row) if own is None else own
-        if same(own, outcome(without)):
+        with_all = outcome(row) if with_all is None else with_all
+        if same(with_all, outcome(without)):
             yield key
 
 
 def sampler_reason(row: Sampler, key: str) -> str:
-    """Why a choice changes nothing, where that is known."""
+    """Why a choice of a sampler changes nothing."""
     solver = row.build_solver()
     if key in ("rho", "shift", "spacing") and key not in DISCRETIZATIONS[row.discretization].keys:
         return f"discretization {row.discretization} has no {key}"
     if key in ("discretization", "rho", "shift", "spacing") and solver.adaptive:
-        return f"solver {row.solver} chooses its steps by itself"
+        return f"solver {row.solver} chooses its own steps"
     if key in ("schedule", "scaling") and solver.variable != "t":
-        return f"solver {row.solver} steps in {solver.variable}, whatever the {key}"
+        return f"solver {row.solver} steps in {solver.variable}, and so does not depend on the {key}"
     if key == "schedule":
-        return f"on one grid of noise levels solver {row.solver} takes the same steps in linear and in flow"
+        return f"solver {row.solver} takes the same steps in the schedules linear and flow, on the same noise levels"
     if key in ("guide", "guidance_min", "guidance_max") and row.build_guidance().idle:
-        return f"there is no guidance where guidance is {row.guidance:g}"
+        return f"guidance {row.guidance:g} does not guide"
     if key in ("S_min", "S_max", "S_noise") and not row.S_churn:
-        return "there is no churn without S_churn"
+        return "without S_churn there is no churn"
     if key == "order":
-        return f"it is what solver {row.solver} has by itself"
+        return f"it is the default order of solver {row.solver}"
     if key in ("sigma_min", "sigma_max") and row.sigmas:
-        return "the list of sigmas has its own ends"
+        return "the list of sigmas sets the range"
     if key == "sigma_min" and row.discretization == "flow":
-        return "discretization flow goes down to 0 by itself"
-    return "an exact denoiser is sampled to the same points without it"
+        return "discretization flow always goes down to 0"
+    return "sampling an exact denoiser gives the same points without it"
 
 
 def model_reason(row: Model, key: str) -> str:
-    """Why a choice changes nothing, where that is known."""
+    """Why a choice of a model changes nothing."""
     if key in KEYS_OF_NOISE - {"noise", *keys_of(row.noise)}:
         return f"noise {row.noise} has no {key}"
     if key == "ema_halflife_images":
         longest = f"{row.longest_average_images:.0f}"
-        return f"over a training of {row.images} images the average has a half-life of {longest} at most"
+        return f"over a training of {row.images} images, ema_ramp_up limits the half-life to {longest}"
     if key == "label_dropout":
-        return "there are no labels to drop"
+        return "without labels there is nothing to drop"
     if key == "learning_rate_reference_images":
-        return f"learning_rate_decay {row.learning_rate_decay} has none"
+        return f"learning_rate_decay {row.learning_rate_decay} does not use it"
     if key == "micro_batch":
         return f"a batch has {row.batch} images"
     if key == "reflow_pairs":
-        return f"pairs {row.pairs} has none"
+        return f"pairs {row.pairs} does not use it"
     if key == "weighting":
-        return f"for parametrization {row.parametrization} it is the weighting of the base"
+        return f"for parametrization {row.parametrization} it equals the weighting of the base"
     return "the network is trained on the same targets without it"
 
 
 def warnings(
-    models: dict[str, tuple[Model, Model]],
-    curves: dict[str, tuple[Sampler, Sampler]],
-    model_of: dict[str, str],
-    spelled_out: set[str],
+    models: Mapping[str, Model],
+    model_bases: Mapping[str, Model],
+    curves: Mapping[str, Curve],
+    curve_bases: Mapping[str, Sampler],
 ) -> list[str]:
-    """One line for every choice that changes nothing, and for every two curves of one model that are one sampler.
+    """One line for every choice that changes nothing, and for every two curves of one model that are the same sampler.
 
-    models, curves: name -> (row, what it is compared with); model_of: the curves' models; spelled_out: the curves whose
-    choices are not looked at one by one, since they spell a published method out.
+    model_bases, curve_bases: the row that each row is compared with. Curves with a `method` are not checked choice by
+    choice, because they write a published method out in full.
     """
     lines = []
-    for name, (model, model_base) in models.items():
-        for key in null_choices(model, model_base, trained):
+    for name, model in models.items():
+        for key in null_choices(model, model_bases[name], trained):
             lines.append(_line(f"models.{name}", key, model, model_reason(model, key)))
-    outcomes: dict[str, dict[Any, Any]] = {}
+    samplers, outcomes = {name: _sampler(curve) for name, curve in curves.items()}, dict[str, dict[Any, Any]]()
 
     def outcome(row: Sampler) -> dict[Any, Any]:
         content = row.filled().model_dump_json()
@@ -194,31 +197,40 @@ def warnings(
         return outcomes[content]
 
     null = set()
-    for name, (curve, base) in curves.items():
-        if name in spelled_out:
+    for name, row in samplers.items():
+        if curves[name].method:
             continue
-        for key in null_choices(curve, base, outcome):
+        for key in null_choices(row, _sampler(curve_bases[name]), outcome):
             null.add(name)
-            lines.append(_line(f"curves.{name}", key, curve, sampler_reason(curve, key)))
+            lines.append(_line(f"curves.{name}", key, row, sampler_reason(row, key)))
     names = list(curves)
     for i, name in enumerate(names):
-        row = curves[name][0]
         for other in names[:i]:
-            earlier = curves[other][0]
-            alike = model_of[name] == model_of[other] and not null & {name, other}
-            if alike and differences(row, earlier) and same(outcome(row), outcome(earlier)):
-                lines.append(f"curves.{name}: the same sampler as curves.{other}, by another name")
+            row, earlier = samplers[name], samplers[other]
+            comparable = curves[name].model == curves[other].model and not null & {name, other}
+            if comparable and differences(row, earlier) and same(outcome(row), outcome(earlier)):
+                lines.append(f"curves.{name}: the same sampler as curves.{other}, written differently")
     return lines
+
+
+def _sampler(curve: Sampler) -> Sampler:
+    """The sampler of a curve, without the choices that no outcome depends on, such as the number of samples."""
+    return Sampler.model_construct(**{key: getattr(curve, key) for key in Sampler.model_fields})
 
 
 def _line(place: str, key: str, row: Row, reason: str) -> str:
     return f"{place}.{key}: {getattr(row, key)} changes nothing: {reason}"
 
 
+def notes(rows: Resolved) -> list[str]:
+    """All lines that `resolve` and `check` print as warnings; the report shows only the first part."""
+    return [*rows.warnings, *remarks(rows)]
+
+
 def remarks(rows: Resolved) -> list[str]:
     """One line for everything in a study that has no use: equal rows, equal budgets, and what no curve uses.
 
-    `resolve` prints these beside the warnings. The report does not show them, so no stage depends on them.
+    No stage depends on these lines, because the report does not show them.
     """
     models = {name: entry.row for name, entry in rows.models.items()}
     curves = {name: entry.row for name, entry in rows.curves.items()}
@@ -235,18 +247,18 @@ def _equal(section: str, rows: Mapping[str, object]) -> Iterator[str]:
     names = list(rows)
     for i, name in enumerate(names):
         if other := next((other for other in names[:i] if rows[other] == rows[name]), None):
-            yield f"{section}.{name}: the same row as {section}.{other}, by another name; leave one of the two out"
+            yield f"{section}.{name}: the same row as {section}.{other}; leave one of the two out"
 
 
 def _budgets(name: str, row: Sampler) -> Iterator[str]:
-    """Budgets that pay for equally many steps, which are one measurement."""
-    paid: dict[int, list[int]] = {}
+    """Budgets that pay for the same number of steps, and so are one measurement."""
+    by_steps: dict[int, list[int]] = {}
     for budget in sorted(row.nfe):
-        paid.setdefault(row.steps(budget), []).append(budget)
-    for steps, budgets in paid.items():
+        by_steps.setdefault(row.steps(budget), []).append(budget)
+    for steps, budgets in by_steps.items():
         if len(budgets) > 1:
             why = (
-                f"solver {row.solver} chooses its steps by rtol and atol, whatever the budget"
+                f"solver {row.solver} chooses its steps by rtol and atol, not by the budget"
                 if row.build_solver().adaptive
                 else f"solver {row.solver} takes {steps} steps with each, {row.evaluations(steps)} evaluations"
             )
@@ -255,18 +267,18 @@ def _budgets(name: str, row: Sampler) -> Iterator[str]:
 
 
 def _unused(name: str, model: Model, curves: list[Curve]) -> Iterator[str]:
-    """What is trained or kept beside a model, and no curve samples with."""
+    """Products of a model's training that none of its curves uses."""
     guides = {curve.guide for curve in curves if not curve.build_guidance().idle}
     if model.classifier_images and "classifier" not in guides:
-        yield f"models.{name}.classifier_images: trains a classifier that guides no curve; use 0, or guide one by it"
-    made = any(
+        why = "trains a classifier that guides no curve; use 0, or guide: classifier in a curve"
+        yield f"models.{name}.classifier_images: {why}"
+    uses_snapshots = "snapshot" in guides or any(
         curve.ema_halflife_images not in (None, *model.ema_halflives_images)
         or curve.ema_sigma_rel not in (None, *model.ema_sigma_rels)
         for curve in curves
     )
-    if model.snapshots and not made and "snapshot" not in guides:
-        alone = " alone, which is its end," if model.snapshots == 1 else ""
+    if model.snapshots and not uses_snapshots:
         yield (
-            f"models.{name}.snapshots: {model.snapshots}{alone} for no curve; use 0, or say guide: snapshot or an "
-            "average that only snapshots give in a curve's row"
+            f"models.{name}.snapshots: no curve uses them; use 0, or in a curve guide: snapshot or an average that the "
+            "model does not track"
         )

@@ -1,4 +1,5 @@
-"""A study file's rows written out in full: bases and defaults, how rows relate, and what `resolve` writes."""
+"""A study file's rows written out in full: bases, defaults, relations between rows, and the state of the files they
+name."""
 
 from pathlib import Path
 from typing import Any
@@ -7,184 +8,208 @@ from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.rows import Row
-from pipeline.data.listing import ARCHIVE_SUFFIX
-from pipeline.data.sources import SOURCES
+from pipeline.data.listing import ARCHIVE_SUFFIX, BUILT_IN
+from pipeline.data.watch import watched
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.curve import Curve, seed_pairs
-from pipeline.params.checks import check_curve, check_data, check_model, check_published, check_sets, common_samples
-from pipeline.params.explain import FILLED_IN, explain
+from pipeline.params.checks import (
+    check_curve,
+    check_data,
+    check_model,
+    check_published,
+    check_sets,
+    check_teacher,
+    check_with_data,
+    common_samples,
+)
+from pipeline.params.explain import explain
 from pipeline.params.null_axes import differences, warnings
 from pipeline.params.resolved import CurveEntry, ModelEntry, NamedData, Resolved
-from pipeline.params.study import Study, check_defaults
+from pipeline.params.study import Study, check_defaults, refuse_filled_in
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import NETWORK_KEYS, Model
 
 COMBINATIONS = "combinations"
 
+Written = dict[str, dict[str, Any] | None]  # the rows of a section, as the study file has them
+
 
 def resolve(study: Study) -> Resolved:
-    """Every row of a study written out in full.
+    """Write out every row of a study in full. A row inherits from the base that it names, then from the defaults.
 
-    A row inherits from the base that it names, then from the defaults. Raises StudyError, one line saying where and
-    what.
+    Raises StudyError, one line that says where and what. The data are not read: see `resolve_with_data`.
     """
     check_defaults(study.defaults, "defaults")
     check_data(study)
-    written, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
-    models = {name: _complete(study, written, name) for name in written}
+    rows, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
+    models = {name: _complete(study, rows, name) for name in rows}
     for name in curves:
         check_curve(study, name, curves, models)
     samples = common_samples(curves)
     check_sets(study, curves)
     check_published(study)
+    source = study.data.source
+    known = source in BUILT_IN or source.lower().endswith(ARCHIVE_SUFFIX)  # an archive must have CIFAR-10's sha256
     return Resolved(
         title=study.title,
         study=study.study,
         preset=study.preset,
-        named_data=NamedData(
-            source=Path(study.data.source).name, built_in=built_in(study.data.source), limit=study.data.limit
-        ),
+        named_data=NamedData(source=Path(source).name, built_in=known, limit=study.data.limit),
         samples=samples,
         models={name: _model_entry(study, name, models) for name in models},
         curves={name: _curve_entry(study, name, curves, models) for name in curves},
         sets=study.sets,
         published=study.published,
-        warnings=tuple(_null_axes(study, models, curves)),
+        warnings=tuple(_warnings(study, models, curves)),
         data=study.data,
         features=study.features,
-        grids={name: _ranges(name, curves) for name in models},
+        grids={name: _fitted_ranges(name, curves) for name in models},
     )
 
 
-def built_in(source: str) -> bool:
-    """Whether a source is known by its name, or, being an archive, by its sha256."""
-    return source in SOURCES or source.lower().endswith(ARCHIVE_SUFFIX)
+def resolve_with_data(study: Study) -> tuple[Resolved, dict[str, Any]]:
+    """`resolve`, with the digests of the user's files filled in, and the summary of a glance at the data set.
+
+    Raises StudyError also if a row cannot be trained on the data, or a file cannot be read.
+    """
+    rows = resolve(study)
+    summary = check_with_data(rows)
+    features = rows.features
+    if features.weights:
+        content = _content(features.weights, "features.weights")
+        features = features.model_copy(update={"content": content})
+    contents = {
+        "data": rows.data.model_copy(update={"content": _content(rows.data.source, "data.source")}),
+        "features": features,
+        "sets": {
+            name: row.model_copy(update={"content": _content(row.source, f"sets.{name}.source")})
+            for name, row in rows.sets.items()
+        },
+    }
+    return rows.model_copy(update=contents), summary
 
 
-def _ranges(model: str, curves: dict[str, Curve]) -> tuple[tuple[float, float], ...]:
-    """The noise ranges of a model's curves whose grids are fitted, each once."""
-    fitted = [row for row in curves.values() if row.model == model and row.discretization == "optimised"]
-    return tuple(dict.fromkeys(row.sigma_range for row in fitted))
+def _content(source: str, place: str) -> str:
+    """The digest of the files that a study names in `place`."""
+    try:
+        return watched(source)
+    except StudyError as error:
+        raise StudyError(f"{place}: {error}") from None
 
 
-def _written(
-    rows: dict[str, dict[str, Any] | None], name: str, place: str, seen: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """What a row says together with all its bases, the row's own word last; a `method` names one row alone."""
+def _inherited(rows: Written, name: str, section: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a row and of all its bases; the row's own override theirs. A `method` is not inherited."""
     row = dict(rows[name] or {})
     base = row.pop("base", None)
     if base is None:
         return row
     if not isinstance(base, str) or base not in rows:
-        raise StudyError(f"{place}.{name}.base: no row {base!r}; {nearest(base, rows)}")
-    if base in (*seen, name):
-        raise StudyError(f"{place}.{name}.base: the rows {' -> '.join((*seen, name, base))} go round in a circle")
-    inherited = _written(rows, base, place, (*seen, name))
+        raise StudyError(f"{section}.{name}.base: no row {base!r}; {nearest(base, rows)}")
+    if base in (*heirs, name):
+        circle = " -> ".join((*heirs, name, base))
+        raise StudyError(f"{section}.{name}.base: the bases {circle} form a circle; remove one of them")
+    inherited = _inherited(rows, base, section, (*heirs, name))
     return {key: value for key, value in inherited.items() if key != "method"} | row
 
 
-def _base(rows: dict[str, dict[str, Any] | None], name: str) -> str:
-    """The row that a row differs from: the one it names, else the section's first."""
+def _base(rows: Written, name: str) -> str:
+    """The row that a row is compared with: the base that it names, else the first row of the section."""
     return (rows[name] or {}).get("base") or next(iter(rows))
 
 
-def _names_base(rows: dict[str, dict[str, Any] | None], name: str) -> bool:
+def _names_base(rows: Written, name: str) -> bool:
     return (rows[name] or {}).get("base") is not None
 
 
 def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict[str, Any]:
     """Every row of a section as a validated object."""
-    rows: dict[str, dict[str, Any] | None] = getattr(study, section)
+    written: Written = getattr(study, section)
     defaults = study.defaults.get(section, {})
-    resolved = {}
-    for name in rows:
-        own = _written(rows, name, section)
-        written = {str(key): value for key, value in (_defaults(defaults, own, schema) | own).items()}
-        if filled := [key for key in FILLED_IN if written.get(key) is not None]:
-            raise StudyError(f"{section}.{name}.{filled[0]}: `resolve` fills this key in; leave it out")
+    rows = {}
+    for name in written:
+        keys = _inherited(written, name, section)
+        full = {str(key): value for key, value in (_defaults(defaults, keys, schema) | keys).items()}
+        refuse_filled_in(full, f"{section}.{name}")
         try:
-            resolved[name] = schema(**written)
+            rows[name] = schema(**full)
         except ValidationError as error:
             raise explain(error, f"{section}.{name}", schema) from None
-    return resolved
+    return rows
 
 
-def _defaults(defaults: dict[str, Any], own: dict[str, Any], schema: type[Model] | type[Curve]) -> dict[str, Any]:
-    """The defaults that a row has: not those of another network than its own."""
-    network = (
-        own.get("network", defaults.get("network", schema.model_fields["network"].default)) if schema is Model else ""
-    )
+def _defaults(defaults: dict[str, Any], row: dict[str, Any], schema: type[Model] | type[Curve]) -> dict[str, Any]:
+    """The defaults that apply to a row: not those for other networks than its own."""
+    if schema is not Model:
+        return defaults
+    network = row.get("network", defaults.get("network", schema.model_fields["network"].default))
     others = NETWORK_KEYS - set(KEYS[network]) if network in KEYS else set()
     return {key: value for key, value in defaults.items() if key not in others}
 
 
-def _taught(study: Study, models: dict[str, Model], name: str) -> Model:
-    """A model row with its teacher, where it takes pairs from one: the base that it names."""
+def _with_teacher(study: Study, models: dict[str, Model], name: str) -> Model:
+    """A model row with its teacher, if it takes pairs from one: the base that it names."""
     row = models[name]
     if row.pairs != "reflow":
         return row
     written = study.models[name] or {}
     base = written.get("base")
     if base is None:
-        raise StudyError(f"models.{name}.pairs: reflow takes its pairs from a flow; name that row as the base")
-    if "pairs" not in written:  # an heir of a second flow has its teacher, too
-        teacher = _taught(study, models, base).teacher
-        return _learning(row, teacher, f"models.{name}", f"teacher of base {base}")
+        raise StudyError(f"models.{name}.pairs: reflow takes its pairs from a trained flow; name that row as base")
+    if "pairs" not in written:  # the row inherits `pairs`, and with it the teacher
+        teacher = _with_teacher(study, models, base).teacher
+        check_teacher(row, teacher, f"models.{name}", f"the teacher of base {base}")
+        return row.model_copy(update={"teacher": teacher})
     if not PARAMETRIZATIONS[models[base].parametrization].flow:
         raise StudyError(
             f"models.{name}.pairs: reflow takes its pairs from a flow, but the base {base} has parametrization "
-            f"{models[base].parametrization}"
+            f"{models[base].parametrization}; name a flow as base"
         )
-    return _learning(row, _complete(study, models, base), f"models.{name}", f"base {base}")
+    teacher = _complete(study, models, base)
+    check_teacher(row, teacher, f"models.{name}", f"base {base}")
+    return row.model_copy(update={"teacher": teacher})
 
 
 def _complete(study: Study, models: dict[str, Model], name: str) -> Model:
-    """A model row with the rows that it needs of others: its teacher, and the one whose cost its network is to have."""
-    row = _taught(study, models, name)
+    """A model row with the other rows that it needs: its teacher, and the row whose cost its network must have."""
+    row = _with_teacher(study, models, name)
     check_model(study, name, row)
     if not row.equal:
         return row
     if "channels" in (study.models[name] or {}):
-        raise StudyError(f"models.{name}.channels: equal: {row.equal} finds them; leave one of the two out")
+        raise StudyError(f"models.{name}.channels: equal: {row.equal} chooses the channels; leave one of the two out")
     base = _base(study.models, name)
     if base == name:
-        raise StudyError(f"models.{name}.equal: {row.equal} of the base, but the first row has none; leave it out")
+        raise StudyError(
+            f"models.{name}.equal: the first row has no base whose {row.equal} its network could have; leave it out"
+        )
     return row.model_copy(update={"like": _complete(study, models, base)})
 
 
-def _learning(row: Model, teacher: Model | None, place: str, which: str) -> Model:
-    """A row with its teacher, which has all of its seeds."""
-    if missing := set(row.train_seeds) - set(teacher.train_seeds if teacher else ()):
-        raise StudyError(f"{place}.train_seeds: the {which} has no seed {min(missing)} to take pairs from")
-    if teacher and teacher.labels == "classes" and not teacher.label_dropout:
-        raise StudyError(
-            f"{place}.pairs: reflow asks the {which} without labels, which label_dropout 0 never taught it"
-        )
-    return row.model_copy(update={"teacher": teacher})
-
-
-def _differences(row: Model, base: Model) -> dict[str, Any]:
+def _model_differences(row: Model, base: Model) -> dict[str, Any]:
     """The design choices in which a model row differs from its base; another teacher makes other pairs."""
     return differences(row, base) | ({"pairs": row.pairs} if row.teacher != base.teacher else {})
-
-
-def _axis(changed: dict[str, Any], titles: set[str]) -> str:
-    """The title that all changed choices share."""
-    if not changed:
-        return ""
-    return titles.pop() if len(titles) == 1 else COMBINATIONS
 
 
 def _titles(schema: type[Row], keys: dict[str, Any]) -> set[str]:
     return {schema.model_fields[key].title or "" for key in keys}
 
 
+def _axis(titles: set[str]) -> str:
+    """The axis of a row, from the titles of the choices in which it differs from its base."""
+    return COMBINATIONS if len(titles) > 1 else next(iter(titles), "")
+
+
 def _model_entry(study: Study, name: str, models: dict[str, Model]) -> ModelEntry:
     base = _base(study.models, name)
-    changed = _differences(models[name], models[base])
-    axis, explicit = _axis(changed, _titles(Model, changed)), _names_base(study.models, name)
-    return ModelEntry(base=base, differences=changed, axis=axis, explicit=explicit, row=models[name])
+    changed = _model_differences(models[name], models[base])
+    return ModelEntry(
+        base=base,
+        differences=changed,
+        axis=_axis(_titles(Model, changed)),
+        explicit=_names_base(study.models, name),
+        row=models[name],
+    )
 
 
 def _curve_entry(study: Study, name: str, curves: dict[str, Curve], models: dict[str, Model]) -> CurveEntry:
@@ -192,21 +217,27 @@ def _curve_entry(study: Study, name: str, curves: dict[str, Curve], models: dict
     changed = differences(row, curves[base])
     titles = _titles(Curve, changed)
     if row.model != curves[base].model:
-        of_models = _differences(models[row.model], models[curves[base].model])
+        of_models = _model_differences(models[row.model], models[curves[base].model])
         changed, titles = of_models | changed, titles | _titles(Model, of_models)
     seeds = tuple(seed_pairs(models[row.model].train_seeds, row.sample_seeds, row.repetitions))
-    full = row.filled().model_copy(update={"seeds": seeds})
-    axis, explicit = _axis(changed, titles), _names_base(study.curves, name)
-    return CurveEntry(base=base, differences=changed, axis=axis, explicit=explicit, row=full)
-
-
-def _null_axes(study: Study, models: dict[str, Model], curves: dict[str, Curve]) -> list[str]:
-    """Warnings of choices that change nothing; the first row of each section is held against the defaults."""
-    plain = Model(**_defaults(study.defaults.get("models", {}), {}, Model))
-    rows = {name: Sampler(**row.model_dump(include=set(Sampler.model_fields))) for name, row in curves.items()}
-    return warnings(
-        {n: (row, models[base] if (base := _base(study.models, n)) != n else plain) for n, row in models.items()},
-        {n: (row, rows[base] if (base := _base(study.curves, n)) != n else Sampler()) for n, row in rows.items()},
-        {name: row.model for name, row in curves.items()},
-        {name for name, row in curves.items() if row.method},
+    return CurveEntry(
+        base=base,
+        differences=changed,
+        axis=_axis(titles),
+        explicit=_names_base(study.curves, name),
+        row=row.filled().model_copy(update={"seeds": seeds}),
     )
+
+
+def _fitted_ranges(model: str, curves: dict[str, Curve]) -> tuple[tuple[float, float], ...]:
+    """The noise ranges of a model's curves with a fitted grid, each once."""
+    fitted = [row for row in curves.values() if row.model == model and row.discretization == "optimised"]
+    return tuple(dict.fromkeys(row.sigma_range for row in fitted))
+
+
+def _warnings(study: Study, models: dict[str, Model], curves: dict[str, Curve]) -> list[str]:
+    """Warnings of choices that change nothing. The first row of a section is compared with the defaults."""
+    plain = Model(**_defaults(study.defaults.get("models", {}), {}, Model))
+    model_bases = {name: models[base] if (base := _base(study.models, name)) != name else plain for name in models}
+    curve_bases = {name: curves[base] if (base := _base(study.curves, name)) != name else Sampler() for name in curves}
+    return warnings(models, model_bases, curves, curve_bases)

@@ -8,7 +8,7 @@ from pipeline.common.rows import Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
-from pipeline.metrics.extractors.extractor import Features
+from pipeline.metrics.extractors.row import Features
 from pipeline.params.study import Published, StudyInfo
 from pipeline.training.row import Model
 
@@ -68,7 +68,7 @@ class ReportRows(Row):
         """A row of a section ("models", "curves", "sets") with its relation to its base in one flat JSON mapping, as
         `provenance.json` has it."""
         if section == "sets":
-            return self.sets[name].model_dump(mode="json")
+            return self.sets[name].model_dump(mode="json", exclude={"content"})
         entry: ModelEntry | CurveEntry = getattr(self, section)[name]
         relation = entry.model_dump(mode="json", exclude={"row"})
         if isinstance(entry, ModelEntry):
@@ -100,7 +100,9 @@ class Resolved(ReportRows):
             **{f"sets/{name}": row.model_dump(mode="json") for name, row in self.sets.items()},
             "grids": {name: [list(each) for each in ranges] for name, ranges in self.grids.items()},
             "samples": self.samples,
-            "report": self.model_dump(mode="json", include=set(ReportRows.model_fields)),
+            "report": self.model_dump(
+                mode="json", include=set(ReportRows.model_fields), exclude={"sets": {"__all__": {"content"}}}
+            ),
         }
 
 

@@ -1,5 +1,6 @@
 """The study file, params.yaml: its outline, and how it is read. No other module reads it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from pipeline.common.rows import Name, Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
-from pipeline.metrics.extractors.extractor import Features
+from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN, explain
 from pipeline.params.needs import Needs, shortfall
 from pipeline.training.row import Model
@@ -130,17 +131,16 @@ def parse_study(text: str, path: Path) -> Study:
         raise explain(error, "", Study) from None
     if "sets" not in content:
         raise StudyError(f"{path}: sets: missing; write `sets: {{}}` if there are none, because dvc.yaml reads it")
-    refuse_filled_in(study.data, "data")
-    refuse_filled_in(study.features, "features")
-    for name, row in study.sets.items():
-        refuse_filled_in(row, f"sets.{name}")
+    sets = {f"sets.{name}": row for name, row in study.sets.items()}
+    for place, row in ({"data": study.data, "features": study.features} | sets).items():
+        refuse_filled_in(row.model_dump(exclude_unset=True), place)
     return _apply_preset(study)
 
 
-def refuse_filled_in(row: Row, place: str) -> None:
-    """Refuse a row that gives a key which only `resolve` fills in. Raises StudyError."""
+def refuse_filled_in(row: Mapping[str, Any], place: str) -> None:
+    """Refuse a row with a key that only `resolve` fills in. Raises StudyError."""
     for key in FILLED_IN:
-        if key in row.model_fields_set and getattr(row, key) is not None:
+        if row.get(key) is not None:
             raise StudyError(f"{place}.{key}: `resolve` fills this key in; leave it out")
 
 
@@ -163,11 +163,11 @@ def _overridden(study: Study, name: str, preset: Preset) -> Study:
     for section in ("data", "features"):
         schema: type[Data] | type[Features] = type(getattr(study, section))
         keys = getattr(study, section).model_dump(exclude_unset=True) | getattr(preset, section)
+        refuse_filled_in(keys, f"{place}.{section}")
         try:
             sections[section] = schema(**{str(key): value for key, value in keys.items()})
         except ValidationError as error:
             raise explain(error, f"{place}.{section}", schema) from None
-        refuse_filled_in(sections[section], f"{place}.{section}")
     defaults = {section: dict(values) for section, values in study.defaults.items()}
     for section, values in preset.defaults.items():
         check_defaults({section: values}, f"{place}.defaults")

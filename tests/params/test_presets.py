@@ -80,7 +80,7 @@ MISTAKES = {  # what is replaced, by what, the line
     "no presets": (
         TEXT[TEXT.index("\npresets:") : TEXT.index("\ndata:")],
         "",
-        "preset: 'large', but there are no presets",
+        "preset: 'large', but the study has no presets",
     ),
     "another section": ("    needs: {gpu_gib: 20}", "    models: {}", "presets.large.models: unknown key; "),
     "a data key": ("{limit: 300}", "{limits: 300}", "presets.tiny.data.limits: unknown key; did you mean 'limit'?"),
@@ -110,14 +110,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch, *gib: float) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: sizes[i])
 
 
-NEEDED = "needs.gpu_gib: preset large takes a GPU of 20 GiB, and "
+NEEDED = "needs.gpu_gib: preset large needs a GPU of 20 GiB, but "
 
 
 @pytest.mark.parametrize(
     ("gib", "line"),
     [
-        ((), NEEDED + "PyTorch finds none here; PRESET=tiny runs here"),
-        ((80, 11.5), NEEDED + "the smallest that PyTorch may use here has 11.5; PRESET=tiny runs here"),
+        ((), NEEDED + "PyTorch finds no GPU here; PRESET=tiny runs here"),
+        ((80, 11.5), NEEDED + "the smallest GPU here has 11.5 GiB; PRESET=tiny runs here"),
         ((80, 20), None),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_study_tells_what_the_machine_lacks(
     assert unmet(parse_study(TEXT, HERE)) == line
     with monkeypatch.context() as patched:
         patched.setenv("NFE_DEVICE", "cpu")
-        assert unmet(parse_study(TEXT, HERE)) == NEEDED + "PyTorch finds none here; PRESET=tiny runs here"
+        assert unmet(parse_study(TEXT, HERE)) == NEEDED + "PyTorch finds no GPU here; PRESET=tiny runs here"
     assert unmet(parse_study(TEXT.replace("preset: large", "preset: tiny"), HERE)) is None
 
 
@@ -137,8 +137,8 @@ def test_a_need_of_the_study_is_that_of_presets_that_say_nothing(monkeypatch: py
     gpus(monkeypatch)
     text = TEXT.replace("\ndata:", "\nneeds: {gpu_gib: 12}\ndata:").replace("    needs: {gpu_gib: 20}\n", "")
     lines = [unmet(parse_study(text.replace("\npreset: large", f"\n{p}"), HERE)) for p in ("preset: tiny", "")]
-    told = ", and PyTorch finds none here; run it where there is one"
-    assert lines == [f"needs.gpu_gib: {who} takes a GPU of 12 GiB{told}" for who in ("preset tiny", "this study")]
+    told = ", but PyTorch finds no GPU here; run it on a machine with such a GPU"
+    assert lines == [f"needs.gpu_gib: {who} needs a GPU of 12 GiB{told}" for who in ("preset tiny", "this study")]
     assert needs.Needs() == parse_study(TEXT.replace("preset: large", "preset: tiny"), HERE).needs
 
 
@@ -267,12 +267,12 @@ def test_the_study_is_refused_without_its_gpu_and_at_a_preset_that_does_not_exis
     assert (done.stdout, done.returncode) == ("", 1) and done.stderr.startswith("error: PRESET: no preset 'none'")
     done = run("pipeline", "repro", "--study=small")
     assert (done.stdout, done.returncode) == ("", 1)
-    assert done.stderr == f"error: {NEEDED}PyTorch finds none here; PRESET=tiny runs here\n"
-    done = run("stages.resolve", "--check", "--params", "studies/small_tiny/params.yaml")
+    assert done.stderr == f"error: {NEEDED}PyTorch finds no GPU here; PRESET=tiny runs here\n"
+    done = run("stages.resolve", "--params", "studies/small_tiny/params.yaml")
     assert done.returncode == 0, done.stderr
-    done = run("stages.resolve", "--check", "--params", str(HERE))
+    done = run("stages.resolve", "--params", str(HERE))
     assert done.returncode == 1
-    assert done.stderr == f"error: {NEEDED}PyTorch finds none here; PRESET=tiny runs here\n"
+    assert done.stderr == f"error: {NEEDED}PyTorch finds no GPU here; PRESET=tiny runs here\n"
 
 
 CIFAR10 = ROOT / "studies/cifar10/params.yaml"

@@ -14,7 +14,7 @@ from pipeline.data.row import Data
 from pipeline.diffusion.networks.registry import NETWORKS
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCHEDULES
 from pipeline.evaluation.curve import Curve, seed_pairs
-from pipeline.metrics.extractors.extractor import Features
+from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.resolve import resolve
 from pipeline.params.resolved import as_dicts
@@ -200,7 +200,7 @@ def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: s
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in Curve.model_fields if key not in ("model", "method", "samples", "sigmas")]
+    "key", [key for key in Curve.model_fields if key not in ("model", "method", "samples", "sigmas", *FILLED_IN)]
 )
 def test_every_key_of_a_curve_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Curve, key)
@@ -272,7 +272,7 @@ def test_an_image_set_is_measured_with_as_many_samples_as_the_curves(tmp_path: P
     rows = resolved(tmp_path, defaults={"curves": {"samples": 64}}, sets={"other": {"source": "x.zip", "nfe": 35}})
     assert rows["samples"] == 64
     expected = {"source": "x.zip", "nfe": 35, "method": None}
-    assert rows["sets/other"] == rows["report"]["sets"]["other"] == expected
+    assert rows["sets/other"] == expected | {"content": ""} and rows["report"]["sets"]["other"] == expected
 
 
 NAME = "a name has 1 to 60 letters, digits and underscores"
@@ -287,7 +287,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "unknown curve key": (curve(roh=3), "curves.x.roh", "unknown key; did you mean 'rho'?"),
     "key with newline": (curve(**{"r\no": 3}), "curves.x.r", "unknown key"),
     "section with newline": ({"a\nb": 3}, "a", "unknown key"),
-    "key not a string": (models(x={3: 4}), "models.x.3", "a key is text"),
+    "key not a string": (models(x={3: 4}), "models.x.3", "a key must be text"),
     "unknown value": (curve(solver="huen"), "curves.x.solver", "unknown value 'huen'; did you mean 'heun'?"),
     "unknown grid": (curve(discretization="edn"), "curves.x.discretization", "did you mean 'edm'?"),
     "unknown weighting": (models(x={"weighting": "minsnr"}), "models.x.weighting", "did you mean 'min_snr'?"),
@@ -316,8 +316,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "missing curve base": (curve(base="em"), "curves.x.base", "no row 'em'; did you mean 'edm'?"),
     "base is a number": (models(x={"base": 3}), "models.x.base", "no row 3"),
     "base is a list": (models(x={"base": ["edm"]}), "models.x.base", "no row ['edm']"),
-    "own base": (models(x={"base": "x"}), "models.x.base", "x -> x go round in a circle"),
-    "circle": (models(x={"base": "y"}, y={"base": "x"}), "models.y.base", "x -> y -> x go round in a circle"),
+    "own base": (models(x={"base": "x"}), "models.x.base", "the bases x -> x form a circle"),
+    "circle": (models(x={"base": "y"}, y={"base": "x"}), "models.y.base", "the bases x -> y -> x form a circle"),
     "sigma range crossed": (curve(sigma_min=80), "curves.x", "sigma_min (80.0) must be below sigma_max (80.0)"),
     "sigma_max too low": (curve(sigma_max=0.001), "curves.x", "sigma_min (0.002) must be below sigma_max (0.001)"),
     "sigma_min 0": (curve(sigma_min=0), "curves.x.sigma_min", "greater than 0"),
@@ -328,18 +328,18 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "rho too small": (curve(rho=0.001), "curves.x", "rho"),
     "rho too large": (curve(rho=1e300), "curves.x", "rho"),
     "sigma_max too large": (curve(sigma_max=1e200, schedule="vp"), "curves.x", "sigma_max"),
-    "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler has none; eta goes with ddim"),
+    "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler does not use it; eta is for ddim"),
     "eta above 1": (curve(solver="ddim", eta=1.5), "curves.x.eta", "less than or equal to 1"),
     "alpha with euler": (curve(solver="euler", alpha=0.5), "curves.x", "alpha: solver euler has none"),
     "alpha 0": (curve(alpha=0), "curves.x.alpha", "greater than 0"),
     "budget 0": (curve(nfe=[4, 0]), "curves.x.nfe.1", "greater than or equal to 1"),
-    "budget twice": (curve(nfe=[4, 4]), "curves.x", "nfe: a budget stands twice"),
+    "budget twice": (curve(nfe=[4, 4]), "curves.x", "nfe: a budget is listed twice"),
     "huge budget": (curve(nfe=[10**9]), "curves.x.nfe.0", "less than or equal to"),
     "no budget": (curve(nfe=[]), "curves.x.nfe", "at least 1"),
     "iddpm levels": (curve(discretization="iddpm", nfe=[4000]), "curves.x", "2000 steps, but only"),
     "negative seed": (models(x={"train_seeds": [-1]}), "models.x.train_seeds.0", "greater than or equal to 0"),
     "huge seed": (curve(sample_seeds=[2**31]), "curves.x.sample_seeds.0", "less than"),
-    "seed twice": (curve(sample_seeds=[0, 1, 0]), "curves.x.sample_seeds", "a seed stands twice in [0, 1, 0]"),
+    "seed twice": (curve(sample_seeds=[0, 1, 0]), "curves.x.sample_seeds", "[0, 1, 0] has a seed twice"),
     "no seed": (models(x={"train_seeds": []}), "models.x.train_seeds", "at least 1"),
     "few samples": (curve(samples=39), "curves.x.samples", "greater than or equal to 40"),
     "channels": (models(x={"channels": 12}), "models.x.channels", "multiple of 8"),
@@ -357,12 +357,12 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "unknown set key": ({"sets": {"a": {"source": "x", "sauce": "x"}}}, "sets.a.sauce", "did you mean 'source'?"),
     "set without source": ({"sets": {"a": {"nfe": 3}}}, "sets.a.source", "missing"),
     "set at no cost": ({"sets": {"a": {"source": "x", "nfe": 0}}}, "sets.a.nfe", "greater than 0"),
-    "set named as a curve": ({"sets": {"edm": {"source": "x"}}}, "sets.edm", "a curve has this name already"),
+    "set named as a curve": ({"sets": {"edm": {"source": "x"}}}, "sets.edm", "a curve already has this name"),
     "set labelled as a curve": (
-        curve(method="EDM") | {"sets": {"a": {"source": "x", "method": "EDM"}}}, "sets.a.method", "'EDM' names a curve"
+        curve(method="EDM") | {"sets": {"a": {"source": "x", "method": "EDM"}}}, "sets.a.method", "already called 'EDM'"
     ),
     "sets labelled alike": (
-        {"sets": {name: {"source": "x", "method": "y"} for name in "ab"}}, "sets.a.method", "another set"
+        {"sets": {name: {"source": "x", "method": "y"} for name in "ab"}}, "sets.a.method", "already called 'y'"
     ),
     "curves labelled alike": (
         curves(x={"model": "edm", "method": "M"}, y={"model": "edm", "method": "M"}), "curves.x.method", "another curve"
@@ -414,9 +414,9 @@ REST = "\nstudy: {name: t}\ncurves: {edm: {model: edm}}\nsets: {}\n"
     ("text", "cause"),
     [
         (None, "no such study file"),
-        ("", "a study file is a mapping"),
-        ("[1, 2]", "a study file is a mapping"),
-        ("models", "a study file is a mapping"),
+        ("", "a study file must be a mapping"),
+        ("[1, 2]", "a study file must be a mapping"),
+        ("models", "a study file must be a mapping"),
         ("models: {edm: {}", "not valid YAML"),
         ("models:\n\tedm: {}", "not valid YAML"),
         ("models: {edm: {rho: *nowhere}}", "not valid YAML"),
@@ -425,9 +425,9 @@ REST = "\nstudy: {name: t}\ncurves: {edm: {model: edm}}\nsets: {}\n"
         ("models: {[a]: {}}" + REST, "not valid YAML"),
         ("models: {edm: {images: 2001-13-45}}" + REST, "not valid YAML"),
         ("models: " + "[" * 5000, "not valid YAML"),
-        ("models: {edm: {}, edm: {}}" + REST, "the key 'edm' stands twice"),
-        ("models: {edm: {images: 5, batch: 1, images: 6}}" + REST, "the key 'images' stands twice"),
-        ("models: {edm: {}}\nmodels: {flow: {}}" + REST, "the key 'models' stands twice"),
+        ("models: {edm: {}, edm: {}}" + REST, "the key 'edm' appears twice"),
+        ("models: {edm: {images: 5, batch: 1, images: 6}}" + REST, "the key 'images' appears twice"),
+        ("models: {edm: {}}\nmodels: {flow: {}}" + REST, "the key 'models' appears twice"),
         ("models: {edm: !!python/object/apply:os.system ['touch pwned']}" + REST, "not valid YAML"),
         ("models: {edm: !!python/name:os.system }" + REST, "not valid YAML"),
         ("models: !!python/object/new:pathlib.Path [x]" + REST, "not valid YAML"),
@@ -509,7 +509,7 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
     "noise without end": ({"x": {"P_mean": 1e5}}, "models.x: ", "noise: lognormal has noise levels from inf to inf"),
     "unknown draws": ({"x": {"draws": "stratifed"}}, "models.x.draws: ", "did you mean 'stratified'?"),
     "unknown pairs": ({"x": {"pairs": "reflo"}}, "models.x.pairs: ", "did you mean 'reflow'?"),
-    "reflow without base": ({"flow": FLOW, "x": {**FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "as the base"),
+    "reflow without base": ({"flow": FLOW, "x": {**FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "as base"),
     "reflow on a base that is no flow": (
         {"x": {"base": "edm", **FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "the base edm has parametrization edm"
     ),
@@ -527,10 +527,10 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
     "augmented reflow": ({"flow": FLOW, "x": {**REFLOW, "augment": 0.1}}, "models.x: ", "augment: reflow's images"),
     "reflow of an augmented flow": ({"flow": {**FLOW, "augment": 0.1}, "x": REFLOW}, "models.x: ", "use 0"),
     "no pairs": ({"flow": FLOW, "x": {**REFLOW, "reflow_pairs": 0}}, "models.x.reflow_pairs: ", "greater than 0"),
-    "teacher": ({"flow": FLOW, "x": {**REFLOW, "teacher": FLOW}}, "models.x.teacher: ", "not for rows to say"),
-    "teacher without reflow": ({"x": {"teacher": {}}}, "models.x.teacher: ", "taken from the base"),
-    "teacher of a base": ({"m": {"teacher": {}}, "x": {"base": "m"}}, "models.m.teacher: ", "not for rows to say"),
-    "teacher by name": ({"flow": FLOW, "x": {**REFLOW, "teacher": "flow"}}, "models.x.teacher: ", "from the base"),
+    "teacher": ({"flow": FLOW, "x": {**REFLOW, "teacher": FLOW}}, "models.x.teacher: ", "`resolve` fills"),
+    "teacher without reflow": ({"x": {"teacher": {}}}, "models.x.teacher: ", "`resolve` fills"),
+    "teacher of a base": ({"m": {"teacher": {}}, "x": {"base": "m"}}, "models.m.teacher: ", "`resolve` fills"),
+    "teacher by name": ({"flow": FLOW, "x": {**REFLOW, "teacher": "flow"}}, "models.x.teacher: ", "`resolve` fills"),
     "mode_scale too low": ({"x": {"mode_scale": -1.01}}, "models.x.mode_scale: ", "greater than or equal to -1"),
     "mode_scale too high": ({"x": {"noise": "mode", "mode_scale": 1.8}}, "models.x.mode_scale: ", "equal to 1.75"),
     "augment always": ({"x": {"augment": 1}}, "models.x.augment: ", "less than 1"),
@@ -628,7 +628,7 @@ def test_a_reflow_row_may_be_the_first(tmp_path: Path) -> None:
         ({"images": "1e6"}, "images: takes a whole number greater than 0, not '1e6'; write 1000000"),
         ({"snapshots": -1}, "snapshots: takes a whole number greater than or equal to 0, not -1"),
         ({"train_seeds": 3}, "train_seeds: takes a list of at least 1 whole numbers"),
-        ({"base": "edm", "equal": "flops", "channels": 64}, "channels: equal: flops finds them"),
+        ({"base": "edm", "equal": "flops", "channels": 64}, "channels: equal: flops chooses the channels"),
     ],
     ids=str,
 )
@@ -641,38 +641,38 @@ def test_a_value_of_a_wrong_kind_is_told_what_would_be_right(tmp_path: Path, row
 def test_classes_that_the_data_are_without_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     study = MINIMAL | {"data": {"labels": False}} | models(x=row)
     message = error(tmp_path, yaml.safe_dump(study, sort_keys=False))
-    assert message.startswith(f"models.x.{next(iter(row))}: data.labels is false")
+    assert message.startswith(f"models.x.{next(iter(row))}: needs classes, but data.labels is false")
 
 
 CLASSES = {"labels": "classes"}
 BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # model, curve, the place, the cause
     "guidance on an unconditional model": ({}, {"guidance": 2}, "curves.x.guidance", "model m is unconditional"),
     "guidance without dropped labels": (
-        CLASSES | {"label_dropout": 0}, {"guidance": 2}, "curves.x.guidance", "never taught it"
+        CLASSES | {"label_dropout": 0}, {"guidance": 2}, "curves.x.guidance", "label_dropout above"
     ),
-    "guidance to nothing": (CLASSES, {"guidance": 2, "labels": "none"}, "curves.x.labels", "nothing to guide to"),
-    "no classifier": ({}, {"guide": "classifier"}, "curves.x.guide", "say classifier_images in its row"),
+    "guidance to nothing": (CLASSES, {"guidance": 2, "labels": "none"}, "curves.x.labels", "no class to guide to"),
+    "no classifier": ({}, {"guide": "classifier"}, "curves.x.guide", "set classifier_images in its row"),
     "a snapshot that is not there": (
         {"images": 12_800, "snapshots": 4}, {"guide": "snapshot", "guidance": 2, "guide_images": 40_000},
-        "curves.x.guide_images", "it has 3200, 6400, 9600",
+        "curves.x.guide_images", "use 3200, 6400, 9600",
     ),
     "the last snapshot": (
         {"images": 12_800, "snapshots": 4}, {"guide": "snapshot", "guidance": 2, "guide_images": 12_800},
-        "curves.x.guide_images", "no earlier snapshot near 12800",
+        "curves.x.guide_images", "no snapshot near 12800 images",
     ),
     "no label, never learned": (
-        CLASSES | {"label_dropout": 0}, {"labels": "none"}, "curves.x.labels", "which label_dropout 0 never taught it"
+        CLASSES | {"label_dropout": 0}, {"labels": "none"}, "curves.x.labels", "label_dropout above"
     ),
     "a grid of no label, never learned": (
-        CLASSES | {"label_dropout": 0}, {"discretization": "optimised"}, "curves.x.discretization", "never taught it"
+        CLASSES | {"label_dropout": 0}, {"discretization": "optimised"}, "curves.x.discretization", "label_dropout above"
     ),
     "a classifier's base, never learned": (
-        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "taught it"
+        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "label_dropout above"
     ),
-    "noise tied to classes": (CLASSES | {"pairs": "optimal_transport"}, {}, "models.m.pairs", "tie noise to classes"),
+    "noise tied to classes": (CLASSES | {"pairs": "optimal_transport"}, {}, "models.m.pairs", "depend on the class"),
     "an mlp on images": ({"network": "mlp"}, {}, "models.m.network", "mlp is for points, and the data are images"),
     "no earlier snapshot": (
-        {"snapshots": 1}, {"guide": "snapshot", "guidance": 2}, "curves.x.guide", "say snapshots in its row, 2 or more"
+        {"snapshots": 1}, {"guide": "snapshot", "guidance": 2}, "curves.x.guide", "to 2 or more"
     ),
     "snapshot without its guide": ({"snapshots": 4}, {"guide_images": 100}, "curves.x.guide_images", "guide: snapshot"),
     "no labels to leave out": ({}, {"labels": "none"}, "curves.x.labels", "model m is unconditional anyway"),
@@ -688,7 +688,7 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
         {"images": 20_000}, {"ema_halflife_images": 1001}, "curves.x.ema_halflife_images", "over 20000 images"
     ),
     "an average that snapshots are too few for": (
-        {"ema_sigma_rels": [0.05, 0.1], "snapshots": 2}, {"ema_sigma_rel": 0.01}, "curves.x.ema_sigma_rel", "% off;"
+        {"ema_sigma_rels": [0.05, 0.1], "snapshots": 2}, {"ema_sigma_rel": 0.01}, "curves.x.ema_sigma_rel", "an error of "
     ),
     "a half-life that is not tracked": (
         {}, {"ema_halflife_images": 3}, "curves.x.ema_halflife_images", "add it to its ema_halflives_images"
@@ -698,7 +698,7 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
     "flips in reflow": ({"base": "f", "pairs": "reflow", "flip": 0.5}, {}, "models.m", "flip: reflow's images belong"),
     "more snapshots than steps": ({"images": 256, "snapshots": 3}, {}, "models.m", "the training has 2 steps"),
     "a key of another network": ({"patch": 4}, {}, "models.m", "patch: network unet has none; patch goes with dit"),
-    "a row to be like": ({"like": {}}, {}, "models.m.like", "taken from the base"),
+    "a row to be like": ({"like": {}}, {}, "models.m.like", "`resolve` fills"),
 }  # fmt: skip
 
 
@@ -733,7 +733,7 @@ def test_what_a_model_can_give_is_no_mistake(tmp_path: Path, model: dict[str, An
 
 @pytest.mark.parametrize(
     ("row", "cause"),
-    [({}, "network: unet is for images"), ({"network": "mlp", "flip": 0.5}, "flip: only images have mirror images")],
+    [({}, "network: unet is for images"), ({"network": "mlp", "flip": 0.5}, "flip: only images can be mirrored")],
 )
 def test_points_are_refused_what_images_have(tmp_path: Path, row: dict[str, Any], cause: str) -> None:
     study = MINIMAL | {"data": {"source": "spiral"}, "features": {"extractor": "coordinates"}, "models": {"edm": row}}
@@ -773,4 +773,4 @@ def test_a_row_that_is_to_cost_as_much_carries_its_bases_row(tmp_path: Path) -> 
     assert rows["models/n"]["like"] == rows["models/m"]
     assert rows["report"]["models"]["m"]["axis"] == "network"
     message = error(tmp_path, yaml.safe_dump(MINIMAL | {"models": {"edm": {"equal": "flops"}}}, sort_keys=False))
-    assert message.startswith("models.edm.equal: ") and "the first row has none" in message
+    assert message.startswith("models.edm.equal: ") and "the first row has no base" in message
