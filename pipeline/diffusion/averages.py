@@ -1,4 +1,4 @@
-"""Averages of a network's weights over its training: tracked along the way, or made afterwards from snapshots."""
+"""Averages of a network's weights over its training, tracked during the training or made from snapshots after it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class HalfLife:
         return f"halflife_{self.images}"
 
     def decay(self, step: int, batch: int) -> float:
-        """How much of the average stays in step `step`, counted from 0. The first step replaces it."""
+        """The share of the average that step `step`, counted from 0, keeps; the first step keeps none."""
         halflife = min(self.images, (self.ramp_up or math.inf) * step * batch if step else 0)
         return 0.5 ** (batch / halflife) if halflife else 0.0
 
@@ -58,7 +58,7 @@ class Power:
         return f"sigma_rel_{self.sigma_rel}"
 
     def decay(self, step: int, batch: int) -> float:
-        """How much of the average stays in step `step`, counted from 0: beta_gamma(t) = (1 - 1/t)^(gamma + 1)."""
+        """The share of the average that step `step`, counted from 0, keeps."""
         return math.pow(1 - 1 / (step + 1), exponent(self.sigma_rel) + 1)
 
 
@@ -72,9 +72,10 @@ def width(gamma: float) -> float:
 
 @cache
 def exponent(sigma_rel: float) -> float:
-    """The gamma > 0 with this sigma_rel. Raises ValueError outside of 0 < sigma_rel < 12^-1/2.
+    """The gamma > 0 with this sigma_rel. Raises ValueError unless 0 < sigma_rel < 12^-1/2.
 
-    Wider averages, up to width(5^1/2 / 2 - 3/2) = 0.3, would weigh early steps most: gamma < 0, and two for each width.
+    Wider averages, up to width(5^1/2 / 2 - 3/2) = 0.3, have gamma < 0 and weigh early steps most. Each of their widths
+    belongs to two values of gamma.
     """
     if not 0 < sigma_rel < LARGEST_SIGMA_REL:
         raise ValueError(f"sigma_rel is above 0 and below {LARGEST_SIGMA_REL:.4f}, not {sigma_rel}")
@@ -99,20 +100,20 @@ class Tracking(Protocol):
 
 
 def profiles(row: Tracking) -> list[Profile]:
-    """The averages that a model's training tracks, its main one first, none of them twice."""
+    """The averages that a model's training tracks, without duplicates; the main one is first."""
     halflives = [HalfLife(images, row.ema_ramp_up) for images in (row.ema_halflife_images, *row.ema_halflives_images)]
     return list(dict.fromkeys([*halflives, *map(Power, row.ema_sigma_rels)]))
 
 
 def snapshot_steps(row: Tracking) -> list[int]:
-    """After how many steps snapshots are taken, evenly spaced, the last at the end of the training."""
+    """The numbers of steps after which snapshots are taken, evenly spaced up to the end of the training."""
     return [row.steps * count // row.snapshots for count in range(1, row.snapshots + 1)]
 
 
 class Averages:
-    """Averages of weights that change: `of(profile)` holds one tensor for each of them, by the same names.
+    """Averages of weights under training. `of(profile)` holds a tensor for each weight, by its name.
 
-    weights: name -> a tensor that is trained in place (`dict(module.named_parameters())`). Each average begins as the
+    weights: name -> a tensor that is trained in place (`dict(module.named_parameters())`). Each average starts as the
     initial weights.
     """
 
@@ -124,31 +125,31 @@ class Averages:
 
     @torch.no_grad()
     def update(self, step: int, batch: int) -> None:
-        """Take in the weights after step `step`, counted from 0, of `batch` images."""
+        """Add the weights after step `step`, counted from 0, of `batch` images."""
         for profile, averages in self.averages.items():
             torch._foreach_lerp_(averages, self.weights, 1 - profile.decay(step, batch))
 
     def of(self, profile: Profile) -> dict[str, Tensor]:
-        """One average, which goes on changing with `update`."""
+        """One average. `update` changes it in place."""
         return dict(zip(self.names, self.averages[profile], strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All averages, as `<average>.<weight>`: the whole state."""
+        """The whole state: all averages, as `<average>.<weight>`."""
         return {
             f"{profile.name}.{name}": value for profile in self.profiles for name, value in self.of(profile).items()
         }
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave. Raises KeyError where one is missing, RuntimeError where a shape differs."""
+        """Load what `tensors` returned. Raises KeyError if one is missing, RuntimeError if a shape differs."""
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
 
 
 def _weights(decays: Tensor) -> Tensor:
-    """What an average's beginning and each of n steps weigh in it after them, from their decays: (n, P) to (n + 1, P).
+    """The weights of the initial value and of each of n steps in averages after them: decays (n, P) to (n + 1, P).
 
-    A step's share in its own update, times what all later steps leave of it.
+    A step's weight is its share in its update times what all later steps keep.
     """
     left = torch.cat([decays, decays.new_ones(1, decays.shape[1])]).flip(0).cumprod(0).flip(0)
     return torch.cat([left[:1], (1 - decays) * left[1:]])
@@ -160,17 +161,19 @@ def _decays(profiles: Sequence[Profile], steps: range, batch: int) -> Tensor:
 
 
 def response(profile: Profile, steps: int, batch: int) -> Tensor:
-    """What the weights after each step weigh in the average after `steps` steps: (steps + 1,), float64, of sum 1.
+    """The weight of each step's weights in the average after `steps` steps: (steps + 1,), float64, of sum 1.
 
-    Index 0 stands for the initial weights. Just what the recursion gives, not its limit of short steps.
+    Index 0 is that of the initial weights. This is the exact result of the recursion, not its limit of short steps.
     """
     return _weights(_decays([profile], range(steps), batch))[:, 0]
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """An average as a sum of others: coefficients (n,), float64, of sum 1; error: ||made - wanted|| / ||wanted|| of the
-    responses."""
+    """An average as a sum of others. coefficients (n,), float64, have sum 1.
+
+    error is ||made - wanted|| / ||wanted|| of the responses.
+    """
 
     coefficients: Tensor
     error: float
@@ -206,9 +209,9 @@ def _synthesis(snapshots: Sequence[tuple[int, Profile]], wanted: Profile, steps:
 def _coordinates(profiles: Sequence[Profile], ends: Sequence[int], batch: int) -> list[Tensor]:
     """The responses of all P profiles after each number of steps in `ends` (rising), as columns: (n, P) each.
 
-    As responses they would have one row a step. But over the stretch from one end to the next a profile's response has
-    the same course ever after, times what later steps leave of it. So all of them lie in P dimensions there, and the
-    stretch's QR decomposition gives coordinates in these, in which all lengths and angles are exact.
+    A response has one number per step. But between two ends, a profile's response has the same course at all later
+    ends, times what later steps keep. So all responses lie in P dimensions there. The QR decomposition of each stretch
+    gives coordinates in which all lengths and angles are exact.
     """
     coordinates, found = torch.ones(1, len(profiles), dtype=torch.float64), []  # at first of the initial weights alone
     for start, end in pairwise([0, *ends]):
@@ -219,7 +222,7 @@ def _coordinates(profiles: Sequence[Profile], ends: Sequence[int], batch: int) -
 
 
 def synthesis_of(row: Tracking, wanted: Profile) -> Synthesis:
-    """How `wanted` is made of all averages in all snapshots of a model's training: by step, then by profile."""
+    """How `wanted` is made of all averages in all snapshots of a model's training, by step, then by profile."""
     return synthesis(
         [(s, profile) for s in snapshot_steps(row) for profile in profiles(row)], wanted, row.steps, row.batch
     )

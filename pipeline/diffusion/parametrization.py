@@ -1,7 +1,7 @@
-"""How a network F becomes a denoiser: D(z; sigma) = c_skip z + c_out F(c_in z, c_noise).
+"""Parametrizations, which turn a network F into a denoiser: D(z; sigma) = c_skip z + c_out F(c_in z, c_noise).
 
-A parametrization is a target (what F stands for, so that D follows: c_skip and c_out) on a path (what F is told: c_in
-and c_noise). (Karras et al. 2022, arXiv 2206.00364, Table 1; the flow row from Liu et al. 2022, arXiv 2209.03003.)
+A parametrization joins a target, which gives c_skip and c_out, with a path, which gives c_in and c_noise (Karras et al.
+2022, arXiv 2206.00364, Table 1).
 """
 
 import math
@@ -130,7 +130,7 @@ def _midpoints(table: Callable[[], Tensor]) -> Tensor:
 
 
 def _nearest(table: Callable[[], Tensor], sigma: Tensor) -> Tensor:
-    """The index, from the lowest up, of the level of a table that is nearest to sigma."""
+    """The index, counted from the lowest, of the level of a table that is nearest to sigma."""
     return torch.searchsorted(_midpoints(table).to(sigma.device), sigma.contiguous()).to(sigma.dtype)
 
 
@@ -154,10 +154,9 @@ def ddpm_path(sigma: Tensor, sigma_data: float) -> Pair:
 
 @dataclass(frozen=True)
 class Parametrization:
-    """Call it with sigma (float64, any shape) and sigma_data for the four coefficients, each in sigma's shape.
+    """Maps sigma (float64, any shape) and sigma_data to the four coefficients, each in sigma's shape.
 
-    `smallest` and `largest` are the noise levels that the path begins and ends with; `flow` says whether it is the
-    straight path.
+    `smallest` and `largest` are the ends of the path's noise levels.
     """
 
     target: Half

@@ -1,6 +1,7 @@
-"""Noise schedules sigma(t) and scalings s: each formula once (Karras et al. 2022, arXiv 2206.00364, Table 1).
+"""Noise schedules sigma(t) and scalings s.
 
-A sampler moves x = s * z along t, where z = x0 + sigma(t) * n. Time and sigma are float64 tensors of any shape.
+A sampler moves x = s z along t, where z = x0 + sigma(t) n. Time and sigma are float64 tensors of any shape. In
+formulas, beta_d, beta_min, eps_s, eps_t and C_2 are VP_BETA_D, VP_BETA_MIN, EPS_S, EPS_T and IDDPM_C2.
 """
 
 import math
@@ -20,7 +21,7 @@ DDPM_BETAS = (1e-4, 0.02)  # beta_1 and beta_T
 
 @dataclass(frozen=True)
 class Schedule:
-    """sigma(t), its derivative by t, and its inverse, with t = 0 at sigma = 0. Tensor in, tensor of that shape out."""
+    """sigma(t), its derivative and its inverse, from and to tensors of one shape. sigma is 0 at t = 0."""
 
     sigma: Callable[[Tensor], Tensor]
     sigma_dot: Callable[[Tensor], Tensor]
@@ -29,14 +30,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Scaling:
-    """s as a function of sigma, so that any scaling goes with any schedule, and d ln s / d sigma."""
+    """s and d ln s / d sigma as functions of sigma, so that any scaling goes with any schedule."""
 
     s: Callable[[Tensor], Tensor]
     log_slope: Callable[[Tensor], Tensor]
 
 
 def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """(beta_d, beta_min) of the VP schedule with sigma(EPS_S) = sigma_min and sigma(1) = sigma_max (EDM, app. C)."""
+    """(beta_d, beta_min) of the VP schedule with sigma(EPS_S) = sigma_min and sigma(1) = sigma_max.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, app. C
+    """
     low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
     beta_d = 2 * (low / EPS_S - high) / (EPS_S - 1)
     return beta_d, high - beta_d / 2
@@ -128,14 +132,20 @@ def cosine(sigma_min: float, sigma_max: float) -> Schedule:
 
 
 def linear_betas() -> Tensor:
-    """DDPM's beta_1 < ... < beta_T, evenly spaced, shape (T,) (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    """DDPM's beta_1 < ... < beta_T, evenly spaced, shape (T,).
+
+    Source: Ho et al. 2020, arXiv 2006.11239, sec. 4
+    """
     return torch.linspace(*DDPM_BETAS, VP_STEPS, dtype=torch.float64)
 
 
 def cosine_betas() -> Tensor:
-    """The cosine beta_1 .. beta_T, none above 1 - C1, (T,) (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17).
+    """iDDPM's cosine beta_1 .. beta_T, none above 1 - C1, shape (T,).
 
-    beta_t = 1 - abar_t / abar_(t-1), as sin(d) sin(2 phi - d) / cos^2(phi - d), d a step of the angle phi = phi_t.
+    beta_t = 1 - abar_t / abar_(t-1), computed as sin(d) sin(2 phi - d) / cos^2(phi - d), where d is a step of the angle
+    phi = phi_t.
+
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17
     """
     step = math.pi / 2 / (1 + IDDPM_C2) / VP_STEPS
     phi = step * (VP_STEPS * IDDPM_C2 + torch.arange(1, VP_STEPS + 1, dtype=torch.float64))
@@ -143,7 +153,7 @@ def cosine_betas() -> Tensor:
 
 
 def sigmas_of(betas: Tensor) -> Tensor:
-    """The noise levels sqrt(1 / abar_t - 1), ascending, of betas, both (T,): abar_t = prod (1 - beta)."""
+    """The noise levels sqrt(1 / abar_t - 1) of betas, ascending, both (T,), with abar_t = prod (1 - beta)."""
     return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()
 
 
@@ -155,7 +165,10 @@ def ddpm_sigmas() -> Tensor:
 
 @cache
 def iddpm_sigmas() -> Tensor:
-    """The iDDPM noise levels u_0 > ... > u_M = 0 of the cosine betas, shape (M + 1,) (EDM, Table 1)."""
+    """iDDPM's noise levels u_0 > ... > u_M = 0 of the cosine betas, shape (M + 1,).
+
+    Source: Karras et al. 2022, arXiv 2206.00364, Table 1
+    """
     return torch.cat([sigmas_of(cosine_betas()).flip(0), torch.zeros(1, dtype=torch.float64)])
 
 

@@ -1,7 +1,8 @@
-"""How a batch's quantiles u of the noise distribution are drawn: each alone, evenly spread, or where the loss is.
+"""How the quantiles u of a batch's noise are drawn: independently, evenly, or more where the loss is large.
 
-A way of drawing has `draw(count, generator) -> (u, weight)`, float64 (count,) each, with u in (0, 1), so that the mean
-of weight * f(u) is E f(U) for uniform U; `learn(u, losses)`, both (N,); and its whole `state` as one tensor.
+`draw(count, generator)` returns u and weights, float64 (count,) each, with u in (0, 1). The mean of weight * f(u) has
+the expectation E f(U) for uniform U. `learn(u, losses)`, both (N,), adapts later draws. `state` is the whole state, as
+one tensor.
 """
 
 import torch
@@ -52,7 +53,7 @@ class Adaptive(Independent):
         self.state = torch.zeros(2, self.STRETCHES, dtype=torch.float64)  # mean squared losses, and draws seen
 
     def shares(self) -> Tensor:
-        """The probability of each stretch, (STRETCHES,)."""
+        """The probability of each interval, (STRETCHES,)."""
         squares, seen = self.state
         uniform = torch.full_like(squares, 1 / self.STRETCHES)
         roots = squares.sqrt()
@@ -69,7 +70,7 @@ class Adaptive(Independent):
         return u, 1 / (shares[stretch] * self.STRETCHES)
 
     def learn(self, u: Tensor, losses: Tensor) -> None:
-        """Move the mean squared loss of each stretch that was seen towards what was seen, by RATE a draw."""
+        """Move the mean squared loss of each interval with draws towards their losses, by RATE per draw."""
         stretch = (u * self.STRETCHES).long().clamp(max=self.STRETCHES - 1)
         count = torch.bincount(stretch, minlength=self.STRETCHES).to(self.state)
         sums = torch.zeros_like(count).index_add_(0, stretch, losses.detach().to(self.state).square())

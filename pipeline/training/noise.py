@@ -1,8 +1,7 @@
 """Training noise distributions over sigma, each as its quantile function: uniform u in (0, 1) to sigma.
 
-(Karras et al. 2022, arXiv 2206.00364, Table 1, row "noise distribution"; those of SD3: Esser et al. 2024, arXiv
-2403.03206, sec. 3.1.) u is float64 of any shape; a distribution's other arguments are keys of a model row. A discrete
-one is a table of noise levels, each as likely.
+u is float64 of any shape. Further arguments are keys of a model row. A function without u returns the levels of a
+discrete distribution, each of which is equally likely.
 """
 
 import math
@@ -133,7 +132,7 @@ class Distribution:
         return 2 * self.slope(u) / self.sigma(u) ** 2
 
     def u(self, sigma: Tensor) -> Tensor:
-        """The share of noise levels up to sigma: any shape to that shape."""
+        """The probability of noise levels up to sigma, in sigma's shape."""
         low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
@@ -144,16 +143,16 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Levels(Distribution):
-    """Equally likely noise levels, ascending, shape (T,)."""
+    """A discrete distribution: equally likely noise levels, ascending, shape (T,)."""
 
     levels: Tensor
 
     def slope(self, u: Tensor) -> Tensor:
-        """By differences between neighbours."""
+        """d ln sigma / du, by differences between neighbours."""
         return self._at(torch.gradient(self.levels.log())[0] * len(self.levels), u)
 
     def snr_rate(self, u: Tensor) -> Tensor:
-        """T (SNR_(t-1) - SNR_t); below the lowest level, where x0 is not to be told apart from z, SNR_1."""
+        """T (SNR_(t-1) - SNR_t), and T SNR_1 at the lowest level, below which x0 and z are hardly distinct."""
         snr = self.levels**-2
         return self._at(torch.cat([snr[:1], -snr.diff()]) * len(snr), u)
 
@@ -163,12 +162,12 @@ class Levels(Distribution):
 
 @cache
 def keys_of(name: str) -> tuple[str, ...]:
-    """The keys of a row that a noise distribution goes by."""
+    """The keys of a model row that a noise distribution uses."""
     return tuple(key for key in signature(NOISES[name]).parameters if key != "u")
 
 
 def distribution(name: str, choices: Mapping[str, Any]) -> Distribution:
-    """The noise distribution `name`, with those of the choices that it goes by."""
+    """The noise distribution `name` with the values of its keys; choices may hold other keys, too."""
     return _filled(name, tuple(choices[key] for key in keys_of(name)))
 
 

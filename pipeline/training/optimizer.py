@@ -1,4 +1,4 @@
-"""What a training step goes by beside its loss: the learning rate, the optimizer, clipping."""
+"""The learning rate, the optimizer and gradient clipping."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from pipeline.training.row import Model
 
 
 def learning_rate(row: Model, step: int) -> float:
-    """The learning rate of step `step`, counted from 0: a linear warm-up, times the row's decay."""
+    """The learning rate of step `step`, counted from 0: a linear warm-up times the row's decay."""
     warm = min((step + 1) * row.batch / row.warmup_images, 1.0)
     return row.learning_rate * warm * DECAYS[row.learning_rate_decay](row, step)
 
@@ -59,7 +59,7 @@ DECAYS: dict[str, Callable[[Model, int], float]] = {
 
 
 def adam(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Adam:
-    """Adam, in one kernel where the device has it."""
+    """Adam, fused into one kernel if the device supports it."""
     parameters = list(parameters)
     try:
         return torch.optim.Adam(parameters, lr=rate, fused=True)
@@ -69,9 +69,9 @@ def adam(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Adam:
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
-    """Shrink the gradients, as one vector, to a norm of at most `norm` (Pascanu et al. 2013, arXiv 1211.5063).
+    """Scale the gradients so that their joint norm is at most `norm` (Pascanu et al. 2013, arXiv 1211.5063).
 
-    Nothing waits for the norm's value: one that is not finite shows in the next loss.
+    The host does not wait for the norm. If it is not finite, the next loss is not finite either.
     """
     parameters = list(parameters)
     together = parameters[0].device.type != "mps"  # which can't

@@ -1,4 +1,4 @@
-"""Which noise goes with which image: each drawn by itself, matched within a batch, or from another flow."""
+"""Pairs of noise and images: independent, matched within a batch, or made by another flow."""
 
 from itertools import pairwise
 
@@ -25,9 +25,9 @@ MOST_ITERATIONS = 10**9  # of the network simplex: POT's own limit stops batches
 
 
 def matched(x0: Tensor, n: Tensor) -> Tensor:
-    """The noise n (N, ...) in the order in which it goes with x0 (N, ...) at the least sum of squared distances.
+    """The noise n (N, ...) in the order with the least sum of squared distances to x0 (N, ...).
 
-    (Minibatch optimal transport: Tong et al. 2023, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772.)
+    The sources are in PAIRS.
     """
     import ot  # a second to import, which only this needs
 
@@ -50,9 +50,9 @@ def _velocity(denoised: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
 
 @torch.no_grad()
 def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Where the straight path's ODE takes noise n (N, ...), by the midpoint method: x0, and how straight it gets there.
+    """x0 to which the straight path's ODE takes noise n (N, ...), by the midpoint method, and the straightness (N,).
 
-    The straightness is the mean over time and dimensions of (n - x0 - v)^2, (N,): 0 where every line is straight (Liu
+    The straightness is the mean of (n - x0 - v)^2 over time and dimensions, which is 0 if every line is straight (Liu
     et al. 2022, arXiv 2209.03003, sec. 2.2).
     """
     start = REFLOW_START / (1 + REFLOW_START)
@@ -75,9 +75,9 @@ def flow_to(denoiser: DenoiserFunction, n: Tensor, steps: int) -> tuple[Tensor, 
 
 
 def reflow_pairs(teacher: Denoiser, count: int, seed: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
-    """Samples x0 and the noise n that another flow made them from, float32 (count, C, H, W) each (Liu et al. 2022).
+    """Samples x0 of another flow and the noise n that it made them from, float32 (count, C, H, W) each, on the CPU.
 
-    Made on the device, where the teacher is, and returned on the CPU.
+    The teacher computes on `device`. The source is in PAIRS.
     """
     parts = [
         torch.randn(min(REFLOW_BATCH, count - first), *teacher.shape, generator=generator("reflow", seed, first))

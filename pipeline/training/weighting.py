@@ -1,7 +1,7 @@
 """Loss weightings lambda(sigma) on D: the loss is E lambda(sigma) || D(x0 + sigma n; sigma) - x0 ||^2.
 
-Each is a function of sigma (float64, any shape) that returns lambda in that shape. What else it goes by are arguments:
-sigma_data; c_out and snr_rate (-d SNR / du of the noise distribution), in sigma's shape; keys of a model row.
+Each is a function of sigma (float64, any shape) that returns lambda in that shape. Its further arguments are
+sigma_data; c_out and snr_rate (-d SNR / du of the noise distribution), in sigma's shape; and keys of a model row.
 """
 
 import math
@@ -136,30 +136,34 @@ def vlb(sigma: Tensor, snr_rate: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Weighting:
-    """lambda(sigma). Where `learned`, a head u(sigma) is trained beside the network: lambda / e^u ||D - x0||^2 + u."""
+    """lambda(sigma). If `learned`, a head u(sigma) is trained beside the network: lambda / e^u ||D - x0||^2 + u."""
 
     function: Callable[..., Tensor]
     learned: bool = False
 
     @property
     def keys(self) -> list[str]:
-        """What it goes by, beside sigma."""
+        """The names of its arguments, without sigma."""
         return list(signature(self.function).parameters)[1:]
 
     @property
     def optional(self) -> set[str]:
-        """The keys of a row among them, which have published defaults."""
+        """The keys of a model row among its arguments; they have published defaults."""
         return {key for key, p in signature(self.function).parameters.items() if p.default is not p.empty}
 
     def __call__(self, sigma: Tensor, **choices: object) -> Tensor:
-        """lambda, of those of the choices that it goes by; None stands for the published default."""
+        """lambda. choices may hold other keys, too; None is the published default."""
         given = {key: choices[key] for key in self.keys if choices.get(key) is not None}
         return self.function(sigma, **given)
 
 
 class Uncertainty(nn.Module):
-    """u(sigma) for a learned weighting: linear in Fourier features of ln sigma (Karras et al. 2024, arXiv
-    2312.02696, eq. 21 to 23). ln_sigma (N,) to (N,), float32; 0 at the start."""
+    """u(sigma) for a learned weighting, linear in Fourier features of ln sigma and 0 at the start.
+
+    ln_sigma (N,) to u (N,), float32.
+
+    Source: Karras et al. 2024, arXiv 2312.02696, eqs. 21 to 23
+    """
 
     FEATURES = 128
     frequencies: Tensor

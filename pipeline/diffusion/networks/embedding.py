@@ -1,4 +1,4 @@
-"""How a network is told the noise level, a label, and how an image was augmented: as one embedding."""
+"""The embedding of the noise level, a label and an augmentation, which conditions a network."""
 
 import math
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ VECTOR = 32  # numbers that PyTorch's CPU kernels compute at once
 
 
 def embedding_width(channels: int) -> int:
-    """The width of an embedding for so many channels, at least as many.
+    """The width of an embedding for `channels` channels, at least as many.
 
-    A tensor's last numbers, fewer than VECTOR, are rounded otherwise than the rest: so that no image's are among them,
-    whatever the size of its batch, the width is a multiple of VECTOR.
+    PyTorch rounds the last numbers of a tensor, fewer than VECTOR, differently from the others. The width is a multiple
+    of VECTOR, so that this affects no image, whatever the size of its batch.
     """
     return -(-channels // VECTOR) * VECTOR
 
 
 def positional_embedding(c_noise: Tensor, width: int) -> Tensor:
-    """Cosines and sines of c_noise (N,) at geometric frequencies from 1 to 1e-4: (N, width) (Vaswani et al. 2017)."""
+    """Cosines and sines of c_noise (N,) at geometric frequencies from 1 to 1e-4: (N, width)."""
     frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=c_noise.device) / (width // 2))
     angles = c_noise[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -67,10 +67,10 @@ EMBEDDINGS: dict[str, type[Positional] | type[Fourier]] = {"positional": Positio
 
 @dataclass(frozen=True)
 class Common:
-    """What every network is made with.
+    """The settings that all networks share.
 
-    embedding: of the noise level, a key of EMBEDDINGS; dropout: its probability; classes: how many labels there are, 0
-    for a network that knows none; augmentation: how many numbers say how an image was augmented, 0 for none.
+    embedding: that of the noise level, a key of EMBEDDINGS; dropout: its probability; classes: the number of labels, 0
+    for a network without labels; augmentation: the numbers that describe an augmentation, 0 for none.
     """
 
     embedding: str
@@ -80,7 +80,7 @@ class Common:
 
 
 class Conditioning(nn.Module):
-    """The embedding (N, width) of c_noise (N,) and of what `Told` made of the rest, (N, inputs) or None."""
+    """The embedding (N, width) of c_noise (N,) and of the output of `Told`, (N, inputs) or None."""
 
     def __init__(self, embedding: str, inputs: int, width: int) -> None:
         super().__init__()
@@ -93,9 +93,9 @@ class Conditioning(nn.Module):
 
 
 class Told(nn.Module):
-    """What a network is told of an image beside its noise level, (N, width); None and 0 mean: nothing.
+    """The embedding of labels and augmentations, (N, width), or None if the network is told neither.
 
-    Networks make this layer last: the order in which layers are made decides how they start.
+    Networks make this layer last, because the order in which layers are made determines their initial weights.
     """
 
     def __init__(self, common: Common, width: int) -> None:
@@ -104,7 +104,7 @@ class Told(nn.Module):
         self.augmentation = nn.Linear(common.augmentation, width, bias=False) if common.augmentation else None
 
     def forward(self, labels: Tensor | None, augmentation: Tensor | None) -> Tensor | None:
-        """labels (N,), int64, -1 for none; augmentation (N, A). What the network has no layer for is not looked at."""
+        """labels (N,), int64, -1 for none; augmentation (N, A). Inputs without a layer are ignored."""
         told = None
         if self.label is not None and labels is not None:
             classes = self.label.in_features
@@ -118,7 +118,7 @@ class Told(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """A network: what it is told beside x becomes one embedding, by which `body` makes F of x.
+    """A network whose `body` computes F from x and one embedding of all other inputs.
 
     A subclass makes its other layers, then `told`.
     """
@@ -126,16 +126,16 @@ class Conditioned(nn.Module):
     told: Told
 
     def __init__(self, common: Common, channels: int, width: int) -> None:
-        """channels: what the noise level, a label and an augmentation are each written as; width: the embedding's."""
+        """channels: the width of the inputs' embeddings before they are joined; width: that of the result."""
         super().__init__()
         self.embed = Conditioning(common.embedding, channels, width)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """F (N, ...) of x (N, ...) and c_noise (N,); labels and augmentation: see `Told`."""
+        """F (N, ...) of x (N, ...) and c_noise (N,). For labels and augmentation, see `Told`."""
         return self.body(x, self.embed(c_noise, self.told(labels, augmentation)))
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x (N, ...) and the embedding (N, width) to F (N, ...)."""
+        """F (N, ...) of x (N, ...) and the embedding (N, width)."""
         raise NotImplementedError

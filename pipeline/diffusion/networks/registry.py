@@ -1,4 +1,4 @@
-"""The networks by name: built from a spec, and what one costs."""
+"""The networks by name: how each is built from a spec, and what it costs."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -22,9 +22,9 @@ LARGEST_GAP = 0.25  # of the cost of a network that is meant to cost as another,
 
 
 def check_network(network: str, points: bool, data: str = "the data") -> None:
-    """Raise StudyError where a network, a key of NETWORKS, is for images and the data are points, or vice versa.
+    """Refuse a network for images if the data are points, and the reverse. Raises StudyError.
 
-    data: what the message calls the data.
+    network: a key of NETWORKS. data: how the message names the data.
     """
     if points and network != "mlp":
         raise StudyError(f"network: {network} is for images, and {data} are points; use mlp")
@@ -118,9 +118,8 @@ KEYS: dict[str, tuple[str, ...]] = {  # of a model row, that a network goes by
 def build(spec: Spec) -> Conditioned:
     """The network of a denoiser's spec, with weights from PyTorch's global generator.
 
-    It is called as network(x, c_noise, labels=None, augmentation=None), with x (N, *shape), c_noise (N,), labels (N,)
-    int64, -1 for none, augmentation (N, A), and returns F (N, *shape), which starts at 0. Raises StudyError where the
-    network can't have that shape.
+    It maps x (N, *shape), c_noise (N,), labels (N,) int64 (-1 for none, or None) and augmentation (N, A) (or None) to
+    F (N, *shape), which is 0 before training. Raises StudyError if the network does not support that shape.
     """
     check_network(spec.network, points=len(spec.shape) == 1)
     return NETWORKS[spec.network](spec)
@@ -147,9 +146,9 @@ def cost(spec: Spec) -> Cost:
 
 
 def equal_channels(spec: Spec, like_spec: Spec, what: Literal["parameters", "flops"]) -> int:
-    """With how many channels, a multiple of 8, the spec's network costs most nearly as many `what` as like_spec's.
+    """The number of channels, a multiple of 8, with which the spec's network costs nearly as much as like_spec's.
 
-    Raises StudyError where even that is off by more than a quarter.
+    what: the cost to match. Raises StudyError if the nearest cost is off by more than a quarter.
     """
     target: int = getattr(cost(like_spec), what)
 
