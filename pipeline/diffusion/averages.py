@@ -86,7 +86,7 @@ def exponent(sigma_rel: float) -> float:
 
 
 class Tracking(Protocol):
-    """What a model's row says of averages; other stages than its training go by it, and must not depend on the rest."""
+    """The keys of a model row that determine its averages."""
 
     batch: int
     ema_halflife_images: int
