@@ -106,17 +106,8 @@ class Resolved(ReportRows):
         }
 
 
-def flat_report(rows: ReportRows) -> Any:
-    """The rows of a report as dictionaries. It serves callers that still read dictionaries, and goes with them."""
-    own: dict[str, Any] = rows.model_dump(mode="json")
-    for section in ("models", "curves", "sets"):
-        own[section] = {name: rows.flat(section, name) for name in getattr(rows, section)}
-    if not rows.published:
-        return {key: value for key, value in own.items() if key not in ("published", "named_data", "preset")}
-    return own | {"data": own["named_data"]}
-
-
 def as_dicts(resolved: Resolved) -> dict[str, Any]:
     """The rows of a study as dictionaries. It serves callers that still read dictionaries, and goes with them."""
-    report = ReportRows(**{key: getattr(resolved, key) for key in ReportRows.model_fields})
-    return resolved.files() | {"report": flat_report(report)}
+    names = ("models", "curves", "sets")
+    sections = {s: {name: resolved.flat(s, name) for name in getattr(resolved, s)} for s in names}
+    return resolved.files() | {"report": resolved.files()["report"] | sections}

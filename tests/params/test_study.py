@@ -17,7 +17,6 @@ from pipeline.evaluation.curve import Curve, seed_pairs
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.resolve import resolve
-from pipeline.params.resolved import as_dicts
 from pipeline.params.study import read_study
 from pipeline.sampling.row import Sampler, keys_of
 from pipeline.sampling.solvers import SOLVERS
@@ -30,10 +29,10 @@ MINIMAL = {"study": {"name": "t"}, "models": {"edm": {}}, "curves": {"edm": {"mo
 
 
 def resolved(tmp_path: Path, **sections: Any) -> dict[str, Any]:
-    """What `resolve` makes of the minimal study with some sections replaced, as it is read back from JSON."""
+    """The files that `resolve` writes for the minimal study with some sections replaced, as read from JSON."""
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(MINIMAL | sections, sort_keys=False))
-    return json.loads(json.dumps(as_dicts(resolve(read_study(path))), allow_nan=False))
+    return json.loads(json.dumps(resolve(read_study(path)).files(), allow_nan=False))
 
 
 def models(**rows: Any) -> dict[str, Any]:
@@ -55,14 +54,13 @@ def filed(tmp_path: Path, section: str, **sections: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
 def test_the_studies_here_resolve_and_every_row_is_filed(path: Path) -> None:
     written = yaml.safe_load(path.read_text())
-    rows = as_dicts(resolve(read_study(path)))
-    for section in ("models", "curves"):
-        report = rows["report"][section]
-        assert list(report) == list(written[section])
-        assert [f"{section}/{name}" for name in report] == [name for name in rows if name.startswith(f"{section}/")]
-        assert all(bool(row["axis"]) == bool(row["differences"]) for row in report.values())
-    for name, row in rows["report"]["curves"].items():
-        assert row["model"] in written["models"], name
+    rows = resolve(read_study(path))
+    for section, entries in (("models", rows.models), ("curves", rows.curves)):
+        assert list(entries) == list(written[section])
+        assert [f"{section}/{name}" for name in entries] == [n for n in rows.files() if n.startswith(f"{section}/")]
+        assert all(bool(entry.axis) == bool(entry.differences) for entry in entries.values())
+    for name, entry in rows.curves.items():
+        assert entry.row.model in written["models"], name
 
 
 def test_resolved_rows_build_what_the_stages_need(tmp_path: Path) -> None:
@@ -236,13 +234,13 @@ def test_a_method_is_not_inherited(tmp_path: Path) -> None:
     rows = resolved(
         tmp_path, curves={"a": {"model": "edm", "method": "A", "rho": 5}, "b": {"base": "a", "model": "edm"}}
     )
-    assert rows["report"]["curves"]["b"]["method"] is None and rows["curves/b"]["rho"] == 5
+    assert rows["report"]["curves"]["b"]["row"]["method"] is None and rows["curves/b"]["rho"] == 5
 
 
 def test_a_method_is_a_name_for_the_report_alone(tmp_path: Path) -> None:
     rows = resolved(tmp_path, **curve(method="EDM (Heun)"))
     assert rows["curves/x"] == rows["curves/edm"]
-    assert rows["report"]["curves"]["x"]["method"] == "EDM (Heun)"
+    assert rows["report"]["curves"]["x"]["row"]["method"] == "EDM (Heun)"
 
 
 @pytest.mark.parametrize(
@@ -447,8 +445,8 @@ def test_yaml_merge_keys_are_no_repetition(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(
         "models: {edm: &edm {images: 500, batch: 5}, x: {<<: *edm, images: 600}}" + REST
     )
-    rows = as_dicts(resolve(read_study(tmp_path / "params.yaml")))
-    assert (rows["models/x"]["images"], rows["models/x"]["batch"]) == (600, 5)
+    row = resolve(read_study(tmp_path / "params.yaml")).models["x"].row
+    assert (row.images, row.batch) == (600, 5)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -664,10 +662,12 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
         CLASSES | {"label_dropout": 0}, {"labels": "none"}, "curves.x.labels", "label_dropout above"
     ),
     "a grid of no label, never learned": (
-        CLASSES | {"label_dropout": 0}, {"discretization": "optimised"}, "curves.x.discretization", "label_dropout above"
+        CLASSES | {"label_dropout": 0}, {"discretization": "optimised"},
+        "curves.x.discretization", "label_dropout above 0",
     ),
     "a classifier's base, never learned": (
-        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"}, "curves.x.guide", "label_dropout above"
+        CLASSES | {"label_dropout": 0, "classifier_images": 1}, {"guide": "classifier"},
+        "curves.x.guide", "label_dropout above 0",
     ),
     "noise tied to classes": (CLASSES | {"pairs": "optimal_transport"}, {}, "models.m.pairs", "depend on the class"),
     "an mlp on images": ({"network": "mlp"}, {}, "models.m.network", "mlp is for points, and the data are images"),
@@ -688,7 +688,8 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
         {"images": 20_000}, {"ema_halflife_images": 1001}, "curves.x.ema_halflife_images", "over 20000 images"
     ),
     "an average that snapshots are too few for": (
-        {"ema_sigma_rels": [0.05, 0.1], "snapshots": 2}, {"ema_sigma_rel": 0.01}, "curves.x.ema_sigma_rel", "an error of "
+        {"ema_sigma_rels": [0.05, 0.1], "snapshots": 2}, {"ema_sigma_rel": 0.01},
+        "curves.x.ema_sigma_rel", "with an error of ",
     ),
     "a half-life that is not tracked": (
         {}, {"ema_halflife_images": 3}, "curves.x.ema_halflife_images", "add it to its ema_halflives_images"
