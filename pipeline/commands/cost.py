@@ -1,8 +1,8 @@
-"""What a study costs on this machine: network calls counted, seconds and memory told from a short measurement.
+"""What a study costs: evaluations and operations counted, seconds and memory estimated from a short measurement.
 
 Networks are extrapolated from two small U-Nets: a call takes some time for each tensor of weights, and some for each
-floating-point operation. What is no network of a model row (metrics, exact denoisers, the report) takes seconds that
-were measured on one machine, times how much slower this one computes.
+floating-point operation. Everything else (metrics, exact denoisers, the report) takes seconds that were measured on one
+machine, times the ratio of its speed to this machine's.
 """
 
 import math
@@ -11,30 +11,31 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common.devices import CPU_BATCH, default_device
 from pipeline.common.files import CACHE, content_hash, read_json, write_json
-from pipeline.common.machine import code_hash, machine
+from pipeline.common.fingerprint import code_hash
+from pipeline.common.machine import machine
+from pipeline.common.size import FLOAT_BYTES, Size, size_of
 from pipeline.common.threads import cores, side_by_side
 from pipeline.data.dataset import shape_of
 from pipeline.diffusion.averages import profiles
-from pipeline.diffusion.networks.registry import build
+from pipeline.diffusion.networks import registry
 from pipeline.evaluation import losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
-from pipeline.metrics.extractors import extractor as features
-from pipeline.metrics.extractors.extractor import Features
+from pipeline.metrics.extractors import classifier as features
+from pipeline.metrics.extractors.extractor import BATCH as FEATURE_BATCH
+from pipeline.params.resolved import Resolved
 from pipeline.sampling.fitted_grids import TRAJECTORIES
 from pipeline.sampling.grids import LEVELS
 from pipeline.sampling.loop import sample
-from pipeline.sampling.row import Sampler, sampler_of
+from pipeline.sampling.row import Sampler
 from pipeline.training import classifier
 from pipeline.training.batches import Examples
 from pipeline.training.checks import spec_of
@@ -44,83 +45,69 @@ from pipeline.training.pairs import REFLOW_STEPS
 from pipeline.training.row import Model
 from pipeline.training.run import Run
 
-WITHIN = 2  # the factor within which estimates of trainings and sweeps were, see docs/checking.md
+WITHIN = 2  # the factor within which estimates of trainings and sweeps were right, see docs/checking.md
+PASSES = 3  # a training step costs about three evaluations: forward once, backward twice
 
-REFERENCE_FLOP = (
-    6.5e-12  # seconds an operation of a sampling network on the machine that the following were measured on
-)
+# Seconds on one machine, where an operation of a network that samples takes REFERENCE_FLOP.
+REFERENCE_FLOP = 6.5e-12
 MEASURED_SECONDS = {"resolve": 0.5, "prepare": 4.0, "features": 0.5, "oracle": 12.0, "report": 7.0}
 REFERENCE_SECONDS = {"images": 1.6, "points": 15.0}
-AGREEMENT_SECONDS = (8.0, 0.2)  # by itself, for each curve
-CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, beside their features
-MATCHING_SECONDS = 4e-5  # an image of a batch whose noise is matched
-EXTRACTOR_FLOPS = {"inception": 1.14e10, "dinov2": 1.6e11}  # an image
-METRICS_MIB, STAGE_MIB = 150, 100  # beside networks: of libraries that a stage loads, of what metrics hold
-DVC_SECONDS = 1.0  # that DVC takes for a stage, beside the start of its process
+AGREEMENT_SECONDS = (8.0, 0.2)  # once, and for each curve
+CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, without their features
+MATCHING_SECONDS = 4e-5  # to match the noise of one image of a batch
+EXTRACTOR_FLOPS = {"inception": 1.14e10, "dinov2": 1.6e11}  # for one image
+METRICS_MIB, STAGE_MIB = 150, 100  # memory besides networks: of metrics, and of the libraries that a stage loads
+DVC_SECONDS = 1.0  # DVC's share of a stage, besides the start of its process
 
 SMALL, LARGE = 8, 32  # channels of the two networks that are timed
-BATCH, CALL_BATCH = 128, 512  # images of a step of training, of a call
+BATCH, CALL_BATCH = 128, 512  # images of a training step, of a call
 STEPS, CALLS = 3, 2
 SHAPE = (1, 8, 8)
 
 
-class Size(NamedTuple):
-    """A network's: trained numbers, tensors of them, operations of one evaluation of one image, bytes kept of one image
-    for the gradient, and bytes of the largest of its layers' answers."""
+@dataclass(frozen=True)
+class Work:
+    """The work of a stage or a part of it."""
 
-    parameters: int
-    tensors: int
-    flops: int
-    saved: int
-    largest: int
+    evaluations: int = 0
+    """Evaluations of the networks of model rows, one image each."""
+    flops: float = 0.0
+    """Floating-point operations of networks."""
+    seconds: float = 0.0
+    """Without the start of a process."""
+    mib: float = 0.0
+    """Memory at the peak, in MiB."""
 
+    def __add__(self, other: "Work") -> "Work":
+        """Both, one after the other."""
+        return Work(
+            self.evaluations + other.evaluations,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            max(self.mib, other.mib),
+        )
 
-def size_of(make: Callable[[], nn.Module], *inputs: Tensor | None) -> Size:
-    """The size of a network that is called with inputs of one image; nothing is computed."""
-    saved, largest = 0, 0
-
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal saved
-        saved += tensor.numel() * tensor.element_size()
-        return tensor
-
-    def look(module: nn.Module, given: object, answer: object) -> None:
-        nonlocal largest
-        if isinstance(answer, Tensor):
-            largest = max(largest, answer.numel() * answer.element_size())
-
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = make().eval()  # as dropout draws from a generator of the training's
-        for module in network.modules():
-            module.register_forward_hook(look)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            network(*(each if each is None else each.to("meta") for each in inputs))
-    numbers = [parameter.numel() for parameter in network.parameters()]
-    weights = sum(numbers) * 4  # which autograd keeps as well, once for all images
-    return Size(sum(numbers), len(numbers), counter.get_total_flops(), max(saved - weights, largest), largest)
+    def repeated(self, count: int, workers: int = 1) -> "Work":
+        """This work `count` times, `workers` at a time."""
+        return Work(self.evaluations * count, self.flops * count, self.seconds * count / workers, self.mib)
 
 
 def _kept(parts: Sequence[object], measure: Callable[[], Size]) -> Size:
-    """A size, or what is kept of an earlier time: to count operations PyTorch loads what takes seconds."""
-    kept = CACHE / "sizes" / f"{content_hash(*parts, code_hash())}.json"
+    """A size from `.cache`, or measured and kept there: PyTorch loads modules for seconds to count operations."""
+    kept = CACHE / "sizes" / f"{content_hash(*parts, code_hash('pipeline.diffusion.networks.registry'))}.json"
     if not kept.exists():
         write_json(kept, measure())
     return Size(*read_json(kept))
 
 
 def model_size(row: Model, about: dict[str, Any]) -> Size:
-    """The size of a row's network. Raises StudyError where it does not go with the data, by their summary."""
-
-    def measure() -> Size:
-        spec = spec_of(row, about)
-        labels = torch.zeros(1, dtype=torch.int64) if spec.classes else None
-        return size_of(partial(build, spec), torch.zeros(1, *spec.shape), torch.zeros(1), labels)
-
-    return _kept(["model", _architecture(row), shape_of(about), len(about["classes"])], measure)
+    """The size of a row's network for a data set, given by its summary. Raises StudyError if they do not fit."""
+    parts = ["model", _architecture(row), shape_of(about), len(about["classes"])]
+    return _kept(parts, lambda: registry.size(spec_of(row, about)))
 
 
 def _architecture(row: Model) -> dict[str, Any]:
-    """All of a row that its network's size goes by."""
+    """The keys of a row that its network's size depends on."""
     keys = ("network", "channels", "multipliers", "blocks", "attention", "patch", "embedding", "dropout", "equal")
     own = {key: getattr(row, key) for key in keys} | {"labels": row.labels, "augmented": row.augment > 0}
     return own | {"like": _architecture(row.like) if row.equal and row.like else None}
@@ -128,34 +115,40 @@ def _architecture(row: Model) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that networks take on one of `cores` threads that all work: for each tensor of weights and for each
-    operation, of a training step (whose gradient is in it) and of a sampler's call; MiB of a process that does nothing.
-    """
+    """The seconds that networks take on one of `cores` threads while all of them work."""
 
     cores: int
     step_tensor: float
+    """For each tensor of weights in a training step, with its gradient."""
     step_flop: float
+    """For each operation of an evaluation in a training step, with its gradient."""
     call_tensor: float
+    """For each tensor of weights in a sampler's call."""
     call_flop: float
+    """For each operation in a sampler's call."""
     idle_mib: float
+    """Memory of a process that does nothing."""
     start_seconds: float
+    """Time that a stage's process takes to start."""
 
     @property
     def slower(self) -> float:
-        """How much slower this machine is than the one on which constants were measured."""
+        """The ratio of this machine's seconds to those of the machine on which the constants were measured."""
         return self.call_flop / REFERENCE_FLOP
 
-    def training(self, size: Size, steps: float, batch: float) -> float:
-        """Seconds of so many steps on one thread."""
-        return steps * (size.tensors * self.step_tensor + batch * size.flops * self.step_flop)
+    def training(self, size: Size, images: float, batch: float) -> Work:
+        """Training steps on so many images, in batches, on one thread."""
+        seconds = images / batch * size.tensors * self.step_tensor + images * size.flops * self.step_flop
+        return Work(round(images), PASSES * images * size.flops, seconds)
 
-    def calling(self, size: Size, calls: float, batch: float) -> float:
-        """Seconds of so many calls of one image, in batches, on one thread."""
-        return calls / batch * size.tensors * self.call_tensor + calls * size.flops * self.call_flop
+    def calling(self, size: Size, images: float, batch: float) -> Work:
+        """Calls on so many images, in batches, on one thread."""
+        seconds = images / batch * size.tensors * self.call_tensor + images * size.flops * self.call_flop
+        return Work(round(images), images * size.flops, seconds)
 
 
 class _Timed(NamedTuple):
-    """A network's size, and the seconds of a step of training and of a call, of BATCH and of CALL_BATCH images."""
+    """A network's size, and the seconds of a training step and of a call, with BATCH and CALL_BATCH images."""
 
     size: Size
     seconds: tuple[float, float]
@@ -168,7 +161,7 @@ def _timed(channels: int) -> _Timed:
     images = torch.randint(256, (BATCH, *SHAPE), dtype=torch.uint8, generator=torch.Generator())
     examples = Examples(images.to(run.device))
     steps, calls = [], []
-    clock = time.perf_counter if run.device.type == "cuda" else time.thread_time  # as if there were nothing else to do
+    clock = time.perf_counter if run.device.type == "cuda" else time.thread_time  # which ignores other processes
     for _ in range(STEPS + 1):
         start = clock()
         advance(run, examples)
@@ -180,12 +173,11 @@ def _timed(channels: int) -> _Timed:
         start = time.thread_time()
         sample(denoiser, noise, euler, CALLS)
         calls.append((time.thread_time() - start) / CALLS)
-    size = size_of(partial(build, run.denoiser.spec), torch.zeros(1, *SHAPE), torch.zeros(1))
-    return _Timed(size, (min(steps[1:]), min(calls)))
+    return _Timed(registry.size(run.denoiser.spec), (min(steps[1:]), min(calls)))
 
 
 def _line(small: tuple[Size, float], large: tuple[Size, float], batch: int) -> tuple[float, float]:
-    """Seconds a tensor, and an operation of one image: what two measurements of a batch say of both."""
+    """The seconds of a tensor and of an operation on one image, from the seconds of a batch with two networks."""
     (one, short), (two, long) = small, large
     flop = max(long - short * two.tensors / one.tensors, long / 2) / batch / (two.flops - one.flops)
     return max(short - batch * one.flops * flop, short / 10) / one.tensors, flop
@@ -204,59 +196,53 @@ def measure_speed(start_seconds: float) -> Speed:
 
 
 def speed(start_seconds: float) -> Speed:
-    """This machine's speed, or what is kept of an earlier time with this code; start_seconds: of a stage's process."""
-    kept = CACHE / "speed" / f"{content_hash(code_hash(), machine(default_device()), cores())}.json"
+    """This machine's speed, from `.cache` if this code has measured it before.
+
+    start_seconds: the time that a stage's process takes to start.
+    """
+    kept = (
+        CACHE
+        / "speed"
+        / f"{content_hash(code_hash('pipeline.commands.cost'), machine(default_device()), cores())}.json"
+    )
     if not kept.exists():
         write_json(kept, asdict(measure_speed(start_seconds)))
     return Speed(**read_json(kept))
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a stage does: evaluations of networks of model rows, one image each; seconds, without the start of its
-    process; MiB at the peak."""
-
-    evaluations: int
-    seconds: float
-    mib: float
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """The work of every stage of a study, from its resolved rows and its data set's summary."""
+    """The work of every stage of a resolved study. about: the summary of its data set; sizes: of its models."""
 
-    rows: Mapping[str, Any]
+    study: Resolved
     about: Mapping[str, Any]
     sizes: Mapping[str, Size]
     speed: Speed
 
-    @property
-    def data(self) -> str:
-        return "points" if "dimensions" in self.about else "images"
-
     def of(self, stage: str) -> Work:
-        """The work of a stage by its name in dvc.yaml, such as train@edm."""
+        """The work of a stage, by its name in dvc.yaml, such as train@edm."""
         kind, _, name = stage.partition("@")
-        by_name = {"train": self.training, "sweep": self.sweeping}
-        once = {"losses": self.losses, "propose": self.proposing, "grids": self.fitting, "features": self.extractor}
-        if kind in by_name:
-            return by_name[kind](name)
+        of_row = {"train": self._training, "sweep": self._sweeping}
+        once = {"losses": self._losses, "propose": self._proposing, "grids": self._fitting, "features": self._extractor}
+        if kind in of_row:
+            return of_row[kind](name)
         return once[kind]() if kind in once else self._other(kind)
 
     def _other(self, kind: str) -> Work:
         seconds = MEASURED_SECONDS.get(kind, 2.0)
         if kind == "reference":
-            seconds = REFERENCE_SECONDS[self.data] + self.about["count"] * self._feature_seconds / self.speed.slower
+            seconds = REFERENCE_SECONDS[self._data] + self.about["count"] * self._features.seconds / self.speed.slower
         elif kind == "agreement":
-            seconds = AGREEMENT_SECONDS[0] + AGREEMENT_SECONDS[1] * len(self.rows["curves"])
-        return Work(0, seconds * self.speed.slower, self._mib(0))
+            seconds = AGREEMENT_SECONDS[0] + AGREEMENT_SECONDS[1] * len(self.study.curves)
+        return Work(seconds=seconds * self.speed.slower, mib=self._mib(0))
+
+    @property
+    def _data(self) -> str:
+        return "points" if "dimensions" in self.about else "images"
 
     @cached_property
-    def _models(self) -> dict[str, Model]:
-        return {name: Model(**self.rows[f"models/{name}"]) for name in self.rows["models"]}
-
-    def _model(self, name: str) -> tuple[Model, Size]:
-        return self._models[name], self.sizes[name]
+    def _shape(self) -> tuple[int, ...]:
+        return shape_of(dict(self.about))
 
     def _mib(self, more_bytes: float) -> float:
         return self.speed.idle_mib + STAGE_MIB + more_bytes / 2**20
@@ -264,111 +250,107 @@ class Estimate:
     def _workers(self, tasks: int) -> int:
         return max(min(self.speed.cores, tasks), 1)
 
-    def training(self, name: str) -> Work:
-        """All seeds of a model row; pairs of another flow are made first, and a classifier afterwards."""
-        row, size = self._model(name)
+    def _training(self, name: str) -> Work:
+        """All seeds of a model row. A reflow row first makes its pairs; a classifier is trained afterwards."""
+        row, size = self.study.models[name].row, self.sizes[name]
         seeds, at_once = len(row.train_seeds), min(row.micro_batch or row.batch, row.batch)
-        seconds = self.speed.training(size, row.steps * -(-row.batch // at_once), at_once)
-        evaluations = row.steps * row.batch
+        work = self.speed.training(size, row.steps * row.batch, at_once)
         if row.pairs == "optimal_transport":
-            seconds += evaluations * MATCHING_SECONDS * self.speed.slower
+            work += Work(seconds=row.steps * row.batch * MATCHING_SECONDS * self.speed.slower)
         if row.pairs == "reflow":
-            calls = 2 * REFLOW_STEPS * row.reflow_pairs
-            evaluations, seconds = evaluations + calls, seconds + self.speed.calling(size, calls, 512)
+            work += self.speed.calling(size, 2 * REFLOW_STEPS * row.reflow_pairs, 512)
         if row.classifier_images:
-            network = partial(classifier.Network, self.shape, len(self.about["classes"]))
-            told = torch.zeros(1, *self.shape), torch.zeros(1)
-            beside = _kept(["classifier", self.shape, self.about["classes"]], lambda: size_of(network, *told))
-            seconds += self.speed.training(beside, row.classifier_images / classifier.BATCH, classifier.BATCH)
-        held = (4 + len(profiles(row))) * size.parameters * 4 + at_once * size.saved
+            network = partial(classifier.Network, self._shape, len(self.about["classes"]))
+            inputs = torch.zeros(1, *self._shape), torch.zeros(1)
+            beside = _kept(["classifier", self._shape, self.about["classes"]], lambda: size_of(network, *inputs))
+            work += replace(self.speed.training(beside, row.classifier_images, classifier.BATCH), evaluations=0)
+        held = (4 + len(profiles(row))) * size.parameters * FLOAT_BYTES + at_once * size.saved
         workers = self._workers(seeds)
-        return Work(seeds * evaluations, seeds * seconds / workers, self._mib(workers * held))
+        return replace(work.repeated(seeds, workers), mib=self._mib(workers * held))
 
-    def sweeping(self, name: str) -> Work:
-        """All cells of a curve row, the longest first on as many threads as there are cores."""
-        curve = self.rows[f"curves/{name}"]
-        sampler, size, count = sampler_of(curve), self.sizes[curve["model"]], curve["samples"]
-        batch = min(CPU_BATCH if curve["batch"] == "auto" else curve["batch"], count)
-        adaptive = sampler.build_solver().adaptive
-        evaluations, seconds = 0, list[float]()
-        for steps in {sampler.steps(budget) for budget in sampler.nfe}:
-            calls = count * (max(sampler.nfe) if adaptive else sampler.evaluations(steps))
-            evaluations += calls * len(curve["seeds"])
-            features = count * self._feature_seconds + CELL_SECONDS[self.data] * self.speed.slower * count / 1024
-            cell = self.speed.calling(size, calls, batch) + features
-            seconds += [cell] * len(curve["seeds"])
-        workers = self._workers(len(seconds))
-        held = size.parameters * 4 + 3 * batch * size.largest
-        mib = self._mib(workers * held) + METRICS_MIB
-        return Work(evaluations, max(sum(seconds) / workers, max(seconds)), mib)
+    def _sweeping(self, name: str) -> Work:
+        """All cells of a curve row, the longest first, on as many threads as there are cores."""
+        curve = self.study.curves[name].row
+        size, count = self.sizes[curve.model], curve.samples
+        batch = min(CPU_BATCH if curve.batch == "auto" else curve.batch, count)
+        adaptive = curve.build_solver().adaptive
+        cells: list[Work] = []
+        for steps in {curve.steps(budget) for budget in curve.nfe}:
+            calls = count * (max(curve.nfe) if adaptive else curve.evaluations(steps))
+            measuring = Work(seconds=CELL_SECONDS[self._data] * self.speed.slower * count / 1024)
+            calling = self.speed.calling(size, calls, batch)
+            cells += [calling + self._features.repeated(count) + measuring] * len(curve.seeds)
+        workers = self._workers(len(cells))
+        work = sum(cells, Work())
+        seconds = max(work.seconds / workers, *(cell.seconds for cell in cells))
+        held = size.parameters * FLOAT_BYTES + 3 * batch * size.largest
+        return replace(work, seconds=seconds, mib=self._mib(workers * held) + METRICS_MIB)
 
-    def losses(self) -> Work:
+    def _losses(self) -> Work:
         """Loss and gradient at every noise level before and after training, straightness, and the bound."""
-        evaluations, seconds, most = 0, 0.0, 0.0
-        count = min(losses.IMAGES, self.about["count"])
-        for name in self.rows["models"]:
-            row, size = self._model(name)
-            seeds, steps = len(row.train_seeds), 2 * losses.SIGMAS
-            straight = 2 * losses.STRAIGHTNESS_STEPS * losses.IMAGES
-            bound = losses.BOUND_DRAWS + REPEATS * count if isinstance(row.distribution, Levels) else 0
-            bound = 0 if self.data == "points" else bound
-            each = self.speed.training(size, steps, count) + self.speed.calling(size, straight, losses.IMAGES)
-            evaluations += seeds * (steps * count + straight) + bound
-            seconds += seeds * each / self._workers(seeds) + self.speed.calling(size, bound, 256)
-            most = max(most, self._workers(seeds) * count * size.saved)
-        return Work(evaluations, seconds, self._mib(most))
+        work, count = Work(), min(losses.IMAGES, self.about["count"])
+        most = 0.0
+        for name, entry in self.study.models.items():
+            row, size = entry.row, self.sizes[name]
+            seeds = len(row.train_seeds)
+            workers = self._workers(seeds)
+            of_seed = self.speed.training(size, 2 * losses.SIGMAS * count, count)
+            of_seed += self.speed.calling(size, 2 * losses.STRAIGHTNESS_STEPS * losses.IMAGES, losses.IMAGES)
+            work += of_seed.repeated(seeds, workers)
+            if isinstance(row.distribution, Levels) and self._data == "images":
+                work += self.speed.calling(size, losses.BOUND_DRAWS + REPEATS * count, 256)
+            most = max(most, workers * count * size.saved)
+        return replace(work, mib=self._mib(most))
 
-    def proposing(self) -> Work:
-        """Two brief trainings side by side, and what errors they leave at every noise level."""
-        row, size = self._model(self.rows["propose"]["model"])
+    def _proposing(self) -> Work:
+        """Two brief trainings of the first model side by side, and their errors at every noise level."""
+        name, entry = next(iter(self.study.models.items()))
+        size, batch = self.sizes[name], entry.row.batch
+        brief = [self.speed.training(size, images, batch) for images in propose.BRIEF_IMAGES]
+        trained, workers = sum(brief, Work()), self._workers(2)
+        trained = replace(trained, seconds=max(trained.seconds / workers, *(work.seconds for work in brief)))
         calls = 2 * losses.SIGMAS * min(propose.IMAGES, self.about["count"])
-        trained = [self.speed.training(size, images / row.batch, row.batch) for images in propose.BRIEF_IMAGES]
-        seconds = max(sum(trained) / self._workers(2), max(trained)) + self.speed.calling(size, calls, propose.IMAGES)
-        mib = self._mib(self._workers(2) * row.batch * size.saved)
-        return Work(sum(propose.BRIEF_IMAGES) + calls, seconds, mib)
+        work = trained + self.speed.calling(size, calls, propose.IMAGES)
+        return replace(work, mib=self._mib(workers * batch * size.saved))
 
-    def fitting(self) -> Work:
-        """Grids for the curves that ask for one: a teacher's way through all levels, and a slope at each."""
-        evaluations, seconds = 0, 0.0
-        for name, ranges in self.rows["grids"].items():
-            row, size = self._model(name)
-            jobs = len(row.train_seeds) * len(ranges)
-            calls = (3 * LEVELS - 1) * TRAJECTORIES
-            evaluations += jobs * calls
-            seconds += jobs * self.speed.calling(size, calls, TRAJECTORIES) / self._workers(jobs)
-        return Work(evaluations, seconds, self._mib(0))
+    def _fitting(self) -> Work:
+        """Grids for the curves that need one: a teacher's path through all levels, and a slope at each."""
+        work = Work(mib=self._mib(0))
+        for name, ranges in self.study.grids.items():
+            jobs = len(self.study.models[name].row.train_seeds) * len(ranges)
+            one = self.speed.calling(self.sizes[name], (3 * LEVELS - 1) * TRAJECTORIES, TRAJECTORIES)
+            work += one.repeated(jobs, self._workers(jobs))
+        return work
 
-    def extractor(self) -> Work:
-        """The classifier's training, where features are a classifier's."""
-        row = Features(**self.rows["features"])
-        seconds = MEASURED_SECONDS["features"] * self.speed.slower
+    def _extractor(self) -> Work:
+        """The classifier's training, if features come from a classifier."""
+        row = self.study.features
+        work = Work(seconds=MEASURED_SECONDS["features"] * self.speed.slower, mib=self._mib(0))
         if row.extractor == "classifier":
-            size, turns = self._classifier(row), 1 if len(self.about["classes"]) > 1 else 4
-            steps = row.epochs * turns * self.about["count"] * (1 - 1 / features.HELD_OUT) / row.batch
-            seconds += self.speed.training(size, steps, row.batch)
-        return Work(0, seconds, self._mib(0))
-
-    def _classifier(self, row: Features) -> Size:
-        side, classes = min(self.shape[1:]), max(len(self.about["classes"]), 4)
-        network = partial(features.Network, self.shape[0], side, row.width, classes)
-        images = torch.zeros(1, *self.shape, dtype=torch.uint8)
-        return _kept(["features", self.shape, row.width, classes], lambda: size_of(network, images))
+            turns = 1 if len(self.about["classes"]) > 1 else 4
+            images = row.epochs * turns * self.about["count"] * (1 - 1 / features.HELD_OUT)
+            work += replace(self.speed.training(self._classifier_size, images, row.batch), evaluations=0)
+        return work
 
     @cached_property
-    def shape(self) -> tuple[int, ...]:
-        return shape_of(dict(self.about))
+    def _classifier_size(self) -> Size:
+        width, classes = self.study.features.width, max(len(self.about["classes"]), 4)
+        network = partial(features.FeatureNetwork, self._shape[0], min(self._shape[1:]), width, classes)
+        images = torch.zeros(1, *self._shape, dtype=torch.uint8)
+        return _kept(["features", self._shape, width, classes], lambda: size_of(network, images))
 
     @cached_property
-    def _feature_seconds(self) -> float:
-        """Seconds of one image's features."""
-        row = Features(**self.rows["features"])
-        if row.extractor == "classifier":
-            return self.speed.calling(self._classifier(row), 1, features.BATCH)
-        return EXTRACTOR_FLOPS.get(row.extractor, 0.0) * self.speed.call_flop
+    def _features(self) -> Work:
+        """One image's features."""
+        extractor = self.study.features.extractor
+        if extractor == "classifier":
+            return replace(self.speed.calling(self._classifier_size, 1, FEATURE_BATCH), evaluations=0)
+        flops = EXTRACTOR_FLOPS.get(extractor, 0.0)
+        return Work(flops=flops, seconds=flops * self.speed.call_flop)
 
 
 def off_by(estimates: Mapping[str, float], timings: Mapping[str, float]) -> list[float]:
-    """How many times as long as estimated stages took, by seconds of both: those that took finished cells or
-    trainings from the cache, and so almost no time, are left out."""
+    """The ratios of measured to estimated seconds, sorted. Stages whose work came from `.cache` take almost no time and
+    are left out."""
     pairs = [(timings[name], seconds) for name, seconds in estimates.items() if name in timings]
     return sorted(took / seconds for took, seconds in pairs if took > seconds / 5 and math.isfinite(seconds))

@@ -1,12 +1,11 @@
 """The preview of a study: what it would run and cost, and every mistake that only the data or the place can tell."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from dvc.repo import Repo
 from PIL import Image
 
 import pipeline.commands.check as check
 import pipeline.commands.cost as estimate
 from pipeline.commands.check import preview
-from pipeline.commands.cost import Estimate, Size, Speed, off_by, size_of
-from pipeline.commands.stale import CHANGED, ITS_ROW, NEW
+from pipeline.commands.cost import Estimate, Speed, Work, off_by
+from pipeline.commands.stale import CHANGED, NEW, ROW, row_files
 from pipeline.common.errors import StudyError
 from pipeline.common.files import write_json
+from pipeline.common.size import Size, size_of
 from pipeline.data.row import Data
 from pipeline.data.sources import glance
 from pipeline.diffusion.networks.registry import build, cost
 from pipeline.params.places import check_place
 from pipeline.params.resolve import resolve
-from pipeline.params.resolved import as_dicts
 from pipeline.params.study import read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
@@ -63,9 +63,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Write a tiny study with some sections replaced into an empty repository, as the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "speed", lambda start_seconds: HERE)
+    Repo.init(no_scm=True).close()
     (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
-    for folder in ("pipeline", "stages"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
     images(tmp_path / "images")
 
     def write(**sections: Any) -> Path:
@@ -82,10 +81,13 @@ def error(path: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.dvc
 def test_a_study_that_never_ran_is_new_throughout_and_its_calls_are_counted(repository: Callable[..., Path]) -> None:
     found = preview(repository(), 2.0)
-    assert {reason.how for reason in found.reasons.values()} == {NEW}
-    assert set(found.reasons) == {stage.name for stage in found.stages}
+    assert {reason and reason.how for reason in found.stages.values()} == {NEW}
+    graph = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    kinds = {"train", "sweep", "measure", "resolve"}
+    assert set(found.stages) == {*(graph.keys() - kinds), "train@edm", "train@flow", "sweep@edm", "sweep@flow"}
     assert found.work["train@edm"].evaluations == 512
     assert found.work["sweep@edm"].evaluations == 40 * 2 * (3 + 7)  # heun: 2 steps and 4
     assert all(work.seconds >= 0 and work.mib > HERE.idle_mib for work in found.work.values())
@@ -95,46 +97,32 @@ def test_a_study_that_never_ran_is_new_throughout_and_its_calls_are_counted(repo
     assert found.warnings() == []
 
 
-def test_one_more_line_is_new_and_what_has_run_is_not(repository: Callable[..., Path]) -> None:
-    """dvc.lock as DVC would have written it, of a study without the row that is added."""
+@pytest.mark.dvc
+def test_one_more_line_is_new_and_finished_stages_do_not_run(repository: Callable[..., Path]) -> None:
+    """DVC commits made-up outputs as the results of a study, to which rows are then added."""
     found = preview(repository(), 2.0)
-    stages = {}
-    for stage in found.stages:
-        deps = [{"path": dep, "md5": found_md5(found, dep)} for dep in stage.deps]
-        for out in stage.outs:
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-            Path(out).write_text("{}")
-        if stage.name == "resolve":
-            Path("build/tiny/rows").unlink()
-            for name, row in found.rows.items():
-                write_json(Path(f"build/tiny/rows/{name}.json"), row)
-        outs = [{"path": out, "md5": md5(b"{}")} for out in stage.outs]
-        stages[stage.name] = {"cmd": stage.command, "deps": deps, "outs": outs}
-    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    assert set(preview(Path("params.yaml"), 2.0).reasons) <= {"resolve"}
+    for name, row in row_files(found.rows).items():
+        write_json(Path(f"build/tiny/rows/{name}.json"), row)
+    with Repo() as repo:
+        for out in [out for stage in repo.index.stages for out in stage.outs]:
+            path = Path(out.fs_path)
+            if path.name == "grids":
+                path = path / "edm.json"
+                write_json(path.with_name("flow.json"), {})
+            if not path.exists():
+                write_json(path, {})
+        repo.commit(force=True)
+    assert not preview(Path("params.yaml"), 2.0).running
 
     models = TINY["models"] | {"snr": {"base": "edm", "weighting": "snr"}}
     curves = TINY["curves"] | {"snr": {"model": "snr"}, "edm": {"model": "edm", "rho": 3}}
-    reasons = preview(repository(models=models, curves=curves), 2.0).reasons
-    assert reasons["train@snr"].how == reasons["sweep@snr"].how == NEW
-    assert (reasons["sweep@edm"].how, reasons["sweep@edm"].what) == (CHANGED, ITS_ROW)
-    assert {"losses", "agreement", "report"} <= set(reasons)
-    assert not {"prepare", "features", "reference", "oracle", "train@edm", "train@flow", "sweep@flow"} & set(reasons)
-
-
-def found_md5(found: check.Preview, dep: str) -> str:
-    """A dependency's hash: of a resolved row or a file; of folders that stages write, the one that all outputs have."""
-    rows = {f"build/tiny/rows/{name}.json": check.file_text(row) for name, row in found.rows.items()}
-    if dep in rows:
-        return md5(rows[dep])
-    if inside := sorted(name for name in rows if name.startswith(f"{dep}/")):
-        listed = [{"md5": md5(rows[name]), "relpath": name.removeprefix(f"{dep}/")} for name in inside]
-        return md5(json.dumps(listed).encode()) + ".dir"
-    return md5(Path(dep).read_bytes() if Path(dep).is_file() else b"{}")
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    found = preview(repository(models=models, curves=curves), 2.0)
+    for stage in ("train@snr", "sweep@snr"):
+        assert (reason := found.stages[stage]) and reason.how == NEW
+    assert (reason := found.stages["sweep@edm"]) and (reason.how, reason.what) == (CHANGED, ROW)
+    assert {"losses", "grids", "agreement", "report"} <= set(found.running)
+    finished = {"prepare", "features", "reference", "oracle", "train@edm", "train@flow", "sweep@flow"}
+    assert not finished & set(found.running)
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, a part of what is said
@@ -155,11 +143,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, a pa
     "no data": ({"data": {"source": "elsewhere"}}, "data.source", "is no folder"),
     "no data of a set": ({"sets": {"s": {"source": "elsewhere"}}}, "sets.s.source", "is no folder"),
     "a set of another size": ({"sets": {"s": {"source": "large"}}}, "sets.s.source", "images of 1 x 16 x 16"),
-    "a small set": ({"sets": {"s": {"source": "few"}}}, "sets.s.source", "39 images, and the study measures 40"),
+    "a small set": ({"sets": {"s": {"source": "few"}}}, "sets.s.source", "39 images, but each score takes 40"),
     "a budget of nothing": ({"curves": {"edm": {"model": "edm", "nfe": [0]}}}, "curves.edm.nfe.0", "greater than"),
     "a budget without a step": (
         {"curves": {"edm": {"model": "edm", "discretization": "explicit", "sigmas": [80, 5, 1], "nfe": [4]}}},
-        "curves.edm", "nfe: 4 evaluations are too few: solver heun needs 5 for its 3 sigmas",
+        "curves.edm", "nfe: 4 evaluations are too few; solver heun needs 5 for its 3 sigmas",
     ),
     "a name with a typo": ({"models": {"edm": {"noise": "lognormall"}}}, "models.edm.noise", "mean 'lognormal'?"),
 }  # fmt: skip
@@ -198,13 +186,14 @@ def test_a_built_in_data_set_needs_no_folder() -> None:
     assert (found["count"], found["dimensions"]) == (300, 2)
 
 
-def test_what_the_machine_lacks_is_a_remark_and_the_preview_goes_on(
+@pytest.mark.dvc
+def test_what_the_machine_lacks_is_a_warning_and_the_preview_goes_on(
     repository: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     presets = {"small": {}, "large": {"needs": {"gpu_gib": 20}}}
     large = preview(repository(presets=presets, preset="large"), 2.0)
-    assert large.warnings()[0].startswith("needs.gpu_gib: preset large takes a GPU of 20 GiB, and ")
+    assert large.warnings()[0].startswith("needs.gpu_gib: preset large needs a GPU of 20 GiB, but ")
     small = preview(repository(presets=presets, preset="small"), 2.0)
     assert small.warnings() == large.warnings()[1:]
     assert list(small.lines()) == list(large.lines())
@@ -237,13 +226,19 @@ def test_a_copied_study_that_still_points_elsewhere_is_refused(repository: Calla
 def estimated(speed: Speed = HERE, about: dict[str, Any] | None = None, **sections: Any) -> Estimate:
     """The estimate of the tiny study with some sections replaced, on networks of one size."""
     (path := Path("params.yaml")).write_text(yaml.safe_dump(TINY | {"data": {"source": "digits"}} | sections))
-    rows = as_dicts(resolve(read_study(path)))
+    rows = resolve(read_study(path))
     size = Size(100_000, 50, 1_000_000, 50_000, 5_000)
     data = {"count": 1000, "channels": 1, "height": 8, "width": 8, "classes": ["a", "b"]}
-    return Estimate(rows, about or data, dict.fromkeys(rows["models"], size), speed)
+    return Estimate(rows, about or data, dict.fromkeys(rows.models, size), speed)
 
 
-def test_estimates_go_by_length_seeds_and_cores(repository: Callable[..., Path]) -> None:
+def test_work_adds_up() -> None:
+    one, two = Work(1, 2.0, 3.0, 4.0), Work(10, 20.0, 30.0, 3.0)
+    assert one + two == Work(11, 22.0, 33.0, 4.0)
+    assert one.repeated(4, workers=2) == Work(4, 8.0, 6.0, 4.0)
+
+
+def test_estimates_depend_on_length_seeds_and_cores(repository: Callable[..., Path]) -> None:
     def model(**keys: Any) -> dict[str, Any]:
         return {"defaults": TINY["defaults"] | {"models": {"batch": 64, "train_seeds": [0], "images": 6400} | keys}}
 
@@ -253,7 +248,7 @@ def test_estimates_go_by_length_seeds_and_cores(repository: Callable[..., Path])
     two, four = (estimated(**model(train_seeds=[*range(n)])).of("train@edm") for n in (2, 4))
     assert two.seconds == pytest.approx(one.seconds) and four.seconds == pytest.approx(2 * one.seconds)
     assert two.evaluations == 2 * one.evaluations and two.mib > one.mib
-    alone = Speed(**{**vars(HERE), "cores": 1})
+    alone = replace(HERE, cores=1)
     assert estimated(alone, **model(train_seeds=[0, 1])).of("train@edm").seconds == pytest.approx(2 * one.seconds)
 
 
@@ -324,11 +319,12 @@ COMMAND = """
 import sys
 from pipeline.commands.cli import main
 code = main(["check"])
-print(sorted({"torch._dynamo", "sklearn", "dvc"} & set(sys.modules)))
+print(sorted({"torch._dynamo", "sklearn"} & set(sys.modules)))
 sys.exit(code)
 """
 
 
+@pytest.mark.dvc
 def test_the_command_warns_previews_and_is_quick_the_second_time(repository: Callable[..., Path]) -> None:
     """What takes seconds to load is only loaded where a network's size or the machine's speed is not known yet."""
     repository(models=TINY["models"] | {"unused": {"snapshots": 4}})
@@ -338,12 +334,12 @@ def test_the_command_warns_previews_and_is_quick_the_second_time(repository: Cal
     for _ in range(2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("warning: models.unused.snapshots: 4 for no curve")
+    assert done.stderr.startswith("warning: models.unused.snapshots: no curve uses them")
     lines = done.stdout.splitlines()
     assert lines[0] == "params.yaml: 3 models, 2 curves" and lines[-1] == "[]"
     assert any(line.startswith("together") for line in lines)
     written = {path for path in Path().rglob("*") if path.is_file()} - before
-    assert written and all(path.parts[0] == ".cache" or "__pycache__" in path.parts for path in written)
+    assert written and all(path.parts[0] in (".cache", ".dvc") for path in written)
 
 
 def test_a_mistake_ends_the_command_with_one_line(repository: Callable[..., Path]) -> None:
