@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.data.dataset import shape_of
-from pipeline.diffusion.networks.registry import cost
+from pipeline.diffusion.networks.registry import build
 from pipeline.diffusion.spec import Spec
 from pipeline.training.row import Model
 
@@ -22,7 +23,8 @@ def check_models(rows: Mapping[str, Model], data: dict[str, Any], images: Tensor
     for name, row in rows.items():
         try:
             check_examples(row, images, labels)
-            cost(spec_of(row, data))
+            with torch.device("meta"):  # nothing is allocated
+                build(spec_of(row, data))
         except StudyError as error:
             raise StudyError(f"models.{name}.{error}") from None
 
@@ -37,6 +39,6 @@ def check_examples(row: Model, images: Tensor, labels: Tensor | None) -> None:
         if getattr(row, key) and images.ndim != 4:
             raise StudyError(f"{key}: only images can be mirrored, and the data are points; use 0")
     if row.pairs == "reflow" and row.batch > row.reflow_pairs:
-        raise StudyError(f"batch: {row.batch} exceeds reflow_pairs {row.reflow_pairs}; lower batch or raise the latter")
+        raise StudyError(f"batch: {row.batch}, but reflow_pairs is {row.reflow_pairs}; use a smaller batch or more pairs")
     if row.pairs != "reflow" and row.batch > len(images):
         raise StudyError(f"batch: {row.batch}, but the data set has {len(images)} examples; use at most as many")
