@@ -16,8 +16,8 @@ from pipeline.sampling.fitted_grids import load_grids
 from stages import Arguments, run_stage
 
 
+@processes.job()
 def main(arguments: Arguments) -> None:
-    processes.join()
     paths, name = arguments.paths, arguments.row
     curve = Curve(**read_json(paths.row("curves", name)))
     model, grids, extractor = (

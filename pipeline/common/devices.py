@@ -1,6 +1,6 @@
-"""The device that networks run on: choosing it, bringing data there, precision, compilation, and how much fits.
+"""The device that networks run on: its choice, transfers to it, precision, compilation, and the batch that fits.
 
-What a device can't do is said once on stderr, and the work goes on without.
+If a device lacks a feature, one line on stderr says so, and the work continues without it.
 """
 
 import os
@@ -16,31 +16,33 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 
 CPU = torch.device("cpu")
-CHOICE = "NFE_DEVICE"  # the environment variable that names another device than the default
+CHOICE = "NFE_DEVICE"  # the environment variable that overrides the default device
 CPU_BATCH, LARGEST_BATCH, SMALLEST_BATCH = 512, 4096, 16
-PROBE = 32  # images whose evaluation tells how much memory one takes
-RECOMPILED = 64  # times that one network may be, for other shapes and labels, before it runs as it is
-FREE_SHARE = 0.6  # of the free memory, for a batch: the rest is the allocator's waste, and the solvers' states
+PROBE = 32  # images in the call that measures memory per image
+RECOMPILED = 64  # compilations of a network, one for each combination of shapes, before it runs uncompiled
+FREE_SHARE = 0.6  # of free memory, for a batch; the allocator and the solvers' states need the rest
 
-Network = Callable[..., Tensor]  # network(x, c_noise, labels, augmentation), as all of pipeline.networks
+Network = Callable[..., Tensor]  # network(x, c_noise, labels, augmentation), see pipeline.diffusion.networks
 
 
 @cache
 def say_once(message: str) -> None:
-    """One line on stderr, the first time."""
+    """Print one line on stderr, the first time that it is called with this message."""
     print(" ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one, in a job of several processes this one's own; NFE_DEVICE names another: cpu, cuda or
-    mps. Raises StudyError where there is none of that name."""
+    """The GPU if there is one, else the CPU; each process of a job has its own GPU.
+
+    NFE_DEVICE overrides it with cpu, cuda or mps. Raises StudyError if this machine has no such device.
+    """
     chosen = os.environ.get(CHOICE, "")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if chosen and not there.get(chosen):
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if chosen and not available.get(chosen):
         raise StudyError(
-            f"{CHOICE}={chosen}: no such device here; valid: {', '.join(k for k, v in there.items() if v)}"
+            f"{CHOICE}={chosen}: no such device here; valid: {', '.join(k for k, v in available.items() if v)}"
         )
-    if (chosen or "cuda") == "cuda" and there["cuda"]:
+    if (chosen or "cuda") == "cuda" and available["cuda"]:
         _make_repeatable()
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device(chosen or "cpu")
@@ -48,7 +50,7 @@ def default_device() -> torch.device:
 
 @cache
 def _make_repeatable() -> None:
-    """The same bytes from the same inputs on one GPU, where its libraries have such algorithms, and float32 in full."""
+    """Enable deterministic algorithms, if PyTorch has them, and full float32 precision on the GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.allow_tf32 = False
@@ -56,7 +58,7 @@ def _make_repeatable() -> None:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the device, for which nothing waits: a GPU copies it from pinned memory when it gets there."""
+    """The tensor on the device. The caller does not wait for a GPU, which copies from pinned memory."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.contiguous().pin_memory().to(device, non_blocking=True)
     return values.to(device)
@@ -68,76 +70,75 @@ def to_device_together(vectors: Mapping[str, Tensor], device: torch.device) -> d
 
 
 def state_type(device: torch.device) -> torch.dtype:
-    """What samplers keep their state in: float64, but on Apple's GPUs, which have no such numbers, float32."""
+    """The dtype of samplers' states: float64, or float32 on Apple's GPUs, which lack float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Where sums are made that need float64: on the device, but for Apple's, whose are made on the CPU."""
+    """The device for sums that need float64: the CPU for Apple's GPUs, else the device itself."""
     return device if state_type(device) == torch.float64 else CPU
 
 
 def make_gradients_repeatable() -> None:
-    """Have attention's gradients made in one order, so that they are the same bytes each time; a GPU's faster kernels
-    for them are not."""
+    """Disable the GPU's fast attention kernels, whose gradients are not deterministic."""
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What a network is called in, to multiply in `precision`: a row's `float32` or `bfloat16`."""
+    """The context in which a network multiplies in a row's `precision`, float32 or bfloat16."""
     if precision == "float32":
         return nullcontext()
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        say_once("precision: the GPU has no bfloat16; float32 takes its place")
+        say_once("precision: the GPU has no bfloat16; using float32")
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def compiled(network: Network, attempt: Callable[[Network], object], mode: str | None = None) -> Network:
-    """The network, compiled; itself where there is no compiler, or where `attempt`, a call of it, fails."""
+    """The compiled network, or the network itself if there is no compiler or `attempt`, a call of it, fails."""
     try:
         torch._dynamo.config.recompile_limit = RECOMPILED
         candidate: Network = torch.compile(network, dynamic=False, mode=mode)
         attempt(candidate)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a compiler raises: what is wrong with the network itself, shows without, too
+    except Exception as error:  # compilers raise anything; the network's own errors show without one, too
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        say_once(f"compile: not possible here ({reason[:200]}); it goes on without")
+        say_once(f"compile: not possible here ({reason[:200]}); continuing without")
         return network
     return candidate
 
 
 def compiled_calls(network: Network, device: torch.device) -> Network:
-    """The network for calls without gradients, compiled at the first one, on a GPU into CUDA graphs; see `compiled`.
+    """The network for calls without gradients, compiled at the first call, on a GPU into CUDA graphs; see `compiled`.
 
-    Answers are copies, since the next call overwrites a graph's own.
+    It returns copies, because the next call overwrites the output of a CUDA graph.
     """
     mode = "reduce-overhead" if device.type == "cuda" else None
-    found: list[Network] = []
+    functions: list[Network] = []
 
     def call(*arguments: Tensor | None) -> Tensor:
-        if not found:
-            found.append(compiled(network, lambda candidate: candidate(*arguments), mode))
-        return found[0](*arguments).clone()
+        if not functions:
+            functions.append(compiled(network, lambda candidate: candidate(*arguments), mode))
+        return functions[0](*arguments).clone()
 
     return call
 
 
 def fitting_batch(call: Callable[[int], object], device: torch.device) -> int:
-    """How many samples to make at a time: as many as fit into a GPU's free memory, a power of two; else CPU_BATCH.
+    """The number of samples per batch: CPU_BATCH, or on a GPU the power of two that fits into its free memory.
 
-    call: evaluates the network once, on so many images.
+    call: evaluates the network once, on the given number of images.
     """
     if device.type != "cuda":
         return CPU_BATCH
-    call(PROBE)  # which is when libraries take memory that they keep
+    call(PROBE)  # at the first call, libraries take memory that they keep
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     call(PROBE)
-    each = max(torch.cuda.max_memory_allocated(device) - before, 1) / PROBE
+    per_image = max(torch.cuda.max_memory_allocated(device) - before, 1) / PROBE
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
-    most = max(int(FREE_SHARE * free / each), 1)
+    most = max(int(FREE_SHARE * free / per_image), 1)
     return min(max(1 << (most.bit_length() - 1), SMALLEST_BATCH), LARGEST_BATCH)

@@ -1,6 +1,7 @@
-"""Independent pieces of work side by side, one thread each, so that results don't depend on the number of cores."""
+"""Independent tasks side by side, one thread each, so that results do not depend on the number of cores."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,10 +18,10 @@ def cores() -> int:
 
 
 def side_by_side(tasks: Sequence[Callable[[], Result]], workers: int | None = None) -> list[Result]:
-    """Run the tasks on `workers` threads (default: one a core) and return their results in order.
+    """Run the tasks on `workers` threads (default: one per core) and return their results in order.
 
-    PyTorch lets go of the interpreter while it computes, and each task computes on one thread. The first error stops
-    what has not begun and is raised at once. No workers: one task after the other, on the calling thread.
+    PyTorch releases the interpreter while it computes, and each task computes on one thread. The first error is raised
+    at once, and tasks that have not begun are dropped. With 0 workers, the calling thread runs one task after another.
     """
     if workers == 0:
         return [task() for task in tasks]
@@ -36,29 +37,35 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], workers: int | None = No
 
 
 def in_turns(tasks: Sequence[Generator[None, None, Result]], workers: int | None = None) -> list[Result]:
-    """Run generators to their ends, the one that has waited longest first, and return what they return, in order.
+    """Run generators to their ends on `workers` threads and return what they return, in order.
 
-    Equally long tasks then keep all workers busy, where whole tasks side by side would leave some idle at the end.
+    A free worker takes the generator that has waited longest and runs it to its next `yield`. So tasks of equal length
+    keep all workers busy to the end. After an error or an interrupt, each worker stops at the next `yield`.
     """
     waiting = deque(enumerate(tasks))
     results: dict[int, Result] = {}
+    stopped = threading.Event()
 
     def work() -> None:
-        while waiting:
+        while waiting and not stopped.is_set():
             try:
                 index, task = waiting.popleft()
-            except IndexError:  # another worker was faster; no more than one task a worker is left
+            except IndexError:  # another worker was faster
                 return
             try:
                 next(task)
             except StopIteration as end:
                 results[index] = end.value
             except BaseException:
-                waiting.clear()
+                stopped.set()
                 raise
             else:
                 waiting.append((index, task))
 
     count = min(cores() if workers is None else workers, len(tasks))
-    side_by_side([work] * max(count, 1), count)
+    try:
+        side_by_side([work] * max(count, 1), count)
+    except BaseException:
+        stopped.set()
+        raise
     return [results[index] for index in range(len(tasks))]

@@ -14,7 +14,8 @@ from torch import Tensor
 from pipeline.common import processes
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash, write_bytes
-from pipeline.common.machine import code_hash, machine
+from pipeline.common.fingerprint import code_hash
+from pipeline.common.machine import machine
 from pipeline.data.dataset import to_hash
 from pipeline.diffusion.spec import Spec
 from pipeline.training.row import Model
@@ -31,7 +32,8 @@ def setting(
 ) -> dict[str, Any]:
     """Everything that a training's result depends on, for JSON: row, spec, seed, data, code and machine."""
     data = content_hash(to_hash(images), None if labels is None else labels.tolist())
-    return {**_plain(row), **asdict(spec), "seed": seed, "data": data, "code": code_hash(), **machine(device)}
+    code = code_hash("pipeline.training.loop")
+    return {**_plain(row), **asdict(spec), "seed": seed, "data": data, "code": code, **machine(device)}
 
 
 def _plain(row: Model) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def check_examples(row: Model, images: Tensor, labels: Tensor | None) -> None:
         if getattr(row, key) and images.ndim != 4:
             raise StudyError(f"{key}: only images can be mirrored, and the data are points; use 0")
     if row.pairs == "reflow" and row.batch > row.reflow_pairs:
-        raise StudyError(f"batch: {row.batch}, but reflow_pairs is {row.reflow_pairs}; use a smaller batch or more pairs")
+        raise StudyError(
+            f"batch: {row.batch}, but reflow_pairs is {row.reflow_pairs}; lower batch or raise reflow_pairs"
+        )
     if row.pairs != "reflow" and row.batch > len(images):
         raise StudyError(f"batch: {row.batch}, but the data set has {len(images)} examples; use at most as many")

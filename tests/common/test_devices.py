@@ -1,4 +1,4 @@
-"""Devices: choosing one, nothing that waits for it or mixes it with another, what is compiled, what memory allows."""
+"""Devices: their choice, transfers that nothing waits for, compilation, and batches that fit into memory."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,17 +27,17 @@ from pipeline.training.row import Model
 from pipeline.training.run import Run
 from pipeline.training.trained import Trained
 
-META = torch.device("meta")  # has shapes and no values, so that looking at one, or mixing in a CPU tensor, fails
+META = torch.device("meta")  # has no values, so reading one, or mixing in a CPU tensor, fails
 SHAPE = (1, 8, 8)
 TINY = {"channels": 8, "multipliers": (1,), "batch": 8, "images": 64, "warmup_images": 16, "ema_halflife_images": 40}
 
 
 @pytest.fixture(autouse=True)
-def nothing_said() -> None:
+def no_messages_yet() -> None:
     say_once.cache_clear()
 
 
-def test_another_device_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_overrides_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     for name in ("cpu", "mps"):
         monkeypatch.setenv("NFE_DEVICE", name)
@@ -45,7 +45,7 @@ def test_another_device_is_named_in_the_environment(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["mps", "cuda", "tpu"])
-def test_a_device_that_is_not_there_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("NFE_DEVICE", name)
@@ -53,7 +53,7 @@ def test_a_device_that_is_not_there_is_one_line(name: str, monkeypatch: pytest.M
         default_device()
 
 
-def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NFE_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -73,7 +73,7 @@ FIXED = [name for name, solver in SOLVERS.items() if name != "rk45"]
 
 
 @pytest.mark.parametrize("keys", [*({"solver": name} for name in FIXED), {"S_churn": 5}, {"schedule": "vp"}], ids=str)
-def test_sampling_waits_for_nothing_and_mixes_no_devices(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_reads_no_value_and_mixes_no_devices(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     without_looking(monkeypatch)
     own = Denoiser(Model(**TINY, labels="classes").spec(0.5, SHAPE, [5, 5])).eval().requires_grad_(False).run_on(META)
     labels, noise = torch.zeros(16, dtype=torch.int64), SampleNoise(0, range(16))
@@ -95,8 +95,8 @@ ROWS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("keys", ROWS, ids=str)
-def test_training_waits_for_nothing_and_mixes_no_devices(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain(parameters: Any, rate: float) -> torch.optim.Adam:  # the fused one has no shapes without values
+def test_training_reads_no_value_and_mixes_no_devices(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(parameters: Any, rate: float) -> torch.optim.Adam:  # the fused one does not support this device
         return torch.optim.Adam(list(parameters), lr=rate, foreach=True)
 
     monkeypatch.setattr("pipeline.training.run.adam", plain)
@@ -109,8 +109,8 @@ def test_training_waits_for_nothing_and_mixes_no_devices(keys: dict[str, Any], m
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_state_of_32_bits_gives_nearly_the_same_samples(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Apple's GPUs, which have no numbers of 64 bits."""
+def test_a_float32_state_gives_nearly_the_same_samples(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have no float64."""
     assert state_type(torch.device("mps")) == torch.float32 and state_type(CPU) == torch.float64
     noise = SampleNoise(0, range(16)).randn(SHAPE)
     found = {}
@@ -135,7 +135,7 @@ def test_calls_in_bfloat16_are_near_those_in_float32() -> None:
     assert own.run_on(CPU)(z, sigma).equal(exact)
 
 
-def test_compiled_calls_give_copies_and_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_calls_return_copies_and_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, made = torch.zeros(2), []
 
     def overwritten(network: Callable[..., Tensor], **keys: object) -> Callable[..., Tensor]:
@@ -149,7 +149,7 @@ def test_compiled_calls_give_copies_and_compile_once(monkeypatch: pytest.MonkeyP
     assert made == [{"dynamic": False, "mode": None}]
 
 
-def test_calls_that_do_not_compile_are_made_without(
+def test_calls_that_do_not_compile_run_uncompiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda network, **_: None)
@@ -159,7 +159,7 @@ def test_calls_that_do_not_compile_are_made_without(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """A GPU's bookkeeping of memory, where a sample takes 1,000 bytes."""
+    """The memory counters of a GPU on which a sample takes 1,000 bytes."""
     memory = {"kept": 500, "peak": 0, "free": 10_000_000}
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: memory["kept"])
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: memory["kept"])
@@ -170,7 +170,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("free", "expected"), [(10_000_000, 4096), (1_000_000, 512), (50_000, 16), (0, 16)])
-def test_a_batch_is_what_fits_into_free_memory(free: int, expected: int, gpu: dict[str, int]) -> None:
+def test_the_batch_fits_into_free_memory(
+    free: int, expected: int, gpu: dict[str, int]
+) -> None:
     gpu["free"] = free
 
     def call(count: int) -> None:
@@ -181,7 +183,7 @@ def test_a_batch_is_what_fits_into_free_memory(free: int, expected: int, gpu: di
 
 
 def short_of_memory(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than `most` samples fit."""
+    """Make batches of more than `most` samples run out of memory."""
     real = batches.sample
 
     def sample(denoiser: Any, noise: Tensor, *others: Any) -> sampling.Samples:
@@ -196,7 +198,7 @@ def images(batch: int) -> Iterator[Tensor]:
     yield from (part for part, _ in generate(Gaussian(0.0, 0.5), SHAPE, Sampler(), 4, 0, 100, batch))
 
 
-def test_where_memory_is_short_batches_are_halved_once_and_samples_stay(
+def test_out_of_memory_halves_the_batches_once_and_keeps_the_samples(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = torch.cat(list(images(50)))
@@ -209,20 +211,22 @@ def test_where_memory_is_short_batches_are_halved_once_and_samples_stay(
     ]
 
 
-def test_where_half_a_batch_does_not_fit_either_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_at_half_a_batch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(20, monkeypatch)
     with pytest.raises(StudyError, match="out of memory on cpu with 25 samples at a time; set batch: 12 in the curve"):
         list(images(50))
 
 
-def test_a_share_of_the_batches_is_not_halved_since_others_count_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_a_share_of_the_batches_does_not_halve_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     short_of_memory(28, monkeypatch)
     with pytest.raises(StudyError, match="out of memory on cpu with 50 samples at a time"):
         list(generate_share(Gaussian(0.0, 0.5), SHAPE, Sampler(), 4, 0, 100, 50, share=slice(1, None, 2)))
 
 
-def test_what_is_brought_to_a_gpu_is_dense_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pin_memory(self: Tensor) -> Tensor:  # as PyTorch's: memory of the same strides, and a copy
+def test_a_tensor_is_made_contiguous_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pin_memory(self: Tensor) -> Tensor:  # like PyTorch's, which keeps the strides
         return torch.empty_strided(self.shape, self.stride(), dtype=self.dtype).copy_(self)
 
     def to(self: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
@@ -234,7 +238,7 @@ def test_what_is_brought_to_a_gpu_is_dense_before_it_is_pinned(monkeypatch: pyte
         assert to_device(values, torch.device("cuda")).equal(values)
 
 
-def test_the_failed_attempt_is_gone_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_out_of_memory_is_freed_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Run]] = []
 
     class Watched(Run):
@@ -249,7 +253,7 @@ def test_the_failed_attempt_is_gone_before_the_next(monkeypatch: pytest.MonkeyPa
 
 
 def train_within(most: int, monkeypatch: pytest.MonkeyPatch, after: int = 0, **keys: Any) -> Trained:
-    """Train a row; from step `after` on no more than `most` images at a time fit."""
+    """Train a row; from step `after` on, more than `most` images at a time run out of memory."""
     real, calls = training.network_error, []
 
     def network_error(network: Any, terms: Any, x0: Tensor, *others: Any) -> Tensor:
@@ -267,18 +271,18 @@ def train_within(most: int, monkeypatch: pytest.MonkeyPatch, after: int = 0, **k
 
 
 @pytest.mark.parametrize("after", [0, 5])
-def test_where_memory_is_short_a_training_goes_on_with_half_as_many_images_at_a_time(
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_weights(
     after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = train_within(8, monkeypatch, micro_batch=4)
     found = train_within(4, monkeypatch, after)
     for one, other in zip(expected.denoiser.parameters(), found.denoiser.parameters(), strict=True):
         assert one.equal(other)
-    told = "out of memory with 8 images at a time: from the last checkpoint on with 4"
-    assert capsys.readouterr().err.splitlines() == [told]
+    message = "out of memory with 8 images at a time: continuing from the last checkpoint with 4"
+    assert capsys.readouterr().err.splitlines() == [message]
 
 
-def test_where_half_does_not_fit_either_the_training_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_at_half_the_micro_batch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         StudyError, match="seed 0: out of memory on cpu with 4 images at a time; set micro_batch: 2 in the model's row"
     ):

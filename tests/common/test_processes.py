@@ -179,7 +179,7 @@ def test_a_batch_that_cannot_be_dealt_out_is_one_line(prepared: Path, tmp_path: 
     folder = copy(prepared, tmp_path)
     done = stage(folder, "train", "odd", 2)
     told = {line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")}
-    why = "batch: 15 images can't be dealt out equally to 2 processes; use as many as divide it"
+    why = "batch: 2 processes cannot share 15 images equally; use as many processes as divide it"
     assert done.returncode != 0 and told - {LOST} == {why}  # LOST: of one that the launcher stopped before it looked
     assert not (folder / "build/tiny/models").exists()
 
@@ -206,7 +206,7 @@ def test_after_a_lost_process_the_job_ends_with_a_line_and_the_next_goes_on(prep
     assert job.returncode != 0
     assert not (folder / "build/tiny/models").exists()
     told = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and "another process of this job has ended" in told[0] and "to go on" in told[0]
+    assert len(told) == 1 and "another process of this job has ended" in told[0] and "to continue" in told[0]
     succeed(folder, "train", "edm", 2)
     weights = "build/tiny/models/edm/seed_0.safetensors"
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()

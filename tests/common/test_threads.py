@@ -1,5 +1,6 @@
 """Work side by side and in turns: results in order, the first error raised, nobody left out."""
 
+import _thread
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -65,6 +66,26 @@ def test_an_error_in_a_turn_ends_all_turns() -> None:
     with pytest.raises(ValueError, match="second turn"):
         in_turns([failing(), counting("a", 1000, log)], 1)
     assert len(log) <= 2
+
+
+def test_an_interrupt_ends_all_turns() -> None:
+    """The interpreter waits for its threads when it exits, so they must not run on."""
+    log: list[str] = []
+
+    def interrupting() -> Generator[None, None, str]:
+        yield
+        _thread.interrupt_main()
+        while True:
+            log.append("turn")
+            time.sleep(0.01)
+            yield
+
+    with pytest.raises(KeyboardInterrupt):
+        in_turns([interrupting()], 1)
+    time.sleep(0.05)
+    turns = len(log)
+    time.sleep(0.1)
+    assert len(log) == turns
 
 
 def test_side_by_side_keeps_the_order_and_computes_on_one_thread_each() -> None:

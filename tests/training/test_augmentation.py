@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pipeline.common.randomness import generator
-from pipeline.training.augmentation import LABELS, conditioning, draw, transform
+from pipeline.training.augmentation import LABELS, conditioning, draw, mirror, transform
 
 SHAPES = [(5, 1, 8, 8), (8, 3, 8, 8), (5, 3, 6, 10), (6, 1, 10, 6)]
 SWITCHED = [[0], [1], [2], [3], [4, 5], [6, 7]]  # the columns of a that each transformation has
@@ -263,3 +263,9 @@ def test_the_stream_goes_on_from_the_same_place() -> None:
         augment(images(9, 1, 4, 4), probability, own)
         after.add(float(torch.rand(1, generator=own)))
     assert len(after) == 1
+
+
+def test_a_mirrored_image_is_augmented_as_its_mirror_image() -> None:
+    a = draw(200, 0.8, generator("a", 0))
+    x0 = torch.rand(200, 2, 6, 8, generator=generator("x0", 0)) * 2 - 1
+    torch.testing.assert_close(transform(x0, mirror(a, 1.0, generator("m", 0))), transform(x0.flip(3), a))

@@ -1,0 +1,207 @@
+"""Checkpoints: a training that was cut short continues to the same bytes, and files of another training are refused."""
+
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from pipeline.common.errors import StudyError
+from pipeline.training import loop
+from pipeline.training.checkpoint import beside, save_checkpoint, setting
+from pipeline.training.optimizer import learning_rate
+from pipeline.training.row import Model
+from pipeline.training.run import Run
+from pipeline.training.trained import Trained
+from tests.imports import ROOT
+from tests.training.small import COUNTS, IMAGES, LABELS, ROW, SHAPE, SMALL, SPEC, Killed, deadly, killed, same, train
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"weighting": "uncertainty"},
+        {"draws": "adaptive"},
+        {"pairs": "optimal_transport"},
+        {"augment": 0.5},
+        {"labels": "classes"},
+        {"flip": 0.5},
+        {"dropout": 0.2},
+        {"precision": "bfloat16"},
+        {"clip_norm": 0.1, "learning_rate_decay": "inverse_sqrt"},
+        {"ema_halflives_images": (80,), "ema_ramp_up": None},
+    ],
+    ids=str,
+)
+def test_a_run_with_a_state_of_its_own_goes_on_to_the_same_bytes(tmp_path: Path, choices: dict[str, Any]) -> None:
+    row = Model(**SMALL, **choices, images=60 * 8)
+    spec = row.spec(0.5, SHAPE, COUNTS)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Killed):
+        train(row, spec, IMAGES, 0, checkpoint, deadly(47), labels=LABELS)
+    assert checkpoint.exists()
+    whole = train(row, spec, IMAGES, 0, labels=LABELS)
+    assert same(train(row, spec, IMAGES, 0, checkpoint, labels=LABELS), whole)
+    plain = Model(**SMALL, images=60 * 8)
+    assert not same(train(plain, plain.spec(0.5, SHAPE), IMAGES, 0), whole)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "kept"),
+    [((1,), 0), ((2,), 0), ((3,), 2), ((4,), 2), ((11,), 10), ((20,), 18), ((3, 3, 8, 13), 12)],
+    ids=str,
+)
+def test_a_run_cut_short_goes_on_to_the_same_bytes(
+    tmp_path: Path, whole: Trained, deaths: tuple[int, ...], kept: int
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    for step in deaths:
+        killed(step, checkpoint)
+    reported: list[int] = []
+    assert same(train(ROW, SPEC, IMAGES, 0, checkpoint, reported.append), whole)
+    resumed = [kept * ROW.batch] if kept else []
+    assert reported == resumed + [ROW.batch] * (20 - kept)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, whole: Trained) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    assert same(train(ROW, SPEC, IMAGES, 0, checkpoint), whole)
+    reported: list[int] = []
+    assert same(train(ROW, SPEC, IMAGES, 0, checkpoint, reported.append), whole)
+    assert reported == [20 * ROW.batch]
+
+
+LONG = ROW.model_copy(update={"images": 200 * 8, "snapshots": 3, "draws": "adaptive"})
+KILLS = 20
+SCRIPT = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from pipeline.training.batches import Examples
+from pipeline.training.loop import advance
+from pipeline.training.run import Run
+from tests.training.small import IMAGES, SPEC, train
+from tests.training.test_checkpoint import KILLS, LONG
+
+def attempt(checkpoint, result):
+    torch.set_num_threads(1)
+    trained = train(LONG, SPEC, IMAGES, 0, checkpoint, lambda images: time.sleep(0.002))
+    save_file({k: v.contiguous() for k, v in trained.denoiser.state_dict().items()}, result)
+
+advance(Run(SPEC, LONG, 0), Examples(IMAGES))  # imports everything before the first fork
+moments, (checkpoint, result) = random.Random(int(sys.argv[1])), map(Path, sys.argv[2:])
+killed = 0
+for _ in range(KILLS):
+    if not (child := os.fork()):
+        attempt(checkpoint, result)
+        os._exit(0)
+    time.sleep(moments.uniform(0, 0.3))
+    os.kill(child, signal.SIGKILL)
+    killed += os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+attempt(checkpoint, result)
+print(killed)
+"""
+
+
+def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL at twenty random moments, until the training has ended or they have."""
+    seed = random.randrange(10**6)
+    print(f"moments of seed {seed}")  # shown where the test fails
+    checkpoint, result = tmp_path / "checkpoint.safetensors", tmp_path / "result.safetensors"
+    command = [sys.executable, "-c", SCRIPT, str(seed), str(checkpoint), str(result)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
+    assert done.returncode == 0 and int(done.stdout) >= 2
+    whole = train(LONG, SPEC, IMAGES, 0, tmp_path / "whole.safetensors")
+    found = load_file(result)
+    assert all(torch.equal(value, found[name]) for name, value in whole.denoiser.state_dict().items())
+    for images, path in whole.snapshots.items():
+        assert path.read_bytes() == beside(checkpoint, f"snapshot_{images}").read_bytes()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def foreign(path: Path) -> None:
+    path.write_bytes(save({"step": torch.tensor(3)}))
+
+
+def of_another_network(path: Path) -> None:
+    own = setting(ROW, SPEC, IMAGES, None, 0, torch.device("cpu"))
+    save_checkpoint(Run(replace(SPEC, channels=16), ROW, 0), path, own)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [truncate, foreign, of_another_network, partial(Path.write_bytes, data=b"")],
+    ids=["truncated", "foreign", "of another network", "empty"],
+)
+def test_a_broken_checkpoint_is_one_line_that_names_it(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    killed(3, checkpoint)
+    harm(checkpoint)
+    with pytest.raises(StudyError) as caught:
+        train(ROW, SPEC, IMAGES, 0, checkpoint)
+    message = str(caught.value)
+    assert message.startswith(f"{checkpoint}: a broken checkpoint") and len(message.splitlines()) == 1
+
+
+def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Trained
+) -> None:
+    def explodes(row: Model, step: int) -> float:
+        return 1e30 if step >= 10 else learning_rate(row, step)
+
+    with monkeypatch.context() as patch, pytest.raises(StudyError, match=r"at step 1[12] "):
+        patch.setattr(loop, "learning_rate", explodes)
+        train(ROW, SPEC, IMAGES, 0, tmp_path / "checkpoint")
+    reported: list[int] = []
+    assert same(train(ROW, SPEC, IMAGES, 0, tmp_path / "checkpoint", reported.append), whole)
+    assert reported[0] == 10 * ROW.batch
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
+    row = ROW.model_copy(update={"images": 8, "learning_rate": math.inf})  # one step, whose loss is finite
+    with pytest.raises(StudyError, match="seed 0: the weights are not finite at step 1"):
+        train(row, SPEC, IMAGES, 0, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"learning_rate": 0.001}, "learning_rate: 0.008 in the checkpoint, 0.001 in the row;"),
+        ({"images": 240, "P_mean": 0.5}, "P_mean: -1.2 in the checkpoint, 0.5 in the row; images: 160"),
+        ({"clip_norm": 1.0}, "clip_norm: None in the checkpoint, 1.0 in the row"),
+    ],
+    ids=str,
+)
+def test_another_rows_checkpoint_is_refused_by_key(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    killed(3, checkpoint)
+    before = checkpoint.read_bytes()
+    with pytest.raises(StudyError) as caught:
+        train(ROW.model_copy(update=changed), SPEC, IMAGES, 0, checkpoint)
+    assert said in str(caught.value) and str(checkpoint) in str(caught.value)
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_seed_or_other_data_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    killed(3, checkpoint)
+    with pytest.raises(StudyError, match="seed: 0 in the checkpoint, 1 now"):
+        train(ROW, SPEC, IMAGES, 1, checkpoint)
+    with pytest.raises(StudyError, match=r"data: \w+ in the checkpoint, \w+ now"):
+        train(ROW, SPEC, IMAGES.flip(0), 0, checkpoint)
+    with pytest.raises(StudyError, match=r"sigma_data: 0\.5 in the checkpoint, 0\.6 in the row"):
+        train(ROW, replace(SPEC, sigma_data=0.6), IMAGES, 0, checkpoint)
