@@ -46,7 +46,6 @@ together() {
     -m "stages.$1" --name "$study" --row "$2"
 }
 
-alone python -m stages.resolve --check --params "studies/$study/params.yaml"
 alone dvc repro "$graph:reference" # and what comes before it: rows, data, extractor
 for row in "build/$study/rows/models/"*.json; do
   together train "$(basename "$row" .json)"

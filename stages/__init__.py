@@ -1,9 +1,10 @@
-"""One thin script a stage: read a row, call pipeline/, write a file. Here: what all of them share."""
+"""One thin script for each stage: read a row, call pipeline/, write a file. This module has what all stages share."""
 
 import argparse
 import os
 import re
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,99 +13,104 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.common.errors import StudyError
+from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import Paths, read_json, write_json
 from pipeline.common.fingerprint import fingerprint
 
 BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A stage's command line. By hand: `python -m stages.train --name digits --row edm`."""
+    """The command line of a stage. By hand: `python -m stages.train --name digits --row edm`."""
 
     name: str
-    row: str
-    params: Path
-    check: bool
-    images: str
+    row: str = ""
+    params: Path = Path("params.yaml")
 
     @property
     def paths(self) -> Paths:
-        """The study's files. Raises StudyError for a name that would lead elsewhere."""
+        """The study's files. Raises StudyError if a name could lead to another folder."""
         for name in (self.name, self.row or "none"):
             if not re.fullmatch(r"\w+", name, re.ASCII):
-                raise StudyError(f"{name!r}: a name has letters, digits and underscores alone")
+                raise StudyError(f"{name!r}: a name has letters, digits and underscores only")
         return Paths(self.name)
 
 
 def parse_arguments(description: str | None) -> Arguments:
-    """Read the command line. DVC passes the study's section, quoted, and the row in DVC_STAGE ("train@edm"), not on
-    the command line: no name from a study file is ever read by a shell."""
+    """Read the command line.
+
+    DVC passes the study's section, quoted, on the command line, and the row in DVC_STAGE ("train@edm"). So no shell
+    ever reads the name of a row. Raises StudyError for an option that is not a key of the section.
+    """
     row_of_stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2].partition("@")[2]
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--name", default="", help="the study's name")
     parser.add_argument("--row", default=row_of_stage, help="the row's name")
-    parser.add_argument("--root", help="the way to the repository's root (for DVC alone)")
+    parser.add_argument("--root", help="the path from dvc.yaml to the repository's root (only DVC uses it)")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study file")
-    parser.add_argument("--check", action="store_true", help="resolve: validate only, write nothing")
-    parser.add_argument("--images", default="", help="measure: a folder or zip of images, to be measured by hand")
-    found, _ = parser.parse_known_args()  # an unknown key of the section is read_study's to name
-    return Arguments(found.name, found.row, found.params, found.check, found.images)
+    values, others = parser.parse_known_args()
+    if others:
+        key = others[0].removeprefix("--").partition("=")[0]
+        raise StudyError(f"study.{key[:100]}: unknown key; {nearest(key, ('name', 'root', 'params'))}")
+    return Arguments(values.name, values.row, values.params)
 
 
 def run_stage(main: Callable[[Arguments], None], description: str | None, shared: bool = False) -> NoReturn:
-    """Run a stage as this process's last act, with the exit code of `outcome`. shared: by several processes, where
-    torchrun starts them.
-
-    The process then ends at once, without waiting for its threads: whatever they write is written whole or not at all.
-    Nor does it wait for PyTorch's own end, which takes up to a second.
-    """
+    """Run a stage and exit with the code of `outcome`. shared: torchrun may start several processes of it."""
     code = outcome(main, description, shared)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # of output that could not be written, `outcome` has told
+        with suppress(OSError):  # `outcome` has reported output that cannot be written
             print(end="", file=stream, flush=True)
-    os._exit(code)
-
-
-def check_code(arguments: Arguments, stage: str) -> None:
-    """Refuse to run a stage on rows that other code has written. Raises StudyError."""
-    if not arguments.name or stage == "resolve":
-        return
-    file = arguments.paths.code(stage)
-    if read_json(file) != fingerprint(f"stages.{stage}"):
-        raise StudyError(
-            f"{file}: the rows were written by other code than this; run `dvc repro`, which resolves first"
-        )
+    if code == INTERRUPTED:  # end by the signal, as a shell expects, without waiting for threads
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    sys.exit(code)
 
 
 def outcome(main: Callable[[Arguments], None], description: str | None, shared: bool = False) -> int:
-    """Run a stage and return its exit code: 1 after a StudyError or an unreadable file, of which stderr has one line.
+    """Run a stage and return its exit code.
 
-    Seconds and peak memory go to a file that nothing depends on.
+    1 after a StudyError, an unreadable file or lack of memory, 130 after an interrupt; one line on stderr names the
+    reason. Seconds and peak memory are written to a file that no stage depends on.
     """
-    arguments = parse_arguments(description)
     start, first = time.perf_counter(), os.environ.get("RANK", "0") == "0"
     try:
+        arguments = parse_arguments(description)
         if not shared and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise StudyError("this stage is run by one process; torchrun is for stages.train and stages.sweep")
-        check_code(arguments, Path(sys.argv[0]).stem)
+            raise StudyError("one process runs this stage; torchrun is for stages.train and stages.sweep")
+        _check_code(arguments)
         main(arguments)
         print(end="", flush=True)
-        if arguments.name and not arguments.check and not arguments.images and first:
+        if arguments.name and first:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_MAXRSS
-            stage = "_".join(filter(None, (Path(sys.argv[0]).stem, arguments.row)))
+            stage = "_".join(filter(None, (_stage(), arguments.row)))
             timing = {"seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak / 2**20)}
             write_json(arguments.paths.timing(stage), timing)
     except (StudyError, OSError) as error:
         message, code = "error: " + " ".join(str(error).split()), 1
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which most stages needn't import for this
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's class; importing it takes seconds
             raise
         message, code = f"error: out of memory; finished work is kept ({str(error).splitlines()[0][:200]})", 1
     except KeyboardInterrupt:
-        message, code = "interrupted: finished work is kept; run the same command again to go on", 130
+        message, code = "interrupted: finished work is kept; run the same command again to continue", INTERRUPTED
     else:
         return 0
     print(message, file=sys.stderr, flush=True)
     return code
+
+
+def _stage() -> str:
+    """The stage that this process runs: the name of its script."""
+    return Path(sys.argv[0]).stem
+
+
+def _check_code(arguments: Arguments) -> None:
+    """Refuse rows that other code has written, so that DVC never files a result under the wrong code."""
+    if not arguments.name or _stage() == "resolve":
+        return
+    file = arguments.paths.code(_stage())
+    if read_json(file) != fingerprint(f"stages.{_stage()}"):
+        raise StudyError(f"{file}: other code has written the rows; run `dvc repro`, which resolves the study first")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import termios
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,13 +79,13 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for stage in (stages.resolve, stages.prepare, stages.features, stages.reference):
-            stage.main(Arguments("tiny", "", Path("params.yaml"), False, ""))
+            stage.main(Arguments("tiny", ""))
         for stage in ("train", "sweep"):
             terminal = Terminal()
             run(stage, terminal.slave)
             found[stage] = terminal.text()
             if stage == "train":
-                stages.grids.main(Arguments("tiny", "", Path("params.yaml"), False, ""))
+                stages.grids.main(Arguments("tiny", ""))
         found["results"] = str(read_json(Paths("tiny").curve("edm") / "results.json")["cells"])
         for file in (root / ".cache/cells").iterdir():
             file.unlink()

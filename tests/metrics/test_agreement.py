@@ -103,7 +103,7 @@ def test_a_library_that_finds_something_else_does_not_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     monkeypatch.setitem(agreement.LIBRARIES, "another", lambda x, y: {"kd": value})
-    with pytest.raises(StudyError, match=rf"another finds kd = {value:.8g} where this study says"):
+    with pytest.raises(StudyError, match=rf"another finds kd = {value:.8g}, but this study"):
         compare_curve(saved(tmp_path), REFERENCE)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import StudyError
+from pipeline.common.fingerprint import fingerprint, stage_fingerprints
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
 from pipeline.training.row import Model
@@ -25,7 +26,7 @@ BY_DVC = ("--name", "t", "--root", ".", "--params", "params.yaml")
 def rows() -> dict[str, str]:
     """The resolved rows of the good study, as files."""
     (path := Path("params.yaml")).write_text(GOOD)
-    found = resolve(read_study(path)).files()
+    found = resolve(read_study(path)).files() | {f"code/{name}": code for name, code in stage_fingerprints().items()}
     return {f"build/t/rows/{name}.json": json.dumps(row) for name, row in found.items()}
 
 
@@ -33,18 +34,15 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
     "unknown key": ("resolve", BY_DVC, {"params.yaml": GOOD + "modles: {}\n"}, "modles: unknown key; did you mean"),
     "unknown study key": ("resolve", (*BY_DVC, "--rot", "x"), {"params.yaml": GOOD.replace("t}", "t, rot: x}")},
                           "study.rot: unknown key; did you mean 'root'?"),
-    "broken params": ("resolve", ("--check",), {"params.yaml": "models: {"}, "params.yaml: not valid YAML"),
-    "good params checked": ("resolve", ("--check", *BY_DVC), {"params.yaml": GOOD, "dvc.yaml": ""}, ""),
-    "another's name": ("resolve", ("--check",),
-                       {file: GOOD for file in ("params.yaml", "dvc.yaml", "studies/t/params.yaml")},
-                       "study.name: 't' is that of studies/t/params.yaml, whose results it would replace"),
+    "broken params": ("resolve", (), {"params.yaml": "models: {"}, "params.yaml: not valid YAML"),
+    "unknown option": ("train", (*BY_DVC, "--rows=edm"), {}, "study.rows: unknown key; "),
+    "other code": ("train", (*BY_DVC, "--row", "edm"), {"build/t/rows/code/train.json": "{}"},
+                   "build/t/rows/code/train.json: other code has written the rows; run `dvc repro`"),
     "row elsewhere": ("train", (*BY_DVC, "--row", "../x"), {}, "'../x': a name has letters, digits"),
     "train": ("train", (*BY_DVC, "--row", "edm"), {}, "build/t/data/summary.json: missing; `dvc repro` makes it"),
     "sweep": ("sweep", (*BY_DVC, "--row", "edm"), {},
               "build/t/features/extractor.json: missing; `dvc repro` makes it"),
     "measure": ("measure", (*BY_DVC, "--row", "other"), {}, "build/t/rows/sets/other.json: missing"),
-    "measure by hand": ("measure", (*BY_DVC, "--images", "x.zip"), {}, "build/t/data/summary.json: missing"),
-    "measure nothing": ("measure", BY_DVC, {}, "give --images, a folder or zip of images, or --row"),
     "no sets": ("resolve", BY_DVC, {"params.yaml": GOOD.replace("sets: {}\n", "")}, "params.yaml: sets: missing"),
 }  # fmt: skip
 CASES |= {
@@ -98,16 +96,6 @@ def test_what_is_wrong_is_one_line_and_earlier_outputs_stay(outcomes: dict[str, 
     assert outcome.after == outcome.before
 
 
-def test_checking_a_study_writes_nothing(outcomes: dict[str, Outcome]) -> None:
-    outcome = outcomes["good params checked"]
-    assert (outcome.code, outcome.out, outcome.err) == (
-        0,
-        "params.yaml: 1 models, 1 curves; its report: reports/t/report.html\n",
-        "",
-    )
-    assert outcome.after == outcome.before
-
-
 @pytest.mark.parametrize(
     ("stage", "row"),
     [("train@edm", "edm"), ("studies/a@b/dvc.yaml:sweep@rho_3", "rho_3"), ("prepare", ""), ("", "")],
@@ -123,9 +111,9 @@ def test_the_row_comes_from_dvc_unless_it_is_named(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["../x", "a.b", "$(touch x)", "a\nb", "é", ""])
 def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
     with pytest.raises(StudyError, match="letters, digits and underscores"):
-        _ = Arguments(name, "edm", Path("params.yaml"), False, "").paths
+        _ = Arguments(name, "edm").paths
     with pytest.raises(StudyError, match="letters, digits and underscores"):
-        _ = Arguments("t", name or " ", Path("params.yaml"), False, "").paths
+        _ = Arguments("t", name or " ").paths
 
 
 @pytest.mark.parametrize(
@@ -133,7 +121,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
     [
         (StudyError("a: wrong\n  and more"), 1, "error: a: wrong and more\n"),
         (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
-        (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command again to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command again to continue\n"),
     ],
 )
 def test_a_stage_ends_with_one_line(
@@ -161,35 +149,46 @@ def test_a_stage_leaves_its_timing_where_nothing_depends_on_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stages/train.py", *BY_DVC, "--row", "edm"])
+    code = tmp_path / "build/t/rows/code/train.json"
+    code.parent.mkdir(parents=True)
+    code.write_text(json.dumps(fingerprint("stages.train")))
     assert outcome(lambda arguments: print(Model().steps), "") == 0
-    assert list(contents(tmp_path)) == [Path("build/t/timings/train_edm.json")]
+    assert set(contents(tmp_path)) == {Path("build/t/timings/train_edm.json"), code.relative_to(tmp_path)}
     timing = json.loads((tmp_path / "build/t/timings/train_edm.json").read_text())
     assert timing["seconds"] >= 0 and timing["peak_memory_mib"] > 0
 
 
 ENDING = """
-import atexit, sys, threading
+import sys, threading
 from pipeline.common.errors import StudyError
 from stages import run_stage
 
 def main(arguments):
-    atexit.register(print, "an end of its own")
-    threading.Thread(target=threading.Event().wait).start()
     print("line\\n" * 100_000, end="")
     print("note", end=" ", file=sys.stderr)
-    if arguments.name == "wrong":
+    if arguments.row == "wrong":
         raise StudyError("a: wrong")
+    if arguments.row == "interrupted":
+        threading.Thread(target=threading.Event().wait).start()
+        raise KeyboardInterrupt
 
 run_stage(main, "")
 """
 
 
-@pytest.mark.parametrize(("name", "code", "told"), [("", 0, "note "), ("wrong", 1, "note error: a: wrong\n")])
-def test_a_stage_ends_at_once_with_all_it_said(name: str, code: int, told: str) -> None:
-    """It waits for no thread, of which one here never ends, and for nothing that is to run at the interpreter's end."""
-    command = [sys.executable, "-c", ENDING, "--name", name]
+@pytest.mark.parametrize(
+    ("row", "code", "message"),
+    [
+        ("", 0, "note "),
+        ("wrong", 1, "note error: a: wrong\n"),
+        ("interrupted", -2, "note interrupted: finished work is kept; run the same command again to continue\n"),
+    ],
+)
+def test_a_stage_prints_everything_before_it_ends(row: str, code: int, message: str) -> None:
+    """An interrupt ends it at once, although one of its threads never ends."""
+    command = [sys.executable, "-c", ENDING, "--row", row]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (code, told) and done.stdout == "line\n" * 100_000
+    assert (done.returncode, done.stderr) == (code, message) and done.stdout == "line\n" * 100_000
 
 
 def test_a_stage_whose_output_nobody_takes_has_failed() -> None:
