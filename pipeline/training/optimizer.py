@@ -64,7 +64,7 @@ def adam(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Adam:
     try:
         return torch.optim.Adam(parameters, lr=rate, fused=True)
     except RuntimeError:
-        say_once(f"{parameters[0].device.type} has no fused Adam; the plain one takes its place")
+        say_once(f"{parameters[0].device.type} has no fused Adam; using the plain one")
         return torch.optim.Adam(parameters, lr=rate)
 
 
@@ -74,5 +74,5 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
     The host does not wait for the norm. If it is not finite, the next loss is not finite either.
     """
     parameters = list(parameters)
-    together = parameters[0].device.type != "mps"  # which can't
+    together = parameters[0].device.type != "mps"  # which does not support it
     torch.nn.utils.clip_grad_norm_(parameters, norm, foreach=together)

@@ -20,13 +20,13 @@ from pipeline.training.noise import NOISES, Distribution, distribution
 from pipeline.training.pairs import PAIRS
 from pipeline.training.weighting import WEIGHTINGS
 
-WEIGHTING_KEYS = sorted(set().union(*(weighting.optional for weighting in WEIGHTINGS.values())))  # of a model row
-ABOVE, BELOW = 1e-3, 0.05  # the shares of noise levels that may lie outside those of the parametrization's path
-SLACK = 1.1  # the factor by which they may do so anyway
+WEIGHTING_KEYS = sorted(set().union(*(weighting.optional for weighting in WEIGHTINGS.values())))
+ABOVE, BELOW = 1e-3, 0.05  # shares of draws that may lie above and below the path of the parametrization
+SLACK = 1.1  # factor by which all draws may exceed that path
 NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
-TRIED = 65_536  # evenly spaced draws at which the weights are looked at before anything is trained
+TRIED = 65_536  # evenly spaced draws at which the weights are compared
 TRIED_SIGMA_DATA = 0.5
-LEAST_EFFECTIVE = 4e-3  # the smallest effective share of draws: half a draw in a batch of 128
+LEAST_EFFECTIVE = 4e-3  # smallest effective share of draws: half a draw in a batch of 128
 
 
 class Model(Row):
@@ -137,49 +137,49 @@ class Model(Row):
         for key in WEIGHTING_KEYS:
             if getattr(self, key) is not None and key not in weighting.keys:
                 those = ", ".join(name for name, other in WEIGHTINGS.items() if key in other.keys)
-                raise ValueError(f"{key}: weighting {self.weighting} has none; {key} goes with {those}")
+                raise ValueError(f"{key}: weighting {self.weighting} has no {key}; leave it out or use {those}")
         for key in sorted(NETWORK_KEYS - set(KEYS[self.network])):
             if getattr(self, key) != type(self).model_fields[key].default:
                 those = ", ".join(name for name, keys in KEYS.items() if key in keys)
-                raise ValueError(f"{key}: network {self.network} has none; {key} goes with {those}")
+                raise ValueError(f"{key}: network {self.network} has no {key}; leave it out or use {those}")
         if self.draws == "stratified" and self.batch == 1:
-            raise ValueError("draws: stratified has nothing to spread in a batch of 1; use independent")
+            raise ValueError("draws: stratified needs a batch of at least 2; use independent")
         if self.pairs == "reflow":
             if not PARAMETRIZATIONS[self.parametrization].flow:
                 flows = ", ".join(name for name, other in PARAMETRIZATIONS.items() if other.flow)
-                raise ValueError(f"pairs: reflow goes with a flow ({flows}), not with {self.parametrization}")
+                raise ValueError(f"pairs: reflow needs a flow ({flows}) as parametrization, not {self.parametrization}")
             for key in ("augment", "flip"):
                 if getattr(self, key):
-                    raise ValueError(f"{key}: reflow's images belong to their noise; use 0")
+                    raise ValueError(f"{key}: pairs reflow must not change images, which belong to their noise; use 0")
             if self.labels != "none":
-                raise ValueError("labels: reflow's images come without; use none")
+                raise ValueError("labels: the images of pairs reflow have no classes; use none")
         if self.pairs == "optimal_transport" and self.batch == 1:
-            raise ValueError("pairs: optimal_transport has nothing to match in a batch of 1; use independent")
+            raise ValueError("pairs: optimal_transport needs a batch of at least 2; use independent")
         if self.snapshots > self.steps:
-            raise ValueError(f"snapshots: {self.snapshots}, but the training has {self.steps} steps")
+            raise ValueError(f"snapshots: {self.snapshots}, but the training has {self.steps} steps; use fewer")
         self._check_range()
         self._check_weights()
         return self
 
     def _check_range(self) -> None:
-        """Refuse noise that is none, or beyond the levels of the path that the network is told its place on."""
-        own = PARAMETRIZATIONS[self.parametrization]
+        """Refuse noise levels that are not positive and finite, or outside the parametrization's path."""
+        path = PARAMETRIZATIONS[self.parametrization]
         low, high = self.distribution.sigma(torch.tensor([BELOW, 1 - ABOVE], dtype=torch.float64)).tolist()
         if not 0 < low <= high < math.inf:
-            raise ValueError(f"noise: {self.noise} has noise levels from {low:.4g} to {high:.4g}; keep them in between")
-        if high > SLACK * own.largest:
+            raise ValueError(f"noise: sigma must be positive and finite; {self.noise} gives {low:.4g} to {high:.4g}")
+        if high > SLACK * path.largest:
             raise ValueError(
-                f"noise: {self.noise} goes up to sigma {high:.4g} in all but {ABOVE:.1%} of its draws, but "
-                f"parametrization {self.parametrization} has none above {own.largest:.4g}; use another of the two"
+                f"noise: {ABOVE:.1%} of the draws of {self.noise} exceed sigma {high:.4g}, but parametrization "
+                f"{self.parametrization} ends at {path.largest:.4g}; change one of the two"
             )
-        if low < own.smallest / SLACK:
+        if low < path.smallest / SLACK:
             raise ValueError(
-                f"noise: {self.noise} is below sigma {low:.4g} in {BELOW:.0%} of its draws, but parametrization "
-                f"{self.parametrization} has none from 0 to {own.smallest:.4g}; use another of the two"
+                f"noise: {BELOW:.0%} of the draws of {self.noise} are below sigma {low:.4g}, but parametrization "
+                f"{self.parametrization} begins at {path.smallest:.4g}; change one of the two"
             )
 
     def _check_weights(self) -> None:
-        """Refuse a loss in which a few draws outweigh all others: weightings can grow faster than targets shrink."""
+        """Refuse a loss in which a few draws outweigh all others, because lambda grows faster than c_out^2 shrinks."""
         u = (torch.arange(TRIED, dtype=torch.float64) + 0.5) / TRIED
         sigma = self.distribution.sigma(u)
         c_out = PARAMETRIZATIONS[self.parametrization](sigma, TRIED_SIGMA_DATA).c_out
@@ -187,37 +187,37 @@ class Model(Row):
         effective = float(weight.sum() ** 2 / weight.square().sum()) / TRIED
         if not effective > LEAST_EFFECTIVE:
             raise ValueError(
-                f"weighting: {self.weighting} can't be had with parametrization {self.parametrization} and noise "
-                f"{self.noise}: of {TRIED} draws, those near sigma {float(sigma[weight.argmax()]):.2g} outweigh all "
-                "others; use another weighting, or noise that stays away from there"
+                f"weighting: {self.weighting} does not work with parametrization {self.parametrization} and noise "
+                f"{self.noise}: the draws near sigma {float(sigma[weight.argmax()]):.2g} outweigh all others; use "
+                "another weighting, or noise that avoids this level"
             )
 
     @property
     def longest_average_images(self) -> float:
-        """The half-life of the weights' average at the end of the training, where it is longest."""
+        """The half-life of the main average at the end of the training, its largest value."""
         return min(self.ema_halflife_images, self.ema_ramp_up * self.images if self.ema_ramp_up else math.inf)
 
     @property
     def distribution(self) -> Distribution:
-        """The training noise."""
+        """The distribution of training noise levels."""
         return distribution(self.noise, vars(self))
 
     def weight(self, u: Tensor, sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
-        """lambda(sigma), at sigma = distribution.sigma(u): u, sigma and c_out in one shape to that shape."""
+        """lambda(sigma) at sigma = distribution.sigma(u); u, sigma, c_out and the result have one shape."""
         weighting, choices = WEIGHTINGS[self.weighting], {key: getattr(self, key) for key in WEIGHTING_KEYS}
         rate = self.distribution.snr_rate(u) if "snr_rate" in weighting.keys else None
         return weighting(sigma, sigma_data=sigma_data, c_out=c_out, snr_rate=rate, **choices)
 
     @property
     def steps(self) -> int:
-        """Steps of `batch` images that make up `images`, at least one."""
+        """The number of training steps, at least one."""
         return max(self.images // self.batch, 1)
 
     def spec(self, measured_sigma_data: float, shape: tuple[int, ...], classes: Sequence[int] = ()) -> Spec:
-        """What builds this row's denoiser for data of `shape` (C, H, W), or (2,) for points, with this sigma_data.
+        """The spec of this row's denoiser for data of `shape`, (C, H, W) of images or (2,) of points.
 
-        classes: how many images each class of the data set has. Raises StudyError where the network can't have that
-        shape, or can't be made to cost as much as `like`'s.
+        classes: the number of images in each class. Raises StudyError if the network cannot have that shape, or if no
+        number of channels makes it cost as much as that of `like`.
         """
         spec = Spec(
             parametrization=self.parametrization,

@@ -1,5 +1,7 @@
 """The state of one training: network, averages, optimizer, step, and the losses so far."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -87,10 +89,14 @@ class Run:
         if not torch.stack(torch._foreach_norm(weights, torch.inf)).isfinite().all():
             raise StudyError(f"seed {self.seed}: the weights are not finite at step {self.step}; lower learning_rate?")
 
+    def stretches(self) -> Sequence[Tensor]:
+        """The steps behind each point of the training curve."""
+        return torch.arange(self.row.steps).tensor_split(min(CURVE_POINTS, self.row.steps))
+
     def curve(self) -> list[dict[str, float]]:
-        """The training curve: the mean loss over each of CURVE_POINTS stretches."""
-        losses, steps = self.losses.cpu(), torch.arange(self.row.steps)
+        """The training curve: the mean loss over each stretch of steps."""
+        losses = self.losses.cpu()
         return [
             {"seed": self.seed, "images": (int(s[-1]) + 1) * self.row.batch, "loss": round(float(losses[s].mean()), 6)}
-            for s in steps.tensor_split(min(CURVE_POINTS, self.row.steps))
+            for s in self.stretches()
         ]

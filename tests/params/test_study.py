@@ -328,7 +328,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "sigma_max too large": (curve(sigma_max=1e200, schedule="vp"), "curves.x", "sigma_max"),
     "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler does not use it; eta is for ddim"),
     "eta above 1": (curve(solver="ddim", eta=1.5), "curves.x.eta", "less than or equal to 1"),
-    "alpha with euler": (curve(solver="euler", alpha=0.5), "curves.x", "alpha: solver euler has none"),
+    "alpha with euler": (curve(solver="euler", alpha=0.5), "curves.x", "alpha: solver euler does not use it"),
     "alpha 0": (curve(alpha=0), "curves.x.alpha", "greater than 0"),
     "budget 0": (curve(nfe=[4, 0]), "curves.x.nfe.1", "greater than or equal to 1"),
     "budget twice": (curve(nfe=[4, 4]), "curves.x", "nfe: a budget is listed twice"),
@@ -474,37 +474,37 @@ REFLOW = {"base": "flow", "pairs": "reflow"}
 BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model rows, the place, the cause
     "shift 0": ({"x": {"shift": 0}}, "models.x.shift: ", "greater than 0"),
     "negative shift": ({"x": {"noise": "flow_uniform", "shift": -2}}, "models.x.shift: ", "greater than 0"),
-    "k with unit": ({"x": {"k": 1}}, "models.x: ", "k: weighting unit has none; k goes with p2"),
-    "k with min_snr": ({"x": {"weighting": "min_snr", "k": 1}}, "models.x: ", "k: weighting min_snr has none"),
+    "k with unit": ({"x": {"k": 1}}, "models.x: ", "k: weighting unit has no k; leave it out or use p2"),
+    "k with min_snr": ({"x": {"weighting": "min_snr", "k": 1}}, "models.x: ", "k: weighting min_snr has no k"),
     "gamma with snr": (
-        {"x": {"weighting": "snr", "gamma": 2}}, "models.x: ", "weighting snr has none; gamma goes with min_snr, p2"
+        {"x": {"weighting": "snr", "gamma": 2}}, "models.x: ", "has no gamma; leave it out or use min_snr, p2"
     ),
     "inherited gamma": (
         {"m": {"weighting": "min_snr", "gamma": 2}, "x": {"base": "m", "weighting": "snr"}},
         "models.x: ",
-        "gamma: weighting snr has none",
+        "gamma: weighting snr has no gamma",
     ),
-    "bias with p2": ({"x": {"weighting": "p2", "bias": 0}}, "models.x: ", "p2 has none; bias goes with sigmoid"),
+    "bias with p2": ({"x": {"weighting": "p2", "bias": 0}}, "models.x: ", "p2 has no bias; leave it out"),
     "gamma 0": ({"x": {"weighting": "p2", "gamma": 0}}, "models.x.gamma: ", "greater than 0"),
     "score weights on x0": (
         {"x": {"weighting": "uniform_score", "parametrization": "vp_x0"}},
         "models.x: ",
-        "uniform_score can't be had with parametrization vp_x0 and noise lognormal",
+        "uniform_score does not work with parametrization vp_x0 and noise lognormal",
     ),
     "flow noise with vp": (
-        {"x": {"noise": "flow_uniform", "parametrization": "vp"}}, "models.x: ", "parametrization vp has none above 152"
+        {"x": {"noise": "flow_uniform", "parametrization": "vp"}}, "models.x: ", "parametrization vp ends at 152"
     ),
     "flow noise with ddpm": (
-        {"x": {"noise": "flow_uniform", "parametrization": "ddpm"}}, "models.x: ", "ddpm has none above 157"
+        {"x": {"noise": "flow_uniform", "parametrization": "ddpm"}}, "models.x: ", "ddpm ends at 157"
     ),
     "stratified alone": (
-        {"x": {"draws": "stratified", "batch": 1}}, "models.x: ", "draws: stratified has nothing to spread"
+        {"x": {"draws": "stratified", "batch": 1}}, "models.x: ", "draws: stratified needs a batch of at least 2"
     ),
     "matched alone": (
-        {"x": {"pairs": "optimal_transport", "batch": 1}}, "models.x: ", "pairs: optimal_transport has nothing to match"
+        {"x": {"pairs": "optimal_transport", "batch": 1}}, "models.x: ", "optimal_transport needs a batch of at least"
     ),
     "bias far off": ({"x": {"weighting": "sigmoid", "bias": -1e4}}, "models.x.bias: ", "equal to -50"),
-    "noise without end": ({"x": {"P_mean": 1e5}}, "models.x: ", "noise: lognormal has noise levels from inf to inf"),
+    "noise without end": ({"x": {"P_mean": 1e5}}, "models.x: ", "positive and finite; lognormal gives inf to inf"),
     "unknown draws": ({"x": {"draws": "stratifed"}}, "models.x.draws: ", "did you mean 'stratified'?"),
     "unknown pairs": ({"x": {"pairs": "reflo"}}, "models.x.pairs: ", "did you mean 'reflow'?"),
     "reflow without base": ({"flow": FLOW, "x": {**FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "as base"),
@@ -512,7 +512,7 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
         {"x": {"base": "edm", **FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "the base edm has parametrization edm"
     ),
     "reflow that is no flow": (
-        {"flow": FLOW, "x": {**REFLOW, "parametrization": "edm"}}, "models.x: ", "reflow goes with a flow (flow"
+        {"flow": FLOW, "x": {**REFLOW, "parametrization": "edm"}}, "models.x: ", "reflow needs a flow (flow"
     ),
     "reflow with a seed of its own": (
         {"flow": FLOW, "x": {**REFLOW, "train_seeds": [0, 7, 5]}}, "models.x.train_seeds: ", "base flow has no seed 5"
@@ -522,7 +522,7 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
         "models.x.train_seeds: ",
         "base y has no seed 1",
     ),
-    "augmented reflow": ({"flow": FLOW, "x": {**REFLOW, "augment": 0.1}}, "models.x: ", "augment: reflow's images"),
+    "augmented reflow": ({"flow": FLOW, "x": {**REFLOW, "augment": 0.1}}, "models.x: ", "augment: pairs reflow must"),
     "reflow of an augmented flow": ({"flow": {**FLOW, "augment": 0.1}, "x": REFLOW}, "models.x: ", "use 0"),
     "no pairs": ({"flow": FLOW, "x": {**REFLOW, "reflow_pairs": 0}}, "models.x.reflow_pairs: ", "greater than 0"),
     "teacher": ({"flow": FLOW, "x": {**REFLOW, "teacher": FLOW}}, "models.x.teacher: ", "`resolve` fills"),
@@ -695,10 +695,10 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
         {}, {"ema_halflife_images": 3}, "curves.x.ema_halflife_images", "add it to its ema_halflives_images"
     ),
     "sigma_rel out of range": ({}, {"ema_sigma_rel": 0.3}, "curves.x.ema_sigma_rel", "less than 0.28"),
-    "labels in reflow": ({"base": "f", "pairs": "reflow", **CLASSES}, {}, "models.m", "labels: reflow's images come"),
-    "flips in reflow": ({"base": "f", "pairs": "reflow", "flip": 0.5}, {}, "models.m", "flip: reflow's images belong"),
+    "labels in reflow": ({"base": "f", "pairs": "reflow", **CLASSES}, {}, "models.m", "labels: the images of pairs"),
+    "flips in reflow": ({"base": "f", "pairs": "reflow", "flip": 0.5}, {}, "models.m", "flip: pairs reflow must not"),
     "more snapshots than steps": ({"images": 256, "snapshots": 3}, {}, "models.m", "the training has 2 steps"),
-    "a key of another network": ({"patch": 4}, {}, "models.m", "patch: network unet has none; patch goes with dit"),
+    "a key of another network": ({"patch": 4}, {}, "models.m", "patch: network unet has no patch"),
     "a row to be like": ({"like": {}}, {}, "models.m.like", "`resolve` fills"),
 }  # fmt: skip
 

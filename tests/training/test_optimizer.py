@@ -91,7 +91,7 @@ def test_without_a_fused_kernel_adam_is_the_plain_one_which_is_said_once(
     monkeypatch.setattr(torch.optim, "Adam", unfused)
     for _ in range(2):
         assert adam([nn.Parameter(torch.zeros(1))], 0.3).param_groups[0]["lr"] == 0.3
-    assert capsys.readouterr().err == "cpu has no fused Adam; the plain one takes its place\n"
+    assert capsys.readouterr().err == "cpu has no fused Adam; using the plain one\n"
 
 
 def test_bfloat16_is_for_products_alone() -> None:
@@ -127,7 +127,7 @@ def test_where_nothing_compiles_the_network_is_itself(
     monkeypatch.setattr(torch, "compile", fails if where == "compiler" else lambda network, **_: fails)
     for _ in range(2):
         assert compiled(double, lambda network: network(torch.ones(1))) is double
-    assert capsys.readouterr().err == "compile: not possible here (no compiler); it goes on without\n"
+    assert capsys.readouterr().err == "compile: not possible here (no compiler); continuing without\n"
 
 
 def test_what_compiles_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
