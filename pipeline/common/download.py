@@ -1,4 +1,4 @@
-"""Files that others publish: had whole and with the right checksum, or not at all."""
+"""Download published files: whole and with the right checksum, or not at all."""
 
 import socket
 import sys
@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 30
 
 @contextmanager
 def timeout() -> Iterator[None]:
-    """A network that says nothing for TIMEOUT_SECONDS is down."""
+    """Within this context, a connection without an answer for TIMEOUT_SECONDS fails."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
@@ -23,9 +23,9 @@ def timeout() -> Iterator[None]:
 
 
 def download(url: str, path: Path, sha256: str) -> None:
-    """A file from the network, under another name until all of it is there and its sha256 begins with `sha256`.
+    """Download a file. It gets its name only when it is complete and its sha256 begins with `sha256`.
 
-    Raises whatever a network, a proxy or a full disk brings forth, and RuntimeError for another content.
+    Raises RuntimeError for another sha256, and any error of a network, a proxy or a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with timeout():

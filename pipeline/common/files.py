@@ -1,4 +1,4 @@
-"""Where a study's files lie, and writing them whole or not at all."""
+"""The places of a study's files, and functions that write files whole or not at all."""
 
 import csv
 import hashlib
@@ -15,12 +15,12 @@ from typing import Any
 from pipeline.common.errors import StudyError
 
 SHORT_HASH = 12  # characters of a hash in tables and results
-CACHE = Path(".cache")  # finished cells, fitted grids and training checkpoints, keyed by the content that made them
+CACHE = Path(".cache")  # finished cells, fitted grids and training checkpoints, keyed by a hash of their inputs
 
 
 @dataclass(frozen=True)
 class Paths:
-    """The files of one study, below the repository root. dvc.yaml names the same ones."""
+    """The files of one study, relative to the repository root. dvc.yaml names the same paths."""
 
     study: str
 
@@ -89,7 +89,7 @@ class Paths:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run after a crash, sees all of it or nothing of it."""
+    """Write a file so that a reader, or a run after a crash, sees the old content or all of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -119,7 +119,7 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, object
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises StudyError where it is missing or broken."""
+    """The value in a JSON file. Raises StudyError if it is missing or broken."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def read_json(path: Path) -> Any:
 
 
 def content_hash(*parts: object) -> str:
-    """sha256 over parts: bytes as they are, paths by their content, everything else as canonical JSON."""
+    """sha256 over parts: bytes unchanged, a Path as its file's content, everything else as canonical JSON."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
@@ -143,7 +143,7 @@ def content_hash(*parts: object) -> str:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes `path`'s place when all went well; else `path` stays as it was."""
+    """A new folder to write into. It replaces `path` on success; after an error `path` stays as it was."""
     partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)

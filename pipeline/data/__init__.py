@@ -1,1 +1,1 @@
-"""Images, points and labels: reading, decoding and preparing them."""
+"""Images, points and labels: load, decode, prepare and watch them."""

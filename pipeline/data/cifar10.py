@@ -70,11 +70,11 @@ def check(path: Path | None = None) -> None:
         if (size := path.stat().st_size) != ARCHIVE.size:
             raise StudyError(f"{path}: {size:,} bytes, {wanted} has {ARCHIVE.size:,}; {cure}")
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StudyError(f"{path}: cannot be read ({type(error).__name__}: {error}); {cure}") from None
-    if found != ARCHIVE.sha256:
-        raise StudyError(f"{path}: its sha256 is {found}, {wanted} has {ARCHIVE.sha256}; {cure}")
+    if sha256 != ARCHIVE.sha256:
+        raise StudyError(f"{path}: its sha256 is {sha256}, {wanted} has {ARCHIVE.sha256}; {cure}")
 
 
 def _kept() -> Path:

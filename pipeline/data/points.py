@@ -1,7 +1,7 @@
-"""Sets of points in the plane, each by a formula: what a distribution looks like where all of it can be drawn.
+"""Sets of points in the plane, each from a formula, so that figures can show a whole distribution.
 
-Points are drawn independently, their class first, and lie within about [-1, 1]. They come from a generator of their
-own, in float64, so that the same name is the same set everywhere.
+Points are independent draws, the class first, and lie within about [-1, 1]. Each set has its own generator and float64
+arithmetic, so that a name gives the same points everywhere.
 """
 
 import math
@@ -16,12 +16,12 @@ from pipeline.common.randomness import generator
 COUNT = 8192
 MOONS_STD = 0.05
 SPIRAL_STD, SPIRAL_RADIUS, SPIRAL_TURNS = 0.02, 0.9, 1.5
-SQUARES = 4  # of the checkerboard, along either side
+SQUARES = 4  # along each side of the checkerboard
 COMPONENTS, RING_RADIUS, RING_STD = 8, 0.8, 0.05
 
 
 class Drawn(NamedTuple):
-    """x (N, 2), float64; labels (N,), int64; and what the classes are called."""
+    """x (N, 2), float64; labels (N,), int64; the names of the classes."""
 
     x: Tensor
     labels: Tensor
@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
 
 
 def two_moons(count: int, draws: torch.Generator) -> Drawn:
-    """Two half circles of radius 2/3 that reach into each other, blurred by MOONS_STD; the class is the moon."""
+    """Two interlocking half circles of radius 2/3 with noise of MOONS_STD; the class is the moon."""
     moon = torch.randint(2, (count,), generator=draws)
     angle = math.pi * _uniform((count,), draws)
     upper = torch.stack([angle.cos(), angle.sin()], 1)
@@ -40,10 +40,10 @@ def two_moons(count: int, draws: torch.Generator) -> Drawn:
 
 
 def spiral(count: int, draws: torch.Generator) -> Drawn:
-    """Two arms of Archimedes' spiral, half a turn apart, blurred by SPIRAL_STD; the class is the arm.
+    """Two arms of Archimedes' spiral, half a turn apart, with noise of SPIRAL_STD; the class is the arm.
 
-    The radius is proportional to the angle, and the angle to the root of a uniform number, so that an arm is about
-    equally dense everywhere along its length.
+    The radius is proportional to the angle, and the angle to the root of a uniform number: the density along an arm is
+    then about constant.
     """
     arm = torch.randint(2, (count,), generator=draws)
     share = _uniform((count,), draws).sqrt()
@@ -53,7 +53,7 @@ def spiral(count: int, draws: torch.Generator) -> Drawn:
 
 
 def checkerboard(count: int, draws: torch.Generator) -> Drawn:
-    """Uniform on every other one of SQUARES x SQUARES squares that fill [-1, 1]^2; the class is their row."""
+    """Uniform on every other one of the SQUARES x SQUARES squares of [-1, 1]^2; the class is the row."""
     row = torch.randint(SQUARES, (count,), generator=draws)
     column = 2 * torch.randint(SQUARES // 2, (count,), generator=draws) + row % 2
     corner = torch.stack([column, row], 1)
@@ -62,7 +62,7 @@ def checkerboard(count: int, draws: torch.Generator) -> Drawn:
 
 
 def mixture(count: int, draws: torch.Generator) -> Drawn:
-    """Gaussians of standard deviation RING_STD, as many as COMPONENTS, evenly on a ring; the class is the Gaussian."""
+    """COMPONENTS Gaussians of standard deviation RING_STD, evenly spaced on a ring; the class is the Gaussian."""
     component = torch.randint(COMPONENTS, (count,), generator=draws)
     angle = component.double() * 2 * math.pi / COMPONENTS
     centre = RING_RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
@@ -79,7 +79,7 @@ def _normal(shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
 
 
 def draw(name: str, count: int = COUNT) -> Drawn:
-    """The set of a name, a key of POINTS."""
+    """The set with this name, a key of POINTS."""
     return POINTS[name](count, generator(f"points {name}"))
 
 

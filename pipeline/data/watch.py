@@ -70,7 +70,7 @@ def _listing(source: Path, root: Path, names: list[str]) -> Listing:
 def _read(place: Path, source: Path) -> dict[str, Any]:
     """The kept listing of a source; an empty one if the file is missing, broken or of another source."""
     try:
-        found = json.loads(place.read_bytes())
-        return dict(found["files"]) if found["source"] == str(source) else {}
+        kept = json.loads(place.read_bytes())
+        return dict(kept["files"]) if kept["source"] == str(source) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

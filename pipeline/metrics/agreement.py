@@ -1,4 +1,4 @@
-"""The same features through torchmetrics and torch-fidelity: whether they find what this study says."""
+"""Check this study's values against torchmetrics and torch-fidelity, on the same features."""
 
 import math
 import warnings
@@ -19,26 +19,26 @@ from pipeline.metrics.neighbours import PRECISION_NEIGHBOURS, neighbour_metrics
 from pipeline.metrics.reference import Reference
 
 TOLERANCE = 1e-4  # relative
-ROUNDING = 1e-9  # of the covariances' traces, or of 1: below that, a number is 0 to rounding
+ROUNDING = 1e-9  # times the trace of the covariance, or 1: smaller numbers are rounding errors of 0
 
 Values = dict[str, float]
 
 
 def ours(x: Tensor, reference: Reference) -> Values:
-    """Of generated features (n, d): `fd` against all real images, `precision` and `recall` at equal counts."""
+    """Our values for generated features (n, d): `fd` with all real images, `precision`, `recall` at equal counts."""
     count = min(len(x), len(reference.features))
-    found = neighbour_metrics(x[:count], reference.features[:count])
+    metrics = neighbour_metrics(x[:count], reference.features[:count])
     return {
         "fd": frechet_distance(x, reference.moments),
-        "precision": found["precision"].value,
-        "recall": found["recall"].value,
+        "precision": metrics["precision"].value,
+        "recall": metrics["recall"].value,
     }
 
 
 def by_torch_fidelity(x: Tensor, y: Tensor) -> Values:
     """torch-fidelity's FID, KID and PRC of generated features (n, d) against real ones (m, d), without its caches.
 
-    Its KID draws subsets: one subset of all samples is the full U-statistic at equal counts.
+    Its KID draws subsets. One subset with all samples gives the full U-statistic at equal counts.
     """
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -59,7 +59,7 @@ def by_torch_fidelity(x: Tensor, y: Tensor) -> Values:
 
 
 class _Given(nn.Module):
-    """In a library's place for an extractor: features are what comes in."""
+    """Replaces the extractor of a library: its outputs are its inputs, which are features already."""
 
     def __init__(self, dimensions: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def by_torchmetrics(x: Tensor, y: Tensor) -> Values:
     for metric, own, real in ((fid, x, y), (kid, x[:count], y[:count])):
         metric.update(real, real=True)
         metric.update(own, real=False)
-    with torch.random.fork_rng(devices=[]):  # its subset is of all samples in random order, which rounds otherwise
+    with torch.random.fork_rng(devices=[]):  # its subset has all samples in random order, which changes rounding
         torch.manual_seed(0)
         return {"fd": float(fid.compute()), "kd": float(kid.compute()[0])}
 
@@ -94,10 +94,10 @@ LIBRARIES: dict[str, Callable[[Tensor, Tensor], Values]] = {
 
 
 def compare(features: Tensor, own: Values, reference: Reference) -> list[dict[str, Any]]:
-    """Both libraries' values beside ours: [{library, metric, ours, theirs, difference}], the difference relative.
+    """The values of both libraries and ours: [{library, metric, ours, theirs, difference}], the difference relative.
 
-    features (n, d): of one cell; own: what the study says of them, to which the kernel distance at equal counts is
-    added, the only one that the libraries have.
+    features (n, d): of one cell; own: the study's values for them. We add the kernel distance at equal counts, because
+    the libraries have no other.
     """
     x, y = features.double(), reference.features.double()
     count = min(len(x), len(y))
@@ -114,9 +114,9 @@ def compare(features: Tensor, own: Values, reference: Reference) -> list[dict[st
 
 
 def compare_curve(folder: Path, reference: Reference) -> list[dict[str, Any]]:
-    """`compare` for the cell of a curve whose features were kept, nothing where that cell failed.
+    """`compare` for the cell of a curve whose features are kept; an empty list if that cell failed.
 
-    Raises StudyError where the libraries disagree.
+    Raises StudyError if a library disagrees.
     """
     path = folder / "features.safetensors"
     cells = read_json(folder / "results.json")["cells"]
@@ -136,7 +136,7 @@ def compare_curve(folder: Path, reference: Reference) -> list[dict[str, Any]]:
     for row in rows:
         if not row["difference"] <= TOLERANCE or not math.isfinite(row["theirs"]):
             raise StudyError(
-                f"{folder.name}: {row['library']} finds {row['metric']} = {row['theirs']:.8g} where this study says "
-                f"{row['ours']:.8g}, {row['difference']:.1e} apart (at most {TOLERANCE:.0e}); one of them is wrong"
+                f"{folder.name}: {row['library']} finds {row['metric']} = {row['theirs']:.8g}, and this study "
+                f"{row['ours']:.8g}; the difference is {row['difference']:.1e}, and at most {TOLERANCE:.0e} is valid"
             )
     return rows

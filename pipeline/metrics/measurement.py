@@ -1,4 +1,4 @@
-"""One pass over generated images or points: features, moments by block, and every metric; no image is written."""
+"""One pass over generated images or points: features, moments by block, and every metric, without writing images."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from pipeline.metrics.estimate import BlockMoments
 from pipeline.metrics.extractors.extractor import Extracted, Extractor
 from pipeline.metrics.reference import Reference
 
-SHOWN_IMAGES, SHOWN_POINTS = 16, 1024  # kept of each set of samples, for the report
-CHUNK = 1024  # images a step: a fixed number, so that sums round alike however the images come
+SHOWN_IMAGES, SHOWN_POINTS = 16, 1024  # from each set of samples, for the report
+CHUNK = 1024  # images at a time: a fixed number, so that sums round alike for every batch size
 
 
 @dataclass(frozen=True)
 class Measured:
-    """[{metric, value, se}], the first images (uint8) or points (float32) and all features (n, d) of one set."""
+    """The metrics [{metric, value, se}], first images (uint8) or points (float32) and features (n, d) of one set."""
 
     metrics: list[dict[str, Any]]
     images: Tensor
@@ -31,7 +31,7 @@ class Measured:
 
 
 def measured_with(extractor: Extractor, reference: Reference, count: int) -> dict[str, Any]:
-    """What results must share to be compared: extractor, reference and split, counts, rounding, versions, device."""
+    """The facts that comparable results share: extractor, reference and split, counts, rounding, versions, device."""
     points = extractor.of_points
     real = f"{len(reference.features)} {'points' if points else 'images'}"
     return {
@@ -62,10 +62,10 @@ def _chunks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 def measure(
     batches: Iterable[Tensor], count: int, extractor: Extractor, reference: Reference, shown: int = 0
 ) -> Measured:
-    """Measure `count` images that come in batches (n, C, H, W), uint8, or points (n, 2), float32, of any size.
+    """Measure `count` images in batches (n, C, H, W), uint8, or points (n, 2), float32, of any batch size.
 
-    The first `shown` of them are kept. Features and sums stay on the device that the extractor is on. Raises StudyError
-    where all images are equal (a collapsed generator), where there are too few, or where features are not finite.
+    Keeps the first `shown` of them. Features and sums stay on the reference's device. Raises StudyError if all images
+    are equal (a collapsed generator), if there are too few, or if features are not finite.
     """
     blocks = BlockMoments(count, reference.moments.mean)
     extracted: list[Extracted] = []
@@ -79,31 +79,34 @@ def measure(
         if number % processes.count() == processes.rank():
             extracted.append(extractor(images))
     if seen != count:
-        raise StudyError(f"{seen} images came where {count} were to be measured")
+        raise StudyError(f"{seen} images arrived, but {count} were expected")
     if not varied:
-        raise StudyError(f"all {count} images are equal: the generator has collapsed, and there is nothing to measure")
+        raise StudyError(f"all {count} images are equal: the generator has collapsed, so there is nothing to measure")
     parts = _all_of(extracted, reference.features.device)
     for part in parts:
         blocks.add(part.features)
     features = torch.cat([part.features for part in parts])
     logits = [part.logits for part in parts if part.logits is not None]
-    found_metrics = reference.estimates(features, blocks, torch.cat(logits) if logits else None)
-    metrics = [{"metric": name, "value": e.value, "se": e.se} for name, e in found_metrics.items()]
+    estimates = reference.estimates(features, blocks, torch.cat(logits) if logits else None)
+    metrics = [{"metric": name, "value": e.value, "se": e.se} for name, e in estimates.items()]
     return Measured(metrics, torch.cat(kept).cpu(), features)
 
 
 def _all_of(own: list[Extracted], device: torch.device) -> list[Extracted]:
-    """What all processes of a job have extracted, each of every so many-th chunk, in the order of the chunks, on the
-    device. So sums are made in one order, and round alike, however many processes there are."""
+    """The features that all processes of a job have extracted, in the order of the chunks, on the device.
+
+    The processes took the chunks in turn. Sums then have the same order, and the same rounding, for any number of
+    processes.
+    """
     if processes.count() == 1:
         return [part.on(device) for part in own]
     features = {f"features/{i}": part.features for i, part in enumerate(own)}
     logits = {f"logits/{i}": part.logits for i, part in enumerate(own) if part.logits is not None}
     told = [load(each) for each in processes.exchange(save({k: v.cpu() for k, v in (features | logits).items()}))]
-    found: list[Extracted] = []
+    chunks: list[Extracted] = []
     for number in numbers():
         tensors, index = told[number % len(told)], number // len(told)
         if f"features/{index}" not in tensors:
-            return found
-        found.append(Extracted(tensors[f"features/{index}"], tensors.get(f"logits/{index}")).on(device))
-    return found
+            return chunks
+        chunks.append(Extracted(tensors[f"features/{index}"], tensors.get(f"logits/{index}")).on(device))
+    return chunks

@@ -27,12 +27,12 @@ def nearest_squared(x: Tensor, y: Tensor | None = None, neighbours: int = 1) -> 
     other = x if y is None else y
     if len(other) - (y is None) < neighbours:
         raise StudyError(f"{len(other)} samples are too few for {neighbours} neighbours each")
-    found = torch.full((len(x), neighbours), torch.inf, dtype=torch.float64, device=x.device)
+    nearest = torch.full((len(x), neighbours), torch.inf, dtype=torch.float64, device=x.device)
     for rows, columns, squared in _squared_distances(x, other):
         if y is None and rows == columns:
             squared.fill_diagonal_(torch.inf)
-        found[rows] = torch.cat([found[rows], squared], 1).topk(neighbours, largest=False).values
-    return found
+        nearest[rows] = torch.cat([nearest[rows], squared], 1).topk(neighbours, largest=False).values
+    return nearest
 
 
 def neighbour_metrics(x: Tensor, y: Tensor, y_nearest: Tensor | None = None) -> dict[str, Estimate]:

@@ -1,5 +1,5 @@
-"""The real images or points that generated ones are measured against, and the floor: what real ones score among each
-other."""
+"""The reference: features of the real images or points, and the floor, which is the score of real ones against real
+ones."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -25,12 +25,12 @@ from pipeline.metrics.score import inception_score
 from pipeline.metrics.wasserstein import sliced_w2, w2
 
 FLOOR_SPLITS = 10
-DUPLICATE_QUANTILE = 0.05  # a near-duplicate is nearer to a real image than 95% of these are to each other
+DUPLICATE_QUANTILE = 0.05  # a near-duplicate is closer to a real image than 95% of real images are to one another
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Features (N, d) of all real images in random order, and what every measurement against them needs."""
+    """Features (N, d) of all real images in random order, with their precomputed moments and kernel sums."""
 
     features: Tensor
     moments: Moments
@@ -41,7 +41,7 @@ class Reference:
     _nearest: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
     def on(self, device: torch.device) -> "Reference":
-        """The same on a device."""
+        """A copy on a device; itself if it is already there."""
         if self.features.device == device:
             return self
         moved = Moments(self.moments.mean.to(device), self.moments.covariance.to(device))
@@ -49,21 +49,21 @@ class Reference:
         return replace(self, features=self.features.to(device), moments=moved, sums=sums, _nearest={})
 
     def estimates(self, features: Tensor, blocks: BlockMoments, logits: Tensor | None) -> dict[str, Estimate]:
-        """Every metric of generated features (n, d), their block moments and, where there are any, logits (n, k).
+        """Every metric of generated features (n, d), from them, their block moments and, if available, logits (n, k).
 
-        `fd`, `fd_corrected`, `fd_infinity` and `kd` against all real images; `precision`, `recall`, `density` and
-        `coverage` of the first min(n, N) on either side; `near_duplicates`, the share that is nearer to a real image
-        than 95% of these are to each other, so that 0.05 is what chance would give; `score`, from logits alone. Of
-        points also `w2` and `sliced_w2`, which are distances in the space of the data themselves.
+        `fd`, `fd_corrected`, `fd_infinity` and `kd` use all real images; `precision`, `recall`, `density` and
+        `coverage` the first min(n, N) on both sides. `near_duplicates` is the share that is closer to a real image than
+        95% of real images are to one another; 0.05 is its value by chance. `score` uses only logits. For points also
+        `w2` and `sliced_w2`, which are distances in the space of the data.
         """
         count = min(len(features), len(self.features))
-        found = frechet_estimates(blocks, partial(frechet_distance, b=self.moments))
-        found["kd"] = kernel_distance(features, self.features, self.sums)
-        found |= neighbour_metrics(features[:count], self.features[:count], self._nearest_of(count))
-        found["near_duplicates"] = near_duplicates(features, self.features, self.duplicate_distance)
+        estimates = frechet_estimates(blocks, partial(frechet_distance, b=self.moments))
+        estimates["kd"] = kernel_distance(features, self.features, self.sums)
+        estimates |= neighbour_metrics(features[:count], self.features[:count], self._nearest_of(count))
+        estimates["near_duplicates"] = near_duplicates(features, self.features, self.duplicate_distance)
         if self.extractor_hash == COORDINATES_HASH:
-            found |= {"w2": w2(features, self.features), "sliced_w2": sliced_w2(features, self.features)}
-        return found if logits is None else found | {"score": inception_score(logits)}
+            estimates |= {"w2": w2(features, self.features), "sliced_w2": sliced_w2(features, self.features)}
+        return estimates if logits is None else estimates | {"score": inception_score(logits)}
 
     def _nearest_of(self, count: int) -> Tensor:
         if count not in self._nearest:
@@ -72,18 +72,19 @@ class Reference:
 
 
 def reference_of(features: Tensor, extractor_hash: str = "") -> Reference:
-    """What measurements against features (n, d) of an extractor need."""
+    """The reference with features (n, d) of an extractor, in this order."""
     duplicate = float(nearest_squared(features)[:, 0].quantile(DUPLICATE_QUANTILE))
     return Reference(features, moments(features), kernel_sums(features), duplicate, extractor_hash)
 
 
-def make_reference(found: Extracted, extractor_hash: str, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
-    """From the features (n, d) and logits of all real images: the reference file's content, and a summary.
+def make_reference(extracted: Extracted, extractor_hash: str, seed: int = 0) -> tuple[bytes, dict[str, Any]]:
+    """From the features (n, d) and logits of all real images: the content of the reference file, and a summary.
 
-    It holds each metric's floor: what one half of the real images scores against the other half, mean and standard
-    deviation over random splits. Halves of halves tell whether Frechet distances fall in proportion to the count.
+    The summary has each metric's floor: the score of one half of the real images against the other half, as mean and
+    standard deviation over random splits. Quarters show whether Frechet distances are proportional to 1 / count.
+    Raises StudyError for too few images.
     """
-    features, logits = found.features, found.logits
+    features, logits = extracted.features, extracted.logits
     half, quarter = len(features) // 2, len(features) // 4
     if half < 2 * JACKKNIFE_BLOCKS:
         raise StudyError(f"{len(features)} real images are too few to measure against; at least {4 * JACKKNIFE_BLOCKS}")
@@ -134,8 +135,8 @@ def _scores(features: Tensor, reference: Reference, logits: Tensor | None) -> di
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    found = torch.tensor(values, dtype=torch.float64)
-    return {"mean": float(found.mean()), "sd": float(found.std())}
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return {"mean": float(tensor.mean()), "sd": float(tensor.std())}
 
 
 def save_reference(content: bytes, folder: Path) -> None:
@@ -143,14 +144,14 @@ def save_reference(content: bytes, folder: Path) -> None:
 
 
 def load_reference(folder: Path, extractor_hash: str | None = None) -> Reference:
-    """The reference in a folder. Raises StudyError where it is missing, broken, or made by another extractor."""
+    """The reference in a folder. Raises StudyError if it is missing, broken, or of another extractor."""
     path = folder / "reference.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:
             extra = json.loads((file.metadata() or {})["reference"])
         tensors = load_file(path)
         rows = tensors["kernel_rows"]
-        found = Reference(
+        reference = Reference(
             tensors["features"],
             Moments(tensors["mean"], tensors["covariance"]),
             KernelSums(rows, rows, tensors["kernel_squares"]),
@@ -162,6 +163,6 @@ def load_reference(folder: Path, extractor_hash: str | None = None) -> Reference
         raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{path}: not a reference of this study ({error})") from None
-    if extractor_hash not in (None, found.extractor_hash):
-        raise StudyError(f"{path}: made by another extractor than the present one; run `dvc repro`")
-    return found
+    if extractor_hash not in (None, reference.extractor_hash):
+        raise StudyError(f"{path}: made with another extractor than the present one; run `dvc repro`")
+    return reference

@@ -28,11 +28,11 @@ def w2(x: Tensor, y: Tensor) -> Estimate:
     check_finite(x[:count])
     own, other = x[:count].double(), y[:count].double()
     costs = torch.cdist(own, other, compute_mode="donot_use_mm_for_euclid_dist").square()
-    square, found = ot.emd2([], [], costs.cpu().numpy(), numItermax=W2_ITERATIONS, log=True)
-    if found["warning"]:
-        raise StudyError(f"the Wasserstein distance of {count} points has no solution ({found['warning']})")
+    square, solution = ot.emd2([], [], costs.cpu().numpy(), numItermax=W2_ITERATIONS, log=True)
+    if solution["warning"]:
+        raise StudyError(f"the Wasserstein distance of {count} points has no solution ({solution['warning']})")
     distance = math.sqrt(max(square, 0.0))
-    spread = float(found["u"].std(ddof=1)) / math.sqrt(count)
+    spread = float(solution["u"].std(ddof=1)) / math.sqrt(count)
     return Estimate(distance, spread / (2 * distance) if distance else 0.0)
 
 

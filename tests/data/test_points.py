@@ -370,7 +370,7 @@ def test_a_dataset_of_points_is_not_mistaken_for_images() -> None:
     ("changed", "said"),
     [
         ({"features": {}}, "features.extractor: classifier takes images, and the data are points; write `coordinates`"),
-        ({"sets": {"theirs": {"source": "x.zip"}}}, "sets.theirs: a set holds images, and spiral are points"),
+        ({"sets": {"theirs": {"source": "x.zip"}}}, "sets.theirs: a set holds images, but the data spiral are points"),
         ({"data": {"source": "digits"}}, "features.extractor: coordinates takes points, and the data are images"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_wrong_value_is_told_in_one_line(tmp_path: Path, metric: str, wrong: C
         compare_curve(folder, REFERENCE)
     told = str(caught.value)
     assert told.startswith(f"edm: torch-fidelity finds {metric} = {right:.5g}"[:-1])
-    assert f"this study says {wrong(right):.8g}" in told and len(told.splitlines()) == 1
+    assert f"this study {wrong(right):.8g}" in told and len(told.splitlines()) == 1
 
 
 def test_a_value_within_the_tolerance_passes(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_library_that_finds_something_else_does_not_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     monkeypatch.setitem(agreement.LIBRARIES, "another", lambda x, y: {"kd": value})
-    with pytest.raises(StudyError, match=rf"another finds kd = {value:.8g}, but this study"):
+    with pytest.raises(StudyError, match=rf"another finds kd = {value:.8g}, and this study"):
         compare_curve(saved(tmp_path), REFERENCE)
 
 

@@ -160,7 +160,7 @@ def test_a_reference_of_another_extractor_is_refused(tmp_path: Path) -> None:
     save_reference(content, tmp_path)
     assert load_reference(tmp_path, "e").hash == summary["reference_hash"] == content_hash(content)
     assert summary["extractor_hash"] == "e"
-    with pytest.raises(StudyError, match="made by another extractor than the present one"):
+    with pytest.raises(StudyError, match="made with another extractor than the present one"):
         load_reference(tmp_path, "other")
 
 
