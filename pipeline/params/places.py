@@ -1,4 +1,4 @@
-"""Where study files stand, and that each has a name of its own."""
+"""The places of study files and of their graphs, and their names."""
 
 import os
 import re
@@ -13,10 +13,11 @@ from pipeline.common.errors import StudyError
 from pipeline.params.study import Study
 
 STUDIES = Path("studies")
+GRAPH = Path("../../dvc.yaml")  # the root's graph, from a folder in studies/
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, {} where there is none. Raises StudyError where it is not valid."""
+    """The content of a YAML file, {} if there is no file. Raises StudyError if it is not valid."""
     try:
         return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
@@ -25,37 +26,51 @@ def read_yaml(path: Path) -> Any:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
 
 
+def link_graph(folder: Path) -> None:
+    """Make dvc.yaml in a folder of studies/ a link to the graph of the root, which all studies share."""
+    link = folder / "dvc.yaml"
+    if link.is_symlink() and Path(os.readlink(link)) == GRAPH:
+        return
+    link.unlink(missing_ok=True)
+    link.symlink_to(GRAPH)
+
+
 def check_place(path: Path, study: Study) -> Path:
-    """The dvc.yaml beside a study file, below the repository's root as working folder. Raises StudyError where there is
-    none, where the study's section leads elsewhere, and where its name is another study's, be it but for case."""
-    graph, about = path.parent / "dvc.yaml", study.study
+    """The dvc.yaml beside a study file. The working folder is the root of the repository.
+
+    Raises StudyError if it is missing, if the `study` section does not lead to the root and back, or if another study
+    has the same name, whatever its case.
+    """
+    graph, info = path.parent / "dvc.yaml", study.study
     if not graph.is_file():
-        raise StudyError(f"{graph}: missing; copy the dvc.yaml of the root there")
-    if (graph.parent / about.root).resolve() != Path.cwd().resolve():
-        way = os.path.relpath(Path.cwd().resolve(), graph.parent.resolve())
-        raise StudyError(f"study.root: {about.root!r} does not lead to the repository's root; write {way}")
-    if Path(about.params).resolve() != path.resolve():
-        raise StudyError(f"study.params: {about.params!r} is not this file; write {os.path.relpath(path)}")
+        raise StudyError(
+            f"{graph}: missing; make it a link to the root's: ln -s {os.path.relpath('dvc.yaml', path.parent)} {graph}"
+        )
+    if (graph.parent / info.root).resolve() != Path.cwd().resolve():
+        root = os.path.relpath(Path.cwd().resolve(), graph.parent.resolve())
+        raise StudyError(f"study.root: {info.root!r} does not lead to the root of the repository; write {root}")
+    if Path(info.params).resolve() != path.resolve():
+        raise StudyError(f"study.params: {info.params!r} is not this file; write {os.path.relpath(path)}")
     for other, name in names_taken():
-        if name == about.name.lower() and other.resolve() != path.resolve():
-            raise StudyError(f"study.name: {about.name!r} is that of {other}, whose results it would replace")
+        if name == info.name.lower() and other.resolve() != path.resolve():
+            raise StudyError(f"study.name: {other} already has the name {info.name!r}; choose another one")
     return graph
 
 
 def names_taken() -> Iterator[tuple[Path, str]]:
-    """Every study file here, and the name in it in small letters, as some file systems take no others."""
+    """Every study file here, with its name in lower case, because some file systems ignore case."""
     for path in [Path("params.yaml"), *sorted(Path("studies").glob("[!.]*/params.yaml"))]:
-        with suppress(StudyError, KeyError, TypeError):  # its own check tells
+        with suppress(StudyError, KeyError, TypeError):  # each study's own check reports these
             yield path, str(read_yaml(path)["study"]["name"]).lower()
 
 
 def flow(value: Any) -> str:
-    """A value on one line of YAML, texts in double quotes where they may hold anything."""
+    """A value on one line of YAML, with text in double quotes unless it is a plain name."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, str):
         plain = re.fullmatch(r"[A-Za-z_][\w/]*|\.\./\.\.|studies/\w+/params\.yaml", value, re.A)
-        if plain and yaml.safe_load(value) == value:  # "no" and "null" are none
+        if plain and yaml.safe_load(value) == value:  # not so for "no" and "null"
             return value
         return _one_line(value, default_style='"', allow_unicode=True)
     return _one_line(value, default_flow_style=True)

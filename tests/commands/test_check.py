@@ -200,13 +200,13 @@ def test_what_the_machine_lacks_is_a_warning_and_the_preview_goes_on(
 
 
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
-    "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; copy the dvc.yaml"),
+    "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; make it a link"),
     "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the repository's root; "
                      "write ../.."),
     "another file": ("studies/y/params.yaml", {"name": "y", "root": "../.."}, "study.params: 'params.yaml' is not this "
                      "file; write studies/y/params.yaml"),
     "a name twice": ("studies/y/params.yaml", {"name": "tiny", "root": "../..", "params": "studies/y/params.yaml"},
-                     "study.name: 'tiny' is that of params.yaml, whose results it would replace"),
+                     "study.name: params.yaml already has the name 'tiny'"),
 }  # fmt: skip
 
 

@@ -147,7 +147,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The study of two scales in a repository of its own, as the working folder."""
     (folder := tmp_path / "studies/small").mkdir(parents=True)
     (folder / "params.yaml").write_text(TEXT)
-    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    (folder / "dvc.yaml").symlink_to("../../dvc.yaml")
     (tmp_path / "x.zip").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -160,13 +161,14 @@ def files(folder: Path) -> dict[str, str]:
 def test_another_preset_is_a_study_of_its_own(repository: Path) -> None:
     assert choose("small", "tiny") == "small_tiny"
     folder = Path("studies/small_tiny")
+    assert (folder / "dvc.yaml").readlink() == Path("../../dvc.yaml")
     assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
     lines, own = (folder / "params.yaml").read_text().splitlines(), TEXT.splitlines()
     assert lines.pop(1).startswith(MARK + "small PRESET=tiny`")
     assert [(old, new) for old, new in zip(own, lines, strict=True) if old != new] == [
         ("study: {name: small, root: ../.., params: studies/small/params.yaml}  # its names",
-         "study: {name: small_tiny, root: ../.., params: studies/small_tiny/params.yaml}  # its names"),
-        ("preset: large  # the one that holds", "preset: tiny  # the one that holds"),
+         "study: {name: small_tiny, root: ../.., params: studies/small_tiny/params.yaml} # its names"),
+        ("preset: large  # the one that holds", "preset: tiny   # the one that holds"),
     ]  # fmt: skip
     study = read_study(folder / "params.yaml")
     assert (study.preset, study.study.name, study.data.source, study.data.limit) == (
@@ -190,7 +192,7 @@ def test_other_data_takes_the_sources_place_in_a_folder_of_its_own(repository: P
     assert choose("small", "", path) == "small_large"
     study = read_study(Path("studies/small_large/params.yaml"))
     assert (study.data.source, study.data.labels, study.preset) == (path, False, "large")
-    assert "}  # where images are\n" in Path("studies/small_large/params.yaml").read_text()
+    assert "} # where images are\n" in Path("studies/small_large/params.yaml").read_text()
     choose("small", "tiny", path)
     study = read_study(Path("studies/small_tiny/params.yaml"))
     assert (study.data.source, study.data.limit) == (path, 300)
@@ -229,9 +231,9 @@ REFUSED: dict[str, tuple[tuple[str, str, str], str]] = {
     "a preset": (("small", "tinny", ""), "PRESET: no preset 'tinny'; did you mean 'tiny'? valid: large, tiny"),
     "no presets": (("bare", "tiny", ""), "PRESET: studies/bare/params.yaml has no presets; leave PRESET and DATA out"),
     "no data": (("small", "tiny", "digit"), "DATA: 'digit' is no folder, no .zip file, no .tar.gz of CIFAR-10 and no"),
-    "a set source": (("fixed", "tiny", "x.zip"), "presets.tiny.data.source: stands in the way of DATA=x.zip"),
-    "somebody's folder": (("small", "tiny", ""), "PRESET: studies/small_tiny is there already, and not written by"),
-    "somebody's name": (("small", "large", "x.zip"), "PRESET: studies/mine/params.yaml has the name small_large alr"),
+    "a set source": (("fixed", "tiny", "x.zip"), "presets.tiny.data.source: overrides DATA=x.zip"),
+    "somebody's folder": (("small", "tiny", ""), "PRESET: studies/small_tiny exists and was not written by PRESET"),
+    "somebody's name": (("small", "large", "x.zip"), "PRESET: studies/mine/params.yaml already has the name small_la"),
     "a bad row": (("broken", "tiny", ""), "curves.edm.rho: takes a number"),
 }
 

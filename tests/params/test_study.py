@@ -474,17 +474,17 @@ REFLOW = {"base": "flow", "pairs": "reflow"}
 BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model rows, the place, the cause
     "shift 0": ({"x": {"shift": 0}}, "models.x.shift: ", "greater than 0"),
     "negative shift": ({"x": {"noise": "flow_uniform", "shift": -2}}, "models.x.shift: ", "greater than 0"),
-    "k with unit": ({"x": {"k": 1}}, "models.x: ", "k: weighting unit has no k; leave it out or use p2"),
-    "k with min_snr": ({"x": {"weighting": "min_snr", "k": 1}}, "models.x: ", "k: weighting min_snr has no k"),
+    "k with unit": ({"x": {"k": 1}}, "models.x: ", "k: weighting unit does not use it; k is for p2"),
+    "k with min_snr": ({"x": {"weighting": "min_snr", "k": 1}}, "models.x: ", "k: weighting min_snr does not use it"),
     "gamma with snr": (
-        {"x": {"weighting": "snr", "gamma": 2}}, "models.x: ", "has no gamma; leave it out or use min_snr, p2"
+        {"x": {"weighting": "snr", "gamma": 2}}, "models.x: ", "does not use it; gamma is for min_snr, p2"
     ),
     "inherited gamma": (
         {"m": {"weighting": "min_snr", "gamma": 2}, "x": {"base": "m", "weighting": "snr"}},
         "models.x: ",
-        "gamma: weighting snr has no gamma",
+        "gamma: weighting snr does not use it",
     ),
-    "bias with p2": ({"x": {"weighting": "p2", "bias": 0}}, "models.x: ", "p2 has no bias; leave it out"),
+    "bias with p2": ({"x": {"weighting": "p2", "bias": 0}}, "models.x: ", "p2 does not use it; bias is for sigmoid"),
     "gamma 0": ({"x": {"weighting": "p2", "gamma": 0}}, "models.x.gamma: ", "greater than 0"),
     "score weights on x0": (
         {"x": {"weighting": "uniform_score", "parametrization": "vp_x0"}},
@@ -698,7 +698,7 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
     "labels in reflow": ({"base": "f", "pairs": "reflow", **CLASSES}, {}, "models.m", "labels: the images of pairs"),
     "flips in reflow": ({"base": "f", "pairs": "reflow", "flip": 0.5}, {}, "models.m", "flip: pairs reflow must not"),
     "more snapshots than steps": ({"images": 256, "snapshots": 3}, {}, "models.m", "the training has 2 steps"),
-    "a key of another network": ({"patch": 4}, {}, "models.m", "patch: network unet has no patch"),
+    "a key of another network": ({"patch": 4}, {}, "models.m", "patch: network unet does not use it"),
     "a row to be like": ({"like": {}}, {}, "models.m.like", "`resolve` fills"),
 }  # fmt: skip
 
