@@ -81,9 +81,9 @@ def verify(arguments: argparse.Namespace) -> None:
 
 
 def accept(arguments: argparse.Namespace) -> None:
-    from pipeline.commands.accept import main as accept_study
+    from pipeline.commands.accept import accept as accept_studies
 
-    accept_study(arguments.study)
+    accept_studies(arguments.study)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -147,7 +147,7 @@ def parser() -> Parser:
     command.add_argument("--scale", default="cpu", help="cpu (default) or published")
     command.add_argument("--labels", default="none", help="none (default) or classes: what networks are conditioned on")
     command = add(accept, "take new code for committed results, after a sample of the work came out the same", ())
-    command.add_argument("--study", required=True, metavar="NAME", help="a study, or all")
+    command.add_argument("--study", default="", metavar="NAME", help="a folder in studies/, or all; default: root")
     add(docs, "write docs/design-space.md and params.schema.json, which are made from the code", ())
     return found
 

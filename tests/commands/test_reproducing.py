@@ -13,7 +13,7 @@ import yaml
 
 from tests.commands.test_makefile import OF_MAKE
 from tests.imports import ROOT
-from tests.stages.test_graph import Workspace
+from tests.workspace import Workspace
 
 PAGE = (ROOT / "docs/reproducing.md").read_text()
 BLOCKS = [block.strip().splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)]

@@ -1,0 +1,304 @@
+"""`python -m pipeline accept`: take new code for committed results, after a sample of the work came out the same.
+
+For changes that are meant to leave every result as it is. For each stage that DVC calls stale, the new code does a
+sample of the work from nothing in a scratch folder: of each training the steps up to the first point of its training
+curve, for all seeds, and one training of the study to its end; of each curve one cell; all other stages as a whole.
+Only if every byte agrees does dvc.lock take the new code. The report is not sampled: `make repro` makes it again in
+seconds.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median_low
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.output import Output
+from dvc.repo import Repo
+from dvc.stage import Stage
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pipeline.commands.differences import first_difference
+from pipeline.common.devices import default_device, exact_device, to_device
+from pipeline.common.errors import StudyError
+from pipeline.common.files import SHORT_HASH, Paths, content_hash, read_json, write_json
+from pipeline.common.fingerprint import ROOT, code_hash
+from pipeline.common.machine import machine
+from pipeline.common.processes import workers_on
+from pipeline.common.threads import side_by_side
+from pipeline.data.dataset import Dataset, load_prepared, load_summary
+from pipeline.diffusion.denoiser import load_denoiser
+from pipeline.diffusion.weights import main_file
+from pipeline.evaluation.cell import Cell
+from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.sweep import measure_cell
+from pipeline.metrics.extractors.registry import load_extractor
+from pipeline.metrics.reference import load_reference
+from pipeline.params.places import STUDIES
+from pipeline.params.study import read_study
+from pipeline.sampling.fitted_grids import load_grids
+from pipeline.training.batches import Examples, Pairs
+from pipeline.training.checks import spec_of
+from pipeline.training.loop import advance, train_seeds
+from pipeline.training.pairs import reflow_pairs
+from pipeline.training.row import Model
+from pipeline.training.run import Run
+from pipeline.training.trained import save_models
+
+NOT_SAMPLED = ("resolve", "report")  # the first always runs, the last is made again
+
+
+def accept(name: str) -> None:
+    """Accept the present code for one study, a folder of studies/ or "" for the root study, or for "all" that have run.
+
+    Raises StudyError that names the first difference; then nothing of that study is accepted.
+    """
+    files = {"": Path("params.yaml")} | {path.parent.name: path for path in sorted(STUDIES.glob("*/params.yaml"))}
+    if name != "all" and name not in files:
+        raise StudyError(f"study {name!r}: no such study; valid: all, {', '.join(filter(None, files))}")
+    for path in files.values() if name == "all" else [files[name]]:
+        if path.with_name("dvc.lock").exists():
+            accept_study(path)
+        elif name != "all":
+            raise StudyError(f"{path.with_name('dvc.lock')}: missing; there are no results to accept: run `make repro`")
+
+
+def accept_study(params: Path) -> None:
+    """Accept the present code for the study of a params.yaml."""
+    study = read_study(params).study
+    paths, graph = Paths(study.name), params.with_name("dvc.yaml")
+    options = [f"--{key}={value}" for key, value in study.model_dump().items()]
+    _run_stage("resolve", options, Path.cwd())
+    try:
+        with Repo(_wait_for_lock=True) as repo:
+            stages = {stage.addressing.rpartition(":")[2]: stage for stage in repo.stage.collect(str(graph))}
+            stale = {name: stage for name, stage in stages.items() if _kind(name) not in NOT_SAMPLED and _stale(stage)}
+            if stale:
+                print(f"{study.name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
+                _check_outputs(repo, stale)
+                compared = Sample(paths, options, stale).compare()
+                for name in ("resolve", *stale):
+                    repo.commit(stages[name].addressing, force=True)
+    except DvcException as error:
+        raise StudyError(str(error)) from None
+    if not stale:
+        print(f"{study.name}: no stage is stale; there is nothing to accept")
+        return
+    code = {kind: code_hash(f"stages.{kind}") for kind in dict.fromkeys(map(_kind, stale))}
+    write_json(paths.reports / "accepted.json", {"machine": machine(default_device()), "code": code, **compared})
+    print(f"{study.name}: every byte agrees; dvc.lock has the new code ({paths.reports / 'accepted.json'})")
+
+
+def _kind(stage: str) -> str:
+    return stage.partition("@")[0]
+
+
+def _stale(stage: Stage) -> bool:
+    return bool(stage.changed_stage() or stage.changed_deps())
+
+
+def _check_outputs(repo: Repo, stale: dict[str, Stage]) -> None:
+    """Restore missing outputs from DVC's cache. Raises StudyError unless all are those in dvc.lock."""
+    for name, stage in stale.items():
+        for out in stage.outs:
+            if out.status() and out.use_cache and not Path(out.fs_path).exists():
+                repo.checkout([str(out.fs_path)], allow_missing=True)
+            if status := out.status():
+                reason = " ".join(status.values())
+                raise StudyError(
+                    f"{_place(out)}: {reason}, so it is not the output of {name} in dvc.lock; "
+                    "get that by `dvc pull`, or run the study with the code as it was"
+                )
+
+
+def _place(out: Output) -> str:
+    return os.path.relpath(out.fs_path, ROOT)
+
+
+def _run_stage(name: str, options: list[str], folder: Path) -> None:
+    """Run a stage in a folder. Raises StudyError with the stage's own line."""
+    kind, _, row = name.partition("@")
+    command = [sys.executable, "-m", f"stages.{kind}", *options, *([f"--row={row}"] if row else [])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise StudyError(f"{name}: {lines[-1].removeprefix('error: ')}")
+
+
+class Sample:
+    """A sample of the work of stale stages, to be compared with their outputs."""
+
+    def __init__(self, paths: Paths, options: list[str], stale: dict[str, Stage]) -> None:
+        self.paths, self.options, self.stale = paths, options, stale
+        accepted = paths.reports / "accepted.json"
+        self.known = read_json(accepted) if accepted.exists() else {}
+
+    def compare(self) -> dict[str, Any]:
+        """Do the work and compare it. Returns what was compared, for JSON. Raises StudyError for a difference."""
+        rows: dict[str, list[str]] = {"train": [], "sweep": []}
+        whole = []
+        for name in self.stale:
+            kind, _, row = name.partition("@")
+            if kind in rows:
+                rows[kind].append(row)
+                continue
+            print(f"{self.paths.study}: {name}", flush=True)
+            self._whole(name)
+            whole.append(name)
+        return {"whole": whole, "train": self._trainings(rows["train"]), "sweep": self._cells(rows["sweep"])}
+
+    def _whole(self, name: str) -> None:
+        """Run a stage in a scratch folder that has nothing but its dependencies, and compare its outputs."""
+        stage = self.stale[name]
+        with TemporaryDirectory() as scratch:
+            for dep in stage.deps:
+                link = Path(scratch, _place(dep))
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(dep.fs_path)
+            _absolute_source(Path(scratch, self.paths.rows))
+            _run_stage(name, self.options, Path(scratch))
+            for out in stage.outs:
+                if found := first_difference(Path(out.fs_path), Path(scratch, _place(out))):
+                    raise StudyError(f"{name}: {found}")
+
+    def _trainings(self, names: list[str]) -> dict[str, Any]:
+        """Compare the first steps of every training, and one whole training. Returns hashes of the former."""
+        if not names:
+            return {}
+        print(f"{self.paths.study}: the first steps of {len(names)} models, and all of {names[0]}", flush=True)
+        data, summary = load_prepared(self.paths.data), load_summary(self.paths.data)
+        models = {name: Model(**read_json(self.paths.row("models", name))) for name in self._all_models()}
+        seeds = [(name, seed) for name in names for seed in models[name].train_seeds]
+        tasks = [partial(self._first_steps, name, models, seed, data, summary) for name, seed in seeds]
+        hashes = side_by_side(tasks, workers_on(default_device()))
+        first: dict[str, Any] = {}
+        for (name, seed), found in zip(seeds, hashes, strict=True):
+            first.setdefault(name, {"outputs": self._lock_hash(name), "seeds": {}})["seeds"][str(seed)] = found
+        for name, found in first.items():
+            before = self.known.get("train", {}).get("first_steps", {}).get(name, {})
+            if before.get("outputs") == found["outputs"]:
+                for seed, each in found["seeds"].items():
+                    if before["seeds"].get(seed, each) != each:
+                        raise StudyError(f"train@{name}: seed {seed}: the weights differ after the first steps")
+        self._whole_training(names[0], models[names[0]], data, summary)
+        return {"first_steps": first, "whole": f"{names[0]}, seed {models[names[0]].train_seeds[0]}"}
+
+    def _all_models(self) -> list[str]:
+        names: list[str] = read_json(self.paths.rows / "models.json")
+        return names
+
+    def _lock_hash(self, model: str) -> str:
+        """The hash in dvc.lock of a model's weights."""
+        folder = self.paths.model(model)
+        return next(str(out.hash_info.value) for out in self.stale[f"train@{model}"].outs if _place(out) == str(folder))
+
+    def _first_steps(
+        self, name: str, models: dict[str, Model], seed: int, data: Dataset, summary: dict[str, Any]
+    ) -> str:
+        """Train up to the first point of the training curve, compare that point, and return a hash of the weights."""
+        row, device = models[name], default_device()
+        run = Run(spec_of(row, summary), row, seed, device)
+        images, labels = to_device(data.images, device), data.labels if row.labels == "classes" else None
+        examples = Examples(images, labels, self._pairs(models, row, seed))
+        for _ in run.stretches()[0]:
+            advance(run, examples)
+        now = {key: str(value) for key, value in run.curve()[0].items()}
+        file = self.paths.training_curve(name)
+        with open(file, newline="") as lines:
+            before = next((line for line in csv.DictReader(lines) if line["seed"] == str(seed)), None)
+        if before != now:
+            raise StudyError(f"train@{name}: {file}: the first point of seed {seed} is {now}, and {before} before")
+        tensors = {key: value.cpu().numpy().tobytes() for key, value in sorted(run.denoiser.state_dict().items())}
+        return content_hash(*tensors, *tensors.values())[:SHORT_HASH]
+
+    def _pairs(self, models: dict[str, Model], row: Model, seed: int) -> Pairs | None:
+        """The pairs that a row takes from its teacher, another row of the study that was trained before."""
+        if row.teacher is None:
+            return None
+        seedless = {"train_seeds": ()}
+        wanted = row.teacher.model_copy(update=seedless)
+        teacher = next(name for name, other in models.items() if other.model_copy(update=seedless) == wanted)
+        denoiser = load_denoiser(main_file(self.paths.model(teacher), seed)).to(default_device())
+        return reflow_pairs(denoiser, row.reflow_pairs, seed, default_device())
+
+    def _whole_training(self, name: str, row: Model, data: Dataset, summary: dict[str, Any]) -> None:
+        """Train one seed to its end and compare all files of weights."""
+        seed = row.train_seeds[0]
+        before = self.paths.model(name).resolve()
+        images = partial(train_seeds, row.model_copy(update={"train_seeds": (seed,)}), summary, data.images)
+        with _scratch_folder() as folder:
+            save_models(images(lambda count: None, labels=data.labels), folder)
+            for file in sorted(folder.iterdir()):
+                if found := first_difference(before / file.name, file):
+                    raise StudyError(f"train@{name}: {found}")
+
+    def _cells(self, names: list[str]) -> dict[str, Any]:
+        """Compare one cell of each curve: the median number of steps with the first seeds."""
+        if not names:
+            return {}
+        print(f"{self.paths.study}: one cell of {len(names)} curves", flush=True)
+        device = default_device()
+        extractor = load_extractor(self.paths.features).on(device)
+        reference = load_reference(self.paths.reference, extractor.hash).on(exact_device(device))
+        curves = {name: Curve(**read_json(self.paths.row("curves", name))) for name in names}
+        build = self.paths.build.resolve()
+
+        def task(name: str) -> dict[str, Any]:
+            curve = curves[name]
+            before = read_json(build / "curves" / name / "results.json")["cells"]
+            places = [(cell["steps"], (cell["train_seed"], cell["sample_seed"])) for cell in before]
+            if places != curve.cells():
+                raise StudyError(f"sweep@{name}: its row asks for other cells than it has; run `make repro`")
+            steps, seeds = median_low(sorted({steps for steps, _ in places})), curve.seeds[0]
+            grids = load_grids(build / "grids" / f"{curve.model}.json")
+            cell = measure_cell(curve, build / "models" / curve.model, grids, extractor, reference, seeds, steps)
+            self._compare_cell(name, before[places.index((steps, seeds))], cell, build / "curves" / name)
+            return {"steps": steps, "seeds": list(seeds)}
+
+        with _scratch_folder():
+            return dict(zip(names, side_by_side([partial(task, name) for name in names]), strict=True))
+
+    def _compare_cell(self, name: str, before: dict[str, Any], cell: Cell, folder: Path) -> None:
+        place = f"sweep@{name}: {cell.steps} steps, seeds {cell.train_seed} and {cell.sample_seed}"
+        now = json.loads(json.dumps(cell.record()))
+        for key in before | now:
+            if before.get(key) == now.get(key):
+                continue
+            for old, new in zip(before[key], now[key], strict=False) if key == "metrics" else ():
+                if old != new:
+                    raise StudyError(f"{place}: {old['metric']} is {new['value']!r}, and {old['value']!r} before")
+            raise StudyError(f"{place}: {key} is {now.get(key)!r}, and {before.get(key)!r} before")
+        try:
+            shown = load_file(folder / "images.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise StudyError(f"{folder / 'images.safetensors'}: {error}") from None
+        key = f"{cell.steps}/{cell.train_seed}/{cell.sample_seed}"
+        if not cell.failed and not shown[key].equal(cell.images):
+            raise StudyError(f"{place}: the images differ")
+
+
+def _absolute_source(rows: Path) -> None:
+    """Let rows that name images by a relative path name them by an absolute one."""
+    for file in [rows / "data.json", rows / "features.json", *rows.glob("sets/*.json")]:
+        row = read_json(file) if file.exists() else {}
+        for key in ("source", "weights"):
+            if row.get(key) and Path(row[key]).exists():
+                file.unlink()
+                write_json(file, row | {key: str(Path(row[key]).resolve())})
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """An empty folder to work in, so that nothing is taken from .cache."""
+    with TemporaryDirectory() as folder, chdir(folder):
+        yield Path(folder)
