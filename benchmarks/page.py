@@ -1,6 +1,6 @@
-"""What the report's page takes with 60 curves and 5,000 rows of results: a Markdown table of times, size and goals.
+"""Times and size of the report's page with 60 curves and 5,000 rows of results, as a Markdown table with goals.
 
-python -m benchmarks.page [--study NAME]: of made-up results, or the report of a study as it stands. Needs Chromium.
+python -m benchmarks.page [--study NAME]: of made-up results, or of the report of a study. Needs Chromium.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from tests.report.studies import made_up_study
 CURVES = 60
 SEEDS = [0, 1, 2, 3]
 REPETITIONS = 5
-SLOW = 60_000  # milliseconds to wait for a chart
+SLOW = 60_000  # milliseconds: timeout for a chart
 
-Row = tuple[str, str, str]  # what was measured, what was found, the goal
+Row = tuple[str, str, str]  # quantity, value, goal
 
 
 def made_up(folder: Path) -> tuple[Path, list[Row]]:
-    """The page of a study that nobody ran, and what making it took."""
+    """The page of made-up results, and the time to build it."""
     curves: dict[str, dict] = {"edm": {"model": "edm", "method": "EDM"}, "flow": {"model": "edm", "method": "flow"}}
     curves["flow"]["discretization"] = "flow"
     curves |= {f"rho_{i}": {"model": "edm", "rho": 1 + i / 4} for i in range(CURVES - len(curves))}
@@ -42,7 +42,7 @@ def made_up(folder: Path) -> tuple[Path, list[Row]]:
 
 
 def opened(page: Page, address: str) -> dict[str, float]:
-    """Milliseconds from the start of loading a page until it answers, and of what one does with it first."""
+    """Milliseconds until the page is interactive, and for the first actions on it."""
     page.goto(address)
     page.wait_for_selector("html.interactive")
     marks = "performance.getEntriesByName('interactive')[0].startTime"
@@ -91,7 +91,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path, rows = (Path("reports", study, "report.html"), []) if study else made_up(Path(folder))
         rows = [*rows, *measured(path)]
-    print("| what | found | goal |\n| --- | --- | --- |")
+    print("| quantity | value | goal |\n| --- | --- | --- |")
     for row in rows:
         print("| " + " | ".join(row) + " |")
 

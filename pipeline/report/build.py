@@ -1,4 +1,4 @@
-"""The report from a study's results: results.csv, figures, report.md and report.html."""
+"""Build the report of a study: results.csv, figures, report.md, report.html and the summary files."""
 
 from importlib.resources import files
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.data.dataset import described, shape_of
 from pipeline.metrics.wasserstein import W2_POINTS
 from pipeline.report.cells import behind
 from pipeline.report.findings import findings
-from pipeline.report.page import Markdown, escape, to_html, unmarked
+from pipeline.report.page import Markdown, bullets, escape, paragraphs, to_html, unmarked
 from pipeline.report.sections import (
     agreement,
     averages,
@@ -41,9 +41,9 @@ from pipeline.report.text import listed, number, percent
 
 
 def build(paths: Paths) -> None:
-    """Write a study's report from its results. The same results give the same bytes.
+    """Write the report of a study. The same results give the same bytes.
 
-    Each file is written whole, and none of them before all are made.
+    All contents are computed before the first file is written, and each file is written atomically.
     """
     with whole_folder(paths.reports / "figures") as figures:
         report = Report(paths, figures)
@@ -58,7 +58,7 @@ def build(paths: Paths) -> None:
 
 
 def csv_text(report: Report) -> str:
-    """results.csv; what an image set does not tell of itself is left empty."""
+    """The text of results.csv; unknown values of image sets are empty."""
     shown = report.results.astype({"steps": object, "nfe": object, "train_seed": object})
     unknown = shown.curve.isin(list(report.sets))
     shown.loc[unknown, ["steps", "train_seed"]] = None
@@ -67,7 +67,7 @@ def csv_text(report: Report) -> str:
 
 
 def provenance(report: Report) -> dict[str, Any]:
-    """Of every curve and image set: what it was measured with, where, its row, and the weights behind each seed."""
+    """For every curve and image set: its row, measurement, machine, and the checkpoint of each training seed."""
     found = {}
     for name, own in report.provenance.items():
         cells = report.results[report.results.curve == name].drop_duplicates("train_seed")
@@ -81,7 +81,7 @@ def provenance(report: Report) -> dict[str, Any]:
 
 
 def render(report: Report) -> str:
-    """The report as Markdown, numbers marked with their cells; draws its figures on the way."""
+    """Draw the figures and return the report as Markdown, with marks around numbers that link to cells."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=escape
     )
@@ -98,6 +98,8 @@ def render(report: Report) -> str:
     by_class = classes.section(report)
     others = [part["findings"] for part in (guided, averaged) if part]
     return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
+        bullets=bullets,
+        paragraphs=paragraphs,
         title=report.rows.title,
         report=report,
         methods=methods,

@@ -1,4 +1,4 @@
-"""What lies behind the page's numbers: every repetition's values, the rows and the hashes of each curve."""
+"""The data for the page's script: the values of every repetition, and the row and hashes of each curve."""
 
 import math
 from typing import Any
@@ -10,12 +10,12 @@ from pipeline.report.charts import rounded
 from pipeline.report.results import FAILED
 from pipeline.report.study import Report
 
-DERIVED = ("seeds", "differences", "axis", "explicit", "method")  # of a resolved row; no part of the row in params.yaml
+DERIVED = ("seeds", "differences", "axis", "explicit", "method")  # keys of a resolved row that are not in params.yaml
 
 
 def behind(report: Report) -> dict[str, Any]:
-    """All that the page's script reads, as it stands in JSON: of each metric its name, of each curve and image set its
-    cells, rows and hashes, and which curves each series of a chart stands for."""
+    """The JSON data of the page's script: the name of each metric; cells, rows and hashes of each curve and image set;
+    and the curves of each series in charts."""
     metrics = list(dict.fromkeys([*report.metrics, *report.results.metric[report.results.metric != FAILED]]))
     return {
         "headline": report.headline,
@@ -29,7 +29,7 @@ def behind(report: Report) -> dict[str, Any]:
 
 
 def series(report: Report) -> dict[str, list[str]]:
-    """What tables and charts call curves and image sets, and those that they mean."""
+    """label -> curves or image sets, for all labels in tables and charts."""
     found: dict[str, list[str]] = {}
     for name in [*report.curves, *report.sets]:
         own = {name, f"{name} (base)", report.label(name)}
@@ -40,8 +40,8 @@ def series(report: Report) -> dict[str, list[str]]:
 
 
 def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
-    """One curve's part. A cell: steps, NFE, training seed, sampling seed, place of its weights' hash, then the value
-    and the standard error of every metric."""
+    """The data of one curve. A cell has steps, NFE, training seed, sampling seed and the place of its weights' hash,
+    then the value and the standard error of every metric."""
     own, origin = report.results[report.results.curve == name], report.provenance[name]
     places = {metric: i for i, metric in enumerate(metrics)}
     weights = list(dict.fromkeys(own.checkpoint))
@@ -70,7 +70,7 @@ def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
 
 
 def _short(name: str, entry: Filed | None) -> str:
-    """A row by what it changes in its base."""
+    """A row as YAML, with its base and its changes."""
     if not entry or not entry.differences:
         return yaml.safe_dump({name: {}})
     changes = {key: _plain(value) for key, value in entry.differences.items()}
@@ -78,12 +78,12 @@ def _short(name: str, entry: Filed | None) -> str:
 
 
 def _text(report: Report, section: str, name: str) -> str:
-    """A row in full as YAML, with the defaults filled in; null where nothing is set."""
+    """A row as YAML with all defaults."""
     full = {key: _plain(value) for key, value in report.rows.flat(section, name).items() if key not in DERIVED}
     return yaml.safe_dump({name: full}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000)
 
 
 def _plain(value: Any) -> Any:
-    """A value without what YAML cannot say shortly: 3 for 3.0."""
+    """A value in its shortest YAML form: 3 for 3.0."""
     whole = isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < 1e6
     return int(value) if whole else value

@@ -1,7 +1,7 @@
-"""Figures as Vega-Lite charts: the same lines, colours and markers as in the PNG files, with every number behind them.
+"""Figures as Vega-Lite charts: the lines, colours and markers of the PNG files, with all their numbers.
 
-A chart is a plain dictionary that Vega-Lite draws anywhere. Names and labels are values of data, never names of fields,
-so that any text can stand in them. Panels stand in "hconcat", whose parts the page draws one by one.
+A chart is a dictionary in Vega-Lite's format. Names and labels are values of data and never names of fields, so they
+can be any text. Panels are the parts of "hconcat", which the page draws one by one.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.report.statistics import Floor, Interval
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-DIGITS = 6  # significant ones of every number
+DIGITS = 6  # significant digits of every number
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 GREY = "#888888"
 SHAPES = {
@@ -30,15 +30,15 @@ SHAPES = {
     ">": "triangle-right",
     "p": "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z",
 }  # matplotlib's markers
-REAL = "real against real"
-NFE = "number of function evaluations (NFE), counted"
-CURVES = {"series": "curves"}  # the series are curves by their labels, against counted NFE
+REAL = "floor (real data)"
+NFE = "number of function evaluations (NFE)"
+CURVES = {"series": "curves"}  # the series are labels of curves, x is the counted NFE
 MODELS = {"series": "models"}
-POINTS = {"note": "points"}  # a point's note is "curve (NFE)"
+POINTS = {"note": "points"}  # the note of a point is "curve (NFE)"
 
 
 class Look(NamedTuple):
-    """How a series is drawn: the place of its colour in the palette (None: grey), its marker (or none)."""
+    """The style of a series: the place of its colour in the palette (None: grey), and its marker (or none)."""
 
     colour: int | None = None
     marker: str = ""
@@ -49,7 +49,7 @@ class Look(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What an axis shows: its title, whether it is logarithmic, its ticks, their names and its ends where given."""
+    """An axis: its title, whether it is logarithmic, and optional ticks, tick names and ends."""
 
     title: str
     log: bool = True
@@ -62,15 +62,15 @@ Point = dict[str, Any]
 
 
 def rounded(value: float) -> float | None:
-    """A number as it stands in a chart or the page's data; None where there is none."""
+    """A number for a chart or the page's data; None if it is not finite."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def point(series: str, x: float, y: float, low: float = math.nan, high: float = math.nan, **more: Any) -> Point:
-    """A point of a series with its interval's ends, where they are known.
+    """A point of a series, with the ends of its interval if they are known.
 
-    more: `count`, the repetitions behind it; `note`, a text about it; `dashed`; `bar` instead of a band; `alone`, on no
-    line; `place` along a line that does not go from left to right.
+    more: `count`, its number of repetitions; `note`, a text; `dashed`; `bar` instead of a band; `alone`, not on a line;
+    `place`, its order along a line that does not go from left to right.
     """
     found: Point = {"series": series, "x": rounded(x), "y": rounded(y)}
     if math.isfinite(low) and math.isfinite(high) and high > low:
@@ -101,10 +101,10 @@ def chart(
     note: str = "",
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A chart of panels, title -> points; looks: of each series, in the order of the legend.
+    """A chart of panels, title -> points. looks: the style of each series, in the order of the legend.
 
-    band: what low and high are; steps: lines are steps; note: what a point's note says. Distances that are not above 0
-    make their axis linear near 0, as in the PNG. about: what the page's filter goes by, CURVES, MODELS or POINTS.
+    band: the name of low and high; steps: whether lines are steps; note: the title of notes. An axis with distances
+    that are not above 0 is linear near 0, as in the PNG. about: CURVES, MODELS or POINTS, for the page's filter.
     """
     drawn = [_panel(title, list(points), looks, x, y, band, steps, note) for title, points in panels.items()]
     head = {"$schema": SCHEMA} | ({"usermeta": about} if about else {})
@@ -143,10 +143,10 @@ def _panel(
 
 
 def _layers(points: list[Point], looks: dict[str, Look], x: Axis, steps: bool, clipped: bool) -> list[dict[str, Any]]:
-    """The marks that there are points for, from the back to the front."""
+    """The marks that have points, from back to front."""
     at = {"x": _position("x", x, points)}
     silent = {"tooltip": {"value": None}, "detail": {"field": "dashed", "type": "nominal"}}
-    # The lower end as it is drawn: a logarithmic axis has no 0.
+    # A logarithmic axis has no 0, so bands end at a twentieth of the mean.
     bottom = {"calculate": "datum.y > 0 ? max(datum.low, datum.y / 20) : datum.low", "as": "bottom"}
     ends = {"y": {"field": "bottom", "type": "quantitative"}, "y2": {"field": "high"}}
     dash = {"domain": [True], "range": [[6, 4]], "unknown": [1, 0]}
@@ -157,7 +157,7 @@ def _layers(points: list[Point], looks: dict[str, Look], x: Axis, steps: bool, c
     }
     shapes = [SHAPES.get(look.marker, "circle") for look in looks.values()]
     shape = {"field": "series", "type": "nominal", "scale": {"domain": list(looks), "range": shapes}, "legend": None}
-    unmarked = not any(look.marker for look in looks.values())  # its points are felt, not seen
+    unmarked = not any(look.marker for look in looks.values())  # invisible points still show tooltips
     dot = {"type": "point", "filled": True, "opacity": 0 if unmarked else 1, "size": 45, "clip": clipped}
     path = {"type": "line", "strokeWidth": 1.8} | ({"interpolate": "step-after"} if steps else {})
     level, placed = "datum.level === true", "datum.level !== true && isValid(datum.y)"
@@ -192,7 +192,7 @@ def _position(field: str, axis: Axis, points: Iterable[Point]) -> dict[str, Any]
     elif axis.log:
         scale |= {"type": "symlog", "constant": min(above, default=1.0)}
     if field == "y" and not axis.ends:
-        scale["padding"] = 8  # pixels, so that no marker is cut
+        scale["padding"] = 8  # pixels, so that markers are not cut off
     if axis.ends:
         scale["domain"] = [rounded(end) for end in axis.ends]
     elif field == "x" and values:
@@ -205,7 +205,7 @@ def _position(field: str, axis: Axis, points: Iterable[Point]) -> dict[str, Any]
 
 
 def _reached(points: Iterable[Point]) -> list[float]:
-    """All that a panel's vertical axis has to show, the ends of intervals as they are drawn."""
+    """All values on a panel's vertical axis, with the ends of intervals as drawn."""
     found = []
     for p in points:
         if p["y"] is not None:
@@ -215,7 +215,7 @@ def _reached(points: Iterable[Point]) -> list[float]:
 
 
 def _shown(axis: Axis, values: list[float]) -> dict[str, Any]:
-    """An axis's ticks and how they are labelled."""
+    """The ticks of an axis and their labels."""
     shown: dict[str, Any] = {"format": "~g", "labelOverlap": "greedy"}
     ticks = list(axis.ticks)
     low, high = axis.ends or (min(values, default=1.0), max(values, default=1.0))
@@ -229,7 +229,7 @@ def _shown(axis: Axis, values: list[float]) -> dict[str, Any]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Ticks of a logarithmic axis: the fewer of a decade, the more decades there are."""
+    """Ticks of a logarithmic axis, fewer per decade for more decades."""
     decades = math.log10(high / low)
     parts = (1,) if decades > 3.5 else (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -237,7 +237,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _tooltip(x: Axis, y: Axis, band: str, points: list[Point], note: str) -> list[dict[str, Any]]:
-    """What hovering shows, as far as there is any of it."""
+    """The fields of tooltips that any point has."""
 
     def number(field: str, title: str) -> dict[str, Any]:
         return {"field": field, "type": "quantitative", "title": title, "format": f".{DIGITS}~g"}

@@ -1,4 +1,4 @@
-"""What a set of images scores, in lines for a terminal."""
+"""The scores of a set of images as text for a terminal."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.names import label
 from pipeline.report.statistics import floor_of
 
-SMALL = 10  # samples for each feature, under which a set is called small
+SMALL = 10  # the least samples per feature without a warning
 
 
 def few(samples: int, dimensions: int) -> str:
-    """A warning where there are few samples for so many features, or nothing."""
-    return f"Small samples: {samples} for {dimensions} features. " if samples < SMALL * dimensions else ""
+    """A warning if there are few samples for the number of features."""
+    return f"Few samples: {samples} for {dimensions} features. " if samples < SMALL * dimensions else ""
 
 
 def lines(cells: list[Cell], extractor: Extractor, reference: dict[str, Any]) -> str:
-    """Every metric of a set's cells: mean, standard deviation over repetitions or standard error, and the floor.
+    """One line per metric: mean, standard deviation over repetitions (or standard error), and floor.
 
-    reference: its summary, as `make_reference` gives it.
+    cells: the repetitions of the set. reference: the summary from `make_reference`.
     """
     samples, dimensions, repetitions = cells[0].samples, cells[0].features.shape[1], len(cells)
     values = {m["metric"]: [c.metrics[i]["value"] for c in cells] for i, m in enumerate(cells[0].metrics)}
@@ -29,7 +29,7 @@ def lines(cells: list[Cell], extractor: Extractor, reference: dict[str, Any]) ->
     found = [
         f"{repetitions} x {samples} images by {extractor.name} ({extractor.hash[:SHORT_HASH]}) against all "
         f"{reference['images']} of the data set ({reference['reference_hash'][:SHORT_HASH]})",
-        f"{few(samples, dimensions)}The plain distance is too large by about {bias:.3g} at these counts.",
+        f"{few(samples, dimensions)}The plain distance has a bias of about {bias:.3g} at this number of samples.",
         f"{'':44}{'mean':>12}{'sd' if repetitions > 1 else 'se':>12}{'floor':>12}",
     ]
     for metric in cells[0].metrics:

@@ -1,13 +1,14 @@
-// What the report's page can do where scripts run: charts, a filter by curve, tables that sort and copy, and the cells
-// behind every number. Without it the page is complete: pictures, tables, and links to the rows of the design table.
+// The script of the report's page: charts, a filter by curve, tables that sort and copy, and the cells of every number.
+// Without it, the page shows pictures, tables, and links to the rows of the curves. It is one file of more than 400
+// lines because its parts share the filter and the data, and the page's policy names each script by its hash.
 (() => {
 "use strict";
 
 const behind = JSON.parse(document.getElementById("behind").textContent);
 const curves = new Map(behind.curves), models = new Map(behind.models), metrics = new Map(behind.metrics);
 const meanings = {curves: new Map(behind.series), models: curvesByModel()};
-const hidden = new Set();  // curves that the filter has taken out
-const figures = [];  // of each chart: {element, specs, muted, views, drawn}
+const hidden = new Set();  // curves that the filter hides
+const figures = [];  // {element, specs, muted, views, drawn} for each chart
 
 function curvesByModel() {
   const found = new Map();
@@ -17,7 +18,7 @@ function curvesByModel() {
   return found;
 }
 
-// An element with attributes and children; text never becomes markup.
+// An element with attributes and children. Text never becomes markup.
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -45,13 +46,13 @@ const SHAPES = {
   "triangle-left": "M-0.9,0L0.8,-0.9V0.9Z",
   "triangle-right": "M0.9,0L-0.8,-0.9V0.9Z",
 };
-// What the charts' library says on the console: of a chart that the filter has emptied, no warnings.
+// Log levels of the charts' library. A chart that the filter has emptied logs no warnings.
 const ERRORS = 1, WARNINGS = 2;
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 const tip = make("div", {id: "tip", role: "status"});
 let library;
 
-// The charts' library runs when the first chart comes near, not before the page can be read.
+// The charts' library runs when the first chart comes near, so that the page is readable at once.
 function charts() {
   if (library === undefined) {
     document.head.append(make("script", {}, document.getElementById("charts").textContent));
@@ -78,7 +79,7 @@ function prepare(element) {
   const shared = {...spec};
   delete shared.hconcat;
   const specs = (spec.hconcat ?? [spec]).map((part) => ({...shared, ...part}));
-  for (const {encoding} of specs) encoding.color.legend = null;  // the page's own stands below
+  for (const {encoding} of specs) encoding.color.legend = null;  // the page has its own legend below
   const figure = {element, specs, muted: new Set(), views: [], drawn: null, done: Promise.resolve(), meaning: spec.usermeta ?? {}};
   figure.ratio = specs.length > 1 ? 0.72 : 0.56;
   if (figure.meaning.series === "curves" || figure.meaning.note) element.classList.add("opens");
@@ -92,7 +93,7 @@ function visible(figure, point) {
   return !own.length || own.some((name) => !hidden.has(name));
 }
 
-// The curves that a point of a chart is about.
+// The curves of a point in a chart.
 function meant(figure, point) {
   const named = figure.meaning.note && /^([A-Za-z0-9_]{1,60}) \(\d+\)$/.exec(point.note ?? "");
   if (named) return curves.has(named[1]) ? [named[1]] : [];
@@ -129,7 +130,7 @@ async function draw(figure) {
   figure.element.dataset.ready = "";
 }
 
-// What is done with a chart is done one after the other. What the charts' library cannot draw stays a picture.
+// Actions on a chart run one after the other. If the charts' library fails, the picture stays.
 function show(figure) {
   figure.done = figure.done.then(() => draw(figure)).catch((error) => {
     figure.element.classList.remove("live");
@@ -144,14 +145,14 @@ function refresh(figure) {
   }));
 }
 
-// The points of a chart that are shown; a panel where there are none but levels says so instead.
+// The visible points of a panel; a panel with nothing but levels is marked as empty.
 function left(figure, i) {
   const points = figure.specs[i].data.values.filter((point) => visible(figure, point));
   figure.panels[i].classList.toggle("empty", points.every((point) => point.level));
   return points;
 }
 
-// The series of a chart with what they look like; a click takes one out of this chart.
+// The series of a chart with their styles; a click hides one in this chart.
 function legend(figure) {
   const box = make("div", {class: "legend"});
   const seen = new Set();
@@ -192,7 +193,7 @@ function swatch(colour, shape, points) {
   return picture;
 }
 
-// What hovering shows, letter by letter.
+// The tooltip, as literal text.
 function hover(handler, event, item, value) {
   tip.replaceChildren();
   if (value === null || value === undefined || value === "") {
@@ -264,7 +265,7 @@ function startFilter() {
     button("all", () => set(() => true)),
     button("none", () => set(() => false)),
     button("methods", () => set((name) => curves.get(name).method)),
-    button("only these", () => set(found), {title: "Only the curves that the search finds"}),
+    button("only these", () => set(found), {title: "Show only the curves that match the search"}),
     search);
   const control = make("details", {class: "filter", id: "filter"}, count, choices, list);
   const heading = document.querySelector("main h1");
@@ -289,8 +290,8 @@ function startFilter() {
 
 // ---- tables
 
-// A cell's number: "0.389 ± 0.02" by its mean, "35: −0.1 (−0.2 to 0)" by what is behind the colon, "equal" as a
-// difference of 0; NaN where there is none.
+// The number of a cell: the mean of "0.389 ± 0.02", the difference of "35: −0.1 (−0.2 to 0)", 0 for "equal"; otherwise
+// NaN.
 function number(text) {
   const own = text.replace(/^[^:]*: /, "");
   if (own === "equal") return 0;
@@ -343,7 +344,7 @@ const FORMATS = {
   },
 };
 
-// A table as it is shown: the rows that the filter leaves, in their order.
+// The visible rows of a table in their current order.
 function content(table) {
   return [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].map((cell) => ({
     text: cell.textContent.replace(/\s+/g, " ").trim(), bold: cell.querySelector("strong") !== null,
@@ -383,7 +384,7 @@ function startTables() {
       cell.setAttribute("title", "sort by this column");
     }
   }
-  // One listener for all headers: a click, or Enter, sorts up, then down, then as it was.
+  // One listener for all headers: a click or Enter sorts ascending, then descending, then restores the order.
   const act = (event) => {
     const cell = event.target.closest?.("main .wide th");
     if (!cell || (event.type === "keydown" && event.key !== "Enter" && event.key !== " ")) return;
@@ -397,14 +398,14 @@ function startTables() {
   document.addEventListener("keydown", act);
 }
 
-// ---- the cells behind a number
+// ---- the cells of a number
 
 const dialog = make("dialog", {id: "cell"});
 
 function repetitions(name, nfe, metric) {
   const own = curves.get(name), place = 5 + 2 * behind.metrics.findIndex(([key]) => key === metric);
   const steps = new Set(own.cells.filter((cell) => cell[1] === nfe).map((cell) => cell[0]));
-  // A point is a number of steps: an adaptive solver's repetitions may differ in what they cost.
+  // A point is a number of steps: the repetitions of an adaptive solver may differ in NFE.
   return own.cells.filter((cell) => steps.has(cell[0])).map(([taken, counted, training, sampling, weights, ...values]) => ({
     taken, counted, training, sampling, weights: own.weights[weights], value: values[place - 5], se: values[place - 4],
   }));
@@ -424,7 +425,7 @@ function about(name, nfe, metric) {
     digits(cell.se), cell.weights]);
   const facts = make("dl", {class: "facts"});
   const fact = (key, ...texts) => facts.append(make("dt", {}, key), make("dd", {}, ...texts));
-  fact("samples", `${own.samples} a repetition`);
+  fact("samples", `${own.samples} per repetition`);
   fact("extractor", make("code", {}, own.extractor));
   fact("reference", make("code", {}, own.reference));
   const failed = own.failed.filter(([cost]) => cost === nfe);
@@ -433,8 +434,8 @@ function about(name, nfe, metric) {
   const [short, model] = models.get(own.model) ?? ["", ""];
   const yaml = make("pre", {}, `${model ? `models:\n${indented(short)}` : ""}curves:\n${indented(own.short)}`);
   return make("section", {}, make("h3", {}, own.label === name ? name : `${own.label}, curve ${name}`),
-    grid(header, rows), facts, make("p", {}, "By what differs from its base:"), yaml,
-    full("the curve with all defaults", own.row), ...(model ? [full("its model with all defaults", model)] : []));
+    grid(header, rows), facts, make("p", {}, "Changes from its base, as in params.yaml:"), yaml,
+    full("The curve with all defaults", own.row), ...(model ? [full("Its model with all defaults", model)] : []));
 }
 
 const indented = (text) => text.replace(/^(?=.)/gm, "  ");
@@ -481,7 +482,7 @@ function startCells() {
   linked();
 }
 
-// Where the contents stand above the text they are not to push it away.
+// On narrow screens, the contents are above the text and start closed.
 const contents = document.querySelector("nav details");
 if (contents && !matchMedia("(min-width: 1180px)").matches) contents.open = false;
 startFilter();

@@ -1,7 +1,7 @@
-"""Markdown text and tables, and the report's HTML page: one file that asks for nothing else.
+"""Markdown text and tables, and the report's HTML page: one file without any request.
 
-The page is the Markdown, with what a browser can add: charts where the pictures stand, tables that sort and copy, and
-links from numbers to the cells behind them. Without scripts, and in print, it is the Markdown with its pictures.
+The page shows the Markdown and adds charts in place of the pictures, tables that sort and copy, and links from numbers
+to their cells. Without scripts, and in print, it shows the Markdown with its pictures.
 """
 
 import base64
@@ -9,7 +9,7 @@ import html
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -21,34 +21,34 @@ import vl_convert
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-LONG = 60  # letters: longer cells of a table are broken into lines
+LONG = 60  # characters: longer table cells wrap
 NOTHING: dict[str, Any] = {"headline": "", "metrics": [], "curves": [], "models": [], "series": []}
-LABELLED = "method"  # the header of first columns that hold what curves are called
-# A number that links to its cell stands between marks from Unicode's private use area, which go through Markdown as
-# letters do: OPEN, the place of the cell's key among all, MIDDLE, the number, CLOSE.
+LABELLED = "method"  # the header of first columns that hold labels of curves
+# Marks from Unicode's private use area surround a number that links to its cell, because Markdown treats them like
+# letters: OPEN, the place of the cell's key among all keys, MIDDLE, the number, CLOSE.
 OPEN, MIDDLE, CLOSE = "\ue000", "\ue001", "\ue002"
 MARKS = re.compile(f"{OPEN}([0-9]*){MIDDLE}|[{OPEN}{MIDDLE}{CLOSE}]")
 LINKED = re.compile(f"{OPEN}([0-9]+){MIDDLE}([^{OPEN}{MIDDLE}{CLOSE}]*){CLOSE}")
 
 
 class Markdown(str):
-    """Text that is Markdown already; everything else is escaped when it enters a template or a table."""
+    """Text that is Markdown; templates and tables escape all other text."""
 
 
 def escape(value: object) -> str:
-    """Text as Markdown that shows it letter by letter, on one line."""
+    """Markdown that shows a text literally, on one line."""
     if isinstance(value, Markdown):
         return value
     return re.sub(r"([\\`*\[\]<>|&~$!])", r"\\\1", " ".join(str(value).split()))
 
 
 def marked(text: str, place: int) -> str:
-    """A text that the page links to the cell at this place among all."""
+    """A text that the page links to the cell whose key is at this place."""
     return f"{OPEN}{place}{MIDDLE}{text}{CLOSE}"
 
 
 def unmarked(text: str) -> str:
-    """A text without any links to cells."""
+    """A text without marks of links to cells."""
     return MARKS.sub("", text)
 
 
@@ -57,7 +57,7 @@ def bold(value: object) -> Markdown:
 
 
 def code(name: str) -> Markdown:
-    """A validated name (letters, digits, underscores) in code type."""
+    """A validated name (letters, digits, underscores) as code."""
     return Markdown(f"`{name}`")
 
 
@@ -65,6 +65,15 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> Markdow
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return Markdown("\n".join("| " + " | ".join(escape(cell) for cell in line) + " |" for line in lines))
+
+
+def bullets(sentences: Iterable[object]) -> Markdown:
+    """A Markdown list."""
+    return Markdown("\n".join(f"- {escape(sentence)}" for sentence in sentences))
+
+
+def paragraphs(texts: Iterable[object]) -> Markdown:
+    return Markdown("\n\n".join(map(escape, texts)))
 
 
 class Heading(NamedTuple):
@@ -80,10 +89,10 @@ def to_html(
     behind: Mapping[str, Any] = NOTHING,
     keys: Sequence[str] = (),
 ) -> str:
-    """The page: Markdown without any raw HTML, its pictures and charts, found in `figures`, put inside.
+    """The page of a Markdown text, which contains no raw HTML, with the pictures and charts in `figures` embedded.
 
-    behind: what the page's script reads of curves and their cells (`cells.behind`); keys: of each cell that a number
-    links to, "curve/NFE/metric", with "/curve/NFE" after it where the number is the difference from another curve's.
+    behind: the data of curves and cells for the page's script, from `cells.behind`. keys: the keys of linked cells,
+    "curve/NFE/metric", and "curve/NFE/metric/curve/NFE" for a difference between two curves.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
@@ -103,7 +112,7 @@ def to_html(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        '<a class="skip" href="#report">To the report</a>\n'
+        '<a class="skip" href="#report">Skip to the report</a>\n'
         f"{_contents(headings)}"
         f'<main id="report">\n{body}</main>\n'
         f'<script type="application/json" id="behind">{data(behind)}</script>\n'
@@ -113,15 +122,15 @@ def to_html(
 
 
 def data(value: Any) -> str:
-    """JSON that no text in it can end the script element around it."""
+    """JSON in which no text can end the script element around it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
 
 @cache
 def library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, which asks for nothing else."""
-    # The two that would end a script element, or comment it out, can only stand in its strings.
+    """Vega, Vega-Lite and Vega-Embed as one script that makes no request."""
+    # Both texts would end or comment out the script element; in the bundle they occur only in strings.
     return (
         vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
         .replace("</script", "<\\/script")
@@ -135,18 +144,18 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """What a Content-Security-Policy calls a script or a style by."""
+    """The source expression of a script or a style in a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
 def _headings(tokens: list[Token]) -> list[Heading]:
-    """The headings, each with an id of its own from here on."""
+    """The headings; gives each a unique id."""
     found: list[Heading] = []
     for token, inside in pairwise(tokens):
         if token.type == "heading_open":
             text = unmarked(_text(inside))
             plain = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "section"
-            # A row's id begins with "curve-": no heading may be mistaken for one.
+            # Ids of rows begin with "curve-", ids of headings with "s-".
             slug, taken = f"s-{plain}", [other.slug for other in found]
             slug = next(s for i in range(len(taken) + 1) if (s := slug + (f"-{i + 1}" if i else "")) not in taken)
             token.attrSet("id", slug)
@@ -155,7 +164,7 @@ def _headings(tokens: list[Token]) -> list[Heading]:
 
 
 def _contents(headings: list[Heading]) -> str:
-    """The table of contents: sections, and below each its parts."""
+    """The table of contents: sections and their subsections."""
     lines: list[str] = []
     parts: list[str] = []
 
@@ -181,13 +190,13 @@ def _contents(headings: list[Heading]) -> str:
 
 
 def _text(token: Token) -> str:
-    """The letters of a piece of text, without its style."""
+    """The plain text of a token."""
     kinds = ("text", "code_inline", "softbreak")
     return "".join(c.content if c.type != "softbreak" else " " for c in token.children or [] if c.type in kinds)
 
 
 def _embed_figures(tokens: list[Token], figures: Path) -> None:
-    """Make every paragraph that is a picture a figure, with the picture inside, and its chart where there is one."""
+    """Turn every paragraph that is a picture into a figure with the embedded picture and its chart, if it has one."""
     for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
         for child in token.children or []:
             if child.type == "link_open" and (address := str(child.attrs["href"])).startswith("figures/"):
@@ -213,7 +222,7 @@ def _raw(content: str) -> Token:
 
 
 def _caption(alt: str, path: Path) -> str:
-    """What stands below a picture: its description, its files, and its chart for the page's script."""
+    """The caption of a picture: its description, its SVG file, and its chart for the page's script."""
     vectors, chart = path.with_suffix(".svg"), path.with_suffix(".json")
     link = f' <a href="figures/{html.escape(vectors.name)}" download>SVG</a>' if vectors.exists() else ""
     found = f"<figcaption>{html.escape(alt)}{link}</figcaption>"
@@ -224,8 +233,8 @@ def _caption(alt: str, path: Path) -> str:
 
 
 def _name_rows(tokens: list[Token], behind: Mapping[str, Any]) -> dict[str, str]:
-    """Say of every row of a table which curves it is about, and mark long cells; returns each curve's anchor: its row
-    in the table of all curves' settings."""
+    """Mark every table row with the curves that it describes, and long cells. Returns the anchor of each curve, which
+    is its row in the table of settings."""
     curves, by_label, by_model = [name for name, _ in behind["curves"]], dict(behind["series"]), _by_model(behind)
     sampled = [name for name, own in behind["curves"] if own["model"]]  # the others are image sets
     anchors: dict[str, str] = {}
@@ -252,11 +261,11 @@ def _name_rows(tokens: list[Token], behind: Mapping[str, Any]) -> dict[str, str]
             own = [text] if title in ("curve", "step") and text in curves else []
             if cells == 0 and not own:
                 own = by_model.get(text, []) if title == "model" else []
-                own = by_label.get(text, []) if title == LABELLED or title.startswith("minus ") else own
+                own = by_label.get(text, []) if title == LABELLED or title.startswith("difference from ") else own
             if own:
                 row.attrSet("data-curves", " ".join(own))
         elif before.type == "table_close" and list(rows) == sampled:
-            # Models may be called as curves are; the table of curves is the later one.
+            # A model may have the name of a curve; the table of curves comes after that of models.
             anchors = {name: f"curve-{name}" for name in rows}
             last = rows
     for name in anchors:
@@ -266,7 +275,7 @@ def _name_rows(tokens: list[Token], behind: Mapping[str, Any]) -> dict[str, str]
 
 
 def _by_model(behind: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The curves that sample each model."""
+    """The curves of each model."""
     found: dict[str, list[str]] = {}
     for name, own in behind["curves"]:
         if own["model"]:
@@ -275,13 +284,13 @@ def _by_model(behind: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _boxed(body: str) -> str:
-    """Every table in a box of its own in which it can be scrolled, also by keys."""
+    """Every table in a box that scrolls by mouse and keyboard."""
     box = '<div class="wide" tabindex="0" role="region" aria-label="Table"><table>'
     return body.replace("<table>", box).replace("</table>", "</table></div>")
 
 
 def _link(found: re.Match[str], keys: Sequence[str], anchors: Mapping[str, str]) -> str:
-    """A number as a link to its cell, and where there are no scripts to the row of its curve."""
+    """A number as a link to its cell; without scripts, to the row of its curve."""
     place, text = int(found[1]), found[2]
     key = keys[place] if place < len(keys) else ""
     anchor = anchors.get(key.split("/")[0])

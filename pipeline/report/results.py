@@ -12,15 +12,15 @@ from pipeline.common.machine import check_comparable
 from pipeline.params.resolved import ReportRows
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
-ORIGIN = ["extractor", "reference", "checkpoint"]  # the first digits of their hashes, behind COLUMNS
+ORIGIN = ["extractor", "reference", "checkpoint"]  # columns after COLUMNS: the first digits of hashes
 LOSS_COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
 TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]
-FAILED = "failed"  # the metric of a cell that gave no samples: its value is 1
+FAILED = "failed"  # the metric of a failed cell, with value 1
 
 
 class Failure(NamedTuple):
-    """A cell that gave no samples, and why, in one line."""
+    """A cell without samples, and the reason in one line."""
 
     curve: str
     nfe: int
@@ -29,7 +29,7 @@ class Failure(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All cells as one table, those that failed, each row's machine, and what each was measured with."""
+    """All cells as one table, the failed cells, and the machine and the measurement of each curve or image set."""
 
     table: pd.DataFrame
     failures: list[Failure]
@@ -38,14 +38,14 @@ class Results(NamedTuple):
 
 
 def read_results(paths: Paths, rows: ReportRows) -> Results:
-    """The results of the declared curves and image sets. Raises StudyError where they were not measured alike."""
+    """The results of all curves and image sets. Raises StudyError if they were not measured in the same way."""
     lines, failures, machines, provenance = [], [], {}, {}
     folders = {name: (paths.curve(name), entry.row.model) for name, entry in rows.curves.items()}
     folders |= {name: (paths.set(name), "") for name in rows.sets}
     for name, (folder, model) in folders.items():
         content = read_json(folder / "results.json")
         if not isinstance(content, dict) or not {"machine", "provenance", "cells"} <= content.keys():
-            raise StudyError(f"{folder / 'results.json'}: made by another version of the code; run `dvc repro`")
+            raise StudyError(f"{folder / 'results.json'}: written by another version of the code; run `dvc repro`")
         machines[name], own = content["machine"], content["provenance"]
         provenance[name] = own
         hashes = {"extractor": own["extractor_hash"][:SHORT_HASH], "reference": own["reference_hash"][:SHORT_HASH]}
@@ -61,18 +61,18 @@ def read_results(paths: Paths, rows: ReportRows) -> Results:
 
 
 def of_curve(results: pd.DataFrame, curve: str) -> pd.DataFrame:
-    """A curve's rows, each at the largest NFE of its point's repetitions, which an adaptive solver's may differ in.
+    """The rows of a curve, with the largest NFE among the repetitions of each point.
 
-    A point is a number of steps.
+    A point is a number of steps. The repetitions of an adaptive solver may differ in NFE.
     """
     own = results[results.curve == curve]
     return own.assign(nfe=own.groupby("steps").nfe.transform("max"))
 
 
 def cells(results: pd.DataFrame, curve: str, metric: str) -> pd.DataFrame:
-    """A curve's cells of one metric, without the points of which any repetition failed.
+    """The cells of a curve for one metric, without points that have a failed repetition.
 
-    An error of fit is no error of drawing the samples, and is left out.
+    The standard error of `fd_infinity` is that of a fit and not of drawing samples, so it becomes NaN.
     """
     return _of_metric(of_curve(results, curve), metric)
 
@@ -83,9 +83,9 @@ def _of_metric(own: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def at_budget(results: pd.DataFrame, curve: str, metric: str, budget: int) -> pd.DataFrame:
-    """A curve's value and se at its largest NFE within a budget, by (train seed, sample seed).
+    """nfe, value and se of a curve at its largest NFE within a budget, by (training seed, sampling seed).
 
-    Empty where there is none, or where that point failed: a smaller one does not take its place.
+    Empty if there is no such point or if it failed; a point of smaller NFE does not replace it.
     """
     own = of_curve(results, curve)
     found = _of_metric(own, metric)
@@ -94,30 +94,30 @@ def at_budget(results: pd.DataFrame, curve: str, metric: str, budget: int) -> pd
 
 
 def failed_at(results: pd.DataFrame, curve: str, budget: int) -> bool:
-    """Whether a curve's largest NFE within a budget is that of a point of which a repetition failed."""
+    """Whether a repetition of the point at a curve's largest NFE within a budget failed."""
     own = of_curve(results, curve)
     own = own[own.nfe <= budget]
     return bool((own[own.nfe == own.nfe.max()].metric == FAILED).any())
 
 
 def read_timings(paths: Paths) -> pd.DataFrame:
-    """What `make timings` measured, with at least TIMING_COLUMNS; empty where it has not."""
+    """The rows that `make timings` wrote, with TIMING_COLUMNS; empty if the file does not exist."""
     if not paths.timings.exists():
         return pd.DataFrame(columns=TIMING_COLUMNS)
     try:
         found = pd.read_csv(paths.timings, dtype={"curve": str, "checkpoint": str, "sampler": str})
         return found.astype({"nfe": int, "seconds_per_image": float})[TIMING_COLUMNS]
     except (KeyError, ValueError, TypeError) as error:
-        raise StudyError(f"{paths.timings}: broken ({error}); delete it, or measure again by `make timings`") from None
+        raise StudyError(f"{paths.timings}: broken ({error}); delete the file or run `make timings`") from None
 
 
 def read_losses(paths: Paths, models: Collection[str]) -> pd.DataFrame:
-    """Of every declared model, by training seed, state and noise level: its losses and gradients, with LOSS_COLUMNS.
+    """Losses and gradients of all models by seed, state and noise level, with LOSS_COLUMNS; NaN if not measured.
 
-    What could not be measured is NaN. Raises StudyError where the table is missing or broken, or a model is not in it.
+    Raises StudyError if the table is missing, broken, or has no row of a model.
     """
     names, numbers = ["model", "state"], ["sigma", "error", "loss", "gradient"]
-    unknown = {column: ["", "nan"] for column in numbers}  # a model may be called what pandas takes for a NaN
+    unknown = {column: ["", "nan"] for column in numbers}  # pandas would read a model called null as NaN
     try:
         found = pd.read_csv(paths.losses, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=unknown)
         found = found.astype({"train_seed": int} | dict.fromkeys(numbers, float))[LOSS_COLUMNS]
@@ -126,5 +126,5 @@ def read_losses(paths: Paths, models: Collection[str]) -> pd.DataFrame:
     except (KeyError, ValueError, TypeError) as error:
         raise StudyError(f"{paths.losses}: broken ({error}); run `dvc repro`") from None
     if missing := [name for name in models if not (found.model == name).any()]:
-        raise StudyError(f"{paths.losses}: nothing of model {missing[0]}; run `dvc repro`")
+        raise StudyError(f"{paths.losses}: no row of model {missing[0]}; run `dvc repro`")
     return found[found.model.isin(list(models))]

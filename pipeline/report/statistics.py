@@ -18,9 +18,9 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `count` repetitions and its 95% interval, whose ends are NaN where nothing is known of its error.
+    """A mean over `count` repetitions and its 95% confidence interval, with NaN ends if its error is unknown.
 
-    Where there is one repetition alone, the interval is that of drawing its samples, by the jackknife.
+    For a single repetition, it is the interval of drawing its samples, by the jackknife.
     """
 
     mean: float
@@ -34,7 +34,7 @@ class Interval:
 
 
 def interval(values: np.ndarray, se: float = math.nan) -> Interval:
-    """Student's interval of the mean of `values` (n,); of one value, that of its standard error from 20 blocks."""
+    """Student's interval of the mean of `values` (n,). A single value uses `se`, a standard error from 20 blocks."""
     mean, count = float(np.mean(values)), len(values)
     error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else se
     half = float(stdtrit((count if count > 1 else JACKKNIFE_BLOCKS) - 1, (1 + CONFIDENCE) / 2)) * error
@@ -42,25 +42,25 @@ def interval(values: np.ndarray, se: float = math.nan) -> Interval:
 
 
 def repeated(found: pd.DataFrame) -> np.ndarray:
-    """The values of repetitions, from cells by seed: one a training, where there are several, else one a sampling.
+    """The values of repetitions, from cells by seed: one per training, or one per sampling of a single training.
 
-    Samplings of one network share its luck; counting each of them would promise too narrow an interval.
+    Samplings of one network are correlated, so that counting each of them would make the interval too narrow.
     """
     by_training = found.value.groupby("train_seed").mean()
     return (by_training if len(by_training) > 1 else found.value).to_numpy()
 
 
 def estimate(found: pd.DataFrame) -> Interval:
-    """The mean of cells by seed and its interval."""
+    """The mean of cells, indexed by seeds, and its interval."""
     return interval(repeated(found), float(found.se.iloc[0]) if len(found) == 1 else math.nan)
 
 
 def difference(own: pd.DataFrame, base: pd.DataFrame) -> Interval | None:
-    """own - base over the seeds that both have, with an interval; None where they have none in common.
+    """own - base over their common seeds, with an interval; None without a common seed.
 
-    Both sides share their initial noise, and their network where the model is the same, so the differences are paired.
-    Of one repetition alone the two errors are added as if they were independent, which is too wide rather than too
-    narrow where the noise is shared.
+    Both sides share the initial noise, and the network if the model is the same, so the differences are paired. For a
+    single repetition, the two errors are added as if they were independent. With shared noise, this interval is too
+    wide rather than too narrow.
     """
     both = pd.concat([own, base.add_suffix("_base")], axis=1, join="inner")
     if both.empty:
@@ -70,12 +70,12 @@ def difference(own: pd.DataFrame, base: pd.DataFrame) -> Interval | None:
 
 
 def is_tie(found: Interval | None) -> bool:
-    """Whether a difference's interval holds 0. Where nothing is known of its error, nothing is decided: a tie."""
+    """Whether the interval of a difference contains 0. A difference of unknown error is a tie."""
     return found is None or math.isnan(found.low) or found.low <= 0 <= found.high
 
 
 def summarise(results: pd.DataFrame, curve: str, metric: str) -> dict[int, Interval]:
-    """A curve's mean and interval, by counted NFE."""
+    """The mean of a curve and its interval, by counted NFE."""
     return {int(nfe): estimate(group.set_index(SEEDS)) for nfe, group in cells(results, curve, metric).groupby("nfe")}
 
 
@@ -88,11 +88,11 @@ class Spread(NamedTuple):
 
 
 def spread(found: pd.DataFrame) -> Spread | None:
-    """What retraining and what resampling add, from cells of every training seed with every sampling seed.
+    """The components of variance from retraining and resampling, from cells of all pairs of seeds.
 
-    Two-way analysis of variance with random effects, since trainings share their sampling seeds: resampling one network
-    is the sampling seeds' own effect and the rest together. A negative estimate of a variance counts as 0. None where
-    there are fewer than two seeds of either.
+    Trainings share their sampling seeds, so this is a two-way analysis of variance with random effects. The variance of
+    resampling one network is that of the sampling seeds plus the residual. Negative estimates become 0. None with fewer
+    than two training seeds or sampling seeds.
     """
     grid = found.value.unstack("sample_seed")
     if min(grid.shape) < 2 or grid.isna().any(axis=None):
@@ -107,20 +107,22 @@ def spread(found: pd.DataFrame) -> Spread | None:
 
 
 class Floor(NamedTuple):
-    """What real images score where a generator could do no better: a mean, and the standard deviation over splits."""
+    """The score of real data against other real data: a mean, and the standard deviation over splits."""
 
     mean: float
     sd: float
 
 
 def floor_of(metric: str, measured: dict[str, Any], samples: int) -> Floor | None:
-    """The floor of a metric, from one half of the real images against the other; None where it was not measured.
+    """The floor of a metric, from two halves of the real data; None if it was not measured.
 
-    A Frechet distance between n and N images of one distribution is about c (1 / n + 1 / N) (Chong and Forsyth 2020),
-    without the first term where the bias is corrected; so the halves' floor is scaled to the counts in use. So is
-    the square of a sliced Wasserstein distance, since quantiles scatter likewise; an exact Wasserstein distance between
-    n points in the plane is about sqrt(log n / n) (Ajtai, Komlós and Tusnády 1984), of at most W2_POINTS of them. Every
-    other metric's floor stands as measured on halves.
+    measured: the summary of the reference. samples: the number of samples per measurement.
+
+    A Frechet distance between n and N images of one distribution is about c (1 / n + 1 / N) (Chong and Forsyth 2020);
+    the bias correction removes the first term. The floor of the halves is therefore scaled to the counts in use. The
+    square of a sliced Wasserstein distance scales in the same way, because quantiles do. An exact Wasserstein distance
+    between n points in the plane is about sqrt(log n / n) (Ajtai, Komlós and Tusnády 1984); it uses at most W2_POINTS
+    points. Floors of other metrics are not scaled.
     """
     if metric not in measured["floor"]:
         return None
@@ -141,14 +143,14 @@ def floor_of(metric: str, measured: dict[str, Any], samples: int) -> Floor | Non
 def nfe_to_reach(points: dict[int, float], best: float, floor: float, share: float) -> int | None:
     """The smallest NFE of points (nfe -> distance) whose excess over the floor is at most (1 + share) times the best's.
 
-    None where no point is. Where the best lies under the floor, whatever does not exceed the floor reaches.
+    None if no point qualifies. If the best is below the floor, every point that does not exceed the floor qualifies.
     """
     limit = max(floor, floor + (1 + share) * (best - floor))
     return min((nfe for nfe, value in points.items() if value <= limit), default=None)
 
 
 def pareto(points: Iterable[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
-    """Of (cost, distance, what it is) those that no other one beats in both, the cheapest first."""
+    """The Pareto front of (cost, distance, item), the cheapest first."""
     front: list[tuple[float, float, Any]] = []
     for point in sorted(points):
         if not front or point[1] < front[-1][1]:

@@ -1,4 +1,4 @@
-"""What every part of the report reads: the declared rows and their results, and how a number is written."""
+"""The rows of a study and their results, as every section of the report reads them."""
 
 import math
 from functools import cached_property
@@ -33,13 +33,13 @@ METRICS = (
 )
 
 
-APART = ("nfe", "seeds", "method")  # keys of a curve that do not say how it is sampled
-SMALL_BUDGET = 7  # a budget near it stands for few evaluations
-ROTATIONS = "rotation classifier"  # its classes are no kinds of images, so a score of their variety means nothing
+APART = ("nfe", "seeds", "method")  # keys of a curve that do not affect its sampling
+SMALL_BUDGET = 7  # the small budget of tables is the one nearest to it
+ROTATIONS = "rotation classifier"  # its classes are rotations, so an Inception score of it is meaningless
 
 
 class Report:
-    """The declared rows and their results. Raises StudyError where results were not measured alike."""
+    """All rows and their results. Raises StudyError if results were not measured in the same way."""
 
     def __init__(self, paths: Paths, figures: Path) -> None:
         self.paths, self.figures = paths, figures
@@ -51,7 +51,7 @@ class Report:
         self.extractor = read_json(paths.metrics("features", "extractor"))
         self.headline = headline(self.extractor["name"])  # the metric that is the score
         self.of_points = self.extractor["name"] == COORDINATES
-        self.thing = "point" if self.of_points else "image"  # what one of the data is
+        self.thing = "point" if self.of_points else "image"  # one item of the data
         self.things = self.thing + "s"
         self.reference = read_json(paths.metrics("reference", "floor"))
         self.agreement = read_json(paths.metrics("agreement", "libraries"))
@@ -66,14 +66,14 @@ class Report:
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}
         self.score = self.metric(self.headline)
         self._hashes: dict[str, str] = {}
-        self.links: dict[str, int] = {}  # the keys of the cells that numbers link to, in their order
+        self.links: dict[str, int] = {}  # the key of each linked cell -> its place
         self._rows = {name: own for name, own in self.results.groupby("curve", sort=False)}
         self._failed: dict[tuple[str, int], bool] = {}
         self._points: dict[tuple[str, str], dict[int, Interval]] = {}
         self._cells: dict[tuple[str, int, str], pd.DataFrame] = {}
 
     def _check_origins(self) -> None:
-        """Labels and floors must come from the extractor and the reference that the curves were measured with."""
+        """Raise StudyError if the extractor or the reference is not the one of the curves."""
         for place, found, key in (
             ("features/extractor", self.extractor.get("hash"), "extractor_hash"),
             ("reference/floor", self.reference.get("reference_hash"), "reference_hash"),
@@ -86,12 +86,12 @@ class Report:
 
     @cached_property
     def finished(self) -> bool:
-        """Whether any curve has a point that can be reported."""
+        """Whether any curve has a point."""
         return any(self.points(name) for name in self.curves)
 
     @cached_property
     def timings(self) -> pd.DataFrame:
-        """Seconds per image of the curves as they stand; what was measured of other weights or samplers is left out."""
+        """Seconds per image of the current curves, without timings of other weights or samplers."""
         found = read_timings(self.paths)
         checkpoints = self.results.drop_duplicates("curve").set_index("curve").checkpoint
         current = {name: (checkpoints.get(name), self.sampler(name)) for name in self.curves}
@@ -100,7 +100,7 @@ class Report:
 
     @cached_property
     def distinct(self) -> list[str]:
-        """The curves, without those that repeat points of an earlier one for other seeds."""
+        """The curves without those that only repeat points of an earlier curve with other seeds."""
         found: dict[str, tuple[Any, set[int]]] = {}
         for name, entry in self.curves.items():
             own = entry.row.model, self.sampler(name)
@@ -111,36 +111,38 @@ class Report:
 
     @cached_property
     def samplers(self) -> dict[str, list[str]]:
-        """The distinct curves of each model that is sampled in two ways or more."""
+        """The distinct curves of each model that has at least two."""
         found: dict[str, list[str]] = {}
         for name in self.distinct:
             found.setdefault(self.curves[name].row.model, []).append(name)
         return {model: names for model, names in found.items() if len(names) > 1}
 
     def metric(self, name: str) -> str:
-        """A metric as it is called with this extractor: only Inception's own features make a FID."""
+        """The name of a metric with this extractor: it is FID only with Inception features."""
         return label(name, self.extractor["name"], self.extractor["official"])
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics that were measured and mean something, in the order in which they are shown: the score first."""
+        """The measured, meaningful metrics in the order of the tables, the score first."""
         others = [metric for metric in METRICS if metric != self.headline]
-        meant = [m for m in (self.headline, *others) if m != "score" or self.extractor["name"] != ROTATIONS]
-        return [metric for metric in meant if (self.results.metric == metric).any()]
+        meaningful = [m for m in (self.headline, *others) if m != "score" or self.extractor["name"] != ROTATIONS]
+        return [metric for metric in meaningful if (self.results.metric == metric).any()]
 
     def floor(self, metric: str) -> Floor | None:
         return floor_of(metric, self.reference, self.rows.samples)
 
     @cached_property
     def score_floor(self) -> Floor:
-        """The floor of the score, without which there is no report."""
+        """The floor of the score. Raises StudyError if it was not measured."""
         found = self.floor(self.headline)
         if not found:
-            raise StudyError(f"{self.paths.reports}/metrics/reference/floor.json: {self.headline} has no floor")
+            raise StudyError(
+                f"{self.paths.reports}/metrics/reference/floor.json: {self.headline} was not measured; run `dvc repro`"
+            )
         return found
 
     def _of(self, curve: str) -> pd.DataFrame:
-        """A curve's own results: what is looked up in all of them again and again takes its time."""
+        """The results of a curve: repeated lookups in all results would be slow."""
         return self._rows.get(curve, self.results.iloc[:0])
 
     def label(self, name: str) -> str:
@@ -159,42 +161,41 @@ class Report:
         return self._hashes[curve]
 
     def budgets(self, curves: list[str]) -> list[int]:
-        """The budgets that any of these curves asks for."""
+        """The union of the budgets of these curves."""
         return sorted({budget for name in curves for budget in self.curves[name].row.nfe})
 
     def common_budgets(self, curves: list[str]) -> list[int]:
-        """The budgets that all of these curves ask for, whether or not they have a result there."""
+        """The budgets that all of these curves have in params.yaml, with or without a result."""
         return sorted(set.intersection(*(set(self.curves[name].row.nfe) for name in curves)))
 
     def having(self, curves: list[str], budget: int) -> list[str]:
-        """Those of the curves that have a result at a budget: it is theirs, and a point within it did not fail."""
+        """The curves with a result at a budget: it is one of their budgets, and the point within it did not fail."""
         return [n for n in curves if budget in self.curves[n].row.nfe and not self.cells(n, budget).empty]
 
     def missing(self, curve: str, budget: int) -> str:
-        """What stands where a curve has no result at a budget: "failed", or nothing where there is no point."""
+        """The text in place of a missing result at a budget: "failed", or nothing if the curve has no point there."""
         key = curve, budget
         if key not in self._failed:
             self._failed[key] = budget in self.curves[curve].row.nfe and failed_at(self._of(curve), curve, budget)
         return FAILED if self._failed[key] else ""
 
     def with_points(self, names: list[str]) -> list[str]:
-        """Those of the curves and image sets that have any point."""
+        """The curves and image sets that have any point."""
         return [name for name in names if self.points(name)]
 
     def cells(self, curve: str, budget: int, metric: str | None = None) -> pd.DataFrame:
-        """A curve's cells of a metric (None: the score) by seed within a budget, looked up once; empty where it has no
-        result there."""
+        """The cells of a curve for a metric (None: the score) within a budget, by seeds; empty without a result."""
         key = curve, budget, metric or self.headline
         if key not in self._cells:
             self._cells[key] = at_budget(self._of(curve), curve, key[2], budget)
         return self._cells[key]
 
     def estimate(self, curve: str, budget: int, metric: str | None = None) -> Interval:
-        """Of a curve that has a result at a budget."""
+        """The mean and interval of a curve that has a result at a budget."""
         return estimate(self.cells(curve, budget, metric))
 
     def stated_at(self, curve: str, budget: int, metric: str | None = None) -> str:
-        """A curve's mean at a budget with its 95% half width, or what stands where it has no result."""
+        """The mean of a curve at a budget with its 95% half width, or the text of a missing result."""
         if not self.having([curve], budget):
             return self.missing(curve, budget)
         return self.linked(stated(self.estimate(curve, budget, metric)), curve, self.nfe(curve, budget), metric)
@@ -202,13 +203,13 @@ class Report:
     def linked(
         self, text: str, curve: str, nfe: int, metric: str | None = None, base: tuple[str, int] = ("", 0)
     ) -> str:
-        """A number that the page links to the cells behind it: a curve's at a counted NFE, of a metric (None: the
-        score), and those of `base`, (curve, NFE), that it is the difference from."""
+        """A number that the page links to its cells: those of a curve at a counted NFE for a metric (None: the score)
+        and, for a difference, those of `base`, (curve, NFE)."""
         key = f"{curve}/{nfe}/{metric or self.headline}" + (f"/{base[0]}/{base[1]}" if base[0] else "")
         return marked(text, self.links.setdefault(key, len(self.links)))
 
     def compared(self, curve: str, base: str, budget: int) -> str:
-        """The paired difference of two curves that have a result at a budget, linked to the cells of both."""
+        """The paired difference of two curves that both have a result at a budget, linked to their cells."""
         text = stated_difference(difference(self.cells(curve, budget), self.cells(base, budget)))
         return self.linked(text, curve, self.nfe(curve, budget), base=(base, self.nfe(base, budget)))
 
@@ -224,18 +225,18 @@ class Report:
         return self.linked(stated(self.points(curve, metric)[nfe]), curve, nfe, metric)
 
     def once(self, curve: str, base: str, budget: int) -> str:
-        """What is to be said of a difference between two models of one training each: its interval knows nothing of
-        retraining, so that it tells these two networks apart and not what made them."""
+        """A remark on differences between two models of one training each: their intervals do not include retraining,
+        so they compare two networks and not two ways of training."""
         trained = [set(self.cells(name, budget).index.get_level_values(0)) for name in (curve, base)]
         another = self.curves[curve].row.model != self.curves[base].row.model
         return " (one training each)" if another and len(set.intersection(*trained)) < 2 else ""
 
     def nfe(self, curve: str, budget: int) -> int:
-        """What a curve that has a result at a budget really spends of it."""
+        """The NFE that a curve with a result at a budget uses."""
         return int(self.cells(curve, budget).nfe.iloc[0])
 
     def points(self, curve: str, metric: str | None = None) -> dict[int, Interval]:
-        """A curve's mean and interval by counted NFE, computed once."""
+        """The mean and interval of a curve by counted NFE."""
         key = curve, metric or self.headline
         if key not in self._points:
             self._points[key] = summarise(self._of(curve), *key)
@@ -252,7 +253,7 @@ class Report:
         return name, nfe, mean
 
     def best(self, curves: list[str], budget: int) -> list[str]:
-        """The curve of the smallest mean at a budget, then those that tie with it; empty where none has a result."""
+        """The curve of the smallest mean at a budget, then its ties; empty if no curve has a result."""
         having = self.having(curves, budget)
         if not having:
             return []
@@ -262,7 +263,7 @@ class Report:
 
     @cached_property
     def ablations(self) -> dict[str, list[str]]:
-        """The curves of each axis in which rows differ from their base, by title, methods left out."""
+        """The curves of each axis on which they differ from their base, by title, without methods."""
         found: dict[str, list[str]] = {}
         for name, entry in self.curves.items():
             if entry.axis and name not in self.methods:
@@ -270,10 +271,10 @@ class Report:
         return found
 
     def choice(self, name: str) -> str:
-        """What a row changes, as it stands in params.yaml: "rho 3", "P_mean -1 + P_std 1"."""
+        """The changes of a row as written in params.yaml: "rho 3", "P_mean -1 + P_std 1"."""
         return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name].differences.items()) or name
 
 
 def low_and_high(budgets: list[int]) -> list[int]:
-    """Of ascending budgets the one nearest to SMALL_BUDGET, in proportion, and the largest."""
+    """The budget nearest to SMALL_BUDGET, in ratio, and the largest one; `budgets` ascend."""
     return list(dict.fromkeys([min(budgets, key=lambda b: abs(math.log(b / SMALL_BUDGET))), budgets[-1]]))

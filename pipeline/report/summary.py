@@ -1,4 +1,4 @@
-"""The few numbers that `dvc metrics`, `dvc exp show` and `dvc plots` compare between runs."""
+"""The summary files that `dvc metrics`, `dvc exp show` and `dvc plots` compare between runs."""
 
 import math
 from typing import Any
@@ -8,14 +8,14 @@ import pandas as pd
 from pipeline.common.files import write_csv, write_json
 from pipeline.report.study import Report
 
-METHODS = "methods"  # the figure of the rows with a method; every other one is called as its axis
+METHODS = "methods"  # the figure of methods; other figures have the title of their axis
 CURVE_COLUMNS = ["figure", "curve", "nfe", "score", "low", "high"]
 TRAINING_COLUMNS = ["model", "images", "loss"]
 
 
 def write_summary(report: Report) -> None:
-    """Write summary.json, the study's metrics; curves.csv, every curve's mean score and interval by NFE; and
-    training.csv, every model's loss by images seen, the mean over its seeds."""
+    """Write summary.json, the study's metrics; curves.csv, the mean score and interval of every curve by NFE; and
+    training.csv, the mean loss over seeds of every model by images seen."""
     reports, numbers, points, losses = report.paths.reports, summary(report), curves(report), training(report)
     write_json(reports / "summary.json", numbers)
     write_csv(reports / "curves.csv", CURVE_COLUMNS, points)
@@ -23,9 +23,9 @@ def write_summary(report: Report) -> None:
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The methods' mean scores at the largest budget that they share, and the study's best, to six digits.
+    """The mean scores of methods at their largest common budget, and the best score of the study, to six digits.
 
-    A method without a result there is left out, and so is the best of a study that has none.
+    Methods without a result at this budget are omitted, as is the best score of a study without any result.
     """
     budget = max(report.common_budgets(report.methods), default=0)
     having = report.having(report.methods, budget)
@@ -44,7 +44,7 @@ def summary(report: Report) -> dict[str, Any]:
 
 
 def curves(report: Report) -> list[dict[str, object]]:
-    """The points of every curve, figure by figure; an axis' figure begins with the bases of its rows."""
+    """The points of every curve by figure; the figure of an axis begins with the bases of its rows."""
     figures = {METHODS: report.methods} | {
         title: [*dict.fromkeys([*(report.curves[name].base for name in names), *names])]
         for title, names in report.ablations.items()
@@ -59,7 +59,7 @@ def curves(report: Report) -> list[dict[str, object]]:
 
 
 def training(report: Report) -> list[dict[str, object]]:
-    """The declared models' training curves. Raises OSError where one is missing."""
+    """The training curves of all models. Raises OSError if one is missing."""
     return [
         {"model": name, "images": images, "loss": rounded(loss)}
         for name in report.models

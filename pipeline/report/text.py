@@ -8,7 +8,7 @@ from pipeline.report.statistics import Interval, is_tie
 
 
 def number(value: float) -> str:
-    """Three significant digits, no exponent but for the very small and the very large."""
+    """A number with three significant digits; with an exponent only if it is very small or very large."""
     size = abs(value)
     if size >= 999_999.5:
         return f"{value:.2e}"
@@ -23,7 +23,7 @@ def signed(value: float) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of a row."""
+    """A value of a row as text."""
     if value is None:
         return "none"
     if isinstance(value, list | tuple):
@@ -32,12 +32,12 @@ def plain(value: Any) -> str:
 
 
 def stated(found: Interval) -> str:
-    """A mean with its 95% half width, alone where nothing is known of its error."""
+    """A mean with the half width of its 95% interval, if that is known."""
     return number(found.mean) + ("" if math.isnan(found.low) else f" ± {number(found.half_width)}")
 
 
 def stated_difference(found: Interval | None) -> str:
-    """A difference with its interval, called a tie where that holds 0."""
+    """A difference with its 95% interval; a tie if the interval contains 0."""
     if found is None:
         return "no common seeds"
     if math.isnan(found.low):
@@ -48,19 +48,19 @@ def stated_difference(found: Interval | None) -> str:
     return text + (", tie" if is_tie(found) else "") + (", one repetition" if found.count < 2 else "")
 
 
-def apart_or_tied(found: Iterable[tuple[str, Interval | None]], with_what: str = "") -> list[str]:
-    """What differences, each behind what it is called, say: those that are told apart, then the names of the ties."""
-    pairs = list(found)
-    apart = [f"{called} {stated_difference(d)}" for called, d in pairs if not is_tie(d)]
-    same = [called for called, d in pairs if is_tie(d)]
+def apart_or_tied(named: Iterable[tuple[str, Interval | None]], with_what: str = "") -> list[str]:
+    """Texts for named differences: first the significant ones, then the names of all ties."""
+    pairs = list(named)
+    apart = [f"{name} {stated_difference(change)}" for name, change in pairs if not is_tie(change)]
+    same = [name for name, change in pairs if is_tie(change)]
     parts = [listed(apart)] if apart else []
     return parts + ([f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}{with_what}"] if same else [])
 
 
-def told(found: Interval | None, against: str) -> str:
-    """A difference from something, and whether it is told apart from it."""
-    verdict = "a tie" if is_tie(found) else "told apart"
-    return f"{stated_difference(found).replace(', tie', '')} against {against}, {verdict}"
+def relative(found: Interval | None, base: str) -> str:
+    """A difference from a base, and whether it is significant."""
+    verdict = "a tie" if is_tie(found) else "significant"
+    return f"{stated_difference(found).replace(', tie', '')} relative to {base}, {verdict}"
 
 
 def percent(share: float) -> str:

@@ -91,7 +91,7 @@ def test_two_samplers_are_two_families(tmp_path: Path, monkeypatch: pytest.Monke
     euler = {f"euler_{name}": own | {"solver": "euler"} for name, own in LENGTHS.items()}
     paths = study(tmp_path, LENGTHS | euler, {"short": LOW, "euler_short": HIGH})
     averages.section(Report(paths, tmp_path))
-    again = "edm, sampled as euler_edm"
+    again = "edm, sampled like euler_edm"
     assert list(figure["budget 8"]) == [
         f"{label}, {kind}" for label in ("edm", again) for kind in ("half-lives", "power functions")
     ]
@@ -130,13 +130,13 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     length = relative_length(Power(0.03), Model(**TRACKED).steps, 128)
     error = synthesis_of(Model(**TRACKED), Power(0.03)).error
     assert 0.001 < error < 0.1
-    assert made[2:5] == ["power function of sigma_rel 0.03", f"{length:#.3g}", f"synthesised, {100 * error:.1f}% off"]
+    assert made[2:5] == ["power function of sigma_rel 0.03", f"{length:#.3g}", f"synthesised, error {100 * error:.1f}%"]
     assert made[-1] == change
     assert found["table"].count("**") == 2
     assert found["findings"] == [
-        "Averages of the weights of edm, at a budget of 16: the power function of sigma_rel 0.03, of relative length "
-        f"{length:#.3g}, has the lowest mean bias-corrected FD (classifier), {change} against the model's own, told "
-        "apart."
+        "Weight averages of edm at a budget of 16: the power function of sigma_rel 0.03, with relative length "
+        f"{length:#.3g}, has the lowest mean bias-corrected FD (classifier), {change} relative to the model's own, "
+        "significant."
     ]
     assert list(figure) == ["budget 8", "budget 16"]
     means = {label: [p.mean for p in points.values()] for label, points in figure["budget 16"].items()}
@@ -152,10 +152,10 @@ def test_ties_and_the_models_own_are_said(tmp_path: Path, monkeypatch: pytest.Mo
         return finding(report, label, members)
 
     tie = said(SCORES | {"short": [4.0, 7.0, 6.7]})
-    assert ": the half-life of 300 images, of relative length " in tie
-    assert tie.count("tie") == 1 and tie.endswith(" against the model's own, a tie.")
+    assert ": the half-life of 300 images, with relative length " in tie
+    assert tie.count("tie") == 1 and tie.endswith(" relative to the model's own, a tie.")
     assert said(SCORES) == (
-        "Averages of the weights of edm, at a budget of 8: none tried scores lower than the model's own (half-life of "
+        "Weight averages of edm at a budget of 8: no average scores lower than the model's own (half-life of "
         "10000 images)."
     )
 
@@ -190,7 +190,7 @@ def test_what_is_hardly_off_is_not_called_exact(tmp_path: Path, monkeypatch: pyt
     [(label, members)] = families(report).items()
     members = [m._replace(error=None if m.error is None else 2e-6) for m in members]
     table = averages._table(report, {label: members}, [8])
-    assert row(table, "`made`", "---")[4] == "synthesised, less than 0.1% off"
+    assert row(table, "`made`", "---")[4] == "synthesised, error below 0.1%"
 
 
 def test_names_in_the_table_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +206,8 @@ def test_the_report_has_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     paths = study(tmp_path, LENGTHS, SCORES)
     build(paths)
     text = markdown(paths)
-    section = text.split("\n## Averages of the weights\n")[1].split("\n## ")[0]
-    assert "none tried scores lower than the model's own" in text
+    section = text.split("\n## Weight averages\n")[1].split("\n## ")[0]
+    assert "no average scores lower than the model's own" in text
     assert "(figures/ema_length.png)" in section and "| edm | `made` | power function" in section
     assert (paths.reports / "figures/ema_length.png").exists()
     assert "\n## Guidance\n" not in text

@@ -104,7 +104,7 @@ def test_too_few_of_a_class_have_no_distance(tmp_path: Path, monkeypatch: pytest
     found = classes.view(report, classes.read_real(report), "edm")
     assert found and [own is None for own in found.distances] == [False, True, True]
     build(paths)
-    text = (paths.reports / "report.md").read_text().split("## By class")[1]
+    text = (paths.reports / "report.md").read_text().split("## Results by class")[1]
     assert "too few" in text and "nan" not in text
 
 
@@ -113,11 +113,11 @@ def test_the_report_says_all_that_and_escapes_it(tmp_path: Path, monkeypatch: py
     paths = study(tmp_path)
     build(paths)
     text = (paths.reports / "report.md").read_text()
-    section = text.split("## By class")[1].split("\n## ")[0]
-    assert "100.0% of the real ones" in section and "<script" not in section.replace("\\<", "")
-    assert "Class by class, untold at NFE 7: it makes" in section
-    assert "three 0.56 times" in section and "furthest from real is three" in section
-    assert "100.0% of its samples are of the class that they were told" in section
+    section = text.split("## Results by class")[1].split("\n## ")[0]
+    assert "assigns 100.0% of the real images" in section and "<script" not in section.replace("\\<", "")
+    assert "Classes of untold at NFE 7: it generates" in section
+    assert "three 0.56 times" in section and "three has the largest distance" in section
+    assert "100.0% of its samples are in their requested class" in section
     assert (paths.reports / "figures/classes.png").stat().st_size > 5_000
 
 
@@ -126,11 +126,11 @@ def test_a_failed_cell_has_no_classes_and_says_so(tmp_path: Path, monkeypatch: p
     paths = study(tmp_path)
     write_bytes(paths.curve("told") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
     build(paths)
-    section = (paths.reports / "report.md").read_text().split("## By class")[1]
-    assert "Nothing is known of told here" in section
+    section = (paths.reports / "report.md").read_text().split("## Results by class")[1]
+    assert "told has no results by class" in section
     write_bytes(paths.curve("edm") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
     build(paths)
-    assert "## By class" not in (paths.reports / "report.md").read_text()
+    assert "## Results by class" not in (paths.reports / "report.md").read_text()
 
 
 def test_another_reference_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_another_reference_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     paths = study(tmp_path)
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor(list(COUNTS.values())))
     save_reference(make_reference(Extracted(drawn(labels, 9), None), "e" * 64)[0], paths.reference)
-    with pytest.raises(StudyError, match="not what the curves were measured against"):
+    with pytest.raises(StudyError, match="the curves were measured against another one"):
         build(paths)
 
 
@@ -147,8 +147,8 @@ def test_of_many_classes_the_furthest_are_shown(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(classes, "SHOWN", 1)
     paths = study(tmp_path, {"edm": CURVES["edm"]})
     build(paths)
-    section = (paths.reports / "report.md").read_text().split("## By class")[1].split("\n## ")[0]
-    assert "The 2 classes that are nearest to real ones are left out" in section
+    section = (paths.reports / "report.md").read_text().split("## Results by class")[1].split("\n## ")[0]
+    assert "The table omits the 2 classes with the smallest distances" in section
     assert "\n| three |" in section and "\n| two |" not in section
 
 

@@ -35,8 +35,8 @@ def test_solvers_have_their_orders_errors_and_distances(tmp_path: Path, monkeypa
     assert "| `rk45` | trajectories | adaptive | adaptive | 2 |" in text
     assert "| `Langevin` | sampled variance | 1 | not measured | 2 |" in text
     assert "| ddim, eta 1 | sampled variance | 1 | 0.97 | 2 |" in text
-    assert "Of 3 measured orders heun is furthest from theory: 1.90 where 2 is expected." in text
-    assert "Exact samples score 0.0120 (sd 0.00100), the grey line" in text
+    assert "Of 3 measured orders, that of heun deviates most from theory: 1.90 instead of 2." in text
+    assert "the distance of exact samples, 0.0120 (sd 0.00100)." in text
 
 
 def test_the_least_error_is_that_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +48,9 @@ def test_the_least_error_is_that_within_the_budget(tmp_path: Path, monkeypatch: 
     assert lines[1] == "| `heun` | **0.400 (7)** |" + 4 * " **0.100 (15)** |"
     said = "heun at 7 (0.400 at NFE 7), " + ", ".join(f"{b} (0.100 at NFE 15)" for b in (19, 35, 63))
     said += " and 127 (0.100 at NFE 15)."
-    assert f"The least error on the mixture, by budget of evaluations: {said}" in text
-    assert "The least error on the data, by budget of evaluations: heun at 7 (0.800 at NFE 7)" in text
-    assert "; ddim (eta 1) at 127 (0.0200 at NFE 64). Exact samples are at 0.0120 (sd 0.00100)." in text
+    assert f"Smallest error on the mixture, by budget (NFE): {said}" in text
+    assert "Smallest error on the data, by budget (NFE): heun at 7 (0.800 at NFE 7)" in text
+    assert "; ddim (eta 1) at 127 (0.0200 at NFE 64). Exact samples have a distance of 0.0120 (sd 0.00100)." in text
 
 
 @pytest.mark.parametrize("part", ["orders", "errors", "distances"])
@@ -59,7 +59,7 @@ def test_a_part_without_rows_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
     paths = built(tmp_path, **{part: []})
     drawn = {figure.stem for figure in paths.reports.glob("figures/oracle_*.png")}
     assert drawn == {"oracle_errors", "oracle_distances"} - {f"oracle_{part}"}
-    assert "furthest from theory" not in section(paths) or part != "orders"
+    assert "deviates most from theory" not in section(paths) or part != "orders"
 
 
 def test_an_error_of_0_is_told_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def grid_study(folder: Path, noise: float = 0.03, interaction: float = 0.0, seed
 
 
 def section(paths: Paths) -> str:
-    return markdown(paths).split("## Factorials")[1].split("\n## ")[0]
+    return markdown(paths).split("## Factorial designs")[1].split("\n## ")[0]
 
 
 def coded(levels: int) -> np.ndarray:
@@ -216,7 +216,7 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     build(paths)
     text = section(paths)
     assert "### Noise distribution and loss weighting" in text and "3 trainings of each model" in text
-    assert "Sampled as `m00` is." in text and "nan" not in text and "No analysis" not in text
+    assert "All models are sampled like `m00`." in text and "nan" not in text and "No analysis" not in text
     assert row(text, "residual", "###")[2] == "22 degrees of freedom"
     assert "F(3, 22)" in row(text, "| noise distribution", "test, budget")[2]
     assert row(text, "min_snr", "effect, budget")[:2] == ["loss weighting", "weighting min_snr"]
@@ -225,10 +225,12 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     cell = row(text, "`m23`", "interaction, budget 8")
     assert cell[:3] == ["P_mean 0", "weighting min_snr", "`m23`"] and "±" in cell[3]
     assert cell[4].startswith("0.9") and cell[4].endswith("to 1.01)")  # not bold
-    [said] = [line for line in markdown(paths).splitlines() if line.startswith("- Of 4 x 3 models over")]
-    assert "sampled as m00 and taken together, which tells apart what single rows may tie in, at a budget of 8 " in said
-    assert " at a budget of 8 noise distribution has the larger main effect (" in said
-    assert "p < 0.001; loss weighting " in said and said.endswith("cannot be told from chance.")
+    [said] = [
+        line for line in markdown(paths).splitlines() if line.startswith("- Factorial design of 4 x 3 models over")
+    ]
+    assert "sampled like m00, which can detect effects that tie in single comparisons: at a budget of 8, " in said
+    assert " at a budget of 8, noise distribution has the larger main effect (" in said
+    assert "p < 0.001; loss weighting " in said and said.endswith("is not significant.")
     assert (paths.reports / "figures/factorial_1.png").stat().st_size > 10_000
     before = (paths.reports / "report.html").read_bytes()
     build(paths)
@@ -238,22 +240,22 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_an_interaction_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, interaction=1.0), tmp_path)
-    [said] = [text for text in findings(report).more if text.startswith("Of 4 x 3")]
-    assert "and their interaction (" in said and said.endswith("p < 0.001) can be told from chance.")
+    [said] = [text for text in findings(report).more if text.startswith("Factorial design of 4 x 3")]
+    assert "and their interaction (" in said and said.endswith("p < 0.001) is significant.")
 
 
 def test_effects_that_chance_explains_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, noise=30.0), tmp_path)
-    [said] = [text for text in findings(report).more if text.startswith("Of 4 x 3")]
-    assert "neither main effect can be told from chance" in said
+    [said] = [text for text in findings(report).more if text.startswith("Factorial design of 4 x 3")]
+    assert "neither main effect is significant" in said
 
 
 def test_a_grid_without_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     build(paths)
-    assert "## Factorials" not in markdown(paths) and "models over" not in markdown(paths)
+    assert "## Factorial designs" not in markdown(paths) and "models over" not in markdown(paths)
 
 
 def test_a_cell_that_failed_is_named_and_nothing_is_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +301,7 @@ def test_what_has_no_logarithm_or_no_repetition_is_not_analysed(
     assert (tmp_path / shown["file"]).exists() and shown["sources"] == shown["effects"] == ""
     assert factorial.finding(report, grids(report)[0]) == ""
     [shown] = factorial.sections(Report(grid_study(tmp_path, seeds=1), tmp_path))
-    assert shown["lost"][0].startswith("No analysis at a budget of 8: with fewer than two repetitions ")
+    assert shown["lost"][0].startswith("No analysis at a budget of 8: it needs at least two repetitions")
     assert "nan" not in shown["cells"]
 
 
@@ -308,7 +310,7 @@ def test_samplings_are_blocks_where_there_is_one_training(tmp_path: Path, monkey
     own = models(train_seeds=[4])
     paths = made_up_study(tmp_path, curves(own), [0, 1, 2], models=own)
     build(paths)
-    assert "3 samplings of one training of each model, so" in section(paths)
+    assert "3 samplings of one training of each model." in section(paths)
     report = Report(paths, tmp_path)
     [grid] = grids(report)
     found = analysed(report, grid, 8)

@@ -52,14 +52,14 @@ def test_failed_cells_are_told_everywhere(tmp_path: Path, monkeypatch: pytest.Mo
     fail(paths, "rho_3", (3,), (0,))
     build(paths)
     text = markdown(paths)
-    assert "- 3 sets of samples failed, of flow and rho_3, and" in text
+    assert "- 3 sets of samples failed, of flow and rho_3. The" in text
     assert row(text, "`flow`", "## Failed measurements") == ["`flow`", "7", "(1, 1), (2, 2)", REASON]
     assert row(text, "`rho_3`", "## Failed measurements") == ["`rho_3`", "3", "(0, 0)", REASON]
     by_budget = row(text, "`flow`", "## Methods")
     assert by_budget[-1] == "failed" and "±" in by_budget[-2]
     assert row(text, "| flow", "Paired differences")[-1] == "failed"
     assert row(text, "`rho_3`", "### Rho")[3] == "failed" != row(text, "`rho_3`", "### Rho")[4]
-    assert row(text, "`flow`", "## Cost of coming near the best")[2] == "3"
+    assert row(text, "`flow`", "## Evaluations needed to approach")[2] == "3"
     assert "flow at NFE 7" not in text and "At a budget of 4" in text and "At a budget of 8" not in text
 
     found = pd.read_csv(paths.reports / "results.csv")
@@ -102,7 +102,7 @@ def test_curves_that_failed_wholly_break_nothing(
     for name in lost:
         if name in METHODS:
             assert row(text, f"`{name}`", "## Methods")[-2:] == ["failed", "failed"]
-        assert row(text, f"`{name}`", "## Cost of coming near the best")[1:3] == ["failed", ""]
+        assert row(text, f"`{name}`", "## Evaluations needed to approach")[1:3] == ["failed", ""]
     figures = {figure.stem for figure in (paths.reports / "figures").iterdir()}
     assert ("samples" in figures) is ("methods" in figures) is (not set(METHODS) <= set(lost))
     assert ("## Samples" in text) is ("samples" in figures)
@@ -122,12 +122,12 @@ def test_a_study_without_any_point_says_what_is_missing(
     build(paths)
     text = markdown(paths)
     first = text.split("## Findings")[1].split("\n## ")[0]
-    assert "No curve has a point that can be reported" in first and "Failed measurements" in first
+    assert "No curve has a result" in first and "Failed measurements" in first
     assert f"- {2 * len(seeds) * len(CURVES)} sets of samples failed, of edm, flow, " in first
     assert len([line for line in text.splitlines() if REASON in line]) == 2 * len(CURVES)
-    assert "nan" not in text and "best mean score" not in text and "## Cost of coming near" not in text
-    assert row(text, "`rho_3`", "## The design table")[-3:] == ["4: failed", "8: failed", "rho"]
-    for heading in ("Solvers on exact denoisers", "Trajectories", "Training", "Every setting", "What was run on what"):
+    assert "nan" not in text and "the best mean score of the study" not in text and "## Evaluations needed" not in text
+    assert row(text, "`rho_3`", "## Design choices")[-3:] == ["4: failed", "8: failed", "rho"]
+    for heading in ("Solvers on exact denoisers", "Trajectories", "Training", "All settings", "Provenance"):
         assert f"\n## {heading}\n" in text
     found = pd.read_csv(paths.reports / "results.csv")
     assert (found.metric == "failed").sum() == 2 * len(seeds) * len(CURVES)
@@ -145,9 +145,9 @@ def test_a_curve_above_its_budgets_has_points_and_no_failures(tmp_path: Path, mo
     first, second = row(text, "`flow`", "## Methods")[2:]
     assert first == "" and "±" in second  # NFE 6 within 8, nothing within 4
     assert row(text, "`rho_3`", "### Rho")[3:] == ["", ""]
-    assert row(text, "`rho_3`", "## Cost of coming near the best")[2] in ("20", "30")
-    assert "rho 3 has no result there" in text
-    assert "At a budget of 4 evaluations" not in text and "At a budget of 8 evaluations" in text
+    assert row(text, "`rho_3`", "## Evaluations needed to approach")[2] in ("20", "30")
+    assert "rho 3 has no result" in text
+    assert "At a budget of 4 evaluations," not in text and "At a budget of 8 evaluations," in text
 
 
 @pytest.mark.parametrize("name", ["edm", "flow", "rho_3", "weighted"])
@@ -167,7 +167,7 @@ def test_choices_are_compared_where_the_base_has_a_result(tmp_path: Path, monkey
     fail(paths, "rho_5", (3,), (1,))
     build(paths)
     text = markdown(paths)
-    [sentence] = [line for line in text.splitlines() if line.startswith("- Rho, against")]
+    [sentence] = [line for line in text.splitlines() if line.startswith("- Rho, relative to")]
     assert "at a budget of 4: " in sentence and sentence.endswith("; rho 5 failed.")
     assert row(text, "`rho_5`", "### Rho")[3:] == ["failed", "base failed"]
 
@@ -191,10 +191,10 @@ def test_the_best_sampler_of_each_model(tmp_path: Path, monkeypatch: pytest.Monk
     change(paths, "euler", {3: [1.1, 2.1, 3.1], 7: [4.0, 4.0, 4.0]})  # worse by 0.1 everywhere: none
     build(paths)
     text = markdown(paths)
-    header, _, *lines = text.split("## The best sampler of each model")[1].split("\n\n")[2].splitlines()
+    header, _, *lines = text.split("## Best sampler of each model")[1].split("\n\n")[2].splitlines()
     assert header == "| model | budget 4 | budget 8 |"
     assert lines == ["| `edm` | `rho_3` 2.00 ± 2.48; tie: `rho_5` | `rho_5` 3.00 ± 0 |"]
-    assert "Lowest score of the 6 ways to sample edm: rho_3 in a tie at 4; rho_5 at 8." in text
+    assert "Lowest score among the 6 samplers of edm, by budget (NFE): rho_3 tied at 4; rho_5 at 8." in text
 
 
 def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +205,8 @@ def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytes
     fail(paths, "rho_3", (3, 7), (1,))
     fail(paths, "rho_5", (3,), (1,))
     build(paths)
-    _, first, second = row(markdown(paths), "`edm`", "## The best sampler")
-    assert first == "failed" and second.startswith("`rho_5` ") and second.endswith(", alone")
+    _, first, second = row(markdown(paths), "`edm`", "## Best sampler")
+    assert first == "failed" and second.startswith("`rho_5` ") and second.endswith(", no other result")
 
 
 def test_samples_are_those_of_points_that_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,4 +241,4 @@ def test_names_of_any_letters_stay_text(tmp_path: Path, monkeypatch: pytest.Monk
     assert "b" not in page.tags and "<script>alert" not in content
     assert page.text.count(STRANGE) > 3 and (STRANGE * 9)[:200] in page.text and "\\frac{1}{0}" in page.text
     first = markdown(paths).split("\n## How to read")[0]
-    assert STRANGE in first and "1 set of samples failed, of flow," in first
+    assert STRANGE in first and "1 set of samples failed, of flow." in first

@@ -41,26 +41,23 @@ def test_methods_that_tie_from_a_budget_on_are_told(tmp_path: Path, monkeypatch:
     assert tied_from(report, [4]) == ("flow", "ddim") and tied_from(report, [8]) == ("edm", "flow")
     assert tied_from(report, [4, 8]) == ()
     first = findings(report).first
-    assert "Not told apart by paired differences: EDM and flow at 8." in first
-    assert (
-        f"Lowest {report.score} of the methods, by budget of evaluations: flow in a tie at 4; EDM in a tie at 8."
-        in (first)
-    )
+    assert "Methods that tie: EDM and flow at 8." in first
+    assert f"Lowest {report.score} among the methods, by budget (NFE): flow tied at 4; EDM tied at 8." in (first)
 
 
 def test_a_tie_that_grows_names_who_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scores = SCORES | {"flow": {3: [9.1, 9.1, 9.4], 7: [1.1, 1.1, 1.4]}, "ddim": {3: [1.0] * 3, 7: [1.1, 1.3, 1.2]}}
     _, report = study(tmp_path, scores, METHODS)
-    [text] = [text for text in findings(report).first if text.startswith("Not told apart")]
-    assert text.endswith(": EDM and flow from 4 evaluations on; DDIM with them at 8.")
+    [text] = [text for text in findings(report).first if text.startswith("Methods that tie")]
+    assert text.endswith(": EDM and flow from 4 evaluations on; also DDIM at 8.")
 
 
 def test_methods_that_never_tie_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scores = {name: {nfe: [k + v for v in BASE] for nfe in (3, 7)} for k, name in enumerate(METHODS)}
     _, report = study(tmp_path, scores, METHODS)
-    assert "No two methods tie at 8 evaluations, the largest budget that they share." in findings(report).first
+    assert "No two methods tie at 8 evaluations, their largest common budget." in findings(report).first
 
 
 def test_how_many_evaluations_a_method_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +69,7 @@ def test_how_many_evaluations_a_method_needs(tmp_path: Path, monkeypatch: pytest
     }
     _, report = study(tmp_path, scores, METHODS)
     [text] = [text for text in findings(report).first if text.startswith("Fewest evaluations")]
-    assert text.endswith("within 5% of its own best: EDM and DDIM with 3; flow with 7.")
+    assert text.endswith("within 5% of its lowest excess: EDM and DDIM with 3; flow with 7.")
 
 
 def shifted(by: float) -> dict[int, list[float]]:
@@ -93,12 +90,12 @@ def test_choices_are_counted_and_the_furthest_named(tmp_path: Path, monkeypatch:
     _, report = study(tmp_path, scores, rows)
     first, more = findings(report)
     [text] = [text for text in first if text.startswith("Of 5 choices")]
-    assert "2 are better, most of all rho 4: −0.500 (−0.500 to −0.500) from edm at 8; " in text
+    assert "2 are better, most of all rho 4: −0.500 (−0.500 to −0.500) relative to edm at 8; " in text
     assert "; 2 are worse, most of all rho 2: +3.00 " in text
-    assert text.endswith("; 1 ties. Chance alone sets about one in twenty apart.")
-    [text] = [text for text in more if text.startswith("Rho, against edm")]
-    assert "of 5 rows 1 ties; 2 are better, the best rho 4 −0.500 " in text
-    assert "2 are worse, the worst rho 2 +3.00 " in text
+    assert text.endswith("; 1 ties. By chance alone, about one in twenty would not tie.")
+    [text] = [text for text in more if text.startswith("Rho, relative to edm")]
+    assert "1 of 5 rows ties; 2 are better, the best is rho 4: −0.500 " in text
+    assert "2 are worse, the worst is rho 2: +3.00 " in text
     assert "rho 3" not in text and len(first) <= FIRST
 
 

@@ -102,7 +102,7 @@ def test_a_guide_that_is_never_asked_is_told_so_and_not_drawn(tmp_path: Path, mo
     shown = {budget: list(guidance._shown(report, family, budget)) for budget in (4, 8)}
     assert shown == {4: [1.0], 8: [1.0, 2.0, 3.0]}
     stated = {(name, b): guidance._stated(report, family, name, b) for name in family.curves.values() for b in (4, 8)}
-    assert [key for key, text in stated.items() if "never guided" in text] == [("limited_2", 4), ("limited_3", 4)]
+    assert [key for key, text in stated.items() if "guide never called" in text] == [("limited_2", 4), ("limited_3", 4)]
 
 
 def test_a_classifier_at_scale_0_is_no_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_one_guide_by_two_samplers_is_two_lines(tmp_path: Path, monkeypatch: pyt
     paths = study(tmp_path, SCALES | euler, {"euler_3": [1.0, 1.0, 1.0], "cfg_3": HIGH})
     guidance.section(Report(paths, tmp_path))
     lines = figures["guidance_scale"]["budget 8"]
-    assert list(lines) == ["classes, unconditional", "classes, unconditional, sampled as euler_2"]
+    assert list(lines) == ["classes, unconditional", "classes, unconditional, sampled like euler_2"]
     assert [own[3.0].mean for own in lines.values()] == [9, 1]
 
 
@@ -197,11 +197,13 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     assert own[6:] == ["", "0.500 ± 0", "0.750 ± 0"]
     assert row(table, "cfg_2", "---")[2:4] == ["2", "`cfg_2`"]
     assert row(table, "cfg_2", "---")[-3:] == [change, "0.625 ± 0", "0.500 ± 0"]
-    assert "budget 8 | budget 16 | minus no guidance, budget 16 | precision (classifier), budget 16 |" in heading
+    assert (
+        "budget 8 | budget 16 | difference from no guidance, budget 16 | precision (classifier), budget 16 |" in heading
+    )
     assert found["findings"] == [
-        "Guidance of classes (unconditional), at a budget of 16: scale 2 has the lowest mean bias-corrected FD "
-        f"(classifier), {change} against no guidance, told apart; from scale 1 to scale 3, precision goes from 0.500 "
-        "to 0.750 and recall goes from 0.750 to 0.250."
+        "Guidance of classes (unconditional) at a budget of 16: scale 2 has the lowest mean bias-corrected FD "
+        f"(classifier), {change} relative to no guidance, significant; from scale 1 to scale 3, precision changes from "
+        "0.500 to 0.750 and recall changes from 0.750 to 0.250."
     ]
     panels = figures["guidance_scale"]
     assert list(panels) == ["budget 8", "budget 16"]
@@ -216,7 +218,7 @@ def test_a_difference_that_holds_0_is_called_a_tie(tmp_path: Path, monkeypatch: 
     report = Report(study(tmp_path, SCALES, scores), tmp_path)
     [family] = families(report)
     half = stats.t.ppf(0.975, 2) * stats.tstd([-1, 1, -0.3]) / 3**0.5
-    said = f"−0.100 (−{0.1 + half:#.3g} to +{half - 0.1:#.3g}) against no guidance, a tie; from"
+    said = f"−0.100 (−{0.1 + half:#.3g} to +{half - 0.1:#.3g}) relative to no guidance, a tie; from"
     assert said in finding(report, family)
 
 
@@ -225,8 +227,8 @@ def test_where_no_scale_scores_lower_that_is_said(tmp_path: Path, monkeypatch: p
     report = Report(study(tmp_path, SCALES, {"classes": LOW, "cfg_2": HIGH, "cfg_3": HIGH}), tmp_path)
     [family] = families(report)
     assert finding(report, family).startswith(
-        "Guidance of classes (unconditional), at a budget of 8: no scale tried scores lower than classes without "
-        "guidance; from scale 1 to scale 3, precision goes from "
+        "Guidance of classes (unconditional) at a budget of 8: no scale scores lower than classes without "
+        "guidance; from scale 1 to scale 3, precision changes from "
     )
 
 
@@ -239,7 +241,7 @@ def test_what_failed_is_left_out_and_told_of(tmp_path: Path, monkeypatch: pytest
     assert found is not None
     assert row(found["table"], "cfg_3", "---")[4:] == ["failed", "", "failed", "failed"]
     [said] = found["findings"]
-    assert "; from scale 1 to scale 2, " in said and said.endswith("; there is no result at scale 3.")
+    assert "; from scale 1 to scale 2, " in said and said.endswith("; no result at scale 3.")
     assert list(figures["guidance_scale"]["budget 8"]["classes, unconditional"]) == [1, 2]
     assert list(figures["precision_recall"]["classes, unconditional"]) == [1, 2]
 
@@ -280,10 +282,11 @@ def test_the_report_has_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     build(paths)
     text = markdown(paths)
     section = text.split("\n## Guidance\n")[1].split("\n## ")[0]
-    assert "no scale tried scores lower than classes without guidance" in text
+    assert "no scale scores lower than classes without guidance" in text
     assert "(figures/guidance_scale.png)" in section and "(figures/precision_recall.png)" in section
     assert (
-        "the classifier beside classes tells the right class of 90.0% at sigma 0.01 and 10.0% at sigma 80." in section
+        "Accuracy of the classifier of classes on its training images with new noise: 90.0% at sigma 0.01 and 10.0% at "
+        "sigma 80." in section
     )
     for file in ("guidance_scale", "precision_recall"):
         assert (paths.reports / f"figures/{file}.png").exists()

@@ -187,8 +187,8 @@ def test_each_panels_legend_stands_beside_it(tmp_path: Path, monkeypatch: pytest
     [
         ((0.002, 0.0003), (0.02, 0.003), "is straighter than that of its base edm: 0.00200 (sd 3.0e-04) against 0.02"),
         ((0.03, 0.0003), (0.02, 0.0003), "is less straight than that of its base edm"),
-        ((0.019, 0.003), (0.02, 0.003), "is not told apart in straightness from that of its base edm"),
-        ((0.019, None), (0.02, 0.003), "is straighter than (one training, so by more than chance or not) that of"),
+        ((0.019, 0.003), (0.02, 0.003), "is not significantly straighter or less straight than that of its base edm"),
+        ((0.019, None), (0.02, 0.003), "is straighter than (one training, so significance is unknown) that of"),
     ],
 )
 def test_other_pairs_are_held_against_their_base(
@@ -262,11 +262,11 @@ def test_the_proposal_is_told_as_it_turned_out(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = built(moved_study(tmp_path, {"other": {"model": "moved"}, "far": {"model": "far"}}, scores, [0, 1, 2]))
-    assert "noise distribution with P_mean -0.95, P_std 1.1 is proposed" in text
-    assert "of edm (20000 images) learn; P_mean -1.2, P_std 1.2 are published" in text
+    assert "Proposed lognormal noise distribution: P_mean -0.95, P_std 1.1 (published: P_mean -1.2, P_std 1.2)." in text
+    assert "brief trainings of edm (20000 images) learn." in text
     assert "\n`edm_proposed: {base: edm, P_mean: -0.95, P_std: 1.1}`\n" in text
-    [sentence] = [line for line in text.splitlines() if "nearly this" in line]
-    assert sentence.startswith("moved has nearly this: ") and sentence.endswith(said)
+    [sentence] = [line for line in text.splitlines() if "is close to the proposal" in line]
+    assert sentence.startswith("moved is close to the proposal: ") and sentence.endswith(said)
     assert " of other minus that of edm at a budget of 8: " in sentence
 
 
@@ -275,25 +275,28 @@ def test_a_proposal_that_is_not_tried_alike_is_not_compared(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     scores = [1.0, 2.0]
     paths = moved_study(tmp_path, {"other": {"model": "moved", "rho": 3}, "far": {"model": "far"}}, scores, [0, 1])
-    assert "nearly this" not in built(paths)
+    assert "is close to the proposal" not in built(paths)
     paths = moved_study(tmp_path, {"other": {"model": "moved"}}, scores, [0, 1])
     write_json(paths.metrics("propose", "noise"), PROPOSAL | {"model": "far", "row": "`far` | x"})
     text = built(paths)
-    assert "nearly this" not in text and "\n`far | x`\n" in text
+    assert "is close to the proposal" not in text and "\n`far | x`\n" in text
 
 
 def test_where_nothing_is_proposed_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, EDM, [0])
     write_json(paths.metrics("propose", "noise"), PROPOSAL | {"P_mean": None, "P_std": None, "row": None})
-    assert "Brief trainings of edm (20000 images) learned nothing to go by." in built(paths)
+    assert (
+        "No noise distribution is proposed, because brief trainings of edm (20000 images) learn at no noise level."
+        in built(paths)
+    )
 
 
 def test_losses_that_are_missing_or_broken_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, EDM, [0])
     change_losses(paths, lambda found: found[found.model == "edm"])
-    with pytest.raises(StudyError, match=r"losses\.csv: nothing of model edm_snr; run `dvc repro`$"):
+    with pytest.raises(StudyError, match=r"losses\.csv: no row of model edm_snr; run `dvc repro`$"):
         build(paths)
     write_text(paths.losses, "model,sigma\nedm,3\n")
     with pytest.raises(StudyError, match=r"losses\.csv: broken"):

@@ -28,7 +28,7 @@ def test_every_metric_has_its_mean_its_spread_and_its_floor(values: list[float],
     """The floor of a Frechet distance at the counts in use: c = 100, 250 samples against 1000 images."""
     found = lines([cell(v, 25) for v in values], EXTRACTOR, REFERENCE).splitlines()
     assert found[0].startswith(f"{len(values)} x 250 images by classifier (eeeeeeeeeeee) against all 1000")
-    assert found[1] == "The plain distance is too large by about 0.25 at these counts."
+    assert found[1] == "The plain distance has a bias of about 0.25 at this number of samples."
     mean = sum(values) / len(values)
     assert found[3].split() == ["FD", "(classifier)", f"{mean:g}", spread, "0.5"]
     assert found[4].split()[-3:] == [f"{mean - 0.25:g}", spread, "0.1"]
@@ -36,7 +36,5 @@ def test_every_metric_has_its_mean_its_spread_and_its_floor(values: list[float],
 
 
 def test_few_samples_are_told() -> None:
-    assert (
-        lines([cell(1.0, 26)], EXTRACTOR, REFERENCE).splitlines()[1].startswith("Small samples: 250 for 26 features.")
-    )
+    assert lines([cell(1.0, 26)], EXTRACTOR, REFERENCE).splitlines()[1].startswith("Few samples: 250 for 26 features.")
     assert few(250, 25) == "" and few(249, 25)

@@ -38,8 +38,8 @@ def test_models_of_networks_that_cost_the_same_share_a_line(tmp_path: Path, monk
     paths = study(tmp_path, dit=DIT, heir=DIT, sized=SIZED)
     report = Report(paths, tmp_path)
     header, _, *lines = networks.section(report).splitlines()
-    costs = "| models | network | channels | parameters | MFLOPs per image | made to equal |"
-    assert header == f"{costs} {report.score} of the first, budget 8 |"
+    costs = "| models | network | channels | parameters | MFLOPs per image | matches |"
+    assert header == f"{costs} {report.score} of the first model, budget 8 |"
     assert lines == [
         f"| `edm` and `snr` | unet | 16 | 12,345 | 6.70 |  | {report.stated_at('edm', 8)} |",
         "| `dit` and `heir` | dit | 56 | 255,500 | 5.26 | FLOPs of `edm` (78.5%) and FLOPs of `dit` (100.0%) |  |",
@@ -61,7 +61,7 @@ def test_networks_are_compared_by_the_first_curves_sampler_where_all_have_a_budg
     write_json(file, json.loads(file.read_text()) | DIT)
     report = Report(paths, tmp_path)
     header, _, *lines = networks.section(report).splitlines()
-    assert header.endswith(" of the first, budget 8 |")
+    assert header.endswith(" of the first model, budget 8 |")
     assert [line.split(" | ")[-1] for line in lines] == [f"{report.stated_at(n, 8)} |" for n in ("edm", "dit")]
 
 

@@ -57,17 +57,17 @@ def test_a_path_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     build(study)
     text = markdown(study).split("## Cumulative paths")[1].split("\n## ")[0]
     assert "### From `config_a` to `config_e`" in text and "### From `config_a` to `config_f`" in text
-    assert "| step | changes | budget 4 | budget 8 | minus the step before, budget 8 |" in text
-    assert row(text, "`config_a`", "changes")[1] == "" == row(text, "`config_a`", "changes")[-1]
-    assert row(text, "`config_c`", "changes")[1] == "channels 24"
+    assert "| step | change | budget 4 | budget 8 | difference from the previous step, budget 8 |" in text
+    assert row(text, "`config_a`", "change |")[1] == "" == row(text, "`config_a`", "change |")[-1]
+    assert row(text, "`config_c`", "change |")[1] == "channels 24"
     assert row(text, "`config_f`", "to `config_f`")[1] == "noise flow_uniform + solver euler"
-    step = row(text, "`config_e`", "changes")
+    step = row(text, "`config_e`", "change |")
     assert step[1] == "noise lognormal + weighting min_snr" and step[3] == "1.50 ± 2.62"
     assert step[4] == "−0.500 (−0.748 to −0.252)"
-    assert row(text, "`config_b`", "changes")[4] == "equal" and "nan" not in text
-    [said] = [line for line in markdown(study).splitlines() if line.startswith("- Along config_a to config_e")]
-    assert "step by step at a budget of 8: config_e −0.500 (−0.748 to −0.252); " in said
-    assert said.endswith("tie with the step before.")
+    assert row(text, "`config_b`", "change |")[4] == "equal" and "nan" not in text
+    [said] = [line for line in markdown(study).splitlines() if line.startswith("- Path from config_a to config_e")]
+    assert "each step relative to the previous one at a budget of 8: config_e −0.500 (−0.748 to −0.252); " in said
+    assert said.endswith("tie with the previous step.")
     figures = {figure.name for figure in (study.reports / "figures").iterdir() if figure.name.startswith("path_")}
     assert figures == {f"path_{end}.{kind}" for end in ("config_e", "config_f") for kind in ("png", "svg", "json")}
     before = (study.reports / "report.html").read_bytes()
@@ -88,8 +88,8 @@ def test_steps_that_failed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fail(study, "config_b", (7,), (1,))
     build(study)
     text = markdown(study).split("## Cumulative paths")[1].split("\n## ")[0]
-    assert row(text, "`config_b`", "changes")[3:] == ["failed", "failed"]
-    assert row(text, "`config_c`", "changes")[4] == "config_b failed" and "nan" not in text
+    assert row(text, "`config_b`", "change |")[3:] == ["failed", "failed"]
+    assert row(text, "`config_c`", "change |")[4] == "config_b failed" and "nan" not in text
     study = made_up_study(tmp_path, CHAIN, [0, 1], models=MODELS)
     for name in CHAIN:
         if name != "config_f":
@@ -98,7 +98,7 @@ def test_steps_that_failed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     build(study)
     assert not (study.reports / "figures/path_config_e.png").exists()
     text = markdown(study).split("## Cumulative paths")[1]
-    assert row(text, "`config_d`", "changes")[2:] == ["failed", "failed", "failed"]
+    assert row(text, "`config_d`", "change |")[2:] == ["failed", "failed", "failed"]
 
 
 def test_steps_need_no_budget_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,4 +108,4 @@ def test_steps_need_no_budget_in_common(tmp_path: Path, monkeypatch: pytest.Monk
     build(study)
     text = markdown(study).split("## Cumulative paths")[1].split("\n## ")[0]
     assert row(text, "step", "### From")[2:5] == ["budget 4", "budget 8", "budget 35"] and "nan" not in text
-    assert row(text, "`config_b`", "changes")[3] == ""
+    assert row(text, "`config_b`", "change |")[3] == ""

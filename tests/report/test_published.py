@@ -58,7 +58,7 @@ def test_published_values_stand_beside_the_nearest_that_was_measured(
     }
 
     report = after["report.md"].decode()
-    part = report[report.index("## Published beside") : report.index("## How to read the numbers")]
+    part = report[report.index("## Published and") : report.index("## How to read the numbers")]
     lines = [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("| `")]
     assert [line[0].strip("| ") for line in lines] == ["`edm`", "`rho_3`", "`rho_3`"]
     told = [(line[-6], line[-5], line[-3]) for line in lines]  # their NFE and value, ours
@@ -68,10 +68,10 @@ def test_published_values_stand_beside_the_nearest_that_was_measured(
         values = [m["value"] for c in fd[name] if c["nfe"] == nfe for m in c["metrics"] if m["metric"] == "fd"]
         assert line[-4].startswith(f"{sum(values) / 3:.2f} ± ")
     assert [line[-2] for line in lines] == ["200,000,000", "", ""] and lines[0][-1] == "140,000 |"
-    assert "trained on 140,000 images, the published ones, where it is known, on 200,000,000." in part
+    assert "our networks were trained on 140,000 images, published networks on 200,000,000, where known." in part
     assert "ours are FD (classifier) of 64 samples" in part
-    assert "ours are mine.zip, which had been JPEG-compressed." in part and "/home" not in part
-    assert "the first 2,000 images alone" in part
+    assert "ours are mine.zip, which was JPEG-compressed." in part and "/home" not in part
+    assert "only the first 2,000 images" in part
 
     page, without = (_Page(files["report.html"].decode()) for files in (after, before))
     assert page.tags["script"] == without.tags["script"] and "b" not in page.tags
@@ -92,10 +92,10 @@ def test_what_was_not_measured_says_so_and_a_true_fid_is_called_one(
     add(tmp_path, paths.rows / "report.json", VALUES[1:2], **presets)
     build(paths)
     report = (paths.reports / "report.md").read_text()
-    part = report[report.index("## Published beside") : report.index("## How to read the numbers")]
-    assert "| not measured |" in part and "here: FID" in part
-    assert "both are plain FIDs, ours of 64 samples, the published ones as a rule of 50,000" in part
-    assert "the study's preset small" in part and "Data:" not in part
+    part = report[report.index("## Published and") : report.index("## How to read the numbers")]
+    assert "| not measured |" in part and "this study: FID" in part
+    assert "both are plain FIDs, ours of 64 samples, published ones usually of 50,000" in part
+    assert "This is preset small of the study" in part and "Data:" not in part
 
 
 def test_a_value_of_no_curve_is_one_line() -> None:

@@ -69,7 +69,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(addresses) - set(pictures) == {f"{figure}.svg" for figure in figures}  # to be downloaded
     assert HOSTILE in page.text
     assert HOSTILE[:40] in page.text
-    for said in ("Small samples: 64 for 64 features", "real against real", "torch-fidelity", "1.0e-15", "tie"):
+    for said in ("Few samples: 64 for 64 features", "floor (real data)", "torch-fidelity", "1.0e-15", "tie"):
         assert said in page.text, said
     assert not re.search(r"\bFID\b(?!, which|-like)", page.text)
 
@@ -100,7 +100,7 @@ def test_report_with_seconds_has_their_front(tmp_path: Path, monkeypatch: pytest
     assert (paths.reports / "figures/front_seconds_per_image.png").exists()
     text = (paths.reports / "report.md").read_text()
     assert "one thread of CPU (made up), in batches of 256" in text
-    assert "missing for both, euler, flow, rho_3, rho_5 and weighted" in text.replace("\\", "")
+    assert "both, euler, flow, rho_3, rho_5 and weighted have none" in text.replace("\\", "")
 
 
 def test_image_sets_stand_beside_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_results_of_an_earlier_version_are_one_line(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     write_json(paths.curve("edm") / "results.json", {"cells": [], "machine": MACHINE})
-    with pytest.raises(StudyError, match=r"results\.json: made by another version of the code"):
+    with pytest.raises(StudyError, match=r"results\.json: written by another version of the code"):
         build(paths)
 
 
@@ -180,7 +180,7 @@ def test_official_inception_is_called_fid(tmp_path: Path, monkeypatch: pytest.Mo
     write_json(paths.metrics("features", "extractor"), official)
     build(paths)
     text = (paths.reports / "report.md").read_text()
-    assert "The score is bias-corrected FID" in text and "FD (" not in text and "It is not FID" not in text
+    assert "The score is bias-corrected FID" in text and "FD (" not in text and "We call a score FID" not in text
 
 
 def test_a_fallback_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_fallback_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     write_json(paths.metrics("features", "extractor"), EXTRACTOR | {"wanted": "inception", "fallback": "no network"})
     build(paths)
-    assert "inception was asked for and could not be had** (no network)" in (paths.reports / "report.md").read_text()
+    assert "inception is not available** (no network)" in (paths.reports / "report.md").read_text()
 
 
 def test_images_that_had_been_compressed_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_images_that_had_been_compressed_are_told_of(tmp_path: Path, monkeypatch
     summary = paths.metrics("prepare", "data")
     write_json(summary, json.loads(summary.read_text()) | {"lossy": "JPEG"})
     build(paths)
-    said = "The images had been JPEG-compressed before, which changes pixels: scores do not compare with those on the"
+    said = "The images were JPEG-compressed before this study. Compression changes pixels, so scores are not comparable"
     assert all(said in (paths.reports / name).read_text() for name in ("report.md", "report.html"))
 
 
@@ -218,7 +218,7 @@ def test_report_of_one_curve_and_one_seed(tmp_path: Path, monkeypatch: pytest.Mo
     paths = made_up_study(tmp_path, {"edm": {"model": "edm"}}, [0])
     build(paths)
     text = (paths.reports / "report.md").read_text()
-    assert "nan" not in text and "Failed measurements" not in text and "The best sampler" not in text
+    assert "nan" not in text and "Failed measurements" not in text and "Best sampler" not in text
     half = number(0.1 * stats.t.ppf(0.975, 19))
     assert f"± {half}" in text
 
@@ -239,7 +239,7 @@ def test_a_best_score_below_the_floor_is_told_what_it_is(
 def design_tables(paths: Paths) -> tuple[str, str]:
     """What the report says of models, and of curves, under "Every setting"."""
     text = (paths.reports / "report.md").read_text().replace("\\", "")
-    section = text.split("## Every setting")[1].split("## Whether")[0]
+    section = text.split("## All settings")[1].split("## Agreement")[0]
     models, curves = section.split("Curves, as they were sampled")
     return models, curves
 
@@ -250,10 +250,10 @@ def test_design_tables_show_what_differs_and_name_the_rest(tmp_path: Path, monke
     build(paths)
     models, curves = design_tables(paths)
     assert "| row | base | weighting |" in models and "| `edm_snr` | `edm` | **snr** |" in models
-    assert "All others: parametrization edm; " in models and "sigma_data measured" in models
+    assert "The same in all rows: parametrization edm; " in models and "sigma_data measured" in models
     [header] = [line for line in curves.splitlines() if line.startswith("| row")]
     assert {"model", "solver", "rho", "discretization"} <= set(header.strip("| ").split(" | "))
-    [common] = [line for line in curves.splitlines() if line.startswith("All others: ")]
+    [common] = [line for line in curves.splitlines() if line.startswith("The same in all rows: ")]
     assert "schedule linear" in common and " rho " not in common and "schedule" not in header
 
 
@@ -262,7 +262,7 @@ def test_design_table_of_one_row_has_no_column(tmp_path: Path, monkeypatch: pyte
     paths = made_up_study(tmp_path, {"edm": {"model": "edm"}}, [0])
     build(paths)
     _, curves = design_tables(paths)
-    assert "| row | base |\n" in curves and "All others: model edm; solver heun; " in curves
+    assert "| row | base |\n" in curves and "The same in all rows: model edm; solver heun; " in curves
 
 
 def test_a_choice_that_is_not_set_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,10 @@ def test_a_choice_that_is_not_set_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     write_json(paths.rows / "report.json", rows)
     build(paths)
     _, curves = design_tables(paths)
-    assert "order none" in curves.split("All others: ")[1] and "**none**" in curves.split("All others: ")[0]
+    assert (
+        "order none" in curves.split("The same in all rows: ")[1]
+        and "**none**" in curves.split("The same in all rows: ")[0]
+    )
 
 
 def test_choices_without_effect_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +290,7 @@ def test_choices_without_effect_are_listed(tmp_path: Path, monkeypatch: pytest.M
     write_json(paths.rows / "report.json", rows | {"warnings": [told, HOSTILE]})
     build(paths)
     text = (paths.reports / "report.md").read_text()
-    assert f"\n- {told}\n- {escape(HOSTILE)}\n" in text.split("## The design table")[1].split("\n### ")[0]
+    assert f"\n- {told}\n- {escape(HOSTILE)}\n" in text.split("## Design choices")[1].split("\n### ")[0]
 
 
 @pytest.mark.parametrize(("name", "shown"), [("classifier", True), ("rotation classifier", False)])
@@ -309,5 +312,5 @@ def test_a_reference_without_a_floor_of_the_score_is_one_line(tmp_path: Path, mo
     reference = json.loads(file.read_text())
     del reference["floor"]["fd_corrected"]
     write_json(file, reference)
-    with pytest.raises(StudyError, match=r"reference/floor\.json: fd_corrected has no floor$"):
+    with pytest.raises(StudyError, match=r"reference/floor\.json: fd_corrected was not measured"):
         build(paths)

@@ -44,7 +44,7 @@ def test_every_schedule_is_there_and_what_the_study_steps_in_beside(
     assert table["vp", "vp"][2] == table["cosine", "vp"][2]
     assert found["data"].startswith("5 Gaussians") and (tmp_path / found["figure"]).stat().st_size > 10_000
     [said] = found["findings"]
-    assert "most in flow, scaling none (" in said and found["table"].count("**") >= 6
+    assert "highest in flow, scaling none (" in said and found["table"].count("**") >= 6
 
 
 def test_the_figure_and_the_numbers_are_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

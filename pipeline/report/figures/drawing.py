@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["MPLBACKEND"] = "agg"  # whatever a user's shell says: figures become files alone
+os.environ["MPLBACKEND"] = "agg"  # figures are only written to files, whatever the user's setting
 import matplotlib
 import numpy as np
 import seaborn as sns
@@ -36,26 +36,25 @@ def new_figure(
     sharex: bool = False,
     sharey: bool = False,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of `size` inches with a grid of axes (rows, columns). Neither a matplotlibrc nor an earlier figure has
-    any effect on it."""
+    """A figure of `size` inches with a grid of axes (rows, columns), independent of any matplotlibrc."""
     matplotlib.rcdefaults()
     sns.set_theme(style=style, context="notebook")
-    # In SVG, text stays text, and identifiers depend on what they name.
+    # SVG: keep text as text, and make identifiers deterministic.
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "figure"}
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
 
 
 def save(figure: Figure, path: Path, drawn: dict[str, Any] | None = None, photos: bool = False) -> None:
-    """Write a figure as PNG, as SVG beside it, and its chart as JSON, where it has one.
+    """Write a figure as PNG and SVG, and its chart, if it has one, as JSON.
 
-    photos: whether there are images in it, which 256 colours would not show as they are.
+    photos: whether it contains images, which 256 colours would distort.
     """
-    # The canvases' own printing draws once, where savefig would draw twice.
+    # The canvases print with one drawing; savefig would draw twice.
     picture, vectors = io.BytesIO(), io.BytesIO()
     figure.set_dpi(DPI)
     FigureCanvasAgg(figure).print_png(picture, metadata={"Software": None})
-    figure.set_layout_engine("none")  # all stays where it has been put for the first file
+    figure.set_layout_engine("none")  # keep the layout of the first file
     FigureCanvasSVG(figure).print_svg(vectors, metadata={"Date": None, "Creator": None})
     write_bytes(path, picture.getvalue() if photos else _few_colours(picture))
     write_bytes(path.with_suffix(".svg"), vectors.getvalue())
@@ -65,7 +64,7 @@ def save(figure: Figure, path: Path, drawn: dict[str, Any] | None = None, photos
 
 
 def _few_colours(picture: io.BytesIO) -> bytes:
-    """A PNG with a palette, about a third of the size: lines and letters need no more than its colours."""
+    """A PNG with a palette, which has about a third of the size; lines and letters need no more colours."""
     found = io.BytesIO()
     image = Image.open(picture).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     image.save(found, format="PNG", optimize=True)
@@ -73,12 +72,12 @@ def _few_colours(picture: io.BytesIO) -> bytes:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib draws letter by letter: a dollar sign would begin a formula."""
+    """Text that matplotlib draws literally: a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
 
 
 def drawn_low(mean: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """The lower ends of bands and bars as they are drawn, since a logarithmic axis has no 0."""
+    """The lower ends of bands and bars as drawn: a logarithmic axis has no 0."""
     return np.where(mean > 0, np.maximum(low, mean / 20), low)
 
 
@@ -92,7 +91,7 @@ def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
 
 
 def distance_axis(axes: Axes, values: list[float]) -> None:
-    """A logarithmic axis of distances; linear near 0 where a bias-corrected one is not above it."""
+    """A logarithmic axis of distances; linear near 0 if a bias-corrected distance is not above 0."""
     above = [value for value in values if value > 0]
     if len(above) == len(values):
         axes.set_yscale("log")
@@ -104,12 +103,12 @@ def distance_axis(axes: Axes, values: list[float]) -> None:
 
 
 def minor_label(value: float, _: float) -> str:
-    """The label of a logarithmic axis's minor tick: at 2 and 5."""
+    """The label of a minor tick on a logarithmic axis: at 2 and 5."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def spaced(ticks: Sequence[float], ratio: float) -> list[float]:
-    """Those of ascending ticks that are so much larger than the one kept before; always the last."""
+    """Ascending ticks with at least this ratio between neighbours, including the last one."""
     kept: list[float] = []
     for tick in reversed(ticks):
         if not kept or kept[-1] / tick > ratio:
@@ -126,7 +125,7 @@ def sigma_axis(axes: Axes) -> None:
 
 
 def legend_beside(axes: Axes, note: str = "") -> None:
-    """A legend to the right of the axes, in as many columns as their height asks for."""
+    """A legend to the right of the axes, with enough columns for its height."""
     axes.legend(
         ncols=1 + (len(axes.get_legend_handles_labels()[1]) - 1) // LEGEND_LINES,
         title=note,

@@ -1,4 +1,4 @@
-"""Figures of many lines: solvers on exact denoisers, quantities by noise level, noise distributions."""
+"""Figures of many lines: solvers on exact denoisers, quantities by noise level, and noise distributions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ from pipeline.report.figures.drawing import (
 )
 from pipeline.report.statistics import Floor
 
-EVERY = 3  # of the points of a density, of which a chart shows this one
+EVERY = 3  # a chart shows every third point of a density
 
 
 class Line(NamedTuple):
-    """One of many lines of a figure: (x, value, standard deviation or 0) by x, its place among all, its style."""
+    """A line: its points (x, value, standard deviation or 0) by x, its place among all lines, and its style."""
 
     points: Sequence[tuple[float, float, float]]
     place: int
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 def many_lines_figure(
     path: Path, panels: dict[str, dict[str, Line]], ylabel: str, floor: Floor | None = None, note: str = ""
 ) -> None:
-    """Panels side by side, title -> {label: line}, both axes logarithmic, with one legend on the right.
+    """Draw panels side by side, title -> {label: line}, with logarithmic axes and one legend on the right.
 
     No two of a hundred lines share both colour and marker. floor: a grey line; note: the legend's title.
     """
@@ -86,7 +86,7 @@ def _many_lines_chart(panels: dict[str, dict[str, Line]], ylabel: str, floor: Fl
 
 
 def _points(lines: dict[str, Line], bar: bool) -> list[charts.Point]:
-    """The points of lines with a standard deviation on either side, drawn as bars or as bands."""
+    """The chart points of lines, with standard deviations as bars or as bands."""
     style: dict[str, Any] = {"bar": True} if bar else {}
     return [
         charts.point(label, x, value, value - sd, value + sd, **style | ({"dashed": True} if own.dashed else {}))
@@ -113,10 +113,10 @@ def _line(axes: Axes, label: str, line: Line, colour: tuple[float, float, float]
 
 
 def noise_levels_figure(path: Path, panels: dict[str, dict[str, list[Line]]], ylabel: str, note: str) -> None:
-    """Quantities against sigma, all axes logarithmic and the same: panels two a row, title -> {label: its lines}.
+    """Draw quantities against sigma, on equal logarithmic axes: two panels per row, title -> {label: lines}.
 
-    A label's lines share a colour; bands are standard deviations. Beside each panel stands its legend, titled note. The
-    axis ends not far outside the solid lines.
+    A label's lines share a colour; bands are standard deviations. Each panel has its legend, with title
+    `note`, on the right. The axis ends near the solid lines.
     """
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
@@ -150,7 +150,7 @@ def noise_levels_figure(path: Path, panels: dict[str, dict[str, list[Line]]], yl
 
 
 def _limits(lines: list[Line]) -> tuple[float, float]:
-    """The ends of an axis that holds all solid lines, and dashed ones up to three times further out."""
+    """The ends of an axis with all solid lines, and dashed lines up to three times further out."""
     every = [value for line in lines for _, value, _ in line.points]
     solid = [value for line in lines if not line.dashed for _, value, _ in line.points] or every
     return max(min(every), min(solid) / 3) / 1.2, min(max(every), max(solid) * 3) * 1.2
@@ -177,13 +177,13 @@ def _level_line(axes: Axes, line: Line, label: str | None) -> None:
 
 
 def densities_figure(path: Path, lines: dict[str, Line]) -> None:
-    """Densities over ln sigma against sigma: label -> line, those of discrete distributions dashed."""
+    """Draw densities over ln sigma against sigma: label -> line; lines of discrete distributions are dashed."""
     figure, [[axes]] = new_figure((9.5, 4.4))
     for label, line in lines.items():
         sigma, density, _ = zip(*line.points, strict=True)
         style = "--" if line.dashed else "-" if line.place < len(PALETTE) else "-."
         [drawn] = axes.plot(sigma, density, style, color=PALETTE[line.place % 10], linewidth=1.8, label=literal(label))
-        drawn.set_zorder(2.1 if line.dashed else 2)  # a discrete one may lie on what it was made from
+        drawn.set_zorder(2.1 if line.dashed else 2)  # a discrete distribution may coincide with its continuous one
     sigma_axis(axes)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("density over ln sigma")

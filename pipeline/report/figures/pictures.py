@@ -8,11 +8,11 @@ import seaborn as sns
 
 from pipeline.report.figures.drawing import PALETTE, literal, new_figure, save
 
-MARGIN = 1.15  # of the plane around points
+MARGIN = 1.15  # half width of the drawn plane, relative to the data
 
 
 class HeatMap(NamedTuple):
-    """Values (rows, columns), NaN where there is none, and what stands in each cell."""
+    """Values (rows, columns), NaN if missing, and the text of each cell."""
 
     values: np.ndarray
     texts: list[list[str]]
@@ -25,9 +25,9 @@ def heat_figure(
     titles: tuple[str, str],
     label: str,
 ) -> None:
-    """Heat maps side by side, title -> map; levels and titles: of rows, then columns. The darker, the higher.
+    """Draw heat maps side by side, title -> map. levels, titles: of rows, then of columns. Darker is higher.
 
-    Colours are in proportion to logarithms, each panel's its own; linear where a value is not above 0.
+    Each panel has its own colour scale: logarithmic, or linear if a value is not above 0.
     """
     rows, columns = ([literal(level).replace(", ", ",\n") for level in own] for own in levels)
     size = (len(panels) * (1.15 * len(columns) + 0.4) + 2.2, 0.8 * len(rows) + 2.4)
@@ -50,7 +50,7 @@ def heat_figure(
 
 
 def tile(images: np.ndarray, columns: int = 4) -> np.ndarray:
-    """images (n, C, H, W), uint8, as one picture, `columns` wide, with a grey line of one pixel between them."""
+    """Images (n, C, H, W), uint8, as one picture with so many columns, separated by grey lines of one pixel."""
     rows = -(-len(images) // columns)
     c, h, w = images.shape[1:]
     picture = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, c), 128, np.uint8)
@@ -61,7 +61,7 @@ def tile(images: np.ndarray, columns: int = 4) -> np.ndarray:
 
 
 def samples_figure(path: Path, grid: dict[str, dict[int, np.ndarray]]) -> None:
-    """Samples by curve (rows) and NFE (columns): label -> {nfe: images (n, C, H, W), uint8} of the same noise."""
+    """Draw samples of equal noise by curve (rows) and NFE (columns): label -> {nfe: images (n, C, H, W), uint8}."""
     columns = max(len(cells) for cells in grid.values())
     figure, axes = new_figure((1.4 * columns + 0.5, 1.65 * len(grid)), len(grid), columns, style="white")
     for line, (label, cells) in zip(axes, grid.items(), strict=True):
@@ -84,10 +84,10 @@ def samples_figure(path: Path, grid: dict[str, dict[int, np.ndarray]]) -> None:
 
 
 def points_figure(path: Path, real: np.ndarray, grid: dict[str, dict[int, np.ndarray]]) -> None:
-    """The data, (N, 2), then samples by curve (rows) and NFE (columns): label -> {nfe: points (n, 2)}.
+    """Draw the data, (N, 2), and samples by curve (rows) and NFE (columns): label -> {nfe: points (n, 2)}.
 
-    As many of the data are drawn as of the samples, so that both look equally dense, and all panels show the same part
-    of the plane: that of the data. How many samples lie outside of it stands above a panel.
+    The figure shows as many points of the data as samples, so that both look equally dense. All panels show the part
+    of the plane that the data occupy. The title of a panel gives the number of samples outside.
     """
     columns = 1 + max(len(cells) for cells in grid.values())
     figure, axes = new_figure((1.5 * columns + 0.5, 1.7 * len(grid)), len(grid), columns, style="white")

@@ -25,7 +25,7 @@ from pipeline.report.figures.drawing import (
 )
 from pipeline.report.statistics import Floor, Interval
 
-MANY = 8  # more curves have their legend beside the figure
+MANY = 8  # the legend of more curves is beside the figure
 
 
 def curves_figure(
@@ -35,9 +35,10 @@ def curves_figure(
     colours: dict[str, int],
     floor: Floor,
 ) -> None:
-    """Distance against counted NFE, both logarithmic: label -> {nfe: interval}; bands are the intervals.
+    """Draw distances against counted NFE, both logarithmic: label -> {nfe: interval}; bands are intervals.
 
-    colours: label -> place in the colour-blind-safe palette. An NFE of 0 is unknown: a level is drawn instead.
+    colours: label -> place in the colour-blind-safe palette. An NFE of 0 is unknown; its value is a
+    horizontal line.
     """
     many = len(curves) > MANY
     figure, [[axes]] = new_figure((12 if many else 8, 4.8))
@@ -87,7 +88,7 @@ def front_figure(
     xlabel: str,
     ylabel: str,
 ) -> None:
-    """All points (cost, distance, name), and those of the Pareto front, joined and named."""
+    """Draw all points (cost, distance, name), with the Pareto front as a labelled line."""
     figure, [[axes]] = new_figure((8, 4.8))
     costs, distances, _ = zip(*points, strict=True)
     axes.scatter(costs, distances, color="0.7", s=18, label="all curves and budgets")
@@ -116,7 +117,7 @@ def front_figure(
 
 
 def path_figure(path: Path, steps: list[str], lines: dict[str, dict[int, Interval]], ylabel: str, floor: Floor) -> None:
-    """Distance along the steps of a path: label -> {place among the steps: interval}, a gap where there is none."""
+    """Draw distances along the steps of a path: label -> {place of the step: interval}, with gaps for missing ones."""
     figure, [[axes]] = new_figure((max(8.0, 1.1 * len(steps)), 4.8))
     for place, (label, points) in enumerate(lines.items()):
         x = np.arange(len(steps)) + 0.08 * (place - (len(lines) - 1) / 2)
@@ -151,9 +152,9 @@ def scale_figure(
     floor: Floor,
     log: bool,
 ) -> None:
-    """Distance against a choice, panels side by side: title -> {label: {value: interval}}; bars are intervals.
+    """Draw distances against a choice, panels side by side: title -> {label: {value: interval}}; bars are intervals.
 
-    log: whether the value's axis is logarithmic.
+    log: whether the axis of the choice is logarithmic.
     """
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     size = (4.4 * len(panels) + 3.2, 4.6)
@@ -191,7 +192,7 @@ def scale_figure(
 def frontier_figure(
     path: Path, lines: dict[str, dict[float, tuple[Interval, Interval]]], labels: tuple[str, str]
 ) -> None:
-    """One metric against another along a choice: label -> {value: (x, y)}, each point with its value beside."""
+    """Draw one metric against another along a choice: label -> {value: (x, y)}; each point has its value as label."""
     figure, [[axes]] = new_figure((9.2, 4.8))
     for place, (label, points) in enumerate(lines.items()):
         x, y = (np.array([point[i].mean for point in points.values()]) for i in (0, 1))

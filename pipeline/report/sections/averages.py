@@ -1,4 +1,4 @@
-"""The report's section on averages of the weights: the score against their length."""
+"""The section on weight averages: the score against their length."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -11,18 +11,18 @@ from pipeline.report.figures.scores import scale_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.statistics import difference
 from pipeline.report.study import APART, Report, low_and_high
-from pipeline.report.text import number, percent, plain, told
+from pipeline.report.text import number, percent, plain, relative
 
 KEYS = ("ema_halflife_images", "ema_sigma_rel")
-OWN = (*KEYS, *APART)  # not shared by a family
+OWN = (*KEYS, *APART)  # keys that may differ within a family
 LEAST_LENGTHS = 3
 SMALL_ERROR = 0.001
 
 
 class Member(NamedTuple):
-    """A curve by its average: the profile, its length relative to the training, and how far off it is.
+    """A curve with its average: the profile, and its length relative to the training.
 
-    error: of an average that was synthesised, None of one that was tracked; main: whether it is the model's own.
+    error: the error of a synthesised average; None for a tracked one. main: whether it is the model's own average.
     """
 
     curve: str
@@ -33,9 +33,9 @@ class Member(NamedTuple):
 
 
 def families(report: Report) -> dict[str, list[Member]]:
-    """Curves that differ in the average of the weights alone, by model, the shortest average first.
+    """The curves that differ only in their average of the weights, by model, in order of length.
 
-    Of curves that do not even differ in that, the first counts.
+    Of equal curves, the first one counts.
     """
     found: dict[tuple[str, tuple[Any, ...]], list[str]] = {}
     for name, entry in report.curves.items():
@@ -47,14 +47,14 @@ def families(report: Report) -> dict[str, list[Member]]:
             continue
         distinct = {member.profile: member for member in [_member(report, name) for name in reversed(names)]}
         if len(distinct) >= LEAST_LENGTHS:
-            label = model if model not in lines else f"{model}, sampled as {names[0]}"
+            label = model if model not in lines else f"{model}, sampled like {names[0]}"
             lines[label] = sorted(distinct.values(), key=lambda member: member.length)
     return lines
 
 
 @cache
 def relative_length(profile: Profile, steps: int, batch: int) -> float:
-    """The standard deviation of the step that an average's weights come from, over the training's length (EDM2)."""
+    """The standard deviation of the step of an average's weights, relative to the number of steps (EDM2)."""
     weights = response(profile, steps, batch)
     step = torch.arange(len(weights), dtype=torch.float64)
     mean = (weights * step).sum()
@@ -62,7 +62,7 @@ def relative_length(profile: Profile, steps: int, batch: int) -> float:
 
 
 def section(report: Report) -> dict[str, Any] | None:
-    """All that the template shows of averages; draws the figure. None where no model has lengths enough."""
+    """The section's contents; draws the figure. None if no model has enough lengths."""
     found = families(report)
     budgets = report.common_budgets([m.curve for members in found.values() for m in members]) if found else []
     if not budgets:
@@ -71,7 +71,7 @@ def section(report: Report) -> dict[str, Any] | None:
     panels = {f"budget {b}": lines for b in compared if (lines := _points(report, found, b))}
     if not panels:
         return None
-    xlabel = "length of the average, relative to the training"
+    xlabel = "relative length of the average"
     scale_figure(report.figures / "ema_length.png", panels, xlabel, report.score, report.score_floor, log=True)
     return {
         "figure": "ema_length.png",
@@ -81,9 +81,9 @@ def section(report: Report) -> dict[str, Any] | None:
 
 
 def finding(report: Report, label: str, members: list[Member]) -> str:
-    """Which length has the lowest score at the largest budget, against the model's own average.
+    """The length with the lowest score at the largest budget, relative to the model's own average.
 
-    Nothing where the model's own has no result, or no other has.
+    Empty if the model's own average has no result, or if no other average has one.
     """
     budgets = report.common_budgets([m.curve for m in members])
     having = [m for m in members if budgets and report.having([m.curve], budgets[-1])]
@@ -91,13 +91,13 @@ def finding(report: Report, label: str, members: list[Member]) -> str:
     if not main or len(having) < 2:
         return ""
     best = min(having, key=lambda m: report.estimate(m.curve, budgets[-1]).mean)
-    start = f"Averages of the weights of {label}, at a budget of {budgets[-1]}: "
+    start = f"Weight averages of {label} at a budget of {budgets[-1]}: "
     if best.main:
-        return start + f"none tried scores lower than the model's own ({_called(report, best.profile)})."
+        return start + f"no average scores lower than the model's own ({_name(report, best.profile)})."
     change = difference(*(report.cells(m.curve, budgets[-1]) for m in (best, main[0])))
-    compared = told(change, "the model's own")
+    compared = relative(change, "the model's own")
     return start + (
-        f"the {_called(report, best.profile)}, of relative length {number(best.length)}, has the lowest mean "
+        f"the {_name(report, best.profile)}, with relative length {number(best.length)}, has the lowest mean "
         f"{report.score}, {compared}."
     )
 
@@ -114,14 +114,14 @@ def _member(report: Report, name: str) -> Member:
     return Member(name, profile, relative_length(profile, model.steps, model.batch), error, profile == main)
 
 
-def _called(report: Report, profile: Profile) -> str:
+def _name(report: Report, profile: Profile) -> str:
     if isinstance(profile, HalfLife):
         return f"half-life of {profile.images} {report.things}"
     return f"power function of sigma_rel {plain(profile.sigma_rel)}"
 
 
 def _points(report: Report, found: dict[str, list[Member]], budget: int) -> dict[str, dict[float, Any]]:
-    """label -> {relative length: interval} at a budget, power functions and half-lives apart."""
+    """label -> {relative length: interval} at a budget, separately for power functions and half-lives."""
     lines: dict[str, dict[float, Any]] = {}
     for label, members in found.items():
         for member in members:
@@ -132,7 +132,7 @@ def _points(report: Report, found: dict[str, list[Member]], budget: int) -> dict
 
 
 def _table(report: Report, found: dict[str, list[Member]], budgets: list[int]) -> Markdown:
-    """A line an average: its length, where it is from, the score at each budget, its difference from the main one's."""
+    """One line per average: its length, its origin, its score at each budget, and the difference from the main one."""
     lines, high = [], budgets[-1]
     for label, members in found.items():
         main = next((m.curve for m in members if m.main), "")
@@ -140,16 +140,16 @@ def _table(report: Report, found: dict[str, list[Member]], budgets: list[int]) -
             scores = [report.stated_at(member.curve, budget) for budget in budgets]
             both = main and main != member.curve and len(report.having([main, member.curve], high)) == 2
             change = report.compared(member.curve, main, high) if both else ""
-            called = _called(report, member.profile)
+            called = _name(report, member.profile)
             shown = bold(called) if member.main else called
             lines.append(
                 [label, code(member.curve), shown, number(member.length), _origin(member.error), *scores, change]
             )
     header = ["model", "curve", "average", "relative length", "origin", *(f"budget {b}" for b in budgets)]
-    return table([*header, f"minus the model's own, budget {high}"], lines)
+    return table([*header, f"difference from the model's own, budget {high}"], lines)
 
 
 def _origin(error: float | None) -> str:
     if error is None:
         return "tracked"
-    return f"synthesised, {percent(error) if error >= SMALL_ERROR else f'less than {percent(SMALL_ERROR)}'} off"
+    return f"synthesised, error {percent(error) if error >= SMALL_ERROR else f'below {percent(SMALL_ERROR)}'}"

@@ -1,4 +1,4 @@
-"""The section on chance: what retraining and resampling add to the spread."""
+"""The section on the variance of retraining and resampling."""
 
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.statistics import spread
@@ -7,7 +7,7 @@ from pipeline.report.text import number
 
 
 def spreads(report: Report) -> Markdown:
-    """What retraining and what resampling add, of curves that have every training seed with every sampling seed."""
+    """The components of variance of curves that have all pairs of training and sampling seeds."""
     lines = []
     for name, entry in report.curves.items():
         for budget in sorted(b for b in entry.row.nfe if report.having([name], b)):

@@ -1,5 +1,4 @@
-"""The report's section on classes: which kinds of images a curve makes too often or too seldom, and how near to real
-ones they are."""
+"""The section on results by class: how often a curve generates each class, and the distance of each class from real."""
 
 import math
 from functools import partial
@@ -26,17 +25,18 @@ from pipeline.report.study import Report
 from pipeline.report.text import number, percent
 from pipeline.sampling.guidance import sample_labels
 
-LEAST = 20  # images of a class on either side, below which no distance is stated
-MOST = 500  # of a class on either side, the first ones, in a distance
-SHOWN = 20  # classes in the figure and in the table: those of the largest distances, where there are more
+LEAST = 20  # images of a class on either side for a distance
+MOST = 500  # images of a class on either side in a distance: the first ones
+SHOWN = 20  # classes in the figure and in the table, those with the largest distances
 WIDTH = float(ndtri((1 + CONFIDENCE) / 2))  # of a 95% interval, in standard errors
-CLEAR = 0.9  # the share of real images in their own part, below which parts are not called classes
+CLEAR = 0.9  # the least share of real images in their own region for regions to be called classes
 EVEN = "as often as in the data"
+LOST = "has no results by class, because the cell whose features are stored failed."
 
 
 class Real(NamedTuple):
-    """Real images by class: its name; centroids (C, d) of the classes' features; features by the centroid that they are
-    nearest to; and the share of images that are nearest to their own class's."""
+    """The real data by class: names; centroids (C, d) of the features; features by nearest centroid; and the share of
+    features whose nearest centroid is that of their own class."""
 
     names: list[str]
     centroids: Tensor
@@ -49,8 +49,9 @@ class Real(NamedTuple):
 
 
 class View(NamedTuple):
-    """One cell of a curve by class: samples nearest to each centroid (C,), their kernel distances from the real ones
-    there (None: too few of either), and, where samples were told classes, the share that is nearest to its own."""
+    """One cell of a curve by class: the number of samples nearest to each centroid (C,), their kernel distances from
+    the real features of the region (None: too few), and the share of samples in their requested class (None: none was
+    requested)."""
 
     nfe: int
     counts: np.ndarray
@@ -59,12 +60,11 @@ class View(NamedTuple):
 
 
 def section(report: Report) -> dict[str, Any] | None:
-    """All that the template shows of classes; draws the figure. None where the data have none, or no features were
-    kept."""
+    """The section's contents; draws the figure. None if the data have no classes or no features are stored."""
     if len(report.data.get("class_counts", {})) < 2:
         return None
     real = read_real(report)
-    shown = [n for n in report.distinct if n in report.methods or _told(report, n)]
+    shown = [n for n in report.distinct if n in report.methods or _conditioned(report, n)]
     tasks = [partial(view, report, real, name) for name in shown]
     found = zip(shown, side_by_side(tasks), strict=True)
     views = {name: own for name, own in found if own}
@@ -82,18 +82,17 @@ def section(report: Report) -> dict[str, Any] | None:
         "by_curve": _by_curve(report, real, views),
         "least": LEAST,
         "findings": [_finding(report, real, name, found) for name, found in methods.items()],
-        "lost": [name for name in shown if name not in views],
+        "lost": [f"{name} {LOST}" for name in shown if name not in views],
     }
 
 
 def read_real(report: Report) -> Real:
-    """The reference's features by class. Raises StudyError where they are not those that the curves were measured
-    against."""
+    """The features of the reference by class. Raises StudyError if the curves were measured against another one."""
     reference = load_reference(report.paths.reference)
     if reference.hash != report.measured["reference_hash"]:
-        raise StudyError(f"{report.paths.reference}: not what the curves were measured against; run `dvc repro`")
+        raise StudyError(f"{report.paths.reference}: the curves were measured against another one; run `dvc repro`")
     labels = load_file(report.paths.data / "images.safetensors")["labels"]
-    # The reference holds the images in the random order that pipeline.reference gives them.
+    # The reference holds the images in the random order of pipeline.metrics.reference.
     own = labels[torch.randperm(len(labels), generator=generator("reference", 0))]
     names, features = list(report.data["classes"]), reference.features.double()
     centroids = torch.stack([features[own == k].mean(0) for k in range(len(names))])
@@ -103,36 +102,36 @@ def read_real(report: Report) -> Real:
 
 
 def regions(features: Tensor, centroids: Tensor) -> Tensor:
-    """The centroid, of (C, d), that each of features (n, d) is nearest to: (n,). A class without images has none."""
+    """The nearest of the centroids (C, d) for each of the features (n, d): (n,). An empty class has no region."""
     return torch.cdist(features.double(), centroids).nan_to_num(nan=math.inf).argmin(1)
 
 
-def _told(report: Report, name: str) -> bool:
-    """Whether the samples of a curve are told classes."""
+def _conditioned(report: Report, name: str) -> bool:
+    """Whether the samples of a curve are conditioned on classes."""
     row = report.curves[name].row
     by_classifier = row.guide == "classifier" and not row.build_guidance().idle
     return row.labels == "data" and (report.model(name).labels == "classes" or by_classifier)
 
 
 def view(report: Report, real: Real, name: str) -> View | None:
-    """A curve's kept cell by class; None where that failed."""
+    """The stored cell of a curve by class; None if it failed."""
     path = report.paths.curve(name) / "features.safetensors"
     try:
         features = load_file(path)["features"]
         with safetensors.safe_open(path, "pt") as file:
             cell = read_json(path.with_name("results.json"))["cells"][int(file.metadata()["cell"])]
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise StudyError(f"{path}: broken or missing ({error}); `dvc repro` makes it") from None
+        raise StudyError(f"{path}: missing or broken ({error}); run `dvc repro`") from None
     if not len(features):
         return None
     nearest = regions(features, real.centroids)
-    told = None
-    if _told(report, name):
+    agreement = None
+    if _conditioned(report, name):
         wanted = sample_labels(cell["sample_seed"], range(len(features)), list(report.data["class_counts"].values()))
-        told = float((nearest == wanted).double().mean())
+        agreement = float((nearest == wanted).double().mean())
     own = [features[nearest == k].double() for k in range(len(real.names))]
     distances = [_distance(x, y) for x, y in zip(own, real.features, strict=True)]
-    return View(cell["nfe"], np.array([len(x) for x in own]), distances, told)
+    return View(cell["nfe"], np.array([len(x) for x in own]), distances, agreement)
 
 
 def _distance(x: Tensor, y: Tensor) -> Estimate | None:
@@ -140,10 +139,9 @@ def _distance(x: Tensor, y: Tensor) -> Estimate | None:
 
 
 def share(count: int, total: int, real: int, real_total: int) -> tuple[float, float, float]:
-    """How many times as often as in the data, and its 95% interval, that of independent counts (Katz et al. 1978).
+    """The frequency of a class relative to the data, with its 95% interval for independent counts (Katz et al. 1978).
 
-    Of a class that was never made it is that of its count alone (Clopper and Pearson 1934). NaN where the data have
-    none.
+    The interval of a frequency of 0 is that of the count alone (Clopper and Pearson 1934). NaN if the data have none.
     """
     if not real:
         return math.nan, math.nan, math.nan
@@ -162,7 +160,7 @@ def shares_of(real: Real, own: View) -> np.ndarray:
 
 
 def unequal(counts: np.ndarray, real: np.ndarray) -> tuple[float, float]:
-    """How far shares lie from the data's: half the sum of their differences, and Pearson's chi-squared test's p."""
+    """The total variation distance between two sets of counts, and the p value of Pearson's chi-squared test."""
     both = np.stack([counts, real]).astype(float)
     both = both[:, both.sum(0) > 0]
     expected = both.sum(1, keepdims=True) * both.sum(0) / both.sum()
@@ -172,7 +170,7 @@ def unequal(counts: np.ndarray, real: np.ndarray) -> tuple[float, float]:
 
 
 def _places(methods: dict[str, View]) -> list[int]:
-    """The classes that are shown, in the data's order: all, or those that any method is furthest from."""
+    """The classes in the tables, in the order of the data: all, or those with the largest distance of any method."""
     count = len(next(iter(methods.values())).counts)
     worst = [max((d.value for v in methods.values() if (d := v.distances[k])), default=-math.inf) for k in range(count)]
     return sorted(sorted(range(count), key=lambda k: -worst[k])[:SHOWN])
@@ -183,7 +181,7 @@ def _stated(found: Estimate | None) -> str:
 
 
 def _by_class(report: Report, real: Real, methods: dict[str, View], places: list[int]) -> Markdown:
-    """A line a class: real images, and of each method how often it makes it, and how far it is from real ones."""
+    """One line per class: the number of real images, and the relative frequency and the distance of each method."""
     lines, often = [], [shares_of(real, own) for own in methods.values()]
     for k in places:
         line: list[object] = [real.names[k], int(real.counts[k])]
@@ -194,54 +192,62 @@ def _by_class(report: Report, real: Real, methods: dict[str, View], places: list
         lines.append(line)
     header: list[object] = ["class", report.things]
     for name in methods:
-        header += [f"{report.label(name)}: how often", f"{report.label(name)}: {report.metric('kd')}"]
+        header += [f"{report.label(name)}: relative frequency", f"{report.label(name)}: {report.metric('kd')}"]
     return table(header, lines)
 
 
 def _by_curve(report: Report, real: Real, views: dict[str, View]) -> Markdown:
-    """A line a curve: how far its shares are from the data's, whether it makes what it is told, its worst class."""
+    """One line per curve: agreement with requested classes, distance of the frequencies from the data, worst class."""
     lines = []
     for name, own in views.items():
         apart, p = unequal(own.counts, real.counts)
-        told = "" if own.agreement is None else percent(own.agreement)
+        agreement = "" if own.agreement is None else percent(own.agreement)
         stated = f"{percent(apart)}, {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
         known = [d.value for d in own.distances if d]
         worst = _worst(own)
         furthest = f"{real.names[worst]}: {_stated(own.distances[worst])}" if known else "too few"
         mean = number(float(np.mean(known))) if known else ""
-        lines.append([code(name), own.nfe, told, stated, mean, furthest])
-    header = ["curve", "at NFE", "makes the class that it is told", "shares off by", f"mean {report.metric('kd')}"]
-    return table([*header, "furthest class"], lines)
+        lines.append([code(name), own.nfe, agreement, stated, mean, furthest])
+    header = [
+        "curve",
+        "at NFE",
+        "samples in the requested class",
+        "total variation distance",
+        f"mean {report.metric('kd')}",
+    ]
+    return table([*header, "class with the largest distance"], lines)
 
 
 def _worst(own: View) -> int:
-    """The class that is furthest from the real one."""
+    """The class with the largest distance."""
     values = [-math.inf if d is None else d.value for d in own.distances]
     return int(np.argmax(values))
 
 
 def _finding(report: Report, real: Real, name: str, own: View) -> str:
-    """What a method makes too often or too seldom, and which class is furthest from real."""
+    """The classes that a method generates too often or too rarely, and the class with the largest distance."""
     _, p = unequal(own.counts, real.counts)
-    shares = "its classes' shares are those of the data, as far as can be told"
+    shares = "its class frequencies do not differ significantly from those of the data"
     if p < 1 - CONFIDENCE:
         ratios = shares_of(real, own)[:, 0]
         most, least = int(np.nanargmax(ratios)), int(np.nanargmin(ratios))
         shares = (
-            f"it makes {real.names[most]} {ratios[most]:.2f} times and {real.names[least]} {ratios[least]:.2f} times "
-            f"{EVEN}"
+            f"it generates {real.names[most]} {ratios[most]:.2f} times and {real.names[least]} {ratios[least]:.2f} "
+            f"times {EVEN}"
         )
     worst = _worst(own)
-    text = f"Class by class, {report.label(name)} at NFE {own.nfe}: {shares}"
+    text = f"Classes of {report.label(name)} at NFE {own.nfe}: {shares}"
     if own.distances[worst]:
-        text += f"; furthest from real is {real.names[worst]} ({report.metric('kd')} {_stated(own.distances[worst])})"
+        text += (
+            f"; {real.names[worst]} has the largest distance ({report.metric('kd')} {_stated(own.distances[worst])})"
+        )
     if own.agreement is not None:
-        text += f"; {percent(own.agreement)} of its samples are of the class that they were told"
+        text += f"; {percent(own.agreement)} of its samples are in their requested class"
     return text + "."
 
 
 def _draw(report: Report, real: Real, methods: dict[str, View], places: list[int]) -> str:
-    """Above how often each class is made, below how far it is from real, by method."""
+    """Top: the relative frequency of each class by method. Bottom: its distance from real."""
     size = (max(7.0, 0.75 * len(places)) + 2.5, 6.0)
     figure, [[often], [far]] = new_figure(size, 2, sharex=True)
     x = np.arange(len(places))
@@ -258,7 +264,7 @@ def _draw(report: Report, real: Real, methods: dict[str, View], places: list[int
             axes.errorbar(shift, mean, bars, label=label, markersize=5, elinewidth=1, capsize=2, **style)
     often.axhline(1, color="0.4", linestyle="--", linewidth=1.2)
     far.axhline(0, color="0.4", linestyle="--", linewidth=1.2)
-    often.set_ylabel("times as often\nas in the data")
+    often.set_ylabel("frequency\nrelative to the data")
     far.set_ylabel(report.metric("kd"))
     far.set_xticks(x, [literal(real.names[k][:24]) for k in places], rotation=30 if len(places) > 10 else 0)
     far.set_xlabel("class")

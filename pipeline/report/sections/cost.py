@@ -7,7 +7,7 @@ from pipeline.report.text import listed, number
 
 
 def costs(report: Report) -> Markdown:
-    """What an evaluation costs, and a sample at the NFE of each curve's best score, in seconds too where measured."""
+    """FLOPs of an evaluation and of a sample at the NFE of each curve's best score, and its seconds, if measured."""
     seconds = {(row.curve, row.nfe): f"{row.seconds_per_image:.3g}" for row in report.timings.itertuples()}
     thing, lines = report.thing, []
     for name in report.with_points(report.distinct):
@@ -17,19 +17,19 @@ def costs(report: Report) -> Markdown:
         own: list[object] = [code(name), number(mean), nfe, code(model), f"{parameters:,}", mega(flops)]
         time = [seconds.get((name, nfe), "not measured")] if seconds else []
         lines.append([*own, mega(flops * nfe), *time])
-    header = ["curve", f"its best {report.score}", "at NFE", "model", "parameters", "MFLOPs per evaluation"]
+    header = ["curve", f"best {report.score}", "at NFE", "model", "parameters", "MFLOPs per evaluation"]
     header += [f"MFLOPs per {thing}", *([f"seconds per {thing}"] if seconds else [])]
     return table(header, lines) if lines else Markdown("")
 
 
 def timed_on(report: Report) -> str:
-    """How seconds were measured, and of how many curves they are missing."""
+    """How seconds were measured, and which curves have none."""
     seconds = f"Seconds per {report.thing}"
     if report.timings.empty:
-        return f"{seconds} are measured by make timings, which has not been run for the curves as they stand."
+        return f"{seconds} are not measured for the current curves; run `make timings`."
     missing = sorted(set(report.curves) - set(report.timings.curve))
     how = (
         f"{seconds} were measured on one thread of {listed(sorted(set(report.timings.device)))}, in batches of "
-        f"{listed([str(n) for n in sorted(set(report.timings.images))])}, each the least of several times."
+        f"{listed([str(n) for n in sorted(set(report.timings.images))])}; each value is the minimum of several runs."
     )
-    return how + (f" They are missing for {listed(missing)}." if missing else "")
+    return how + (f" {listed(missing)} {'has' if len(missing) == 1 else 'have'} none." if missing else "")

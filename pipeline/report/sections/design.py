@@ -1,4 +1,4 @@
-"""The design table: what each choice changes, and a figure for each kind of choice."""
+"""The section on design choices: the effect of each choice, and a figure for each kind of choice."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipeline.report.study import Report, low_and_high
 
 
 def effects(report: Report) -> Markdown:
-    """The design table: a line a row, what it changes, and what that does at a small budget and at the largest."""
+    """One line per row: its changes, and their effects at a small budget and at the largest."""
     lines = []
     for title, names in report.ablations.items():
         for name in names:
@@ -20,12 +20,12 @@ def effects(report: Report) -> Markdown:
             texts = [*([] if few else [""]), *(_effect(report, name, base, budget) for budget in (*few, high))]
             figure = Markdown(f"[{escape(title)}](figures/{ablation_file(title)})") if _drawn(report, names) else title
             lines.append([code(name), report.choice(name), code(base), *texts, figure])
-    header = ["curve", "differs in", "base", "effect at few evaluations", "effect at the most", "filed under"]
+    header = ["curve", "change", "base", "effect at a small budget", "effect at the largest budget", "category"]
     return table(header, lines) if lines else Markdown("")
 
 
 def _effect(report: Report, name: str, base: str, budget: int) -> str:
-    """The difference from the base at a budget, and what it is called."""
+    """The difference from the base at a budget, and a verdict."""
     text = report.difference_at(name, base, budget)
     if len(report.having([name, base], budget)) < 2:
         return f"{budget}: {text}" if text else ""
@@ -35,7 +35,7 @@ def _effect(report: Report, name: str, base: str, budget: int) -> str:
 
 
 def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
-    """One axis: its figure, and a table of each row's difference from its base by budget."""
+    """The figure of an axis, and a table of the difference of each row from its base by budget."""
     bases = list(dict.fromkeys(report.curves[name].base for name in names))
     labels = {name: f"{name} (base)" for name in bases} | {n: f"{n}: {report.choice(n)}" for n in names}
     file = ablation_file(title)
@@ -49,7 +49,7 @@ def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
         base = report.curves[name].base
         texts = [report.difference_at(name, base, b) for b in budgets]
         lines.append([code(name), report.choice(name), code(base), *texts])
-    header = ["curve", "differs in", "base", *(f"budget {b}" for b in budgets)]
+    header = ["curve", "change", "base", *(f"budget {b}" for b in budgets)]
     return {"title": title, "file": file if points else "", "table": table(header, lines)}
 
 
@@ -62,5 +62,5 @@ def _slug(title: str) -> str:
 
 
 def _drawn(report: Report, names: list[str]) -> bool:
-    """Whether an axis has a figure: any of its rows or of their bases has a point."""
+    """Whether an axis has a figure: any of its rows or their bases has a point."""
     return bool(report.with_points([*names, *(report.curves[name].base for name in names)]))

@@ -1,4 +1,4 @@
-"""The section on cost against quality: the NFE that comes near the best score, and Pareto fronts."""
+"""The section on evaluations needed to approach the best score, and Pareto fronts."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from pipeline.report.page import code, table
 from pipeline.report.results import FAILED
 from pipeline.report.statistics import nfe_to_reach, pareto
 from pipeline.report.study import Report
-from pipeline.report.text import number, percent
+from pipeline.report.text import listed, number, percent
 
-SHARES = (0.05, 0.2, 1.0)  # how near to the best, in excess over the floor
+SHARES = (0.05, 0.2, 1.0)  # distances from the best, in excess over the floor
 
 
 def reached(report: Report, curve: str, best: float) -> list[int | None]:
-    """The NFE with which a curve comes within each of SHARES of a best score."""
+    """The NFE at which the excess of a curve is within each of SHARES of that of a best score; None if never."""
     means = {nfe: point.mean for nfe, point in report.points(curve).items()}
     return [nfe_to_reach(means, best, report.score_floor.mean, share) for share in SHARES]
 
 
 def reach(report: Report) -> dict[str, Any] | None:
-    """For each curve the smallest NFE that comes near its own best score, and near the study's; None without any."""
+    """The smallest NFE at which each curve approaches its own best score and the study's; None without any point."""
     if not report.finished:
         return None
     name, nfe, best = report.best_of_all
@@ -39,15 +39,16 @@ def reach(report: Report) -> dict[str, Any] | None:
                 *("not reached" if n is None else n for n in found),
             ]
         )
-    within = [f"within {share:.0%} of {whose}" for whose in ("its own best", "the study's") for share in SHARES]
+    within = [f"within {share:.0%} of {whose}" for whose in ("its own best", "the study's best") for share in SHARES]
     return {
-        "best": f"{number(best)}, by {report.label(name)} at NFE {nfe}",
-        "table": table(["curve", "its best", "at NFE", *within], lines),
+        "shares": listed([f"{share:.0%}" for share in SHARES]),
+        "best": f"{number(best)}, of {report.label(name)} at NFE {nfe}",
+        "table": table(["curve", "best score", "at NFE", *within], lines),
     }
 
 
 def fronts(report: Report) -> list[dict[str, Any]]:
-    """The Pareto fronts of the score against NFE, image sets included, and, where measured, against seconds."""
+    """The Pareto fronts of the score against NFE, including image sets, and against seconds, if measured."""
     points = {(name, nfe): p for name in [*report.distinct, *report.sets] for nfe, p in report.points(name).items()}
     costs = {"NFE": {key: float(key[1]) for key in points if key[1]}}
     seconds = {(row.curve, row.nfe): row.seconds_per_image for row in report.timings.itertuples()}
@@ -73,13 +74,13 @@ def fronts(report: Report) -> list[dict[str, Any]]:
 
 
 def _clock(report: Report, seconds: dict[tuple[str, int], float]) -> str:
-    """How far seconds lie apart where networks and evaluations are the same, so that they should be nearly equal."""
+    """A remark on the accuracy of seconds: the largest ratio between samplers of one network at one NFE."""
     alike: dict[tuple[str, int], list[float]] = {}
     for (curve, nfe), value in seconds.items():
         alike.setdefault((report.curves[curve].row.model, nfe), []).append(value)
     ratio = max((max(values) / min(values) for values in alike.values()), default=1.0)
     return (
-        f"A clock measured these, in turns, the least of several times. Samplers of one network with one NFE lie up to "
-        f"{percent(ratio - 1)} apart, by what they do besides and by chance; points of the front that are nearer to "
-        "each other are not told apart."
+        "These are wall-clock times, each the minimum of several interleaved runs. Times of samplers of one network at "
+        f"the same NFE differ by up to {percent(ratio - 1)}, because of their other work and by chance; smaller "
+        "differences between points of the front are not meaningful."
     )

@@ -1,4 +1,4 @@
-"""The report's section on solvers and exact denoisers: sentences, tables and figures."""
+"""The section on solvers with exact denoisers: sentences, tables and figures."""
 
 import math
 from typing import Any
@@ -11,14 +11,14 @@ from pipeline.report.text import listed, number, plain
 
 BUDGETS = (7, 19, 35, 63, 127)
 TITLES = {"mixture": "the mixture", "data": "the data"}
-ADAPTIVE = "adaptive"  # a solver that chooses its own steps has no order in them
+ADAPTIVE = "adaptive"  # an adaptive solver has no order in the step size
 ORDER_OF = {"ode": "trajectories", "sde": "sampled variance"}
 
 Points = dict[str, dict[int, tuple[float, float]]]  # row -> {nfe: (value, sd)}
 
 
 def section(report: Report) -> dict[str, Any]:
-    """All that the template shows of the solvers' measured orders, errors and distances; draws the figures."""
+    """The section's contents; draws the figures."""
     found = report.oracle
     errors = {oracle: _by_row(found["errors"], "error", oracle) for oracle in TITLES}
     distances = _by_row(found["distances"], "distance")
@@ -40,7 +40,7 @@ def section(report: Report) -> dict[str, Any]:
 
 
 def _by_row(records: list[dict[str, Any]], value: str, oracle: str | None = None) -> Points:
-    """row -> {nfe: (value, sd)}, by NFE; the sd is 0 where there is none."""
+    """row -> {nfe: (value, sd)}, by NFE; a missing sd is 0."""
     own = [record for record in records if record.get("oracle") == oracle]
     found: Points = {record["row"]: {} for record in own}
     for record in sorted(own, key=lambda record: record["nfe"]):
@@ -49,7 +49,7 @@ def _by_row(records: list[dict[str, Any]], value: str, oracle: str | None = None
 
 
 def _places(report: Report) -> dict[str, int]:
-    """Each row's place among all, so that it looks alike in every figure."""
+    """The place of each row among all rows, which determines its style in all figures."""
     records = [record for part in ("orders", "errors", "distances") for record in report.oracle[part]]
     return {row: place for place, row in enumerate(dict.fromkeys(record["row"] for record in records))}
 
@@ -64,7 +64,7 @@ def _lines(report: Report, points: Points, solid: set[str]) -> dict[str, Line]:
 
 
 def _errors_figure(report: Report, errors: dict[str, Points]) -> str:
-    # An error of 0 has no place on a logarithmic axis.
+    # A logarithmic axis cannot show an error of 0.
     drawn = {
         o: {r: {n: p for n, p in own.items() if p[0] > 0} for r, own in rows.items()} for o, rows in errors.items()
     }
@@ -75,7 +75,7 @@ def _errors_figure(report: Report, errors: dict[str, Points]) -> str:
     panels = {title: lines for title, lines in panels.items() if lines}
     if not panels:
         return ""
-    many_lines_figure(report.figures / "oracle_errors.png", panels, "rms error of x0 against the exact flow")
+    many_lines_figure(report.figures / "oracle_errors.png", panels, "RMS error of x0")
     return "oracle_errors.png"
 
 
@@ -85,7 +85,7 @@ def _distances_figure(report: Report, distances: Points, floor: Floor) -> str:
     stochastic = {record["row"] for record in report.oracle["distances"] if record["stochastic"]}
     panels = {TITLES["mixture"]: _lines(report, distances, stochastic)}
     path = report.figures / "oracle_distances.png"
-    many_lines_figure(path, panels, "distance of sampled mixture", floor, "solid: stochastic, dashed: not")
+    many_lines_figure(path, panels, "distance of sampled mixture", floor, "solid: stochastic\ndashed: deterministic")
     return path.name
 
 
@@ -98,22 +98,22 @@ def _orders(orders: list[dict[str, Any]]) -> Markdown:
         measured = unmeasured if record["measured"] is None else f"{record['measured']:.2f}"
         kind, cost = ORDER_OF[record["kind"]], plain(record["evaluations_per_step"])
         lines.append([_named(record["row"]), kind, theory, measured, cost, record["convention"]])
-    return table(["row", "order of", "in theory", "measured", "evaluations a step", "convention"], lines)
+    return table(["solver", "order of", "theoretical", "measured", "evaluations per step", "convention"], lines)
 
 
 def _named(row: str) -> str:
-    """A row's name in code type where it is nothing but a name."""
+    """The name of a row, as code if it is an identifier."""
     return code(row) if row.isidentifier() else row
 
 
 def _in_a_list(row: str) -> str:
-    """A row's name where commas part several of them: "unipc (order 2)" for "unipc, order 2"."""
+    """The name of a row in a list with commas: "unipc (order 2)" for "unipc, order 2"."""
     name, _, rest = row.partition(", ")
     return f"{name} ({rest})" if rest else name
 
 
 def _within(points: Points, budget: int) -> dict[str, tuple[float, float, int]]:
-    """Each row's value, sd and NFE at its largest NFE within a budget; rows that have none are left out."""
+    """The value, sd and NFE of each row at its largest NFE within a budget, without rows that have none."""
     found = {}
     for row, own in points.items():
         if nfe := max((nfe for nfe in own if nfe <= budget), default=0):
@@ -134,7 +134,7 @@ def _errors(points: Points) -> Markdown:
             text = f"{number(error)} ({nfe})"
             texts.append(bold(text) if error == min(other for other, *_ in within.values()) else text)
         lines.append([_named(row), *texts])
-    return table(["row", *(f"budget {b}" for b in BUDGETS)], lines)
+    return table(["solver", *(f"budget {b}" for b in BUDGETS)], lines)
 
 
 def _deviations(orders: list[dict[str, Any]]) -> list[str]:
@@ -143,15 +143,15 @@ def _deviations(orders: list[dict[str, Any]]) -> list[str]:
         return []
     worst = max(known, key=lambda record: abs(record["measured"] - record["order"]))
     return [
-        f"Of {len(known)} measured orders {worst['row']} is furthest from theory: {worst['measured']:.2f} where "
-        f"{plain(worst['order'])} is expected."
+        f"Of {len(known)} measured orders, that of {worst['row']} deviates most from theory: "
+        f"{worst['measured']:.2f} instead of {plain(worst['order'])}."
     ]
 
 
 def _leaders(points: Points, seeds: int) -> str:
-    """The rows of the least value at each budget: "heun at 8 (0.4 at NFE 7) and 16 (0.1 at NFE 15); rk4 at 32 (..)".
+    """The rows of the smallest value at each budget: "heun at 8 (0.4 at NFE 7) and 16 (0.1 at NFE 15); rk4 at 32 (..)".
 
-    Several, without an NFE, where their values are equal, or differ by less than two standard errors over the seeds.
+    Rows whose values are equal, or within two standard errors over the seeds, are listed together, without an NFE.
     """
     leaders: dict[str, list[str]] = {}
     for budget in BUDGETS:
@@ -167,10 +167,10 @@ def _leaders(points: Points, seeds: int) -> str:
 
 def _least_errors(points: Points, where: str) -> list[str]:
     leaders = _leaders(points, 1)
-    return [f"The least error on {where}, by budget of evaluations: {leaders}."] if leaders else []
+    return [f"Smallest error on {where}, by budget (NFE): {leaders}."] if leaders else []
 
 
 def _nearest(distances: Points, floor: str, seeds: int) -> list[str]:
     leaders = _leaders(distances, seeds)
-    text = f"The least mean distance, by budget, and what is within two errors of it: {leaders}."
-    return [f"{text} Exact samples are at {floor}."] if leaders else []
+    text = f"Smallest mean distance by budget (NFE), with all rows within two standard errors of it: {leaders}."
+    return [f"{text} Exact samples have a distance of {floor}."] if leaders else []

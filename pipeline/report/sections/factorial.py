@@ -1,4 +1,4 @@
-"""Two choices of training at once: the grids that models fill over them, and a two-way analysis of their scores."""
+"""The section on factorial designs: grids of models over two choices, and the analysis of variance of their scores."""
 
 import math
 from collections.abc import Hashable, Iterable
@@ -20,14 +20,14 @@ from pipeline.training.row import Model
 LEAST_LEVELS = 3  # of each choice
 INTERACTION = "interaction"
 
-Level = tuple[Any, ...]  # what a model sets the keys of a choice to
+Level = tuple[Any, ...]  # the values of a choice's keys in a model's row
 One = TypeVar("One", bound=Hashable)
 Two = TypeVar("Two", bound=Hashable)
 
 
 class Source(NamedTuple):
-    """A source of variation: its effects, the half width of their 95% intervals, its share of the sum of squares, and
-    its F test, with `df` degrees of freedom."""
+    """A source of variation: its effects, the half width of their 95% intervals, its degrees of freedom, its share of
+    the sum of squares, and its F test."""
 
     effects: np.ndarray
     half: float
@@ -39,9 +39,10 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Analysis:
-    """A two-way layout in randomised blocks: effects of rows (I,), of columns (J,) and interactions of cells (I, J).
+    """The analysis of a two-way layout in randomised blocks: main effects of rows (I,) and columns (J,), and the
+    interactions of cells (I, J).
 
-    Effects of rows and columns are deviations from the grand mean, an interaction is what a cell has beyond both.
+    Main effects are deviations from the grand mean. An interaction is the deviation of a cell from both main effects.
     """
 
     rows: Source
@@ -52,12 +53,12 @@ class Analysis:
 
 
 def two_way(values: np.ndarray) -> Analysis:
-    """Analysis of variance of `values` (R, I, J): R blocks, at least two, with one value of each of I x J cells.
+    """The analysis of variance of `values` (R, I, J): R >= 2 blocks with one value in each of I x J cells.
 
-    value = grand mean + row + column + interaction + block + residual, each kind of effect adding up to 0: a randomised
-    complete block design with a factorial treatment (Montgomery, Design and Analysis of Experiments, chapter 5). The
-    design is balanced, so the parts of the sum of squares about the blocks' means add up. An effect of a source with
-    `df` degrees of freedom has the variance sigma^2 df / (R I J).
+    value = grand mean + row + column + interaction + block + residual, where the effects of each kind sum to 0. This is
+    a randomised complete block design with a factorial treatment (Montgomery, Design and Analysis of Experiments,
+    chapter 5). The design is balanced, so the parts of the sum of squares about the blocks' means add up. An effect of
+    a source with `df` degrees of freedom has the variance sigma^2 df / (R I J).
     """
     within = values - values.mean((1, 2), keepdims=True)
     means = within.mean(0)
@@ -83,17 +84,17 @@ def _freedom(rows: int, columns: int) -> tuple[int, int, int]:
 
 
 def _test(square: float, error: float, df: int, residual_df: int) -> tuple[float, float]:
-    """F and its p value; without any error every effect is certain."""
+    """F and its p value. Without any residual, every effect is certain."""
     if not error:
         return (math.inf, 0.0) if square else (0.0, 1.0)
     return square / error, float(fdtrc(df, residual_df, square / error))
 
 
 def largest_grid(cells: Iterable[tuple[One, Two]]) -> tuple[list[One], list[Two]]:
-    """The rows and columns of the largest complete grid among cells, LEAST_LEVELS each way; empty where there is none.
+    """The rows and columns of the largest complete grid among cells, at least LEAST_LEVELS each; empty without one.
 
-    The columns of a grid that no row or column can be added to are those that its rows have in common, so all
-    intersections of rows are gone through. Of equal ones the first, in the order of the cells.
+    The columns of a maximal grid are the common columns of its rows, so this tries all intersections of rows. Among
+    equally large grids, the first in the order of the cells wins.
     """
     own: dict[One, list[Two]] = {}
     for row, column in dict.fromkeys(cells):
@@ -113,10 +114,10 @@ def largest_grid(cells: Iterable[tuple[One, Two]]) -> tuple[list[One], list[Two]
 
 @dataclass(frozen=True)
 class Grid:
-    """Curves of one sampler and the same seeds on models that differ in two choices alone.
+    """Curves with one sampler and the same seeds on models that differ only in two choices.
 
-    titles: of the two choices; rows, columns: their levels, as they are called; curves[i][j]: that of a cell; budgets:
-    what all curves ask for; block: the seed that tells repetitions apart, the training's where there are several.
+    titles: the titles of both choices; rows, columns: the names of their levels; curves[i][j]: the curve of a cell;
+    budgets: the common budgets; block: the seed of repetitions, "train_seed" if there are several trainings.
     """
 
     titles: tuple[str, str]
@@ -132,11 +133,11 @@ class Grid:
 
 
 def grids(report: Report) -> list[Grid]:
-    """Every complete grid that models fill over two choices while all else, seeds included, is equal.
+    """Every complete grid of models over two choices with all else equal, seeds included.
 
-    A level is what all keys of a choice (fields of one title) are set to. Each two choices, with each setting of all
-    others, give one grid at most: the largest, then that of the sampler with the most budgets in common. What failed
-    counts as there: a grid that lacks results is better told of than passed over.
+    A level is one setting of all keys of a choice (the fields of one title). Each pair of choices, with each setting of
+    all others, gives at most one grid: the largest, then that of the sampler with the most common budgets. Failed
+    results count, so that the report mentions a grid that lacks results.
     """
     keys: dict[str, list[str]] = {}
     for key, field in Model.model_fields.items():
@@ -157,7 +158,7 @@ def grids(report: Report) -> list[Grid]:
 
 
 def _samplings(report: Report) -> list[dict[str, str]]:
-    """For each sampler and its seeds the curves by model, of each model the one with the most budgets."""
+    """For each sampler with its seeds, the curve of each model that has the most budgets."""
     found: dict[tuple[str, tuple[tuple[int, int], ...]], dict[str, str]] = {}
     for name, entry in report.curves.items():
         own = found.setdefault((report.sampler(name), entry.row.seeds), {})
@@ -167,12 +168,12 @@ def _samplings(report: Report) -> list[dict[str, str]]:
 
 
 def _settings(report: Report, model: str, keys: list[str]) -> Level:
-    """What a model sets these keys to, so that it can be compared."""
+    """The values of these keys in a model's row."""
     return tuple(getattr(report.models[model].row, key) for key in keys)
 
 
 def _grid(report: Report, titles: tuple[str, str], keys: dict[str, list[str]], curves: dict[str, str]) -> Grid | None:
-    """The largest grid over two choices of curves by model, where it has a budget in common."""
+    """The largest grid over two choices among curves by model; None without a common budget."""
     one, two = (keys[title] for title in titles)
     models: dict[tuple[Level, Level], str] = {}
     for model in curves:
@@ -184,23 +185,22 @@ def _grid(report: Report, titles: tuple[str, str], keys: dict[str, list[str]], c
         return None
     trainings = {train_seed for train_seed, _ in report.curves[names[0][0]].row.seeds}
     block = "train_seed" if len(trainings) > 1 else "sample_seed"
-    return Grid(titles, _called(one, rows), _called(two, columns), names, budgets, block)
+    return Grid(titles, _names(one, rows), _names(two, columns), names, budgets, block)
 
 
-def _called(keys: list[str], levels: list[Level]) -> list[str]:
-    """Levels by the keys in which they differ: "noise lognormal, P_mean -0.4"."""
+def _names(keys: list[str], levels: list[Level]) -> list[str]:
+    """The names of levels, from the keys in which they differ: "noise lognormal, P_mean -0.4"."""
     shown = [i for i in range(len(keys)) if any(level[i] != levels[0][i] for level in levels)]
     return [", ".join(f"{keys[i]} {plain(level[i])}" for i in shown) for level in levels]
 
 
 def analysed(report: Report, grid: Grid, budget: int) -> Analysis | str:
-    """The effects on the natural logarithm of the score at a budget, or why there are none.
+    """The effects on the natural logarithm of the score at a budget, or the reason for their absence.
 
-    Logarithms, always: retraining moves a distance about in proportion to its size (in the digits study its standard
-    deviation goes as the mean to the power of 0.87), so on this scale a poor cell and a good one have much the same
-    spread, which the analysis takes for granted; choices that each multiply the distance have no interaction; and an
-    effect is a ratio. A bias-corrected score that is not above 0 has no logarithm: then the grid is not analysed at
-    this budget, rather than on another scale.
+    Why logarithms: the standard deviation of a distance over trainings is about proportional to its mean (to the power
+    of 0.87 in the digits study), so that good and poor cells have similar variances on this scale, as the analysis
+    assumes. Choices that multiply the distance have no interaction, and an effect is a ratio. A bias-corrected score
+    that is not above 0 has no logarithm; the grid is then not analysed at this budget.
     """
     lost = [name for name in grid.names if name not in report.having(grid.names, budget)]
     if lost:
@@ -208,20 +208,21 @@ def analysed(report: Report, grid: Grid, budget: int) -> Analysis | str:
     columns = [report.cells(name, budget).value.groupby(grid.block).mean() for name in grid.names]
     values = pd.concat(columns, axis=1, join="inner").to_numpy()
     if len(values) < 2:
-        return "with fewer than two repetitions nothing can be told from chance"
+        return "it needs at least two repetitions"
     if (values <= 0).any():
-        return "a score is not above 0, nearer to real images than can be measured, and has no logarithm"
+        return "a score is not above 0, closer to real images than the metric resolves, and has no logarithm"
     return two_way(np.log(values).reshape(-1, len(grid.rows), len(grid.columns)))
 
 
 def _lost(report: Report, grid: Grid, name: str, budget: int) -> str:
+    """The cell of a curve without a result."""
     [(row, column)] = [(i, line.index(name)) for i, line in enumerate(grid.curves) if name in line]
     what = report.missing(name, budget) or "has no result"
     return f"the cell of {grid.rows[row]} and {grid.columns[column]} ({name}) {what}"
 
 
 def sections(report: Report) -> list[dict[str, Any]]:
-    """All that the template shows of each grid; draws the heat maps."""
+    """The contents of the section for each grid; draws the heat maps."""
     return [_section(report, grid, place) for place, grid in enumerate(grids(report), 1)]
 
 
@@ -244,7 +245,7 @@ def _section(report: Report, grid: Grid, place: int) -> dict[str, Any]:
 
 
 def _figure(report: Report, grid: Grid, budgets: list[int], file: str) -> str:
-    """A panel for each budget at which any cell has a result."""
+    """Draw a panel for each budget at which any cell has a result."""
     panels = {}
     for budget in budgets:
         having = report.having(grid.names, budget)
@@ -260,7 +261,7 @@ def _figure(report: Report, grid: Grid, budgets: list[int], file: str) -> str:
 
 
 def _cells(report: Report, grid: Grid, budgets: list[int], effects: dict[int, Analysis]) -> Markdown:
-    """A line for each cell: its mean score, and its interaction where it is known."""
+    """One line per cell: its mean score, and its interaction if it is known."""
     lines = []
     for i, row in enumerate(grid.rows):
         for j, column in enumerate(grid.columns):
@@ -288,7 +289,7 @@ def _main_effects(grid: Grid, effects: dict[int, Analysis]) -> Markdown:
 
 
 def _sources(grid: Grid, effects: dict[int, Analysis]) -> Markdown:
-    """The analysis of variance: shares and tests."""
+    """The analysis of variance: shares and tests of each source."""
     parts = [*grid.titles, INTERACTION]
     lines: list[list[object]] = [[part] for part in [*parts, "residual"]]
     for own in effects.values():
@@ -301,7 +302,7 @@ def _sources(grid: Grid, effects: dict[int, Analysis]) -> Markdown:
 
 
 def ratio(effect: float, half: float) -> str:
-    """An effect on a logarithm as the ratio that it stands for, with its interval; in bold where that leaves 1 out."""
+    """An effect on a logarithm as a ratio, with its interval; in bold if the interval excludes 1."""
     low, high = math.exp(effect - half), math.exp(effect + half)
     text = f"{number(math.exp(effect))} ({number(low)} to {number(high)})"
     return bold(text) if abs(effect) > half else text
@@ -311,21 +312,22 @@ def p_value(source: Source) -> str:
     return "p < 0.001" if source.p < 0.001 else f"p = {source.p:.3f}"
 
 
-def told_apart(source: Source) -> bool:
-    """Whether a source can be told from chance, at the level of the intervals."""
+def significant(source: Source) -> bool:
+    """Whether a source is significant at the level of the intervals."""
     return source.p < 1 - CONFIDENCE
 
 
 def finding(report: Report, grid: Grid) -> str:
-    """Which of two choices has the larger main effect, and whether they interact; empty where nothing is analysed."""
+    """The choice with the larger main effect, and whether both interact; empty without an analysis."""
     parts = []
     for budget in low_and_high(grid.budgets):
         own = analysed(report, grid, budget)
         if isinstance(own, Analysis):
-            parts.append(f"at a budget of {budget} {_compared(grid, own)}")
+            parts.append(f"at a budget of {budget}, {_compared(grid, own)}")
     size = f"{len(grid.rows)} x {len(grid.columns)} models over {listed(list(grid.titles))}"
-    together = "taken together, which tells apart what single rows may tie in"
-    return f"Of {size}, sampled as {grid.names[0]} and {together}, {'; '.join(parts)}." if parts else ""
+    power = "which can detect effects that tie in single comparisons"
+    start = f"Factorial design of {size}, sampled like {grid.names[0]}, {power}: "
+    return f"{start}{'; '.join(parts)}." if parts else ""
 
 
 def _compared(grid: Grid, own: Analysis) -> str:
@@ -334,8 +336,8 @@ def _compared(grid: Grid, own: Analysis) -> str:
     shares = f"{percent(first.share)} of the score's variation, {p_value(first)}; "
     shares += f"{smaller} {percent(second.share)}, {p_value(second)}"
     lead = f"{larger} has the larger main effect ({shares})"
-    if not (told_apart(first) or told_apart(second)):
-        lead = f"neither main effect can be told from chance ({larger} {shares})"
-    can = "can" if told_apart(own.cells) else "cannot"
+    if not (significant(first) or significant(second)):
+        lead = f"neither main effect is significant ({larger} {shares})"
+    verdict = "is significant" if significant(own.cells) else "is not significant"
     interaction = f"their {INTERACTION} ({percent(own.cells.share)}, {p_value(own.cells)})"
-    return f"{lead}, and {interaction} {can} be told from chance"
+    return f"{lead}, and {interaction} {verdict}"

@@ -5,7 +5,7 @@ from pipeline.report.study import Report
 
 
 def failures(report: Report) -> Markdown:
-    """The cells that failed: those of one curve, NFE and reason in one line."""
+    """The failed cells, one line for each curve, NFE and reason."""
     seeds: dict[tuple[str, int, str], list[tuple[int, int]]] = {}
     for failure in report.failures:
         seeds.setdefault((failure.curve, failure.nfe, failure.reason), []).append(failure.seeds)

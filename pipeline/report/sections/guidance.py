@@ -1,4 +1,4 @@
-"""The report's section on guidance: the score against its scale, and precision against recall."""
+"""The section on guidance: the score against the scale, and precision against recall."""
 
 from typing import Any, NamedTuple
 
@@ -15,20 +15,20 @@ from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.sections.samples import shown_samples
 from pipeline.report.statistics import difference
 from pipeline.report.study import APART, Report, low_and_high
-from pipeline.report.text import listed, number, percent, plain, told
+from pipeline.report.text import listed, number, percent, plain, relative
 from pipeline.sampling.guidance import GUIDES, sample_labels
 
-KEYS = ("guide", "guide_images", "guidance_min", "guidance_max")  # of a guide, beside its scale
-OWN = ("guidance", *KEYS, *APART)  # not shared by a family
-LEAST_SCALES = 3  # the unguided curve's among them
+KEYS = ("guide", "guide_images", "guidance_min", "guidance_max")  # keys of a guide, apart from its scale
+OWN = ("guidance", *KEYS, *APART)  # keys that may differ within a family
+LEAST_SCALES = 3  # including that of the unguided curve
 TRADED = ("precision", "recall")
 
 
-Rest = tuple[Any, ...]  # all of a curve but its guidance
+Rest = tuple[Any, ...]  # the values of all keys of a curve but guidance
 
 
 class Family(NamedTuple):
-    """Curves of a model that differ in a guide's scale alone: scale -> curve, ascending; `unguided` is one of them."""
+    """Curves of a model that differ only in the scale of a guide: scale -> curve, ascending; `unguided` is a scale."""
 
     model: str
     guide: str
@@ -41,9 +41,9 @@ class Family(NamedTuple):
 
 
 def families(report: Report) -> list[Family]:
-    """Every set of LEAST_SCALES curves or more that one guide makes of one model by one sampler.
+    """Every set of at least LEAST_SCALES curves with the same model, guide and sampler.
 
-    The curve without guidance belongs to the families of all guides. Of curves that differ in nothing the first counts.
+    The curve without guidance belongs to the families of all guides. Of equal curves, the first one counts.
     """
     unguided: dict[Rest, str] = {}
     found: dict[tuple[Rest, tuple[Any, ...]], dict[float, str]] = {}
@@ -63,12 +63,12 @@ def families(report: Report) -> list[Family]:
             curves = dict(sorted((guided | {idle: unguided[rest]}).items()))
             family = Family(row.model, _guide(report, first), curves, idle)
             again = family.label in [other.label for other in result]
-            result.append(family._replace(guide=f"{family.guide}, sampled as {first}") if again else family)
+            result.append(family._replace(guide=f"{family.guide}, sampled like {first}") if again else family)
     return result
 
 
 def section(report: Report) -> dict[str, Any] | None:
-    """All that the template shows of guidance; draws the figures. None where no guide has scales enough."""
+    """The section's contents; draws the figures. None if no guide has enough scales."""
     found = families(report)
     budgets = report.common_budgets([name for family in found for name in family.curves.values()]) if found else []
     if not budgets:
@@ -87,13 +87,13 @@ def section(report: Report) -> dict[str, Any] | None:
         "table": _table(report, found, compared),
         "classifiers": _classifiers(report, found),
         "samples_figure": _samples(report, found, high),
-        "told": _told(report, found),
+        "labels": _labels(report, found),
         "findings": [text for family in found if (text := finding(report, family))],
     }
 
 
 def _samples(report: Report, found: list[Family], budget: int) -> str:
-    """Draw samples at a budget, a row a guide: without guidance, at a middle scale and at the largest."""
+    """Draw samples at a budget, one row per guide: without guidance, at a middle scale and at the largest."""
     rows = {}
     for family in found:
         shown = _shown(report, family, budget)
@@ -122,14 +122,14 @@ def _samples(report: Report, found: list[Family], budget: int) -> str:
 
 
 def _kept(report: Report, name: str, budget: int) -> np.ndarray:
-    """The images shown of a curve that has a result at a budget."""
+    """The stored images of a curve that has a result at a budget."""
     own = report.results[report.results.curve == name]
     steps = int(own[own.nfe <= report.nfe(name, budget)].steps.max())
     return shown_samples(report, name, steps)
 
 
-def _told(report: Report, found: list[Family]) -> str:
-    """The classes of the samples that are shown, where there are names for them."""
+def _labels(report: Report, found: list[Family]) -> str:
+    """The classes of the samples in the figure, if the data have classes."""
     counts = report.data.get("class_counts")
     if not counts or report.of_points:
         return ""
@@ -139,12 +139,11 @@ def _told(report: Report, found: list[Family]) -> str:
 
 
 def _classifiers(report: Report, found: list[Family]) -> list[str]:
-    """How well the classifiers that guide tell noised data, by sigma."""
+    """The accuracy of guiding classifiers on noised data, by sigma."""
     names = [name for family in found for name in family.curves.values()]
     guiding = [report.curves[name].row.model for name in names if report.curves[name].row.guide == "classifier"]
     return [
-        f"Of {report.things} that it learned from, with new noise, the classifier beside {model} tells the right class "
-        f"of {shares}."
+        f"Accuracy of the classifier of {model} on its training {report.things} with new noise: {shares}."
         for model in dict.fromkeys(guiding)
         if (shares := listed([f"{percent(a)} at sigma {s}" for s, a in _accuracy(report, model).items()]))
     ]
@@ -156,9 +155,9 @@ def _accuracy(report: Report, model: str) -> dict[str, float]:
 
 
 def finding(report: Report, family: Family) -> str:
-    """What the best scale of a guide does to the score, and all of them to precision and recall, at its largest budget.
+    """The effect of the best scale on the score, and of all scales on precision and recall, at the largest budget.
 
-    Nothing where there is no result without guidance, or none with it.
+    Empty without a result of the unguided curve or of a guided one.
     """
     budgets = report.common_budgets(list(family.curves.values()))
     having = {w: n for w, n in family.curves.items() if budgets and report.having([n], budgets[-1])}
@@ -167,23 +166,23 @@ def finding(report: Report, family: Family) -> str:
     budget, base = budgets[-1], having[family.unguided]
     best = min(having, key=lambda w: report.estimate(having[w], budget).mean)
     if best == family.unguided:
-        said = f"no scale tried scores lower than {base} without guidance"
+        best_scale = f"no scale scores lower than {base} without guidance"
     else:
         change = difference(report.cells(having[best], budget), report.cells(base, budget))
-        said = f"scale {plain(best)} has the lowest mean {report.score}, {told(change, 'no guidance')}"
+        best_scale = f"scale {plain(best)} has the lowest mean {report.score}, {relative(change, 'no guidance')}"
     lost = [plain(scale) for scale in family.curves if scale not in having]
-    without = [f"there is no result at scale {listed(lost)}"] if lost else []
-    parts = [said, *_traded(report, having, budget), *without]
-    return f"Guidance of {family.model} ({family.guide}), at a budget of {budget}: {'; '.join(parts)}."
+    without = [f"no result at scale {listed(lost)}"] if lost else []
+    parts = [best_scale, *_traded(report, having, budget), *without]
+    return f"Guidance of {family.model} ({family.guide}) at a budget of {budget}: {'; '.join(parts)}."
 
 
 def _traded(report: Report, having: dict[float, str], budget: int) -> list[str]:
-    """Precision and recall at the smallest and the largest scale."""
+    """The change of precision and recall from the smallest to the largest scale."""
     low, high = min(having), max(having)
     texts = []
     for metric in _measured(report):
         one, two = (report.estimate(having[w], budget, metric).mean for w in (low, high))
-        texts.append(f"{metric} goes from {number(one)} to {number(two)}")
+        texts.append(f"{metric} changes from {number(one)} to {number(two)}")
     return [f"from scale {plain(low)} to scale {plain(high)}, {listed(texts)}"] if texts else []
 
 
@@ -192,7 +191,7 @@ def _measured(report: Report) -> list[str]:
 
 
 def _rest(report: Report, name: str) -> Rest:
-    """All of a curve but its guidance. A classifier guides what the model answers without a label."""
+    """All keys of a curve but its guidance. A classifier guides the model's answer without a label."""
     row = report.curves[name].row
     if row.guide == "classifier" and report.model(name).labels != "none":
         row = row.model_copy(update={"labels": "none"})
@@ -200,7 +199,7 @@ def _rest(report: Report, name: str) -> Rest:
 
 
 def _guide(report: Report, name: str) -> str:
-    """What a guide is called."""
+    """The name of a guide."""
     row, model = report.curves[name].row, report.model(name)
     parts = [row.guide]
     if row.guide == "snapshot":
@@ -213,9 +212,9 @@ def _guide(report: Report, name: str) -> str:
 
 
 def _acts(report: Report, name: str, budget: int) -> bool:
-    """Whether a curve is guided anywhere at a budget: no noise level of its few steps may lie in the guide's interval.
+    """Whether a curve calls its guide at a budget: the guide's interval may contain none of its few noise levels.
 
-    So may none in the first steps of an adaptive solver, which are all that is known of them.
+    The later steps of an adaptive solver are unknown, so it counts as guided.
     """
     sampler = report.curves[name].row
     guidance, steps = sampler.build_guidance(), sampler.steps(budget)
@@ -225,7 +224,7 @@ def _acts(report: Report, name: str, budget: int) -> bool:
 
 
 def _shown(report: Report, family: Family, budget: int) -> dict[float, str]:
-    """scale -> curve, of those that have a result at a budget, and are guided there as they say."""
+    """scale -> curve, of the curves that have a result at a budget and, if guided, call the guide there."""
     return {
         w: n
         for w, n in family.curves.items()
@@ -244,7 +243,7 @@ def _points(report: Report, found: list[Family], budget: int) -> dict[str, dict[
 
 
 def _frontier(report: Report, found: list[Family], budget: int) -> str:
-    """Draw precision against recall along each guide's scales; no figure where they were not measured."""
+    """Draw precision against recall along the scales of each guide; no figure if they were not measured."""
     if len(_measured(report)) < len(TRADED):
         return ""
     lines = {}
@@ -263,14 +262,14 @@ def _frontier(report: Report, found: list[Family], budget: int) -> str:
 
 
 def _stated(report: Report, family: Family, name: str, budget: int) -> str:
-    """A curve's score at a budget, and whether its guide was not asked at all."""
+    """The score of a curve at a budget, with a remark if its guide is never called."""
     text = report.stated_at(name, budget)
-    unasked = name != family.curves[family.unguided] and report.having([name], budget)
-    return f"{text} (never guided)" if unasked and not _acts(report, name, budget) else text
+    guided = name != family.curves[family.unguided] and report.having([name], budget)
+    return f"{text} (guide never called)" if guided and not _acts(report, name, budget) else text
 
 
 def _table(report: Report, found: list[Family], budgets: list[int]) -> Markdown:
-    """A line a scale: the score at each budget, then at the largest its difference from none, precision and recall."""
+    """One line per scale: the scores, and at the largest budget the difference from no guidance, precision, recall."""
     lines, high = [], budgets[-1]
     for family in found:
         base = family.curves[family.unguided]
@@ -281,6 +280,6 @@ def _table(report: Report, found: list[Family], budgets: list[int]) -> Markdown:
             others = [report.stated_at(name, high, metric) for metric in _measured(report)]
             shown = bold(plain(scale)) if scale == family.unguided else plain(scale)
             lines.append([family.model, family.guide, shown, code(name), *scores, change, *others])
-    scores = [*(f"budget {b}" for b in budgets), f"minus no guidance, budget {high}"]
+    scores = [*(f"budget {b}" for b in budgets), f"difference from no guidance, budget {high}"]
     others = [f"{report.metric(metric)}, budget {high}" for metric in _measured(report)]
     return table(["model", "guide", "scale", "curve", *scores, *others], lines)

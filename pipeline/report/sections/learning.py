@@ -1,4 +1,4 @@
-"""The report's section on training: losses and gradients by noise level, straightness, bounds, the proposed noise."""
+"""The section on training: errors and gradients by noise level, straightness, bounds, and the proposed noise."""
 
 import math
 from collections.abc import Callable
@@ -18,28 +18,28 @@ from pipeline.training.noise import Levels, keys_of
 from pipeline.training.row import Model
 from pipeline.training.weighting import edm
 
-PANEL_LINES = 8  # models in one panel of a figure
-ALIKE = 0.02  # the relative difference up to which untrained networks are drawn as one line
-SHOWN_SIGMAS = (0.02, 0.1, 0.5, 2.0, 10.0)  # the table's columns are the noise levels nearest to these
-CENTRE = (0.05, 0.95)  # the shares of a model's own noise distribution between which its gradients are compared
-TAIL = 2.6  # where a noise distribution's drawing ends: at the shares that a normal one has beyond so many sd
+PANEL_LINES = 8  # the most models in one panel of a figure
+ALIKE = 0.02  # relative tolerance for drawing untrained networks as one line
+SHOWN_SIGMAS = (0.02, 0.1, 0.5, 2.0, 10.0)  # columns of the table: the noise levels nearest to these
+CENTRE = (0.05, 0.95)  # quantiles of a model's noise distribution between which gradients are compared
+TAIL = 2.6  # densities are drawn between the quantiles of a normal distribution at so many sd
 PROPOSED = ("P_mean", "P_std")
-NEAR = 0.1  # how far a row's P_mean and P_std may be from those proposed, to be called nearly these
+NEAR = 0.1  # largest distance of a row's P_mean and P_std from the proposed ones to count as close
 NOT_FINITE = "not finite"
 
-Quantity = Callable[[str, str], pd.DataFrame]  # of a model in a state: one row a training seed, one column a sigma
+Quantity = Callable[[str, str], pd.DataFrame]  # (model, state) -> one row per training seed, one column per sigma
 
 
 def section(report: Report) -> dict[str, Any]:
-    """All that the template shows of training; draws the figures."""
+    """The section's contents; draws the figures."""
     panels = _panels(report)
     return {
         "images": report.learning["images"],
         "errors_figure": _figure(
-            report, "loss_by_noise_level", panels, lambda *of: _errors(report, *of), "error on EDM's scale"
+            report, "loss_by_noise_level", panels, lambda *of: _errors(report, *of), "error (EDM's normalisation)"
         ),
         "gradients_figure": _figure(
-            report, "gradient_by_noise_level", panels, lambda *of: _gradients(report, *of), "gradient / its mean"
+            report, "gradient_by_noise_level", panels, lambda *of: _gradients(report, *of), "gradient norm / its mean"
         ),
         "by_model": _by_model(report),
         "steps": listed(sorted({str(flow["steps"]) for flow in _straightness(report).values()})),
@@ -51,28 +51,28 @@ def section(report: Report) -> dict[str, Any]:
 
 
 def _levels(report: Report, model: str, state: str, value: str) -> pd.DataFrame:
-    """A quantity by training seed and sigma, of the noise levels where every seed has a number above 0."""
+    """A quantity by training seed and sigma, at noise levels where it is finite and positive for every seed."""
     own = report.losses[(report.losses.model == model) & (report.losses.state == state)]
     found = own.pivot(index="train_seed", columns="sigma", values=value)
     return found.loc[:, (np.isfinite(found) & (found > 0)).all()]
 
 
 def _errors(report: Report, model: str, state: str) -> pd.DataFrame:
-    """The error of D in units in which no better than nothing is 1: EDM's weighting, whatever the model's own."""
+    """The error of D with EDM's weighting, whatever the model's own: 1 means that the network uses no information."""
     found = _levels(report, model, state, "error")
     return found * edm(torch.tensor(found.columns.to_numpy(float)), report.data["sigma_data"]).numpy()
 
 
 def _gradients(report: Report, model: str, state: str) -> pd.DataFrame:
-    """The gradient's norm over its geometric mean, each seed's by its own."""
+    """The norm of the gradient over its geometric mean, for each seed."""
     found = _levels(report, model, state, "gradient")
     return found.div(np.exp(np.log(found).mean(axis=1)), axis=0)
 
 
 def _panels(report: Report) -> dict[str, list[str]]:
-    """The models of each panel by its title, the bases of its rows among them: all in one where they are few.
+    """title -> models of each panel, including the bases of its rows; one panel for few models.
 
-    Else first those of the methods, then the others by the axis in which they differ from their base.
+    Otherwise, the first panel has the models of the methods. The others have one axis of differences each.
     """
     first, *_ = every = list(report.models)
     if len(every) <= PANEL_LINES:
@@ -91,7 +91,7 @@ def _panels(report: Report) -> dict[str, list[str]]:
 
 
 def _split(report: Report, names: list[str]) -> list[list[str]]:
-    """Models with their bases, in as few equally long parts as one panel each has room for."""
+    """Models with their bases, in the smallest number of equal parts that fit into one panel each."""
     for count in range(1, len(names) + 1):
         size = -(-len(names) // count)
         chunks = [names[start : start + size] for start in range(0, len(names), size)]
@@ -102,7 +102,7 @@ def _split(report: Report, names: list[str]) -> list[list[str]]:
 
 
 def _figure(report: Report, name: str, panels: dict[str, list[str]], quantity: Quantity, ylabel: str) -> str:
-    """Draw a quantity by noise level, of trained and of untrained networks; no figure where there is no number."""
+    """Draw a quantity of trained and untrained networks by noise level; no figure without any finite value."""
     drawn = {title: _panel(names, quantity) for title, names in panels.items()}
     drawn = {title: lines for title, lines in drawn.items() if lines}
     if not drawn:
@@ -113,7 +113,7 @@ def _figure(report: Report, name: str, panels: dict[str, list[str]], quantity: Q
 
 
 def _panel(names: list[str], quantity: Quantity) -> dict[str, list[Line]]:
-    """Each model's lines; of untrained networks that are alike only the first one's."""
+    """The lines of each model; of equal untrained networks only the first one."""
     lines: dict[str, list[Line]] = {}
     untrained: list[pd.Series] = []
     for place, name in enumerate(names):
@@ -128,7 +128,7 @@ def _panel(names: list[str], quantity: Quantity) -> dict[str, list[Line]]:
 
 
 def _points(found: pd.DataFrame) -> list[tuple[float, float, float]]:
-    """(sigma, mean over seeds, their standard deviation or 0)."""
+    """(sigma, mean over seeds, standard deviation over seeds or 0)."""
     deviation = found.std(ddof=1) if len(found) > 1 else 0 * found.mean()
     return list(zip(found.columns, found.mean(), deviation, strict=True))
 
@@ -138,7 +138,7 @@ def _alike(own: pd.Series, other: pd.Series) -> bool:
 
 
 def _by_model(report: Report) -> Markdown:
-    """Each trained model's error at a few noise levels, how far apart its gradients are, and how straight its flow."""
+    """Errors of trained models at a few noise levels, ratios of gradients, and the straightness of the flow."""
     levels = np.unique(report.losses.sigma)
     shown = list(dict.fromkeys(float(levels[abs(np.log(levels / near)).argmin()]) for near in SHOWN_SIGMAS))
     straightness = _straightness(report)
@@ -152,7 +152,7 @@ def _by_model(report: Report) -> Markdown:
 
 
 def _spread_of_gradients(report: Report, name: str) -> str:
-    """The largest gradient over the smallest within CENTRE of the model's own noise, straight lines between levels."""
+    """The ratio of the largest to the smallest gradient within CENTRE of a model's noise, interpolated in ln sigma."""
     found = np.log(_gradients(report, name, "trained"))
     if not found.size:
         return NOT_FINITE
@@ -174,7 +174,7 @@ def _with_sd(found: dict[str, Any]) -> str:
 
 
 def _pairs(report: Report) -> list[str]:
-    """What other pairs of noise and image than independent ones do to the straightness of their base's flow."""
+    """The effect of other pairs of noise and image on the straightness of the flow."""
     found, sentences = _straightness(report), []
     for name, entry in report.models.items():
         base = entry.base
@@ -191,15 +191,15 @@ def _straighter(report: Report, name: str, base: str) -> str:
     own, other = (report.learning["models"][n]["straightness"] for n in (name, base))
     word = "straighter than" if own["mean"] < other["mean"] else "less straight than"
     if None in (own["sd"], other["sd"]):
-        return f"{word} (one training, so by more than chance or not)"
+        return f"{word} (one training, so significance is unknown)"
     counts = [len(report.models[n].row.train_seeds) for n in (name, base)]
     error = math.hypot(own["sd"] / math.sqrt(counts[0]), other["sd"] / math.sqrt(counts[1]))
     half = float(stdtrit(max(min(counts) - 1, 1), (1 + CONFIDENCE) / 2)) * error
-    return word if abs(own["mean"] - other["mean"]) > half else "not told apart in straightness from"
+    return word if abs(own["mean"] - other["mean"]) > half else "not significantly straighter or less straight than"
 
 
 def _densities(report: Report) -> str:
-    """Draw the density over ln sigma of every distinct noise distribution that models are trained with."""
+    """Draw the density over ln sigma of every distinct noise distribution of the models."""
     u = torch.special.ndtr(torch.linspace(-TAIL, TAIL, 301, dtype=torch.float64))
     drawn: dict[bytes, tuple[str, Line]] = {}
     for entry in report.models.values():
@@ -207,20 +207,20 @@ def _densities(report: Report) -> str:
         sigma, density = noise.sigma(u), noise.density(u)
         points = [(s, d, 0.0) for s, d in zip(sigma.tolist(), density.tolist(), strict=True) if math.isfinite(d)]
         line = Line(points, len(drawn), isinstance(noise, Levels))
-        drawn.setdefault(sigma.numpy().tobytes(), (_called(entry.row), line))
+        drawn.setdefault(sigma.numpy().tobytes(), (_name(entry.row), line))
     path = report.figures / "noise_distributions.png"
     densities_figure(path, dict(drawn.values()))
     return path.name
 
 
-def _called(row: Model) -> str:
-    """A noise distribution by its name and those of its keys that are not the defaults."""
+def _name(row: Model) -> str:
+    """The name of a noise distribution with its keys that differ from the defaults."""
     keys = [key for key in keys_of(row.noise) if getattr(row, key) != Model.model_fields[key].default]
     return ", ".join([row.noise, *(f"{key} {plain(getattr(row, key))}" for key in keys)])
 
 
 def _bounds(report: Report) -> Markdown:
-    """The variational bound of the models that have one."""
+    """The variational bounds of models with discrete noise levels."""
     lines = []
     for name in report.models:
         if bound := report.learning["models"][name]["bound"]:
@@ -230,33 +230,34 @@ def _bounds(report: Report) -> Markdown:
 
 
 def _proposal(report: Report) -> list[Markdown | str]:
-    """The proposed noise distribution, its row, and how the row does, where the study has it."""
+    """The proposed noise distribution, its row, and the score of a similar row of the study."""
     found = report.proposal
     if found["row"] is None:
-        return [f"Brief trainings of {found['model']} ({plain(found['images'])} images) learned nothing to go by."]
+        trainings = f"brief trainings of {found['model']} ({plain(found['images'])} images)"
+        return [f"No noise distribution is proposed, because {trainings} learn at no noise level."]
     values, published = (", ".join(f"{k} {plain(own[k])}" for k in PROPOSED) for own in (found, found["published"]))
     return [
-        f"A lognormal noise distribution with {values} is proposed from the noise levels at which brief trainings of "
-        f"{found['model']} ({plain(found['images'])} images) learn; {published} are published. As a row of the study:",
+        f"Proposed lognormal noise distribution: {values} (published: {published}). It covers the noise levels at "
+        f"which brief trainings of {found['model']} ({plain(found['images'])} images) learn. As a row of the study:",
         code(found["row"].replace("`", "")),
         *_tried(report),
     ]
 
 
 def _tried(report: Report) -> list[str]:
-    """The score of rows that are nearly as proposed, against their base's by the same sampler."""
+    """The scores of rows close to the proposal, relative to their base with the same sampler."""
     sentences = []
     for name, entry in report.models.items():
         near = all(abs(getattr(entry.row, key) - report.proposal[key]) <= NEAR for key in PROPOSED)
         alone = entry.differences and set(entry.differences) <= set(PROPOSED)
         if near and alone and entry.base == report.proposal["model"]:
             pairs = _same_sampler(report, name, entry.base)
-            sentences += [f"{name} has nearly this: {_compared(report, *pair)}." for pair in pairs[:1]]
+            sentences += [f"{name} is close to the proposal: {_compared(report, *pair)}." for pair in pairs[:1]]
     return sentences
 
 
 def _same_sampler(report: Report, model: str, base: str) -> list[tuple[str, str, int]]:
-    """The curves of two models by the same sampler, at the largest budget at which both have a result."""
+    """Pairs of curves of two models with the same sampler, and their largest common budget with results."""
     found = []
     for own in [n for n, entry in report.curves.items() if entry.row.model == model]:
         for other in [n for n, entry in report.curves.items() if entry.row.model == base]:

@@ -1,10 +1,10 @@
-"""What was run on which machine."""
+"""The machines of the section on provenance."""
 
 from pipeline.report.study import Report
 
 
 def machines(report: Report) -> list[str]:
-    """On what curves were measured and models were trained, the commonest first."""
+    """The machines that measured curves and trained models, the most frequent first."""
     found: dict[str, list[str]] = {}
     trained = [summary["machine"] for summary in report.training.values()]
     for kind, used in (("curve", list(report.machines.values())), ("model", trained)):
@@ -13,6 +13,6 @@ def machines(report: Report) -> list[str]:
             where = f"{machine['device']}, {machine['system']}, Python {machine['python']}, {libraries}"
             found.setdefault(where, []).append(kind)
     return [
-        f"{kinds.count('curve')} curves or image sets and {kinds.count('model')} models on {where}"
+        f"{kinds.count('curve')} curves or image sets and {kinds.count('model')} models on {where}."
         for where, kinds in sorted(found.items(), key=lambda item: -len(item[1]))
     ]

@@ -1,16 +1,15 @@
-"""The section on methods: the headline figure, scores by budget, paired differences, all metrics."""
+"""The section on methods: the headline figure, scores by budget, paired differences, and all metrics."""
 
+from pipeline.report.charts import REAL
 from pipeline.report.figures.scores import curves_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import FAILED, cells, of_curve
 from pipeline.report.study import Report
 from pipeline.report.text import number
 
-REAL = "real against real"
-
 
 def methods_figure(report: Report) -> str:
-    """Score against NFE by method, image sets beside them; no figure where none of them has a point."""
+    """Draw the score of methods and image sets against NFE; no figure if none has a point."""
     shown = report.with_points([*report.methods, *report.sets])
     if not shown:
         return ""
@@ -20,8 +19,8 @@ def methods_figure(report: Report) -> str:
 
 
 def by_budget(report: Report, metric: str | None = None) -> Markdown:
-    """Mean and interval of a metric (None: the score) by method and budget, and the floor; of the score, the best and
-    its ties in bold."""
+    """The mean and interval of a metric (None: the score) by method and budget, and its floor. The best score and its
+    ties are in bold."""
     budgets = report.budgets(report.methods)
     having = {budget: report.having(report.methods, budget) for budget in budgets}
     metric = metric or report.headline
@@ -40,18 +39,18 @@ def by_budget(report: Report, metric: str | None = None) -> Markdown:
 
 
 def methods_differences(report: Report) -> Markdown:
-    """Each method's paired difference from the first one, by budget."""
+    """The paired difference of each method from the first one, by budget."""
     base, *others = report.methods
     if not others:
         return Markdown("")
     budgets = report.budgets(others)
     lines = [[report.label(name), *[report.difference_at(name, base, b) for b in budgets]] for name in others]
-    return table([f"minus {report.label(base)}", *(f"budget {b}" for b in budgets)], lines)
+    return table([f"difference from {report.label(base)}", *(f"budget {b}" for b in budgets)], lines)
 
 
 def best_points(report: Report) -> Markdown:
-    """Every metric of each method and image set at its best score, with the floor of each."""
-    header = ["method", "at NFE", report.score, "minimum of repetitions", *map(report.metric, report.metrics[1:])]
+    """All metrics of each method and image set at its best score, with their floors."""
+    header = ["method", "at NFE", report.score, "minimum over repetitions", *map(report.metric, report.metrics[1:])]
     lines: list[list[object]] = []
     failed = {failure.curve for failure in report.failures}
     for name in [*report.methods, *report.sets]:
@@ -59,8 +58,8 @@ def best_points(report: Report) -> Markdown:
             lines.append([report.label(name), "", FAILED if name in failed else "", *[""] * len(report.metrics)])
             continue
         _, nfe = report.best_point(name)
-        own = cells(report.results, name, report.headline)
-        values = own[own.nfe == nfe].value
+        scores = cells(report.results, name, report.headline)
+        values = scores[scores.nfe == nfe].value
         others = [
             report.stated_point(name, nfe, metric) + _fit(report, name, nfe, metric) for metric in report.metrics[1:]
         ]
@@ -78,7 +77,7 @@ def floor_text(report: Report, metric: str) -> str:
 
 
 def _fit(report: Report, name: str, nfe: int, metric: str) -> str:
-    """The mean error of fit of an extrapolation."""
+    """The mean error of the fit of an extrapolation."""
     if metric != "fd_infinity":
         return ""
     found = of_curve(report.results, name)

@@ -1,16 +1,16 @@
-"""The report's table of networks: what each costs, and which were made to cost as much as another."""
+"""The table of networks in the section on cost: their sizes, their costs, and which match the cost of another."""
 
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.study import Report
 from pipeline.report.text import listed, percent
 
 KEYS = ("network", "channels", "parameters", "flops")
-COSTS = {"parameters": "parameters", "flops": "FLOPs"}  # what `equal` stands for
+COSTS = {"parameters": "parameters", "flops": "FLOPs"}  # values of `equal`
 
 
 def section(report: Report) -> Markdown:
-    """A line a network: which models have it, its size, what an evaluation costs, what it was made to equal and how
-    nearly it does, and what the first of its models scores where networks differ."""
+    """One line per network: its models, its size, the cost of an evaluation, the cost that it matches, and the score of
+    its first model if there are several networks."""
     models: dict[tuple[str, int, int, int], list[str]] = {}
     for name, summary in report.training.items():
         network, channels, parameters, flops = (summary[key] for key in KEYS)
@@ -22,13 +22,13 @@ def section(report: Report) -> Markdown:
         equal = dict.fromkeys(text for name in names if (text := _equalled(report, name)))
         cost: list[object] = [f"{parameters:,}", mega(flops), Markdown(listed(list(equal)))]
         lines.append([*own, *cost, *([scores[names[0]]] if scores else [])])
-    header = ["models", "network", "channels", "parameters", f"MFLOPs per {report.thing}", "made to equal"]
+    header = ["models", "network", "channels", "parameters", f"MFLOPs per {report.thing}", "matches"]
     budget = _budget(report, list(scores))
-    return table([*header, *([f"{report.score} of the first, budget {budget}"] if scores else [])], lines)
+    return table([*header, *([f"{report.score} of the first model, budget {budget}"] if scores else [])], lines)
 
 
 def _equalled(report: Report, name: str) -> str:
-    """What of its base's cost a model was made to equal, and the share of it that it has."""
+    """The cost of its base that a model matches, and its own cost relative to it."""
     entry = report.models[name]
     if not entry.row.equal:
         return ""
@@ -37,7 +37,7 @@ def _equalled(report: Report, name: str) -> str:
 
 
 def _curves(report: Report, models: list[str]) -> dict[str, str]:
-    """Of models the curve by the sampler of the study's first one, where there is one."""
+    """The curve of each model by the sampler of the study's first curve, if it has one."""
     sampler = report.sampler(next(iter(report.curves)))
     found: dict[str, str] = {}
     for name, entry in report.curves.items():
@@ -47,13 +47,13 @@ def _curves(report: Report, models: list[str]) -> dict[str, str]:
 
 
 def _budget(report: Report, models: list[str]) -> int:
-    """The largest budget that all of these models' curves by the first sampler ask for; 0 where there is none."""
+    """The largest common budget of these models' curves by the first sampler; 0 without one."""
     curves = list(_curves(report, models).values())
     return max(report.common_budgets(curves), default=0) if curves else 0
 
 
 def _scores(report: Report, models: list[str]) -> dict[str, str]:
-    """What models score by the first curve's sampler at the largest budget of all; nothing where they share none."""
+    """The scores of models by the first curve's sampler at their largest common budget; empty without one."""
     curves, budget = _curves(report, models), _budget(report, models)
     if not budget:
         return {}
@@ -61,5 +61,5 @@ def _scores(report: Report, models: list[str]) -> dict[str, str]:
 
 
 def mega(flops: int) -> str:
-    """Millions of floating-point operations, to three digits at least."""
+    """Millions of floating-point operations, with at least three digits."""
     return f"{flops / 1e6:#,.3g}".rstrip(".") if flops < 999.5e6 else f"{flops / 1e6:,.0f}"

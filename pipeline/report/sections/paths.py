@@ -1,4 +1,4 @@
-"""Cumulative paths: curves that each take one more step from the one before, as EDM's configurations A to F do."""
+"""The section on cumulative paths: chains of curves like EDM's configurations A to F."""
 
 from itertools import pairwise
 from typing import Any
@@ -10,14 +10,14 @@ from pipeline.report.statistics import difference
 from pipeline.report.study import Report, low_and_high
 from pipeline.report.text import apart_or_tied
 
-LEAST_CURVES = 4  # fewer are an ablation and its base
+LEAST_CURVES = 4  # shorter chains are an ablation and its base
 
 
 def paths(report: Report) -> list[list[str]]:
-    """Every chain of LEAST_CURVES curves or more from one that names no base to one that nothing is built on.
+    """Every chain of at least LEAST_CURVES curves, from a curve that names no base to a curve that is no base.
 
-    A link is a row that names its base and differs from it in a design choice. A row that names none is based on the
-    study's first row, which says nothing of an order: it begins a chain. A chain that branches is a path for each end.
+    A link is a row that names its base and differs from it in a design choice. A row that names no base begins a chain,
+    because its default base, the first row of the study, implies no order. A branching chain is a path for each end.
     """
     links = {name: entry.base for name, entry in report.curves.items() if entry.explicit and entry.differences}
     found = []
@@ -31,12 +31,12 @@ def paths(report: Report) -> list[list[str]]:
 
 
 def sections(report: Report) -> list[dict[str, Any]]:
-    """All that the template shows of each path; draws the figures."""
+    """The contents of the section for each path; draws the figures."""
     return [_section(report, path) for path in paths(report)]
 
 
 def finding(report: Report, path: list[str]) -> str:
-    """Which steps of a path are told apart from the one before at its largest budget; empty where none is compared."""
+    """The effects of a path's steps at its largest common budget; empty without one."""
     budget = max((b for b in report.common_budgets(path) if len(report.having(path, b)) == len(path)), default=0)
     if not budget:
         return ""
@@ -44,12 +44,13 @@ def finding(report: Report, path: list[str]) -> str:
         (report.label(name), difference(report.cells(name, budget), report.cells(before, budget)))
         for before, name in pairwise(path)
     ]
-    parts = apart_or_tied(steps, " with the step before")
-    return f"Along {path[0]} to {path[-1]}, step by step at a budget of {budget}: {'; '.join(parts)}."
+    parts = apart_or_tied(steps, " with the previous step")
+    start = f"Path from {path[0]} to {path[-1]}, each step relative to the previous one at a budget of {budget}: "
+    return start + "; ".join(parts) + "."
 
 
 def _section(report: Report, path: list[str]) -> dict[str, Any]:
-    """A path at the budgets that all of its curves ask for; at all of them where there is none."""
+    """A path at the common budgets of its curves, or at all of their budgets without a common one."""
     budgets = report.common_budgets(path) or report.budgets(path)
     return {
         "begin": code(path[0]),
@@ -60,7 +61,7 @@ def _section(report: Report, path: list[str]) -> dict[str, Any]:
 
 
 def _figure(report: Report, path: list[str], budgets: list[int], file: str) -> str:
-    """The score along a path at a small, a middle and the largest budget; none where there is no point."""
+    """Draw the score along a path at a small, a middle and the largest budget; no figure without any point."""
     low, high = low_and_high(budgets)[0], budgets[-1]
     between = [budget for budget in budgets if low < budget < high]
     lines = {}
@@ -75,19 +76,19 @@ def _figure(report: Report, path: list[str], budgets: list[int], file: str) -> s
 
 
 def _table(report: Report, path: list[str], budgets: list[int]) -> Markdown:
-    """A line a step: what it changes, the score at each budget, and the difference from the step before."""
+    """One line per step: its changes, the score at each budget, and the difference from the previous step."""
     compared = low_and_high(budgets)
     lines = []
     for place, name in enumerate(path):
         scores = [report.stated_at(name, budget) for budget in budgets]
         changes = [_change(report, name, path[place - 1], b) if place else "" for b in compared]
         lines.append([code(name), report.choice(name) if place else "", *scores, *changes])
-    header = [*(f"budget {b}" for b in budgets), *(f"minus the step before, budget {b}" for b in compared)]
-    return table(["step", "changes", *header], lines)
+    header = [*(f"budget {b}" for b in budgets), *(f"difference from the previous step, budget {b}" for b in compared)]
+    return table(["step", "change", *header], lines)
 
 
 def _change(report: Report, name: str, before: str, budget: int) -> str:
-    """The paired difference from the step before, or which of the two failed."""
+    """The paired difference from the previous step, or which of the two failed."""
     if len(report.having([name, before], budget)) == 2:
         return report.compared(name, before, budget)
     return report.missing(name, budget) or (f"{before} {FAILED}" if report.missing(before, budget) else "")

@@ -1,4 +1,4 @@
-"""The report's table of published values beside what this study measured, and what differs between the two."""
+"""The section on published and reproduced values, and the differences between their protocols."""
 
 import math
 from typing import Any
@@ -8,12 +8,12 @@ from pipeline.report.page import code, table
 from pipeline.report.study import Report
 from pipeline.report.text import listed, stated
 
-PLAIN = "fd"  # as published: the plain distance, with its bias
+PLAIN = "fd"  # publications report the plain distance, with its bias
 USUAL_SAMPLES = 50_000
 
 
 def section(report: Report) -> dict[str, Any] | None:
-    """All that the template shows of published values; None where the study file has none."""
+    """The section's contents; None if the study file has no published values."""
     if not report.rows.published:
         return None
     lines = []
@@ -27,17 +27,18 @@ def section(report: Report) -> dict[str, Any] | None:
                 *(f"{theirs:,}" if theirs else "", f"{trained:,}"),
             ]
         )
-    header = ["curve", "published", "source", "at NFE", "FID", f"here: {report.metric(PLAIN)}", "at NFE"]
-    return {"table": table([*header, "their images", "ours"], lines), "differs": _differs(report)}
+    header = ["curve", "published method", "source", "at NFE", "published FID", f"this study: {report.metric(PLAIN)}"]
+    header += ["at NFE", "published training images", "training images here"]
+    return {"table": table(header, lines), "differs": _differs(report)}
 
 
 def _as_published(value: float) -> str:
-    """With two digits behind the point, as FIDs are stated, or with more where there are more."""
+    """A value with two decimals, as usual for FID, or with more if it has more."""
     return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 
 def _ours(report: Report, row: Published) -> tuple[object, str]:
-    """The NFE measured that is nearest to a published one, and what the curve has there; where it has nothing, why."""
+    """The measured NFE nearest to the published one, and the value there, or "not measured"."""
     points = report.points(row.curve, PLAIN)
     if not points:
         return "", "not measured"
@@ -46,33 +47,33 @@ def _ours(report: Report, row: Published) -> tuple[object, str]:
 
 
 def _differs(report: Report) -> list[str]:
-    """What has to be known before the two are compared, in sentences."""
+    """Sentences on the differences between the published and this study's protocols."""
     ours = _range({report.model(row.curve).images for row in report.rows.published})
     theirs = {row.images for row in report.rows.published if row.images}
-    scale = f" It is the study's preset {report.rows.preset}." if report.rows.preset else ""
-    told = f", the published ones, where it is known, on {_range(theirs)}" if theirs else ""
-    found = [f"Training: networks here were trained on {ours} images{told}.{scale}"]
+    scale = f" This is preset {report.rows.preset} of the study." if report.rows.preset else ""
+    published = f", published networks on {_range(theirs)}, where known" if theirs else ""
+    found = [f"Training: our networks were trained on {ours} images{published}.{scale}"]
     metric, samples = report.metric(PLAIN), f"{report.rows.samples:,} samples"
     if not report.extractor["official"]:
         found.append(
-            f"Metric: published values are FIDs, ours are {metric} of {samples}: numbers on two scales, of which only "
-            "the order of the rows can be compared."
+            f"Metric: published values are FIDs, ours are {metric} of {samples}. Their scales differ, so only the "
+            "order of the rows is comparable."
         )
     elif report.rows.samples < USUAL_SAMPLES:
         found.append(
-            f"Metric: both are plain FIDs, ours of {samples}, the published ones as a rule of {USUAL_SAMPLES:,}; with "
-            "fewer samples a plain FID is larger."
+            f"Metric: both are plain FIDs, ours of {samples}, published ones usually of {USUAL_SAMPLES:,}. With fewer "
+            "samples, a plain FID is larger."
         )
     data = report.rows.named_data
     if not data.built_in:
         lossy = report.data.get("lossy")
-        stored = f", which had been {lossy}-compressed" if lossy else ""
+        stored = f", which was {lossy}-compressed" if lossy else ""
         found.append(
-            f"Data: ours are {data.source}{stored}. Published values are against the data set's own pixels; copies "
-            "that were ever compressed with losses are other images, and distances from them are other distances."
+            f"Data: ours are {data.source}{stored}. Published values use the original pixels of the data set. Lossy "
+            "compression changes the images and therefore all distances from them."
         )
     if data.limit:
-        found.append(f"Data: ours are the first {data.limit:,} images alone.")
+        found.append(f"Data: ours are only the first {data.limit:,} images.")
     return found
 
 

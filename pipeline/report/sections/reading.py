@@ -1,16 +1,16 @@
-"""The section on how to read the numbers: what the counts of samples mean for them."""
+"""Remarks on sample sizes for the section on how to read the numbers."""
 
 from pipeline.report.lines import few
 from pipeline.report.study import Report
 from pipeline.report.text import number
 
-BIASED = 0.1  # the share of the best score that its bias may be before it is told
+BIASED = 0.1  # the largest share of the best score that its bias may have without a warning
 
 
 def warning(report: Report) -> str:
-    """What so few samples mean for the numbers, where they are few; else nothing.
+    """A warning about the bias of the plain distance if there are few samples or if the bias is large.
 
-    Of points nothing: their score is no distance between moments, and the floor has its bias.
+    None for points: their score is not a distance between moments, and its floor has the same bias.
     """
     if report.of_points or not report.finished:
         return ""
@@ -21,19 +21,19 @@ def warning(report: Report) -> str:
     if not small and bias < BIASED * abs(best):
         return ""
     return (
-        f"{small}{report.metric('fd')}, the plain distance, is too large by about {number(bias)} at the best point, "
-        f"where {number(measured)} is measured and {number(best)} is left without that bias; its values at other "
-        "counts of samples can't be compared with these."
+        f"{small}{report.metric('fd')}, the plain distance, has a bias of about {number(bias)} at the best point: "
+        f"{number(measured)} with the bias, {number(best)} without. Its values are not comparable with those at other "
+        "numbers of samples."
     )
 
 
 def linearity(report: Report) -> str:
-    """Whether real-real Frechet distances fall in proportion to the counts, as scaling the floor takes for granted."""
+    """A check of scaled floors: whether Frechet distances between real sets are proportional to 1 / count."""
     found = report.reference
     half, quarter = found["floor"]["fd_corrected"]["mean"], found["quarter_fd_corrected"]
     if not quarter:
         return ""
     return (
-        f"Between quarters of {found['quarter_images']} images it is {number(quarter['mean'])}, "
-        f"{number(quarter['mean'] / half)} times as much; 2 would be in exact proportion."
+        f"Between quarters of {found['quarter_images']} images, it is {number(quarter['mean'])}, "
+        f"{number(quarter['mean'] / half)} times as much; exact proportion would be 2 times."
     )

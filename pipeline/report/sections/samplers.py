@@ -6,7 +6,7 @@ from pipeline.report.study import Report
 
 
 def best_samplers(report: Report) -> Markdown:
-    """By budget the best of each model's samplers and its ties, of models that are sampled in two ways or more."""
+    """The best sampler and its ties by budget, for each model with at least two samplers."""
     budgets = report.budgets([name for names in report.samplers.values() for name in names])
     lines = [
         [code(model), *(_best_sampler(report, names, b) for b in budgets)] for model, names in report.samplers.items()
@@ -20,5 +20,5 @@ def _best_sampler(report: Report, names: list[str], budget: int) -> Markdown:
     leader, *ties = best
     text = f"{code(leader)} {escape(report.stated_at(leader, budget))}"
     if len(report.having(names, budget)) == 1:
-        return Markdown(f"{text}, alone")
+        return Markdown(f"{text}, no other result")
     return Markdown(text + (f"; tie: {', '.join(map(code, ties))}" if ties else ""))

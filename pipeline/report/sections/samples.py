@@ -12,7 +12,7 @@ SHOWN_BUDGETS = 7
 
 
 def samples(report: Report) -> int:
-    """Draw the samples by method; returns how many of each set are shown, 0 where no method has a point."""
+    """Draw the samples by method. Returns how many of each set are shown; 0 if no method has a point."""
     grid = {}
     for name in report.with_points(report.methods):
         points = cells(report.results, name, report.headline)[["steps", "nfe"]].drop_duplicates().sort_values("nfe")
@@ -26,7 +26,7 @@ def samples(report: Report) -> int:
 
 
 def shown_samples(report: Report, name: str, steps: int) -> np.ndarray:
-    """What was kept of a curve's first repetition with so many steps: images (n, C, H, W), uint8, or points (n, 2)."""
+    """The stored samples of a curve's first repetition at a number of steps: images (n, C, H, W) or points (n, 2)."""
     train_seed, sample_seed = report.curves[name].row.seeds[0]
     kept = load_file(report.paths.curve(name) / "images.safetensors")
     found: np.ndarray = kept[f"{steps}/{train_seed}/{sample_seed}"]

@@ -17,7 +17,7 @@ Values = dict[str, object]  # a row's design choices, by key; a text in place of
 
 
 def models(report: Report) -> tuple[Markdown, str]:
-    """The models, with the channels that `equal` found and "-" for keys that their network does not have."""
+    """The models, with the channels that `equal` found, and "-" for keys that their network does not have."""
     values = {}
     for name, entry in report.models.items():
         values[name] = _choices(entry.row, UNSET) | {"channels": report.training[name]["channels"]}
@@ -48,4 +48,4 @@ def _tables(values: dict[str, Values], filed: Mapping[str, Filed]) -> tuple[Mark
         texts = [plain(own[key]) if own[key] == values[base][key] else bold(plain(own[key])) for key in keys]
         lines.append([code(name), code(base), *texts])
     common = "; ".join(f"{key} {plain(first[key])}" for key in first if key not in keys)
-    return table(["row", "base", *keys], lines), f"All others: {common}." if common else ""
+    return table(["row", "base", *keys], lines), f"The same in all rows: {common}." if common else ""

@@ -1,5 +1,4 @@
-"""The report's section on trajectories: solutions with an exact denoiser in each schedule's coordinates, and how much
-they bend there."""
+"""The section on trajectories: exact solutions in the coordinates of each schedule, and their curvature there."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -23,16 +22,16 @@ from pipeline.report.study import Report
 from pipeline.report.text import number
 from pipeline.sampling.row import Sampler
 
-COUNT, DRAWN = 64, 10  # solutions that are measured, and drawn
-POINTS = 512  # of a study's own, in the denoiser and behind the solutions
+COUNT, DRAWN = 64, 10  # solutions in the table, and in the figure
+POINTS = 512  # points of a study's data in the denoiser and in the figure
 DOTS = 8  # equal steps of t
-REACH = 1.4  # of the plane that is drawn, in units of the data's
+REACH = 1.4  # half width of the drawn plane, relative to the data
 
 Pair = tuple[str, str]
 
 
 class Plane(NamedTuple):
-    """A distribution in the plane with its exact denoiser: what it is called, and points of it (n, 2)."""
+    """A distribution in the plane: its exact denoiser, its name, and points of it (n, 2)."""
 
     oracle: Mixture
     name: str
@@ -40,7 +39,7 @@ class Plane(NamedTuple):
 
 
 def section(report: Report) -> dict[str, Any]:
-    """All that the template shows of trajectories; draws the figure."""
+    """The section's contents; draws the figure."""
     used, plane = _used(report), _plane(report)
     noise = torch.randn(COUNT, 2, dtype=torch.float64, generator=generator("trajectories", 0))
     low, high = Sampler().sigma_range
@@ -65,7 +64,7 @@ def section(report: Report) -> dict[str, Any]:
 
 
 def _plane(report: Report) -> Plane:
-    """A study's own points, else the mixture that solvers are measured on."""
+    """The points of a study, or the mixture of the section on exact denoisers."""
     if report.of_points:
         points = load_prepared(report.paths.data).images[:POINTS].double()
         return Plane(empirical(points), f"the study's first {len(points)} points", points)
@@ -75,7 +74,7 @@ def _plane(report: Report) -> Plane:
 
 
 def _used(report: Report) -> dict[Pair, list[str]]:
-    """(schedule, scaling) -> the curves whose solvers step in that schedule's t; others go by sigma alone."""
+    """(schedule, scaling) -> the curves whose solvers step in t of that schedule; other solvers use sigma only."""
     found: dict[Pair, list[str]] = {}
     for name, entry in report.curves.items():
         row = entry.row
@@ -86,13 +85,13 @@ def _used(report: Report) -> dict[Pair, list[str]]:
 
 
 def _called(pair: Pair) -> str:
-    """A schedule, with its scaling where that is not the one it was published with."""
+    """A schedule, with its scaling if that is not the published one."""
     schedule, scaling = pair
     return schedule if SCALING_OF_SCHEDULE[schedule] == scaling else f"{schedule}, scaling {scaling}"
 
 
 def _table(bends: dict[Pair, Bend], used: dict[Pair, list[str]]) -> Markdown:
-    """A line a schedule and scaling; the least of each column in bold."""
+    """One line per schedule and scaling, with the smallest value of each column in bold."""
     shown = {pair: (number(b.curvature), number(b.straightness), f"{b.turning:.0f}°") for pair, b in bends.items()}
     least = [min(bends, key=lambda pair: vars(bends[pair])[field.name]) for field in fields(Bend)]
     best = [shown[pair][column] for column, pair in enumerate(least)]
@@ -102,24 +101,25 @@ def _table(bends: dict[Pair, Bend], used: dict[Pair, list[str]]) -> Markdown:
         by = f"{len(names)} curves, {code(names[0])} first" if len(names) > 1 else "".join(map(code, names))
         marked = [bold(text) if text == best[column] else text for column, text in enumerate(texts)]
         lines.append([code(schedule), code(scaling), *marked, Markdown(by)])
-    return table(["schedule", "scaling", "curvature", "straightness", "turning", "stepped in by"], lines)
+    return table(["schedule", "scaling", "curvature", "straightness", "turning", "used by"], lines)
 
 
 def _finding(bends: dict[Pair, Bend]) -> str:
-    """Which schedules lie at the two ends of the measures."""
+    """The schedules with the lowest and the highest curvature and straightness."""
     ends = {}
     for key in ("curvature", "straightness"):
         order = sorted(bends, key=lambda pair: vars(bends[pair])[key])
         least, most = (f"{_called(pair)} ({number(vars(bends[pair])[key])})" for pair in (order[0], order[-1]))
-        ends[key] = f"least in {least} and most in {most}"
+        ends[key] = f"lowest in {least} and highest in {most}"
     return (
-        f"Exact solutions bend {ends['curvature']}, by their curvature, which counts on the grid that suits a schedule "
-        f"best; in equal steps of t {ends['straightness']}, by their straightness."
+        f"The curvature of exact solutions, which determines errors on the best grid of a schedule, is "
+        f"{ends['curvature']}. Their straightness, which determines errors in equal steps of t, is "
+        f"{ends['straightness']} (0 is straight)."
     )
 
 
 def _draw(path: Path, found: dict[Pair, Course], points: np.ndarray) -> None:
-    """A column a schedule: the same solutions in the plane, above the first coordinate against time."""
+    """One column per schedule. Top: the solutions in the plane. Bottom: the first coordinate against time."""
     size = (2.7 * len(found) + 0.4, 5.6)
     figure, (planes, times) = new_figure(size, 2, len(found), style="white")
     reach = REACH * float(np.abs(points).max())
