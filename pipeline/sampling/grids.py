@@ -1,7 +1,7 @@
 """Grids of noise levels: `steps` decreasing sigmas, then 0 (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
-A grid is a function of steps, sigma_min and sigma_max, and of those keys of a sampler row that it names as arguments
-(`schedule` as the row's Schedule).
+A grid is a function of steps, sigma_min, sigma_max and the keys of a sampler row that its further arguments name
+(`schedule` is the row's Schedule).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pipeline.diffusion.schedule import EPS_S, VP_PUBLISHED, Schedule, ddpm_sigm
 
 @dataclass(frozen=True)
 class Discretization:
-    """A grid and the range of noise that it was published with."""
+    """A grid and the noise range that it was published with."""
 
     grid: Callable[..., Tensor]
     sigma_min: float
@@ -25,7 +25,7 @@ class Discretization:
 
     @property
     def keys(self) -> list[str]:
-        """What the grid goes by, beside the number of steps and the range."""
+        """The keys of a sampler row that the grid depends on, besides the number of steps and the range."""
         return list(signature(self.grid).parameters)[3:]
 
     def __call__(self, steps: int, sigma_min: float, sigma_max: float, **choices: object) -> Tensor:
@@ -75,14 +75,14 @@ def uniform_in_time(steps: int, sigma_min: float, sigma_max: float, schedule: Sc
     """
     first, last = schedule.t(torch.tensor([sigma_max, sigma_min], dtype=torch.float64))
     sigmas = schedule.sigma(first + fractions(steps) * (last - first))
-    sigmas[0], sigmas[-1] = sigma_max, sigma_min if steps > 1 else sigma_max  # not to rounding alone
+    sigmas[0], sigmas[-1] = sigma_max, sigma_min if steps > 1 else sigma_max  # exactly, without rounding
     return sigmas
 
 
 def _within(levels: Tensor, sigma_min: float, sigma_max: float, steps: int, name: str) -> Tensor:
     levels = levels[(levels >= sigma_min) & (levels <= sigma_max)]
     if steps > len(levels):
-        raise StudyError(f"discretization {name}: {steps} steps, but only {len(levels)} noise levels lie in the range")
+        raise StudyError(f"discretization {name}: {steps} steps, but only {len(levels)} noise levels in the range")
     return levels
 
 
@@ -144,9 +144,9 @@ def flow_uniform(steps: int, sigma_min: float, sigma_max: float, shift: float) -
     Formula: shift t / (1 - t), t = (1 - i / N) sigma_max / (shift + sigma_max)
     Source: Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206, eq. 23
     """
-    path = flow(sigma_min, sigma_max)
-    start = path.t(torch.tensor(sigma_max / shift, dtype=torch.float64))
-    return shift * path.sigma(start * (1 - torch.arange(steps, dtype=torch.float64) / steps))
+    schedule = flow(sigma_min, sigma_max)
+    start = schedule.t(torch.tensor(sigma_max / shift, dtype=torch.float64))
+    return shift * schedule.sigma(start * (1 - torch.arange(steps, dtype=torch.float64) / steps))
 
 
 def explicit(steps: int, sigma_min: float, sigma_max: float, sigmas: tuple[float, ...] | None) -> Tensor:
@@ -164,13 +164,13 @@ def optimised(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
     Source: Chen et al. 2024, arXiv 2405.11326; Watson et al. 2021, arXiv 2106.03802
     """
-    raise StudyError("discretization optimised: not fitted to a model yet; see pipeline.optimised.fit")
+    raise StudyError("discretization optimised: not fitted to a model yet; see pipeline.sampling.fitted_grids.fit")
 
 
 VP_RANGE = [float(VP_PUBLISHED.sigma(torch.tensor(t, dtype=torch.float64))) for t in (EPS_S, 1.0)]
 DDPM_RANGE = [float(ddpm_sigmas()[i]) for i in (0, -1)]
 EDM_RANGE = (0.002, 80.0)
-LEVELS = 64  # that an optimised grid chooses from, and so the largest number of its steps
+LEVELS = 64  # an optimised grid chooses from so many noise levels, so it has at most as many steps
 
 SPACINGS = {"linspace": linspace, "leading": leading, "trailing": trailing}
 

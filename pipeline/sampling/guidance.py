@@ -1,4 +1,4 @@
-"""Guidance: two networks' answers combined into one denoiser, and the classes that samples are guided to."""
+"""Guidance: two networks combined into one denoiser, and the classes that samples are guided to."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,29 +12,28 @@ from pipeline.common.errors import StudyError
 from pipeline.common.randomness import generator
 from pipeline.diffusion.denoiser import DenoiserFunction
 
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, are as even as any sequence's of no fixed length
+GOLDEN = (math.sqrt(5) - 1) / 2  # the multiples of no other number are more even modulo 1
 
 
 class LabelledDenoiser(Protocol):
-    """D(z; sigma) of classes: z (N, ...), sigma a scalar, labels (N,), or None for what has learned none or is told
-    none."""
+    """D(z; sigma) with class labels: z (N, ...), sigma a scalar, labels (N,). None means no labels."""
 
     def __call__(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor: ...
 
 
 class Classifier(Protocol):
-    """p(y | z; sigma), of which guidance needs the gradient."""
+    """p(y | z; sigma), whose gradient guidance needs."""
 
     def log_gradient(self, z: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """grad_z log p(labels | z; sigma): z (N, ...), sigma a scalar, labels (N,), to z's shape."""
+        """grad_z log p(labels | z; sigma), of z's shape: z (N, ...), sigma a scalar, labels (N,)."""
 
 
 @runtime_checkable
 class BySample(Protocol):
-    """What becomes a denoiser once it is told which samples it is for."""
+    """A model that gives a denoiser for the samples with given indices."""
 
     def for_samples(self, seed: int, indices: Sequence[int]) -> DenoiserFunction:
-        """The denoiser of a batch, whose i-th sample is sample indices[i] of a sampling seed."""
+        """The denoiser for a batch whose i-th sample is sample indices[i] of a sampling seed."""
 
 
 def _between(main: Tensor, guide: Tensor, sigma: Tensor, weight: float) -> Tensor:
@@ -47,9 +46,9 @@ def _along(main: Tensor, gradient: Tensor, sigma: Tensor, weight: float) -> Tens
 
 @dataclass(frozen=True)
 class Guide:
-    """A kind of guidance: how the two answers and a weight make D_w.
+    """A kind of guidance. `combined` maps D, the guide's answer, sigma and the weight to D_w.
 
-    idle: the weight at which D_w is the main network's answer; alone: the one at which it is the guide's, if any.
+    idle: the weight at which D_w equals D. alone: the weight at which D_w equals the guide's answer, if there is one.
     """
 
     combined: Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -71,37 +70,37 @@ class Guidance:
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing, so that the main network is all there is."""
+        """Whether it has no effect, so that only the main network is called."""
         return self.weight == GUIDES[self.guide].idle
 
     @property
     def alone(self) -> bool:
-        """Whether the guide's answer is all there is where it guides."""
+        """Whether only the guide is called at guided noise levels."""
         return self.weight == GUIDES[self.guide].alone
 
     @property
     def limited(self) -> bool:
-        """Whether there are noise levels without guidance."""
+        """Whether guidance acts only at some noise levels."""
         return self.low > 0 or self.high is not None
 
     @property
     def evaluations(self) -> int:
-        """What one guided answer costs."""
+        """Network calls per guided answer."""
         return 1 if self.idle or self.alone else 2
 
     def guides(self, sigma: Tensor) -> bool:
-        """Whether there is guidance at a noise level, a scalar. It is looked at, which waits for its device where that
-        isn't the CPU, only where that depends on it."""
+        """Whether guidance acts at a noise level, a scalar. Its value is read, which may wait for a device, only if the
+        answer depends on it."""
         return not self.limited or self.low < float(sigma) <= (math.inf if self.high is None else self.high)
 
     def __call__(self, main: DenoiserFunction, guide: DenoiserFunction) -> DenoiserFunction:
-        """The guided denoiser; of a classifier, `guide` answers with the gradient."""
+        """The guided denoiser. With a classifier, `guide` gives the gradient."""
         return main if self.idle else Guided(self, main, guide)
 
 
 @dataclass(frozen=True)
 class Guided:
-    """A denoiser of two parts, each a call of a network."""
+    """A guided denoiser, which calls the main network, the guide, or both."""
 
     guidance: Guidance
     main: DenoiserFunction
@@ -117,7 +116,7 @@ class Guided:
         return combined(self.main(z, sigma), self.guide(z, sigma), sigma, self.guidance.weight)
 
     def over(self, wrap: Callable[[DenoiserFunction], DenoiserFunction]) -> Self:
-        """The same of wrapped parts."""
+        """The same denoiser with both networks wrapped."""
         return replace(self, main=wrap(self.main), guide=wrap(self.guide))
 
 
@@ -141,7 +140,7 @@ Source: Dhariwal and Nichol 2021, arXiv 2105.05233, eq. 14
 
 
 def labelled(model: LabelledDenoiser, labels: Tensor | None) -> DenoiserFunction:
-    """The model asked for these labels (N,) only; None: as it is."""
+    """The model with its labels (N,) fixed; None: the model itself."""
     return model if labels is None else lambda z, sigma: model(z, sigma, labels)
 
 
@@ -152,33 +151,36 @@ def guided(
     snapshot: LabelledDenoiser | None = None,
     classifier: Classifier | None = None,
 ) -> DenoiserFunction:
-    """The model, guided to labels (N,); None: what has no classes. Of the guides, that which guidance names is needed.
+    """The model guided to labels (N,); None for a model without classes. Only the guide that `guidance` names counts.
 
-    Raises StudyError where it is missing, or where there are no labels to guide to.
+    Raises StudyError if that guide is missing, or if guidance needs labels and there are none.
     """
     if guidance.guide == "classifier":
         if guidance.idle:
             return model
         if labels is None or classifier is None:
-            raise StudyError("guide: classifier needs a classifier of the model's data, and labels to guide to")
+            raise StudyError(
+                "guide: classifier needs labels and a classifier; set classifier_images in the model's row"
+            )
         return guidance(model, lambda z, sigma: classifier.log_gradient(z, sigma, labels))
-    own = labelled(model, labels)
+    conditional = labelled(model, labels)
     if guidance.idle:
-        return own
+        return conditional
     if guidance.guide == "snapshot":
         if snapshot is None:
-            raise StudyError("guide: snapshot needs an earlier snapshot of the model; say snapshots in its row")
-        return guidance(own, labelled(snapshot, labels))
+            raise StudyError("guide: snapshot needs an earlier snapshot of the model; set snapshots in its row")
+        return guidance(conditional, labelled(snapshot, labels))
     if labels is None:
-        raise StudyError("guide: unconditional needs a model of classes, and labels to guide to; use another guide")
-    return guidance(own, model)
+        raise StudyError("guide: unconditional needs a model of classes and labels to guide to; use another guide")
+    return guidance(conditional, model)
 
 
 def sample_labels(seed: int, indices: Sequence[int], classes: Sequence[int]) -> Tensor:
-    """The classes of samples of one seed, (N,), int64; classes: how many images of each there are in the data set.
+    """The classes of a seed's samples with these indices: (N,), int64. classes: the images of each in the data set.
 
-    Sample i's depends on (seed, i) alone: the i-th point of a golden-ratio sequence from the seed's own start, on the
-    classes' shares laid end to end. So any first so many samples have the data set's shares, but for a sample or two.
+    The class of sample i depends on (seed, i) alone. A golden-ratio sequence, which starts at a random point for each
+    seed, picks it in proportion to the classes' shares. So the first n samples have the shares of the data set, to
+    within a sample or two.
     """
     start = float(torch.rand((), dtype=torch.float64, generator=generator("classes", seed)))
     points = (start + GOLDEN * torch.tensor(indices, dtype=torch.float64)).frac()
@@ -188,7 +190,7 @@ def sample_labels(seed: int, indices: Sequence[int], classes: Sequence[int]) -> 
 
 @dataclass(frozen=True)
 class ByClass:
-    """A denoiser of labels, which each sample gets by its number; classes: images of each class in the data set."""
+    """A model with classes, whose samples get labels by their index. classes: the images of each in the data set."""
 
     classes: tuple[int, ...]
     of_labels: Callable[[Tensor], DenoiserFunction]

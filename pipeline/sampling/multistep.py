@@ -1,6 +1,6 @@
-"""Deterministic solvers that reuse earlier evaluations: one evaluation a step.
+"""Deterministic multistep solvers, which reuse earlier evaluations: one evaluation per step.
 
-Each keeps one tensor an evaluation, as many as its formula needs, and begins with the lower orders of its family.
+Each keeps one tensor per evaluation, only as many as its formula needs. The first steps have lower orders.
 """
 
 import math
@@ -18,16 +18,17 @@ from pipeline.sampling.ode import Ode, RandnLike, Solver
 
 
 class Evaluation(NamedTuple):
-    """What a solver keeps of an evaluation: the noise level, and D, eps or the slope there (N, ...)."""
+    """A kept evaluation: the noise level, and D, eps or the slope there (N, ...)."""
 
     sigma: float
     value: Tensor
 
 
 class Multistep:
-    """A solver whose step combines its last evaluations, `points` at most; into sigma = 0 most take one of Euler's.
+    """A solver whose step combines its last evaluations, at most `points`. For most, the step to sigma = 0 is Euler's.
 
-    lower_at_end: no more points than steps are left, as DPM-Solver and UniPC prescribe. corrects: see `correct`.
+    lower_at_end: a step uses at most as many points as steps are left, as DPM-Solver and UniPC prescribe. corrects:
+    whether `correct` changes z.
     """
 
     points: int
@@ -47,19 +48,19 @@ class Multistep:
 
     @property
     def steps_needed(self) -> int:
-        """The fewest steps of which one combines all points."""
+        """The least number of steps at which some step combines all points."""
         return 2 * self.points - 1 if self.lower_at_end else self.points + 1
 
     def evaluate(self, ode: Ode, z: Tensor, sigma: float) -> Tensor:
-        """What is kept of an evaluation."""
+        """The tensor that is kept of an evaluation."""
         return ode.denoise(z, sigma)
 
     def advance(self, ode: Ode, z: Tensor, sigma_next: float, past: Sequence[Evaluation], noise: RandnLike) -> Tensor:
-        """From z at past[0].sigma to sigma_next; past: the evaluations to be combined, newest first."""
+        """z at sigma_next from z at past[0].sigma. past: the evaluations to combine, the newest first."""
         raise NotImplementedError
 
     def correct(self, z: Tensor, before: Tensor, past: Sequence[Evaluation]) -> Tensor:
-        """z at past[0].sigma again, once it is evaluated there, from `before`, z at past[1].sigma."""
+        """z at past[0].sigma, corrected by the evaluation there. before: z at past[1].sigma."""
         return z
 
     def run(
@@ -70,12 +71,12 @@ class Multistep:
         randn_like: RandnLike,
         known: Iterable[Evaluation] = (),
     ) -> Iterator[Tensor]:
-        """See Solver.run; `known`: evaluations above sigmas[0], newest first, to begin with all points at once."""
+        """See Solver.run. known: evaluations above sigmas[0], newest first, so that the first step has full order."""
         past = list(islice(known, self.points))
         before: Tensor | None = None
         for left, (sigma, sigma_next) in zip(range(len(sigmas) - 1, 0, -1), pairwise(sigmas), strict=True):
             if not self.corrects:
-                del past[self.points - 1 :]  # before the network runs, so that no more is kept than is used
+                del past[self.points - 1 :]  # before the network runs, to keep only what the step uses
             past.insert(0, Evaluation(sigma, self.evaluate(ode, z, sigma)))
             if before is not None:
                 z = self.correct(z, before, past)
@@ -86,7 +87,7 @@ class Multistep:
 
 
 def log_step(sigma: float, sigma_next: float) -> float:
-    """A step of lambda = -ln sigma, positive downwards."""
+    """The step of lambda = -ln sigma, positive if sigma falls."""
     return math.log(sigma / sigma_next)
 
 

@@ -1,7 +1,7 @@
-"""What a solver solves, and what every solver is: a way from pure noise down a grid of noise levels to 0.
+"""The ODE that solvers integrate, and the interface of a solver.
 
-Solvers see z = x0 + sigma n, (N, ...), in float64 (float32 on devices without it). Noise levels and times are Python
-floats, so that nothing of the loop waits for the device; the denoiser alone gets sigma as a tensor, on the CPU.
+The state is z = x0 + sigma n, (N, ...), in float64 (float32 on devices without it). Noise levels and times are Python
+floats, so that the loop never waits for the device; only the denoiser gets sigma as a tensor, on the CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ def _scalar(value: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Ode:
-    """A denoiser on a schedule with a scaling: the ODE that is solved, x = s z along t."""
+    """The probability-flow ODE of a denoiser, for x = s z as a function of t, in a schedule and a scaling."""
 
     denoiser: DenoiserFunction
     schedule: Schedule
@@ -47,11 +47,11 @@ class Ode:
         return float(self.scaling.log_slope(_scalar(sigma)))
 
     def denoise(self, z: Tensor, sigma: float) -> Tensor:
-        """D(z; sigma), in z's precision."""
+        """D(z; sigma), in z's dtype."""
         return self.denoiser(z, _scalar(sigma)).to(z.dtype)
 
     def eps(self, z: Tensor, sigma: float) -> Tensor:
-        """The noise that D takes z to hold: (z - D) / sigma."""
+        """The predicted noise, (z - D) / sigma."""
         return (z - self.denoise(z, sigma)) / sigma
 
     def slope(self, z: Tensor, sigma: float, t: float) -> Tensor:
@@ -61,38 +61,38 @@ class Ode:
 
 
 class Solver(Protocol):
-    """A way down a grid of noise levels."""
+    """A method that takes z down a grid of noise levels to 0."""
 
     @property
     def order(self) -> int | None:
-        """Of convergence; None where the steps are the solver's own affair."""
+        """The order of convergence; None if the solver chooses its own steps."""
 
     @property
     def stages(self) -> int:
-        """Evaluations a step."""
+        """Evaluations per step."""
 
     @property
     def variable(self) -> str:
-        """What it steps in: t, where schedule and scaling matter, else sigma or ln sigma."""
+        """The variable of its steps: t, which depends on schedule and scaling, else sigma or ln sigma."""
 
     @property
     def stochastic(self) -> bool:
-        """Whether it asks for noise."""
+        """Whether it adds noise."""
 
     @property
     def adaptive(self) -> bool:
-        """Whether it chooses its steps by itself, so that what it costs is known afterwards."""
+        """Whether it chooses its own steps, so that its cost is known only afterwards."""
 
     def evaluations(self, steps: int) -> int:
-        """What `steps` steps cost, the last one into sigma = 0."""
+        """The evaluations of `steps` steps, the last of which ends at sigma = 0."""
 
     def run(self, ode: Ode, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
-        """z (N, ...) after each step from sigmas[i] to sigmas[i + 1]; noise comes from randn_like(z)."""
+        """Yield z (N, ...) after each step from sigmas[i] to sigmas[i + 1]. Noise comes from randn_like(z)."""
 
 
 class SingleStep:
-    """A solver whose step looks at nothing that came before it. Its last step, into sigma = 0, is one of Euler's:
-    there is no noise level left to evaluate at."""
+    """A solver whose step depends only on z. Its last step, to sigma = 0, is Euler's, because a network cannot be
+    evaluated at sigma = 0."""
 
     order: int | None
     variable: str

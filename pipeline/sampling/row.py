@@ -28,7 +28,7 @@ Sigmas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
 def keys_of(solver: str) -> list[str]:
-    """The keys of a row that a solver goes by."""
+    """The keys of a row that a solver uses."""
     return list(signature(SOLVERS[solver]).parameters)
 
 
@@ -100,30 +100,29 @@ class Sampler(Row):
         for key in sorted(SOLVER_KEYS - set(keys_of(self.solver))):
             if getattr(self, key) != type(self).model_fields[key].default:
                 those = ", ".join(name for name in SOLVERS if key in keys_of(name))
-                raise ValueError(f"{key}: solver {self.solver} has none; {key} goes with {those}")
+                raise ValueError(f"{key}: solver {self.solver} does not use it; {key} is for {those}")
         if self.sigmas and self.discretization != "explicit":
-            raise ValueError(f"sigmas: discretization {self.discretization} makes its own; a list goes with explicit")
+            raise ValueError(f"sigmas: discretization {self.discretization} uses none; a list is for explicit")
         if not self.sigmas and self.discretization == "explicit":
             raise ValueError("sigmas: discretization explicit needs a list of noise levels, such as [80, 5, 1, 0.1]")
         low, high = self.sigma_range
         if low >= high and not self.sigmas:
             raise ValueError(f"sigma_min ({low}) must be below sigma_max ({high})")
         if len(set(self.nfe)) < len(self.nfe):
-            raise ValueError("nfe: a budget stands twice")
+            raise ValueError("nfe: a budget is listed twice; list each once")
         if self.S_max is not None and self.S_min > self.S_max:
             raise ValueError(f"S_min ({self.S_min}) must not be above S_max ({self.S_max})")
         self._check_guidance()
         solver = self.build_solver()
         if solver.adaptive and max(self.nfe) < self.evaluations(2):
-            raise ValueError(f"nfe: solver {self.solver} needs {self.evaluations(2)} evaluations at the least")
+            raise ValueError(f"nfe: solver {self.solver} needs at least {self.evaluations(2)} evaluations")
         most = max(self.steps(budget) for budget in self.nfe)
         if self.order and isinstance(solver, Multistep) and most < solver.steps_needed:
-            raise ValueError(
-                f"order: {self.order} takes {solver.steps_needed} steps, and nfe pays for {most} at the most"
-            )
+            raise ValueError(f"order: {self.order} needs {solver.steps_needed} steps, and nfe pays for at most {most}")
         if not self._falls(most):
             raise ValueError(
-                "rho, shift, sigmas, sigma_min, sigma_max: the noise levels don't fall from step to step in float64"
+                "rho, shift, sigmas, sigma_min, sigma_max: the noise levels must fall from step to step in float64; "
+                "use other values or fewer steps"
             )
         return self
 
@@ -135,23 +134,23 @@ class Sampler(Row):
             return
         low, high = self.sigma_range
         if self.guidance_min >= high or (self.guidance_max is not None and self.guidance_max < low):
-            raise ValueError(f"guidance_min, guidance_max: sigma goes from {low:g} to {high:g}, never between them")
+            raise ValueError(f"guidance_min, guidance_max: no sigma of the range {low:g} to {high:g} lies between them")
         if guidance.idle:
             raise ValueError(
-                f"guidance_min, guidance_max: there is no guidance to limit: guidance {self.guidance:g} of guide "
-                f"{self.guide} has no effect; give it another weight"
+                f"guidance_min, guidance_max: guidance {self.guidance:g} with guide {self.guide} has no effect to "
+                "limit; use another weight"
             )
         if self.discretization == "optimised":
             raise ValueError(
-                "guidance_min, guidance_max: what guidance between them costs is not known before an optimised grid is "
-                "fitted; use another discretization, or guidance at all noise levels"
+                "guidance_min, guidance_max: their cost on an optimised grid is unknown until the grid is fitted; use "
+                "another discretization, or guidance at all noise levels"
             )
 
     def _falls(self, steps: int) -> bool:
-        """Whether a grid's noise levels, and their times, are finite and fall from step to step."""
+        """Whether the noise levels of a grid and their times are finite and fall from step to step."""
         if self.discretization == "optimised":
             if steps > LEVELS:
-                raise ValueError(f"nfe: {steps} steps, but an optimised grid has {LEVELS} at most")
+                raise ValueError(f"nfe: {steps} steps, but an optimised grid has at most {LEVELS}")
             return True
         try:
             sigmas = self.grid(steps)
@@ -164,26 +163,26 @@ class Sampler(Row):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """(sigma_min, sigma_max): the grid's, and that for which the vp schedule solves its constants."""
+        """(sigma_min, sigma_max) of the grid. The vp schedule solves its constants for the same range."""
         published = DISCRETIZATIONS[self.discretization]
         low, high = (self.sigmas[-1], self.sigmas[0]) if self.sigmas else (published.sigma_min, published.sigma_max)
         return self.sigma_min or low, self.sigma_max or high
 
     def filled(self) -> Self:
-        """This row with what follows from other choices written out: noise range and scaling."""
+        """This row with its noise range and scaling written out, if other choices determine them."""
         low, high = self.sigma_range
         scaling = self.scaling or SCALING_OF_SCHEDULE[self.schedule]
         return self.model_copy(update={"sigma_min": low, "sigma_max": high, "scaling": scaling})
 
     def build_solver(self) -> Solver:
-        """The row's solver. Raises ValueError where its choices don't go together."""
+        """The row's solver. Raises ValueError if its choices do not fit together."""
         solver = SOLVERS[self.solver](**{key: getattr(self, key) for key in keys_of(self.solver)})
         if not self.S_churn:
             return solver
         if not isinstance(solver, SingleStep) or solver.stochastic:
             raise ValueError(
-                f"S_churn: solver {self.solver} takes none; churn goes before the steps of a deterministic solver that "
-                "takes fixed steps one at a time, such as euler or heun"
+                f"S_churn: solver {self.solver} does not use it; churn is for deterministic single-step solvers with "
+                "fixed steps, such as euler or heun"
             )
         return Churned(solver, self.S_churn, self.S_min, self.S_max, self.S_noise)
 
@@ -191,7 +190,7 @@ class Sampler(Row):
         return Guidance(self.guidance, self.guide, self.guidance_min, self.guidance_max)
 
     def evaluations(self, steps: int) -> int:
-        """What `steps` steps cost, guidance included; of an adaptive solver the least that they may."""
+        """The network calls of `steps` steps, guidance included; the least possible number for an adaptive solver."""
         return self._cost()(steps)
 
     def _cost(self) -> Callable[[int], int]:
@@ -201,19 +200,20 @@ class Sampler(Row):
         return lambda steps: guidance.evaluations * solver.evaluations(steps)
 
     def steps(self, budget: int) -> int:
-        """As many steps as cost at most `budget` evaluations; for an adaptive solver always 2, its own and the last.
+        """The largest number of steps that costs at most `budget` evaluations; 2 for an adaptive solver.
 
-        Raises ValueError where not even one step does.
+        An adaptive solver counts its steps as one, and the last step, to 0, as another. Raises ValueError if the budget
+        does not pay for one step.
         """
         if self.build_solver().adaptive:
             return 2
         choices: Sequence[int] = [len(self.sigmas)] if self.sigmas else range(1, budget + 1)
         cost = self._cost()
-        affordable = bisect_right(choices, budget, key=cost)  # another step costs more than a finer grid may save
+        affordable = bisect_right(choices, budget, key=cost)  # the cost rises with the steps
         if not affordable:
             needed = f"{cost(choices[0])}{' with guidance' if self.build_guidance().evaluations > 1 else ''}"
-            what = f"its {len(self.sigmas)} sigmas" if self.sigmas else "a step"
-            raise ValueError(f"nfe: {budget} evaluations are too few: solver {self.solver} needs {needed} for {what}")
+            what = f"its {len(self.sigmas)} sigmas" if self.sigmas else "one step"
+            raise ValueError(f"nfe: {budget} evaluations are too few; solver {self.solver} needs {needed} for {what}")
         return choices[affordable - 1]
 
     @property
@@ -222,7 +222,7 @@ class Sampler(Row):
         return sorted({self.steps(budget) for budget in self.nfe})
 
     def grid(self, steps: int) -> Tensor:
-        """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,); of an adaptive solver its range."""
+        """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,); for adaptive solvers the range."""
         if self.build_solver().adaptive:
             low, high = self.sigma_range
             return torch.tensor([high, low, 0.0], dtype=torch.float64)
@@ -231,10 +231,10 @@ class Sampler(Row):
         return DISCRETIZATIONS[self.discretization](steps, *self.sigma_range, **choices)
 
     def with_grid(self, sigmas: tuple[float, ...]) -> Self:
-        """This row on a grid of its own, falling noise levels above 0, in the same range."""
+        """This row on an explicit grid in the same range. sigmas: falling noise levels above 0."""
         low, high = self.sigma_range
-        own = {"discretization": "explicit", "sigmas": sigmas, "sigma_min": low, "sigma_max": high}
-        return self.model_copy(update=own)
+        grid = {"discretization": "explicit", "sigmas": sigmas, "sigma_min": low, "sigma_max": high}
+        return self.model_copy(update=grid)
 
     def build_schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](*self.sigma_range)
@@ -245,22 +245,24 @@ class Sampler(Row):
 
 @lru_cache(maxsize=4096)
 def _counted(sampler: Sampler, steps: int) -> int:
-    """What `steps` steps cost where only some are guided, which goes by the noise levels that the solver asks for:
-    counted, as the solver takes them with networks that answer 0. A grid that cannot be counts as if guided throughout.
+    """The network calls of `steps` steps if only some noise levels are guided.
+
+    They depend on the noise levels at which the solver evaluates, so they are counted on networks that answer 0. For an
+    invalid grid all evaluations count as guided.
     """
     solver, guidance = sampler.build_solver(), sampler.build_guidance()
     try:
-        sound = sampler._falls(steps)
+        valid = sampler._falls(steps)
     except ValueError:
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         return guidance.evaluations * solver.evaluations(steps)
-    counted = Counted(guidance(_nothing, _nothing))
+    counted = Counted(guidance(_zeros, _zeros))
     ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling())
     for _ in solver.run(ode, torch.zeros(1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
         pass
     return counted.nfe
 
 
-def _nothing(z: Tensor, sigma: Tensor) -> Tensor:
+def _zeros(z: Tensor, sigma: Tensor) -> Tensor:
     return torch.zeros_like(z)

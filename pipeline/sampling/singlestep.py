@@ -1,5 +1,5 @@
-"""Deterministic solvers whose step looks at nothing that came before it: Runge-Kutta methods in the time of the
-schedule, exponential ones in ln sigma, and one that chooses its own steps."""
+"""Deterministic single-step solvers: Runge-Kutta methods in the schedule's time, exponential methods in ln sigma, and
+one that chooses its own steps."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from pipeline.sampling.ode import Ode, RandnLike, SingleStep, Solver
 
 @dataclass(frozen=True)
 class RungeKutta(SingleStep):
-    """An explicit Runge-Kutta method: stage i starts from x + h sum_j a[i][j] d_j, the step is x + h sum_i b[i] d_i."""
+    """An explicit Runge-Kutta method: d_i is the slope at x + h sum_j a[i][j] d_j, the step is x + h sum_i b[i] d_i."""
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
@@ -151,11 +151,11 @@ class RK45:
     adaptive = True
 
     def evaluations(self, steps: int) -> int:
-        """At the least: two to choose the first step, six for that step, one into 0."""
+        """The least possible number: two to choose the first step, six for that step, one for the step to 0."""
         return 2 + self.stages + 1
 
     def run(self, ode: Ode, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
-        from torchdiffeq import odeint  # takes as long to import as all the rest, for this one solver
+        from torchdiffeq import odeint  # slow to import, and only this solver needs it
 
         first, last = sigmas[0], sigmas[-2]
         if last < first:
@@ -167,12 +167,12 @@ class RK45:
                 sigma = ode.sigma(time)
                 return ode.slope(x / ode.s(sigma), sigma, time)
 
-            exactly = {"step_t": times[1:]}  # else it steps beyond the end, where there is nothing, and interpolates
+            exactly = {"step_t": times[1:]}  # otherwise it steps beyond the end and interpolates
             try:
                 z = odeint(
                     slope, ode.s(first) * z, times, rtol=self.rtol, atol=self.atol, method="dopri5", options=exactly
                 )[-1] / ode.s(last)
-            except AssertionError as error:  # torchdiffeq's way to say that no step is small enough
+            except AssertionError as error:  # torchdiffeq raises it if no step is small enough
                 raise StudyError(f"solver rk45: {error}") from None
             yield z
         yield euler().step(ode, z, last, sigmas[-1], randn_like)

@@ -1,4 +1,4 @@
-"""All solvers by name. A factory's arguments are the keys of a sampler row that its solver goes by."""
+"""All solvers by name. A factory's arguments are the keys of a sampler row that its solver uses."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Solvers that add noise on the way, and EDM's churn, which adds it before the steps of any deterministic one."""
+"""Stochastic solvers, and EDM's churn, which adds noise before each step of a deterministic solver."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -177,7 +177,7 @@ def test_images_of_an_odd_size_do_not_depend_on_the_batches(exact: None) -> None
 
 @cache
 def classifier() -> NoisyClassifier:
-    return randomly(NoisyClassifier({"sigma_data": 0.5, "shape": SHAPE, "classes": CLASSES}), 0.2, 0)
+    return randomly(NoisyClassifier(0.5, SHAPE, CLASSES), 0.2, 0)
 
 
 @pytest.mark.parametrize("guide", GUIDES)

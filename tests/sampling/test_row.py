@@ -79,7 +79,7 @@ def test_a_key_is_taken_by_the_solvers_that_go_by_it_and_refused_by_the_others(s
         assert getattr(other, key) == OTHER[key] and other.build_solver() != Sampler(**row).build_solver()
     else:
         those = ", ".join(name for name, keys in KEYS.items() if key in keys)
-        message = f"{key}: solver {solver} has none; {key} goes with {those}"
+        message = f"{key}: solver {solver} does not use it; {key} is for {those}"
         assert refusal(**row, **{key: OTHER[key]}).endswith(message)
 
 
@@ -95,14 +95,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no evaluation": ({"nfe": (4, 0)}, "nfe.1.Input should be greater than or equal to 1"),
     "no budget": ({"nfe": ()}, "nfe.Tuple should have at least 1 item"),
-    "a budget twice": ({"nfe": (4, 4)}, "nfe: a budget stands twice"),
+    "a budget twice": ({"nfe": (4, 4)}, "nfe: a budget is listed twice"),
     "a budget below one step": (
         {"solver": "heun", "nfe": (4,)} | LIST,
-        "nfe: 4 evaluations are too few: solver heun needs 5 for its 3 sigmas",
+        "nfe: 4 evaluations are too few; solver heun needs 5 for its 3 sigmas",
     ),
     "an order without its steps": (
         {"solver": "unipc", "order": 3, "nfe": (3, 4)},
-        "order: 3 takes 5 steps, and nfe pays for 4 at the most",
+        "order: 3 needs 5 steps, and nfe pays for at most 4",
     ),
     "an order that is too high": ({"solver": "deis", "order": 5}, "order: solver deis has orders 1 to 4"),
     "an order of UniPC's without corrector": (
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "order: solver unipc has orders 2 and 3",
     ),
     "eta above 1": ({"solver": "ddim", "eta": 1.5}, "eta.Input should be less than or equal to 1"),
-    "eta of heun": ({"eta": 1}, "eta: solver heun has none; eta goes with ddim"),
+    "eta of heun": ({"eta": 1}, "eta: solver heun does not use it; eta is for ddim"),
     "an unknown solver": ({"solver": "huen"}, "solver.Input should be"),
     "an unknown grid": ({"discretization": "karras"}, "discretization.Input should be"),
     "an unknown schedule": ({"schedule": "sine"}, "schedule.Input should be"),
@@ -118,23 +118,35 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown spacing": ({"spacing": "middle"}, "spacing.Input should be"),
     "an unknown variance": ({"solver": "ddpm", "variance": "learned"}, "variance.Input should be"),
     "an unknown key": ({"s_churn": 1}, "s_churn.Extra inputs are not permitted"),
-    "churn of steps of many": ({"solver": "dpmpp_2m", "S_churn": 1}, "takes none; churn goes before the steps of a"),
-    "churn of a noisy solver": ({"solver": "ddpm", "S_churn": 1}, "takes none; churn goes before the steps of a"),
-    "churn of noisy DDIM": ({"solver": "ddim", "eta": 1, "S_churn": 1}, "takes none; churn goes before the steps of a"),
-    "churn of an adaptive solver": ({"solver": "rk45", "S_churn": 1}, "takes none; churn goes before the steps of a"),
+    "churn of steps of many": (
+        {"solver": "dpmpp_2m", "S_churn": 1},
+        "does not use it; churn is for deterministic single-step",
+    ),
+    "churn of a noisy solver": (
+        {"solver": "ddpm", "S_churn": 1},
+        "does not use it; churn is for deterministic single-step",
+    ),
+    "churn of noisy DDIM": (
+        {"solver": "ddim", "eta": 1, "S_churn": 1},
+        "does not use it; churn is for deterministic single-step",
+    ),
+    "churn of an adaptive solver": (
+        {"solver": "rk45", "S_churn": 1},
+        "does not use it; churn is for deterministic single-step",
+    ),
     "churn below 0": ({"S_churn": -1}, "S_churn.Input should be greater than or equal to 0"),
     "churn without end": ({"S_churn": math.inf}, "S_churn.Input should be a finite number"),
     "explicit without a list": ({"discretization": "explicit"}, "sigmas: discretization explicit needs a list"),
     "a list without explicit": (
         {"sigmas": (9, 3)},
-        "sigmas: discretization edm makes its own; a list goes with explicit",
+        "sigmas: discretization edm uses none; a list is for explicit",
     ),
     "an empty list": (LIST | {"sigmas": ()}, "sigmas.Tuple should have at least 1 item"),
     "a level of 0": (LIST | {"sigmas": (9, 0)}, "sigmas.1.Input should be greater than 0"),
-    "levels that rise": (LIST | {"sigmas": (1, 3, 9), "nfe": (9,)}, "the noise levels don't fall from step to step"),
-    "a level twice": (LIST | {"sigmas": (9, 3, 3), "nfe": (9,)}, "the noise levels don't fall from step to step"),
-    "levels beyond float64": ({"rho": 1e-3}, "the noise levels don't fall from step to step"),
-    "levels that rounding makes one": ({"rho": 1e300}, "the noise levels don't fall from step to step"),
+    "levels that rise": (LIST | {"sigmas": (1, 3, 9), "nfe": (9,)}, "the noise levels must fall from step to step"),
+    "a level twice": (LIST | {"sigmas": (9, 3, 3), "nfe": (9,)}, "the noise levels must fall from step to step"),
+    "levels beyond float64": ({"rho": 1e-3}, "the noise levels must fall from step to step"),
+    "levels that rounding makes one": ({"rho": 1e300}, "the noise levels must fall from step to step"),
     "more steps than iDDPM's levels": (
         {"solver": "ddim", "discretization": "iddpm", "nfe": (993,)},
         "discretization iddpm: 993 steps, but only 992 noise levels",
@@ -155,15 +167,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an interval of no guidance": (
         {"guidance_min": 1},
-        "there is no guidance to limit: guidance 1 of guide unconditional has no effect; give it another weight",
+        "guidance 1 with guide unconditional has no effect to limit; use another weight",
     ),
     "an interval of a snapshot's no guidance": (
         {"guide": "snapshot", "guidance_max": 1},
-        "there is no guidance to limit: guidance 1 of guide snapshot has no effect",
+        "guidance 1 with guide snapshot has no effect to limit",
     ),
     "an interval of a classifier's no guidance": (
         {"guide": "classifier", "guidance": 0, "guidance_max": 1},
-        "there is no guidance to limit: guidance 0 of guide classifier has no effect",
+        "guidance 0 with guide classifier has no effect to limit",
     ),
     "an interval on a fitted grid": (
         {"guidance": 2, "guidance_max": 1, "discretization": "optimised"},
@@ -171,23 +183,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a budget below one guided step": (
         {"guidance": 2, "nfe": (1, 4)},
-        "nfe: 1 evaluations are too few: solver heun needs 2 with guidance for a step",
+        "nfe: 1 evaluations are too few; solver heun needs 2 with guidance for one step",
     ),
     "a budget below one step that an interval guides": (
         {"guidance": 2, "guidance_min": 1, "nfe": (1,)},
-        "nfe: 1 evaluations are too few: solver heun needs 2 with guidance for a step",
+        "nfe: 1 evaluations are too few; solver heun needs 2 with guidance for one step",
     ),
     "a budget below a guided list": (
         {"guidance": 2, "guidance_max": 5, "nfe": (8,)} | LIST,
-        "nfe: 8 evaluations are too few: solver heun needs 9 with guidance for its 3 sigmas",
+        "nfe: 8 evaluations are too few; solver heun needs 9 with guidance for its 3 sigmas",
     ),
     "a guided adaptive solver's budget": (
         {"guidance": 2, "solver": "rk45", "nfe": (17,)},
-        "nfe: solver rk45 needs 18 evaluations at the least",
+        "nfe: solver rk45 needs at least 18 evaluations",
     ),
     "an interval on a grid that doesn't fall": (
         {"guidance": 2, "guidance_max": 5, "rho": 1e300},
-        "the noise levels don't fall from step to step",
+        "the noise levels must fall from step to step",
     ),
     "an interval on more steps than levels": (
         {"guidance": 2, "guidance_max": 0.01, "solver": "ddim", "discretization": "iddpm", "nfe": (2000,)},
@@ -195,11 +207,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an interval above all noise levels": (
         {"guidance": 2, "guidance_min": 80},
-        "guidance_min, guidance_max: sigma goes from 0.002 to 80, never between them",
+        "guidance_min, guidance_max: no sigma of the range 0.002 to 80 lies between them",
     ),
     "an interval below all noise levels": (
         {"guidance": 2, "guidance_max": 0.01, "sigma_min": 0.02},
-        "guidance_min, guidance_max: sigma goes from 0.02 to 80, never between them",
+        "guidance_min, guidance_max: no sigma of the range 0.02 to 80 lies between them",
     ),
     "a truth value in a list": ({"nfe": [7, True]}, "nfe.Value error, a truth value (True) stands for nothing here"),
     "a truth value": ({"S_churn": True}, "S_churn.Value error, a truth value (True) stands for nothing here"),
