@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import safetensors
 import torch
@@ -20,14 +19,14 @@ from pipeline.diffusion.denoiser import per_sample
 from pipeline.diffusion.parametrization import edm_path
 
 WIDTH, GROUP_CHANNELS = 64, 8
-SMALLEST_SIDE = 4  # images are halved down to it
-LAYERS = 3  # of the network of points
+SMALLEST_SIDE = 4  # pixels; strided convolutions halve images down to it
+LAYERS = 3  # of the network for points
 
 
 class Layer(nn.Module):
-    """Normalise maps, scale and shift by the noise level's embedding, activate, and then one layer of weights.
+    """Normalise maps, scale and shift by the embedding of the noise level, activate, and apply one layer of weights.
 
-    Points are not normalised, whose distance from the origin would be lost.
+    Points are not normalised, because that would lose their distance from the origin.
     """
 
     def __init__(self, weights: nn.Module, maps: bool) -> None:
@@ -42,7 +41,7 @@ class Layer(nn.Module):
 
 
 class Network(nn.Module):
-    """F(x, c_noise): x (N, C, H, W), or (N, d) of points, and c_noise (N,) to (N, classes)."""
+    """F(x, c_noise): images x (N, C, H, W) or points (N, D), and c_noise (N,), to (N, classes)."""
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
         super().__init__()
@@ -58,7 +57,7 @@ class Network(nn.Module):
         else:
             self.stem = nn.Linear(shape[0], WIDTH)
             weights, pooling, features = [nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)], [], WIDTH
-        self.layers = nn.ModuleList(Layer(each, maps) for each in weights)
+        self.layers = nn.ModuleList(Layer(layer, maps) for layer in weights)
         self.head = Layer(nn.Sequential(*pooling, nn.Linear(features, classes)), maps)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
@@ -70,21 +69,18 @@ class Network(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """ln p(y | z; sigma) = log_softmax(ln p(y) + c F(c_in z; c_noise)), c = c_in sigma_data; c_in, c_noise as EDM's.
+    """ln p(y | z; sigma) = log_softmax(ln p(y) + c F(c_in z; c_noise)), c = c_in sigma_data, with EDM's c_in, c_noise.
 
-    What a Gaussian of std sigma_data tells of its mean goes as c for z = x0 + sigma n, so that F's answers are of one
-    size at all noise levels, and p(y | z; sigma) goes to the classes' shares, p(y), as sigma grows.
-    `spec` holds what rebuilds it: sigma_data, shape ((C, H, W), or (2,) of points), classes (images of each).
+    For Gaussian classes of width sigma_data, the log-odds that z = x0 + sigma n gives scale with c. So F has one scale
+    at all noise levels, and p(y | z; sigma) approaches the shares p(y) of the classes as sigma grows.
     """
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, sigma_data: float, shape: Sequence[int], classes: Sequence[int]) -> None:
+        """shape: (C, H, W) of images or (2,) of points. classes: the number of images in each class."""
         super().__init__()
-        self.spec = spec
-        self.sigma_data: float = spec["sigma_data"]
-        self.shape: tuple[int, ...] = tuple(spec["shape"])
-        self.classes: tuple[int, ...] = tuple(spec["classes"])
+        self.sigma_data, self.shape, self.classes = sigma_data, tuple(shape), tuple(classes)
         self.log_shares = torch.tensor(self.classes, dtype=torch.float64).log().log_softmax(0).float()
-        with torch.device("meta"):  # weights come from elsewhere, and no random numbers from the threads' common source
+        with torch.device("meta"):  # draws no initial weights from the generator that all threads share
             self.network = Network(self.shape, len(self.classes))
         self.network.to_empty(device="cpu")
 
@@ -109,22 +105,23 @@ class NoisyClassifier(nn.Module):
 
 
 def save_classifier(classifier: NoisyClassifier, path: Path) -> None:
-    """Write weights and spec as one safetensors file."""
+    """Write weights and arguments as one safetensors file."""
     tensors = {name: value.contiguous() for name, value in classifier.state_dict().items()}
-    write_bytes(path, save(tensors, {"classifier": json.dumps(classifier.spec, sort_keys=True)}))
+    arguments = {key: getattr(classifier, key) for key in ("sigma_data", "shape", "classes")}
+    write_bytes(path, save(tensors, {"classifier": json.dumps(arguments, sort_keys=True)}))
 
 
 def missing(path: Path) -> StudyError:
-    """What to say where there is no classifier's file."""
+    """The error for a classifier's file that does not exist."""
     return StudyError(f"{path}: missing; set classifier_images in the model's row")
 
 
 def load_classifier(path: Path) -> NoisyClassifier:
-    """Read what save_classifier wrote, in eval mode. Raises StudyError where the file is missing, cut or foreign."""
+    """Read a file by `save_classifier`, in eval mode. Raises StudyError if it is missing, cut or not a classifier's."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            spec = json.loads((file.metadata() or {})["classifier"])
-        classifier = NoisyClassifier(spec)
+            arguments = json.loads((file.metadata() or {})["classifier"])
+        classifier = NoisyClassifier(**arguments)
         classifier.load_state_dict(load_file(path))
     except FileNotFoundError:
         raise missing(path) from None

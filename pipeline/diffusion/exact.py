@@ -1,4 +1,4 @@
-"""Exact denoisers: what a perfect network would answer, to measure solvers against (EDM, app. B.3)."""
+"""Exact denoisers, the outputs of perfect networks, as a reference for solvers (Karras et al. 2022, app. B.3)."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from pipeline.diffusion.denoiser import DenoiserFunction
 
 
 def _expand(sigma: Tensor, like: Tensor) -> Tensor:
-    """A scalar sigma or one a sample (N,), ready to multiply `like` (N, ...)."""
+    """A scalar sigma or one per sample (N,), in a shape that multiplies `like` (N, ...)."""
     return sigma if sigma.ndim == 0 else sigma.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Data x0 ~ N(mean, std^2) in every dimension. z (N, ...), sigma a scalar or (N,)."""
+    """The denoiser of data x0 ~ N(mean, std^2) in every dimension. z is (N, ...), sigma a scalar or (N,)."""
 
     mean: float
     std: float
@@ -30,16 +30,16 @@ class Gaussian:
         return self.mean + self.std**2 * (z - self.mean) / (sigma**2 + self.std**2)
 
     def flow(self, z: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Where the probability-flow ODE takes z by sigma_next: z - mean shrinks as sqrt(sigma^2 + std^2)."""
+        """The solution of the probability-flow ODE at sigma_next: z - mean scales as sqrt(sigma^2 + std^2)."""
         sigma, sigma_next = _expand(sigma, z), _expand(sigma_next, z)
         return self.mean + (z - self.mean) * ((sigma_next**2 + self.std**2) / (sigma**2 + self.std**2)).sqrt()
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Data from Gaussians N(means[k], std^2) with probabilities weights[k]: means (K, ...), weights (K,); z (N, ...).
+    """The denoiser of Gaussians N(means[k], std^2) with probabilities weights[k]: means (K, ...), weights (K,).
 
-    With std = 0 the data are the means themselves: the optimal denoiser of a finite data set.
+    z is (N, ...). With std = 0 the data are the means themselves, a finite data set.
     """
 
     means: Tensor
@@ -47,7 +47,7 @@ class Mixture:
     std: float
 
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
-        """The components' denoisers, weighed by how likely each made z."""
+        """The mean of the components' denoisers, weighted by their posterior probabilities."""
         variance = sigma.reshape(-1, 1) ** 2 + self.std**2
         flat, means = z.flatten(1), self.means.flatten(1)
         squares = torch.cdist(flat, means, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -63,16 +63,16 @@ class Mixture:
 
 @dataclass(frozen=True)
 class LabelledMixture(Mixture):
-    """A mixture whose components are classes: component k is class k. labels (N,), int64; -1: of any class."""
+    """A mixture whose component k is class k. labels (N,), int64; -1 is any class."""
 
     def __call__(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The whole mixture's denoiser, or those of the classes that the labels name."""
-        anything = super().__call__(z, sigma)
+        """The denoiser of the whole mixture, or of each sample's class."""
+        unconditional = super().__call__(z, sigma)
         if labels is None:
-            return anything
+            return unconditional
         mean, level = self.means[labels], _expand(sigma, z)
-        own = mean + self.std**2 / (level**2 + self.std**2) * (z - mean)
-        return torch.where(_expand(labels, z) < 0, anything, own)
+        conditional = mean + self.std**2 / (level**2 + self.std**2) * (z - mean)
+        return torch.where(_expand(labels, z) < 0, unconditional, conditional)
 
     def log_posterior(self, z: Tensor, sigma: Tensor) -> Tensor:
         """ln p(k | z; sigma) of every class, by Bayes' rule: (N, K)."""
@@ -86,20 +86,20 @@ class LabelledMixture(Mixture):
 
 
 def empirical(images: Tensor) -> Mixture:
-    """The optimal denoiser of a finite data set, images (K, ...): what a network that learned it by heart answers."""
+    """The optimal denoiser of a finite data set, images (K, ...): a network that has memorised it."""
     return Mixture(images.double(), torch.full((len(images),), 1 / len(images), dtype=torch.float64), 0.0)
 
 
 def flow(denoiser: DenoiserFunction, z: Tensor, sigma: float, sigma_next: float, tolerance: float = 1e-12) -> Tensor:
-    """Where the probability-flow ODE takes z (N, ...) from sigma to sigma_next > 0: (N, ...), float64."""
+    """The solution of the probability-flow ODE at sigma_next > 0 from z (N, ...) at sigma: (N, ...), float64."""
     return solution(denoiser, z, [sigma, sigma_next], tolerance)[-1]
 
 
 def solution(denoiser: DenoiserFunction, z: Tensor, sigmas: Sequence[float], tolerance: float = 1e-12) -> Tensor:
-    """The probability-flow ODE's solution from z (N, ...) at sigmas[0], at all sigmas, K of them, in order and above 0:
-    (K, N, ...), float64.
+    """The solution of the probability-flow ODE at K sigmas > 0, in order, from z (N, ...) at sigmas[0].
 
-    By scipy's method of order 8 in ln sigma, where dz / d ln sigma = z - D, within `tolerance` a step.
+    Returns (K, N, ...), float64. The solver is scipy's of order 8 in ln sigma, where dz / d ln sigma = z - D, with
+    error `tolerance` per step.
     """
 
     def slope(log: float, flat: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def solution(denoiser: DenoiserFunction, z: Tensor, sigmas: Sequence[float], tol
 
     logs = [math.log(sigma) for sigma in sigmas]
     ends = logs[0], logs[-1]
-    found = solve_ivp(
+    solved = solve_ivp(
         slope, ends, z.double().flatten().numpy(), "DOP853", t_eval=logs[1:], rtol=tolerance, atol=tolerance
     )
-    return torch.cat([z.double()[None], torch.from_numpy(found.y.T.copy()).reshape(-1, *z.shape)])
+    return torch.cat([z.double()[None], torch.from_numpy(solved.y.T.copy()).reshape(-1, *z.shape)])

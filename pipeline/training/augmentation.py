@@ -1,7 +1,7 @@
-"""Non-leaky augmentation: random geometric transformations of x0, whose parameters the network is told.
+"""Non-leaky augmentation: random geometric transformations of x0, whose parameters are inputs of the network.
 
-(Karras et al. 2022, arXiv 2206.00364, app. F.2 and Table 6, after Jun et al. 2020 and StyleGAN2-ADA, arXiv 2006.06676.)
-A network that is given 0 for every parameter makes images as the data set has them.
+With all parameters at 0, the network models the data set without augmentation (Karras et al. 2022, arXiv 2206.00364,
+app. F.2 and Table 6; after Jun et al. 2020 and StyleGAN2-ADA, arXiv 2006.06676).
 """
 
 import math
@@ -13,54 +13,55 @@ from torch.special import ndtri
 
 from pipeline.common.devices import to_device
 
-LABELS = 9
+LABELS = 9  # numbers that describe an augmentation
 A_SCALE = 2**0.2
 A_ANISO = 2**0.2
 A_TRANS = 1 / 8
 
 SWITCHES = 6  # x-flip, y-flip, scaling, rotation, anisotropy, translation
-SWITCH = torch.tensor([0, 1, 2, 3, 4, 4, 5, 5])  # which of them each of a0 to a7 belongs to
+SWITCH = torch.tensor([0, 1, 2, 3, 4, 4, 5, 5])  # the switch of each of a0 to a7
 
 
 def draw(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    """a0 to a7 for each image, (N, 8) float64 on the CPU: 0 where the transformation is off.
+    """Draw a0 to a7 for each image, (N, 8) float64 on the CPU; 0 if the transformation is off.
 
-    Every transformation has the same probability, A_prob: EDM flips x in all images of CIFAR-10, that is half of them
-    come out mirrored, and has A_prob for the rest. Flips are conditioned on like the rest, so that data which mirroring
-    changes, such as digits, can have them.
+    Every transformation has the same probability, EDM's A_prob. On CIFAR-10, EDM mirrors half of all images in x and
+    uses A_prob for the other transformations. Here mirroring is an input of the network like the rest, so that data
+    that mirroring changes, such as digits, can use it.
 
-    Image i's are made of the 14 uniform numbers from 14 i on, whatever the count, the probability and the outcomes.
+    Image i uses the 14 uniform numbers from 14 i on, whatever the count, the probability and the outcomes.
     """
     u = torch.rand(count, SWITCHES + len(SWITCH), generator=generator, dtype=torch.float64)
     on, u = u.index_select(1, SWITCH) < probability, u[:, SWITCHES:]
-    a = ndtri(u.clamp_min(2**-54))  # 0 is a possible draw, and would be infinitely far out
+    a = ndtri(u.clamp_min(2**-54))  # 0 is a possible draw, at which ndtri is infinite
     a[:, :2] = u[:, :2] >= 0.5
     a[:, 3:5] = math.pi * (2 * u[:, 3:5] - 1)
     return a.where(on, 0)
 
 
 def mirror(a: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """a (N, 8) with each image mirrored in x first, with this probability. `conditioning` is told of a without that."""
+    """a (N, 8) with x mirrored first, with this probability. `conditioning` takes a without it: it is no input."""
     mirrored = torch.rand(len(a), generator=generator) < probability
     return torch.cat([(a[:, :1] != mirrored[:, None]).to(a), a[:, 1:]], 1)
 
 
 def conditioning(a: Tensor) -> Tensor:
-    """What the network is told of a (N, 8): (N, LABELS) float32, 0 for the identity (Table 6, last column)."""
+    """The network's input for a (N, 8): (N, LABELS) float32, 0 for the identity (Table 6, last column)."""
     a0, a1, a2, a3, a4, a5, a6, a7 = a.unbind(1)
     return torch.stack([a0, a1, a2, a3.cos() - 1, a3.sin(), a5 * a4.cos(), a5 * a4.sin(), a6, a7], 1).float()
 
 
 def transform(x0: Tensor, a: Tensor) -> Tensor:
-    """x0 (N, C, H, W) in [-1, 1] under a (N, 8), applied in Table 6's order: flips first, translation last.
+    """Transform x0 (N, C, H, W) in [-1, 1] by a (N, 8), in the order of Table 6: flips first, translation last.
 
-    Angles are counterclockwise as seen: a3 = pi / 2 is `torch.rot90(x0, 1, (2, 3))`, and a5 > 0 stretches along the
-    direction a4 from the x axis. Translation is right by A_trans a6 W and down by A_trans a7 H pixels. Outside, the
-    image goes on as its mirror image. Flips are exact, and an image that nothing moves is returned bit by bit.
+    Angles are counterclockwise on the screen: a3 = pi / 2 is `torch.rot90(x0, 1, (2, 3))`, and a5 > 0 stretches along
+    the direction a4 from the x axis. Translation is right by A_trans a6 W and down by A_trans a7 H pixels. Outside, the
+    image is reflected. Flips are exact, and an image without any transformation is returned bit by bit.
 
-    Bicubic with a clamp, not EDM's wavelet filters: on the 8x8 digits, moving by a fraction of a pixel and back leaves
-    half of bilinear's error, while a band-limited upsampling first would leave a quarter less still but ring throughout
-    the image at hard edges. Shrinking is not filtered against aliasing: half of all factors are within 2^(+-0.14).
+    The interpolation is bicubic with a clamp instead of EDM's wavelet filters. On the 8x8 digits, moving by a fraction
+    of a pixel and back leaves half of bilinear's error. Band-limited upsampling would leave a quarter less still, but
+    rings throughout the image at hard edges. Shrinking has no filter against aliasing, because half of all factors are
+    within 2^(+-0.14).
     """
     out = x0.clone()
     for column, axis in ((0, 3), (1, 2)):
@@ -78,12 +79,12 @@ def transform(x0: Tensor, a: Tensor) -> Tensor:
 
 
 def _indices(chosen: Tensor) -> Tensor:
-    """(N,) to where it isn't 0: found on the CPU, where `a` is, so that nothing waits for a GPU."""
+    """The indices at which (N,) is not 0. It is on the CPU, like `a`, so that nothing waits for a GPU."""
     return chosen.nonzero().squeeze(1)
 
 
 def _sources(a: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel comes from, flips aside: `affine_grid`'s theta (N, 2, 3), half the image's size being 1."""
+    """The inverse map without flips: theta (N, 2, 3) of `affine_grid`, in units of half the image's size."""
     a2, a3, a4, a5 = a[:, 2:6].unbind(1)
     shrinking = A_SCALE ** -a2[:, None] * A_ANISO ** torch.stack([-a5, a5], 1)
     inverse = _turn(a4 - a3) * shrinking[:, None] @ _turn(-a4)
@@ -92,6 +93,6 @@ def _sources(a: Tensor, height: int, width: int) -> Tensor:
 
 
 def _turn(angle: Tensor) -> Tensor:
-    """(N,) to (N, 2, 2): counterclockwise as seen, x to the right and y down."""
+    """Rotation matrices (N, 2, 2) of angles (N,), counterclockwise on the screen, with y pointing down."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, sin, -sin, cos], 1).unflatten(1, (2, 2))

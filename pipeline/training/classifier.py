@@ -1,4 +1,4 @@
-"""Training the noise-aware classifier that guides a model, and how often it is right."""
+"""Training of the noise-aware classifier that guides a model, and its accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from pipeline.diffusion.denoiser import per_sample
 
 BATCH = 128
 LEARNING_RATE = 2e-3
-SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # below, data are as good as clean; above, they are as good as noise
+SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # below, data are nearly clean; above, they are nearly pure noise
 ACCURACY_SIGMAS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 80.0)
 ACCURACY_IMAGES = 1024
 
 
 def _begin(network: Network, draw: torch.Generator) -> None:
-    """The weights to start with: uniform within 1 / sqrt(inputs); the last layer's 0, which makes it p(y) anywhere."""
+    """Draw initial weights: uniform within 1 / sqrt(inputs); 0 in the last layer, so that the output is p(y)."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             bound = 1 / math.sqrt(module.weight[0].numel())
@@ -52,14 +52,12 @@ def train_classifier(
 ) -> NoisyClassifier:
     """Train on `count_images` draws from images (N, C, H, W), uint8, or points (N, 2), with labels (N,), int64.
 
-    classes: how many images of each there are. By cross-entropy at noise levels spread evenly in ln sigma from
-    SIGMA_MIN to SIGMA_MAX, since samplers ask for its gradient over that whole range, about as often in every stretch.
-    The loss is weighed with 1 / c(sigma), or else little would be learned at large sigma, where F moves it by c: so all
-    levels pull at F with one strength. AdamW, with half a cosine down to 0. The result depends on the arguments alone,
-    and is on the CPU, wherever it was trained.
+    classes: the number of images in each class. The loss is the cross-entropy at noise levels that are uniform in
+    ln sigma from SIGMA_MIN to SIGMA_MAX, because samplers need the gradient over this range. Its weight is
+    1 / c(sigma), without which little would be learned at large sigma, where F changes the loss by c. The optimizer
+    is AdamW, with half a cosine down to 0. The result depends on the arguments alone and is on the CPU.
     """
-    spec = {"sigma_data": sigma_data, "shape": list(images.shape[1:]), "classes": [int(count) for count in classes]}
-    classifier = NoisyClassifier(spec)
+    classifier = NoisyClassifier(sigma_data, images.shape[1:], [int(count) for count in classes])
     _begin(classifier.network, generator("noisy classifier", seed))
     classifier.to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), LEARNING_RATE, weight_decay=0.01)
@@ -87,7 +85,7 @@ def kept_classifier(
     count_images: int,
     device: torch.device = CPU,
 ) -> NoisyClassifier:
-    """The classifier in a file, or, without one, a new one by `train_classifier`, which is then written there."""
+    """The classifier in the file `path`. If there is none, `train_classifier` trains it, and it is saved there."""
     if path and path.exists():
         return load_classifier(path)
     classes = torch.bincount(labels).tolist()
@@ -99,12 +97,12 @@ def kept_classifier(
 
 @torch.no_grad()
 def accuracy_by_sigma(classifier: NoisyClassifier, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
-    """The share of images told right at each of ACCURACY_SIGMAS: of some that it learned from, with noise anew."""
+    """The accuracy at each of ACCURACY_SIGMAS, on training images with new noise."""
     draw = generator("noisy classifier accuracy", seed)
     chosen = torch.randperm(len(images), generator=draw)[:ACCURACY_IMAGES]
-    found = {}
+    accuracy = {}
     for level in ACCURACY_SIGMAS:
         sigma = torch.full((len(chosen),), level, dtype=torch.float64)
         guesses = classifier(_noisy(images[chosen], sigma, draw), sigma).argmax(1)
-        found[f"{level:g}"] = float((guesses == labels[chosen]).double().mean())
-    return found
+        accuracy[f"{level:g}"] = float((guesses == labels[chosen]).double().mean())
+    return accuracy

@@ -19,9 +19,9 @@ reflow: Noise is paired with the image that the flow named in `base` makes of it
 Source: Liu et al. 2022, arXiv 2209.03003
 """
 REFLOW_STEPS = 32
-REFLOW_START = 1000.0  # the noise level that stands for infinity
+REFLOW_START = 1000.0  # sigma at which the path starts instead of infinity
 REFLOW_BATCH = 512
-MOST_ITERATIONS = 10**9  # of the network simplex: POT's own limit stops batches of some 1,600 before their end
+MOST_ITERATIONS = 10**9  # of the network simplex; POT's default is too low for batches of about 1,600
 
 
 def matched(x0: Tensor, n: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def matched(x0: Tensor, n: Tensor) -> Tensor:
 
     The sources are in PAIRS.
     """
-    import ot  # a second to import, which only this needs
+    import ot  # takes a second to import
 
     distances = torch.cdist(x0.flatten(1).double(), n.flatten(1).double()).square()
     plan = ot.emd([], [], distances.cpu().numpy(), numItermax=MOST_ITERATIONS)  # a permutation, each entry 1 / N
@@ -37,10 +37,10 @@ def matched(x0: Tensor, n: Tensor) -> Tensor:
 
 
 def _velocity(denoised: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
-    """The straight path's velocity n - x0, for x0 = D(z; sigma) and n = (z - x0) / sigma (Liu et al. 2022).
+    """The velocity n - x0 of the straight path for x0 = D(z; sigma) and n = (z - x0) / sigma (Liu et al. 2022).
 
-    It goes through v = cos n - sin x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D), with tan = sigma and the
-    state x = cos x0 + sin n.
+    With cos and sin of the angle whose tangent is sigma, the state is x = cos x0 + sin n. The velocity is computed from
+    v = cos n - sin x0 (Salimans and Ho 2022, arXiv 2202.00512, app. D).
     """
     cos, sin = (1 + sigma**2).rsqrt(), (1 + sigma**-2).rsqrt()
     x = z * cos

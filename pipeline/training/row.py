@@ -137,11 +137,11 @@ class Model(Row):
         for key in WEIGHTING_KEYS:
             if getattr(self, key) is not None and key not in weighting.keys:
                 those = ", ".join(name for name, other in WEIGHTINGS.items() if key in other.keys)
-                raise ValueError(f"{key}: weighting {self.weighting} has no {key}; leave it out or use {those}")
+                raise ValueError(f"{key}: weighting {self.weighting} does not use it; {key} is for {those}")
         for key in sorted(NETWORK_KEYS - set(KEYS[self.network])):
             if getattr(self, key) != type(self).model_fields[key].default:
                 those = ", ".join(name for name, keys in KEYS.items() if key in keys)
-                raise ValueError(f"{key}: network {self.network} has no {key}; leave it out or use {those}")
+                raise ValueError(f"{key}: network {self.network} does not use it; {key} is for {those}")
         if self.draws == "stratified" and self.batch == 1:
             raise ValueError("draws: stratified needs a batch of at least 2; use independent")
         if self.pairs == "reflow":

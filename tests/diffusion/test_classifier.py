@@ -1,4 +1,4 @@
-"""The noise-aware classifier: near the exact posterior of a mixture, reproducible, and back from its file as it was."""
+"""The noise-aware classifier: close to the exact posterior of a mixture, reproducible, and restored from its file."""
 
 import math
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def noisy(sigma: float, count: int = 2000) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0, 3.0, 20.0])
 def test_it_learns_the_posterior_of_a_mixture(sigma: float) -> None:
-    """In total variation, and nearer than the classes' shares are wherever these don't say it all."""
+    """In total variation, and closer than the shares of the classes, unless these are already close."""
     z, level, _ = noisy(sigma)
     exact = MIXTURE.log_posterior(z, level).exp()
     apart = lambda p: float((p - exact).abs().sum(1).mean() / 2)  # noqa: E731
@@ -73,7 +73,7 @@ def test_its_gradient_is_near_that_of_the_posterior(sigma: float, tolerance: flo
     assert float(error.norm() / exact.norm()) < tolerance
 
 
-def test_at_high_noise_it_answers_with_the_shares_and_its_gradient_vanishes() -> None:
+def test_at_high_noise_it_returns_the_shares_and_its_gradient_vanishes() -> None:
     labels = points(4000, 0)[1]  # of the data that it learned from
     z, level, own = noisy(1e5, 100)
     shares = torch.bincount(labels) / len(labels)
@@ -88,8 +88,8 @@ def test_probabilities_sum_to_one(make: Callable[[], NoisyClassifier]) -> None:
 
 
 @pytest.mark.parametrize("make", [of_points, of_images])
-def test_the_gradient_is_that_of_small_differences(make: Callable[[], NoisyClassifier]) -> None:
-    """Of the chosen class's log-probability, in a random direction; also where gradients are off."""
+def test_the_gradient_equals_finite_differences(make: Callable[[], NoisyClassifier]) -> None:
+    """Of the log-probability of the given class, in a random direction, also under torch.no_grad."""
     draw, classifier = torch.Generator().manual_seed(0), make()
     z, direction = torch.randn(2, 6, *classifier.shape, dtype=F64, generator=draw)
     sigma, labels, h = torch.tensor(0.5, dtype=F64), torch.arange(6) % 2, 1e-2
@@ -102,7 +102,7 @@ def test_the_gradient_is_that_of_small_differences(make: Callable[[], NoisyClass
 
 
 @pytest.mark.parametrize("make", [of_points, of_images])
-def test_each_sample_has_its_own_noise_level_and_no_part_in_the_others(make: Callable[[], NoisyClassifier]) -> None:
+def test_a_sample_depends_on_its_own_noise_level_and_on_no_other_sample(make: Callable[[], NoisyClassifier]) -> None:
     classifier = make()
     z = torch.randn(9, *classifier.shape, dtype=F64, generator=torch.Generator().manual_seed(0))  # as wide as the image
     sigma, labels = torch.logspace(-1, 1, 9, dtype=F64), torch.arange(9) % 2
@@ -115,7 +115,7 @@ def test_each_sample_has_its_own_noise_level_and_no_part_in_the_others(make: Cal
         )
 
 
-def test_images_are_told_apart_the_better_the_less_noise_there_is() -> None:
+def test_accuracy_falls_with_noise() -> None:
     x, labels = images(60)
     found = accuracy_by_sigma(of_images(), x, labels, 0)
     assert list(found) == [f"{sigma:g}" for sigma in ACCURACY_SIGMAS]
@@ -128,7 +128,7 @@ def same(one: NoisyClassifier, two: NoisyClassifier) -> bool:
 
 
 def test_training_depends_on_its_arguments_alone() -> None:
-    """Not on other threads, nor on the generator that they share, which it leaves alone."""
+    """It neither depends on other threads nor uses the generator that they share."""
     x, labels = images(60)
     train = partial(train_classifier, x, labels, [40, 20], 0.5, count_images=3 * 128)
     torch.manual_seed(1)
@@ -140,18 +140,19 @@ def test_training_depends_on_its_arguments_alone() -> None:
     assert all(same(each, again) for each in one[:4]) and not same(one[4], again)
 
 
-def test_an_untrained_classifier_answers_with_the_shares() -> None:
-    """One step at a learning rate that has hardly begun to fall moves it little; the shares are those of the data."""
+def test_an_untrained_classifier_returns_the_shares() -> None:
+    """One training step changes it little."""
     x, labels = images(60)
     answer = train_classifier(x, labels, [40, 20], 0.5, 0, 1)(torch.zeros(1, *IMAGE), torch.tensor(1.0))
     torch.testing.assert_close(answer, torch.tensor([[2 / 3, 1 / 3]]).log(), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("make", [of_points, of_images])
-def test_a_classifier_comes_back_from_its_file(make: Callable[[], NoisyClassifier], tmp_path: Path) -> None:
+def test_a_classifier_is_restored_from_its_file(make: Callable[[], NoisyClassifier], tmp_path: Path) -> None:
     save_classifier(make(), tmp_path / "a")
     again = load_classifier(tmp_path / "a")
-    assert again.spec == make().spec and same(again, make()) and not again.training
+    assert (again.sigma_data, again.shape, again.classes) == (make().sigma_data, make().shape, make().classes)
+    assert same(again, make()) and not again.training
     assert not any(parameter.requires_grad for parameter in again.parameters())
     save_classifier(again, tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -182,6 +183,6 @@ def test_a_missing_file_says_what_to_set(tmp_path: Path) -> None:
         load_classifier(tmp_path / "seed_0_classifier.safetensors")
 
 
-def test_the_factor_of_its_answers_falls_as_the_signal_does() -> None:
+def test_the_scale_of_its_output_falls_with_the_signal() -> None:
     sigma = torch.tensor([0.0, 0.5, 5e4], dtype=F64)
     assert of_images().scale(sigma).tolist() == pytest.approx([1, math.sqrt(0.5), 1e-5])
