@@ -228,7 +228,7 @@ def _all_choices(report: Report) -> list[str]:
         if entries:
             change, d, group = pick(entries, key=lambda entry: entry[1].mean)
             most = "" if len(entries) == 1 else "most of all "
-            extreme = f"{most}{change}: {stated_difference(d)} relative to {group.base} at {group.budget}"
+            extreme = f"{most}{change}: {stated_difference(d)} relative to {group.base} at budget {group.budget}"
             parts.append(f"{len(entries)} {'is' if len(entries) == 1 else 'are'} {word}, {extreme}")
     ties = len(found) - len(apart)
     parts += [f"{ties} {'ties' if ties == 1 else 'tie'}"] if ties else []

@@ -1,4 +1,4 @@
-"""Results of studies that nobody ran, as the stages write them, and what the report's tests read."""
+"""Made-up results of studies, in the files that the stages write, and helpers of the report's tests."""
 
 import json
 from collections import Counter
@@ -19,10 +19,11 @@ from pipeline.report.results import LOSS_COLUMNS
 from pipeline.report.study import METRICS
 
 HOSTILE = '<script>alert("x")</script> | $a_b$ `c` **d** [e](http://evil.example)'
+LONG = "Größe " + "<b>" * 30 + "模型"  # a choice that a row makes may be any text
 
 
-class _Page(HTMLParser):
-    """The tags, the addresses and the text of a page."""
+class ParsedPage(HTMLParser):
+    """The tags, addresses, ids and text of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ SOLVERS: dict[str, Any] = {
 
 
 def write_cells(folder: Path, seeds: list[list[int]], points: list[tuple[int, int]], changed: dict) -> None:
-    """Results of a curve or image set that nobody measured, at (steps, nfe)."""
+    """Write made-up results of a curve or image set at (steps, nfe)."""
     random = np.random.default_rng(0)
     cells = [
         {"train_seed": a, "sample_seed": b, "steps": n, "nfe": nfe, "samples": 64, "checkpoint": "c" * 64}
@@ -132,7 +133,7 @@ PROPOSAL = {
 
 
 def write_losses(folder: Path, paths: Paths, models: Mapping[str, ModelEntry]) -> None:
-    """Losses and gradients by noise level of resolved model rows that nobody trained, and what goes with them."""
+    """Write made-up losses and gradients of models by noise level, and the other files of training."""
     rows = [
         {"model": name, "train_seed": seed, "state": state, "sigma": sigma, "error": error, "loss": error * (i + 1)}
         | {"gradient": (i + 1) * (seed + 1) * sigma**0.1}
@@ -160,7 +161,7 @@ def made_up_study(
     sets: dict[str, dict] | None = None,
     models: dict[str, dict] | None = None,
 ) -> Paths:
-    """Results as the stages write them, of a study that nobody ran."""
+    """Write the files of the stages for a study with made-up results."""
     paths = Paths("made_up")
     study = Study(
         title=HOSTILE,
@@ -208,7 +209,7 @@ REASON = "step 3, sigma 0.53: the denoiser's answer is not finite"
 
 
 def fail(paths: Paths, curve: str, nfes: tuple[int, ...] = (3, 7), seeds: tuple[int, ...] = (0, 1, 2)) -> None:
-    """Make cells of a curve failed ones, as a sweep leaves them."""
+    """Make cells of a curve fail, as a sweep writes them."""
     folder = paths.curve(curve)
     results, images = json.loads((folder / "results.json").read_text()), load_file(folder / "images.safetensors")
     for cell in results["cells"]:
@@ -238,14 +239,14 @@ def markdown(paths: Paths) -> str:
 
 
 def row(text: str, name: str, heading: str) -> list[str]:
-    """The cells of a table's line that holds a name, below a heading."""
+    """The cells of the first table line with a name, below a heading."""
     part = text.split(heading, 1)[1]
     line = next(line for line in part.splitlines() if line.startswith("|") and name in line)
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def score(paths: Paths, values: dict[str, Any]) -> None:
-    """Give curves scores: name -> {nfe: by training seed}."""
+    """Give curves scores: name -> {nfe: scores by training seed}."""
     for name, by_nfe in values.items():
         file = paths.curve(name) / "results.json"
         results = json.loads(file.read_text())

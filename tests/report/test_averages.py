@@ -1,4 +1,4 @@
-"""The report's section on averages of the weights: their lengths, where they are from, and what is said of them."""
+"""The section on weight averages: families, lengths, origins and findings."""
 
 import math
 from pathlib import Path
@@ -42,7 +42,7 @@ def study(folder: Path, curves: dict[str, dict[str, Any]], scores: dict[str, lis
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The panels that will be drawn: title -> lines."""
+    """The panels of the figure instead of drawing it: title -> lines."""
     kept: dict[str, Any] = {}
     monkeypatch.setattr(averages, "scale_figure", lambda path, held, *_, **__: kept.update(held))
     return kept
@@ -54,7 +54,7 @@ def test_the_relative_length_of_a_power_function_is_its_sigma_rel(sigma_rel: flo
 
 
 def test_the_relative_length_of_a_half_life_is_that_of_an_exponential() -> None:
-    """Of standard deviation half-life / ln 2; under a ramp-up it is a power function, of gamma ln 2 / share - 1."""
+    """Its standard deviation is half-life / ln 2; with ramp-up it is a power function with gamma = ln 2 / share - 1."""
     steps, batch = 5000, 100
     expected = 20_000 / math.log(2) / (steps * batch)
     assert relative_length(HalfLife(20_000, None), steps, batch) == pytest.approx(expected, abs=1 / steps)
@@ -62,12 +62,12 @@ def test_the_relative_length_of_a_half_life_is_that_of_an_exponential() -> None:
     assert relative_length(HalfLife(10**9, 0.05), steps, batch) == pytest.approx(ramped, abs=1 / steps)
 
 
-def test_the_relative_length_of_two_steps_by_hand() -> None:
-    """A quarter from the first step, three quarters from the second: a standard deviation of sqrt(3) / 4 steps."""
+def test_two_steps_have_the_relative_length_computed_by_hand() -> None:
+    """Weights 1/4 and 3/4 of two steps have a standard deviation of sqrt(3) / 4 steps."""
     assert relative_length(HalfLife(50, None), 2, 100) == pytest.approx(math.sqrt(3) / 4 / 2)
 
 
-def test_a_family_differs_in_the_average_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_of_a_family_differ_only_in_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     others: dict[str, dict[str, Any]] = {
         "euler": {"model": "edm", "solver": "euler", "ema_sigma_rel": 0.05},
@@ -143,7 +143,7 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     assert means == {"edm, half-lives": [9, 6], "edm, power functions": [5, 9]}
 
 
-def test_ties_and_the_models_own_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_finding_names_ties_and_the_models_own_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def said(scores: dict[str, list[float]]) -> str:
@@ -169,7 +169,7 @@ def test_points_are_not_called_images(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "| half-life of 300 points |" in averages._table(report, {label: members}, [8])
 
 
-def test_what_failed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_averages_are_omitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     figure = drawn(monkeypatch)
     paths = study(tmp_path, LENGTHS, SCORES)
@@ -184,7 +184,7 @@ def test_what_failed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert row(found["table"], "`wide`", "---")[-1] == ""
 
 
-def test_what_is_hardly_off_is_not_called_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_error_is_not_rounded_to_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(study(tmp_path, LENGTHS), tmp_path)
     [(label, members)] = families(report).items()
@@ -193,7 +193,7 @@ def test_what_is_hardly_off_is_not_called_exact(tmp_path: Path, monkeypatch: pyt
     assert row(table, "`made`", "---")[4] == "synthesised, error below 0.1%"
 
 
-def test_names_in_the_table_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_table_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(study(tmp_path, LENGTHS), tmp_path)
     table = averages._table(report, {HOSTILE: families(report)["edm"]}, [8])

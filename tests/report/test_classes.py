@@ -1,4 +1,4 @@
-"""The report's view by class: shares and distances that are known, and what it says where too little is kept."""
+"""The section on results by class: known frequencies and distances, and missing features."""
 
 import json
 import math
@@ -64,14 +64,14 @@ def keep(paths: Paths, name: str, features: torch.Tensor, own: dict[str, str]) -
 
 
 def test_real_features_are_in_their_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference is in a random order, which the labels must follow."""
+    """The labels must follow the random order of the reference."""
     monkeypatch.chdir(tmp_path)
     real = classes.read_real(Report(study(tmp_path), tmp_path))
     assert real.agreement == 1 and real.counts.tolist() == list(COUNTS.values())
     torch.testing.assert_close(real.centroids, CENTRES.double(), atol=0.15, rtol=0)
 
 
-def test_a_curve_is_seen_class_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_has_counts_and_distances_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(study(tmp_path), tmp_path)
     real = classes.read_real(report)
@@ -84,8 +84,8 @@ def test_a_curve_is_seen_class_by_class(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(own and abs(own.value) < 4 * own.se for own in told.distances)
 
 
-def test_what_is_told_counts_by_the_seeds_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples of the right classes in another order are not what was asked for."""
+def test_agreement_uses_the_requested_class_of_each_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of the right classes in another order do not agree with the requested classes."""
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path)
     report = Report(paths, tmp_path)
@@ -108,7 +108,7 @@ def test_too_few_of_a_class_have_no_distance(tmp_path: Path, monkeypatch: pytest
     assert "too few" in text and "nan" not in text
 
 
-def test_the_report_says_all_that_and_escapes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_escaped_results_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path)
     build(paths)
@@ -121,7 +121,7 @@ def test_the_report_says_all_that_and_escapes_it(tmp_path: Path, monkeypatch: py
     assert (paths.reports / "figures/classes.png").stat().st_size > 5_000
 
 
-def test_a_failed_cell_has_no_classes_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_cell_is_reported_without_results_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path)
     write_bytes(paths.curve("told") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
@@ -142,7 +142,7 @@ def test_another_reference_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         build(paths)
 
 
-def test_of_many_classes_the_furthest_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_show_the_classes_with_the_largest_distances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(classes, "SHOWN", 1)
     paths = study(tmp_path, {"edm": CURVES["edm"]})
@@ -162,13 +162,13 @@ def test_shares_have_the_interval_of_a_ratio_of_proportions() -> None:
     assert all(map(math.isnan, classes.share(3, 300, 0, 1000)))
 
 
-def test_unequal_shares_are_told_by_pearsons_test() -> None:
+def test_unequal_frequencies_are_tested_by_pearson() -> None:
     own, real = np.array([30, 50, 20, 0]), np.array([100, 100, 100, 0])
     apart, p = classes.unequal(own, real)
     assert apart == pytest.approx((abs(0.3 - 1 / 3) + abs(0.5 - 1 / 3) + abs(0.2 - 1 / 3)) / 2)
     assert p == pytest.approx(stats.chi2_contingency(np.stack([own, real])[:, :3], correction=False).pvalue)
 
 
-def test_made_up_data_without_classes_has_no_such_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_without_classes_have_no_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert classes.section(Report(made_up_study(tmp_path, CURVES, [0], models=MODELS), tmp_path)) is None

@@ -1,4 +1,4 @@
-"""The report's section on solvers and exact denoisers."""
+"""The section on solvers with exact denoisers."""
 
 import json
 from pathlib import Path
@@ -39,8 +39,8 @@ def test_solvers_have_their_orders_errors_and_distances(tmp_path: Path, monkeypa
     assert "the distance of exact samples, 0.0120 (sd 0.00100)." in text
 
 
-def test_the_least_error_is_that_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heun's 15 evaluations are not within 7, and Euler's 9 are within 19."""
+def test_the_smallest_error_is_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heun's 15 evaluations exceed a budget of 7, and Euler's 9 are within 19."""
     monkeypatch.chdir(tmp_path)
     text = section(built(tmp_path))
     lines = [line for line in text.splitlines() if line.startswith(("| `euler` | 0", "| `heun` | *"))]
@@ -54,7 +54,7 @@ def test_the_least_error_is_that_within_the_budget(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("part", ["orders", "errors", "distances"])
-def test_a_part_without_rows_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_part_without_rows_is_omitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     monkeypatch.chdir(tmp_path)
     paths = built(tmp_path, **{part: []})
     drawn = {figure.stem for figure in paths.reports.glob("figures/oracle_*.png")}
@@ -62,7 +62,7 @@ def test_a_part_without_rows_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
     assert "deviates most from theory" not in section(paths) or part != "orders"
 
 
-def test_an_error_of_0_is_told_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_0_is_listed_but_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exact = {"row": "perfect", "steps": 7, "nfe": 7, "error": 0.0}
     errors = [*SOLVERS["errors"], *({"oracle": oracle} | exact for oracle in ("mixture", "data"))]
@@ -70,8 +70,8 @@ def test_an_error_of_0_is_told_and_not_drawn(tmp_path: Path, monkeypatch: pytest
     assert "perfect at 7 (0 at NFE 7), 19 (0 at" in text and "| `perfect` | **0 (7)** |" in text
 
 
-def test_many_lines_can_be_told_apart_and_stand_in_one_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has its own pair of colour and marker, the same in both panels, and is named once, beside the panels."""
+def test_many_lines_are_distinguishable_and_share_one_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line has a unique pair of colour and marker in both panels, and one legend entry beside them."""
     kept = []
     monkeypatch.setattr("pipeline.report.figures.lines.save", lambda own, *_: kept.append(own))
     lines = {f"row {i}": Line([(4, 1.0 + i, 0.1), (8, 0.5 + i, 0.1)], i, i % 2 == 1) for i in range(25)}
@@ -93,7 +93,7 @@ def test_many_lines_can_be_told_apart_and_stand_in_one_legend(tmp_path: Path, mo
     assert box.x0 >= two.get_window_extent().x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
 
 
-def test_the_same_row_looks_alike_in_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_has_the_same_style_in_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     drawn: dict[str, dict[str, Line]] = {}
 

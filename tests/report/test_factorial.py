@@ -1,4 +1,4 @@
-"""Grids of models over two choices: the analysis of variance, how grids are found, what the report shows of them."""
+"""Factorial designs: the analysis of variance, the search for grids, and the section."""
 
 import math
 from itertools import product
@@ -55,7 +55,7 @@ def coded(levels: int) -> np.ndarray:
     return np.vstack([np.eye(levels - 1), -np.ones(levels - 1)])
 
 
-def test_effects_and_tests_are_those_of_nested_least_squares() -> None:
+def test_effects_and_tests_equal_nested_least_squares() -> None:
     random = np.random.default_rng(0)
     count, rows, columns = 4, 3, 5
     values = random.normal(size=(count, rows, columns)) + np.arange(rows)[:, None] + random.normal(size=(count, 1, 1))
@@ -99,7 +99,7 @@ def test_effects_and_tests_are_those_of_nested_least_squares() -> None:
     assert sum(shares) == pytest.approx(1)
 
 
-def test_what_a_block_does_to_all_cells_changes_nothing() -> None:
+def test_block_effects_do_not_change_the_analysis() -> None:
     values = np.random.default_rng(1).normal(size=(3, 3, 4))
     one, two = two_way(values), two_way(values + np.array([5.0, -100.0, 3.0])[:, None, None])
     assert (one.rows.p, one.cells.half, one.residual_share) == pytest.approx(
@@ -108,7 +108,7 @@ def test_what_a_block_does_to_all_cells_changes_nothing() -> None:
     assert one.cells.effects == pytest.approx(two.cells.effects)
 
 
-def test_without_any_error_effects_are_certain() -> None:
+def test_without_residuals_effects_are_certain() -> None:
     found = two_way(np.tile(np.array([[0.0, 0, 0], [1, 1, 1], [2, 2, 2]]), (2, 1, 1)))
     assert (found.rows.f, found.rows.p, found.rows.share) == (math.inf, 0, 1)
     assert (found.columns.f, found.columns.p, found.columns.share, found.residual_share) == (0, 1, 0, 0)
@@ -116,8 +116,8 @@ def test_without_any_error_effects_are_certain() -> None:
     assert [part.share for part in (same.rows, same.columns, same.cells)] == [0, 0, 0] and same.cells.p == 1
 
 
-def test_intervals_hold_the_truth_and_tests_find_nothing_as_often_as_they_say() -> None:
-    """Of 4000 simulated grids 95% of each kind of interval, and 5% of the tests of an interaction that is not there."""
+def test_intervals_and_tests_have_their_nominal_level() -> None:
+    """In 4000 simulated grids, 95% of intervals contain the truth, and 5% of tests find an absent interaction."""
     random = np.random.default_rng(2)
     truth = 0.3 + ROWS[:, None] + COLUMNS
     held, found = np.zeros((4000, 3)), 0
@@ -131,8 +131,8 @@ def test_intervals_hold_the_truth_and_tests_find_nothing_as_often_as_they_say() 
     assert found / len(held) == pytest.approx(0.05, abs=0.012)
 
 
-def test_the_largest_grid_is_found_among_all() -> None:
-    """As by trying every set of columns."""
+def test_the_largest_grid_equals_exhaustive_search() -> None:
+    """Exhaustive search tries every set of columns."""
     random = np.random.default_rng(3)
     for _ in range(60):
         there = random.random((6, 7)) < 0.75
@@ -160,7 +160,7 @@ def test_a_small_budget_and_the_largest(budgets: list[int], found: list[int]) ->
 def found_grids(
     folder: Path, models: dict[str, dict], curves: dict[str, dict], seeds: tuple[int, ...] = (0, 1)
 ) -> list[tuple[tuple[str, str], tuple[int, int], str]]:
-    """Of each grid its choices, its size and its first curve."""
+    """The choices, the size and the first curve of each grid."""
     found = grids(Report(made_up_study(folder, curves, list(seeds), models=models), folder))
     return [(grid.titles, (len(grid.rows), len(grid.columns)), grid.names[0]) for grid in found]
 
@@ -168,7 +168,7 @@ def found_grids(
 BOTH = ("noise distribution", "loss weighting")
 
 
-def test_grids_are_found_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grids_are_found_automatically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = models()
     assert found_grids(tmp_path, own, curves(own)) == [(BOTH, (4, 3), "m00")]
@@ -237,28 +237,28 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (paths.reports / "report.html").read_bytes() == before
 
 
-def test_an_interaction_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_significant_interaction_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, interaction=1.0), tmp_path)
     [said] = [text for text in findings(report).more if text.startswith("Factorial design of 4 x 3")]
     assert "and their interaction (" in said and said.endswith("p < 0.001) is significant.")
 
 
-def test_effects_that_chance_explains_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effects_within_chance_are_called_not_significant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, noise=30.0), tmp_path)
     [said] = [text for text in findings(report).more if text.startswith("Factorial design of 4 x 3")]
     assert "neither main effect is significant" in said
 
 
-def test_a_grid_without_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_without_a_grid_has_no_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     build(paths)
     assert "## Factorial designs" not in markdown(paths) and "models over" not in markdown(paths)
 
 
-def test_a_cell_that_failed_is_named_and_nothing_is_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_with_a_failed_cell_is_not_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = grid_study(tmp_path)
     fail(paths, "m12", (7,), (1,))
@@ -276,7 +276,9 @@ def test_a_cell_that_failed_is_named_and_nothing_is_analysed(tmp_path: Path, mon
     assert not (paths.reports / "figures/factorial_1.png").exists() and "nan" not in section(paths)
 
 
-def test_one_budget_may_be_lost_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_cell_prevents_the_analysis_of_its_budget_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "SMALL_BUDGET", 4)
     paths = grid_study(tmp_path)
@@ -289,7 +291,7 @@ def test_one_budget_may_be_lost_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "| failed |" in shown["cells"] and factorial.finding(report, grids(report)[0]).count("budget") == 1
 
 
-def test_what_has_no_logarithm_or_no_repetition_is_not_analysed(
+def test_scores_without_logarithm_or_repetition_are_not_analysed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -305,7 +307,7 @@ def test_what_has_no_logarithm_or_no_repetition_is_not_analysed(
     assert "nan" not in shown["cells"]
 
 
-def test_samplings_are_blocks_where_there_is_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samplings_are_blocks_if_there_is_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = models(train_seeds=[4])
     paths = made_up_study(tmp_path, curves(own), [0, 1, 2], models=own)
@@ -317,7 +319,7 @@ def test_samplings_are_blocks_where_there_is_one_training(tmp_path: Path, monkey
     assert isinstance(found, Analysis) and found.residual_df == 2 * 11
 
 
-def test_crossed_repetitions_count_once_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crossed_repetitions_count_once_per_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = models()
     paths = made_up_study(tmp_path, curves(own, repetitions="crossed"), [0, 1, 2], models=own)

@@ -1,4 +1,4 @@
-"""Reports of studies in which cells failed, or in which a curve has nothing within a budget."""
+"""Reports of studies with failed cells, or with curves without a result within a budget."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.report.build import build
 from pipeline.report.results import COLUMNS, at_budget, cells, failed_at
 from pipeline.report.statistics import summarise
 from pipeline.report.study import METRICS, Report
-from tests.report.studies import CURVES, REASON, _Page, change, fail, made_up_study, markdown, row
+from tests.report.studies import CURVES, REASON, ParsedPage, change, fail, made_up_study, markdown, row
 
 
 def table_of(lines: list[tuple[int, int, int, str]]) -> pd.DataFrame:
@@ -21,7 +21,7 @@ def table_of(lines: list[tuple[int, int, int, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def test_a_point_of_which_a_seed_failed_is_left_out_and_nothing_takes_its_place() -> None:
+def test_a_point_with_a_failed_seed_is_omitted_without_replacement() -> None:
     points = [(s, n, nfe, "fd") for n, nfe in ((2, 3), (4, 7), (6, 11)) for s in (0, 1)]
     points[3] = (1, 4, 7, "failed")
     found = table_of(points)
@@ -30,14 +30,14 @@ def test_a_point_of_which_a_seed_failed_is_left_out_and_nothing_takes_its_place(
     assert [failed_at(found, "a", b) for b in (2, 4, 7, 10, 11)] == [False, False, True, True, False]
 
 
-def test_a_curve_of_failures_has_no_cells() -> None:
+def test_a_curve_with_only_failures_has_no_cells() -> None:
     found = table_of([(0, 2, 3, "failed"), (0, 4, 7, "failed")])
     assert cells(found, "a", "fd").empty and summarise(found, "a", "fd") == {}
     assert at_budget(found, "a", "fd", 8).empty and failed_at(found, "a", 8)
     assert cells(found, "b", "fd").empty and at_budget(found, "b", "fd", 8).empty and not failed_at(found, "b", 8)
 
 
-def test_repetitions_that_cost_differently_are_one_point_at_the_dearest() -> None:
+def test_repetitions_of_different_nfe_are_one_point_at_the_largest() -> None:
     found = table_of([(0, 9, 20, "fd"), (1, 9, 26, "fd"), (2, 9, 23, "fd")])
     assert {nfe: point.count for nfe, point in summarise(found, "a", "fd").items()} == {26: 3}
     assert at_budget(found, "a", "fd", 25).empty and len(at_budget(found, "a", "fd", 26)) == 3
@@ -45,7 +45,7 @@ def test_repetitions_that_cost_differently_are_one_point_at_the_dearest() -> Non
     assert summarise(found, "a", "fd") == {} and failed_at(found, "a", 20)
 
 
-def test_failed_cells_are_told_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_cells_are_reported_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
     fail(paths, "flow", (7,), (1, 2))
@@ -88,7 +88,7 @@ METHODS = ("edm", "flow")
         (tuple(name for name in CURVES if name != "euler"), [0]),
     ],
 )
-def test_curves_that_failed_wholly_break_nothing(
+def test_the_report_handles_curves_that_failed_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...], seeds: list[int]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -111,10 +111,10 @@ def test_curves_that_failed_wholly_break_nothing(
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1,)])
 @pytest.mark.parametrize("sets", [{}, {"theirs": {"source": "x.zip", "nfe": 35}}])
-def test_a_study_without_any_point_says_what_is_missing(
+def test_the_report_of_a_study_without_points_explains_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: tuple[int, ...], sets: dict[str, dict]
 ) -> None:
-    """Every set of samples failed, or one of every point's; what needs none is still there."""
+    """All sets of samples failed, or one of each point; sections without samples remain."""
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1], sets)
     for name in CURVES:
@@ -134,7 +134,7 @@ def test_a_study_without_any_point_says_what_is_missing(
 
 
 def test_a_curve_above_its_budgets_has_points_and_no_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an adaptive solver's, whose cost is known afterwards only."""
+    """Like that of an adaptive solver, whose cost is known only afterwards."""
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     change(paths, "flow", costs={3: [5, 6], 7: 30})
@@ -159,8 +159,10 @@ def test_any_curve_may_be_above_all_budgets(tmp_path: Path, monkeypatch: pytest.
     assert "nan" not in markdown(paths) and "base failed" not in markdown(paths)
 
 
-def test_choices_are_compared_where_the_base_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What failed there is said to have none, and is no tie."""
+def test_choices_are_compared_at_a_budget_with_a_result_of_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed row is reported as failed and not as a tie."""
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     fail(paths, "edm", (7,), (0,))
@@ -172,7 +174,7 @@ def test_choices_are_compared_where_the_base_has_a_result(tmp_path: Path, monkey
     assert row(text, "`rho_5`", "### Rho")[3:] == ["failed", "base failed"]
 
 
-def test_a_curve_that_failed_hides_no_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_curve_does_not_hide_its_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES | {"again": {"model": "edm", "sample_seeds": [0, 1]}}, [0, 1])
     assert "again" not in Report(paths, tmp_path).distinct
@@ -181,7 +183,7 @@ def test_a_curve_that_failed_hides_no_other_one(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_best_sampler_of_each_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lowest mean, and what its paired differences do not tell from it; a model with one sampler has no line."""
+    """The lowest mean and its ties by paired differences; a model with one sampler has no line."""
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES | {"again": {"model": "edm", "nfe": [4], "sample_seeds": [0, 1]}}, [0, 1, 2])
     for name in CURVES:
@@ -197,7 +199,7 @@ def test_the_best_sampler_of_each_model(tmp_path: Path, monkeypatch: pytest.Monk
     assert "Lowest score among the 6 samplers of edm, by budget (NFE): rho_3 tied at 4; rho_5 at 8." in text
 
 
-def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_sampler_if_others_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     curves = {name: CURVES[name] for name in ("edm", "rho_3", "rho_5")}
     paths = made_up_study(tmp_path, curves, [0, 1])
@@ -209,8 +211,8 @@ def test_the_best_sampler_where_others_failed(tmp_path: Path, monkeypatch: pytes
     assert first == "failed" and second.startswith("`rho_5` ") and second.endswith(", no other result")
 
 
-def test_samples_are_those_of_points_that_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first seeds' images of a point of which another seed failed are there, and are left out with it."""
+def test_samples_of_failed_points_are_omitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another seed of the point failed, the stored images of the first seeds are omitted too."""
     monkeypatch.chdir(tmp_path)
     shown: list[dict[str, dict[int, np.ndarray]]] = []
     monkeypatch.setattr("pipeline.report.sections.samples.samples_figure", lambda path, grid: shown.append(grid))
@@ -224,7 +226,7 @@ def test_samples_are_those_of_points_that_did_not_fail(tmp_path: Path, monkeypat
 STRANGE = "模型 <script>alert(1)</script> '\"&"
 
 
-def test_names_of_any_letters_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_any_script_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A title of 200 characters, methods and classes in other alphabets, with quotes and tags."""
     monkeypatch.chdir(tmp_path)
     curves = {
@@ -237,7 +239,7 @@ def test_names_of_any_letters_stay_text(tmp_path: Path, monkeypatch: pytest.Monk
     fail(paths, "flow", (7,), (0,))
     build(paths)
     content = (paths.reports / "report.html").read_text()
-    page = _Page(content)
+    page = ParsedPage(content)
     assert "b" not in page.tags and "<script>alert" not in content
     assert page.text.count(STRANGE) > 3 and (STRANGE * 9)[:200] in page.text and "\\frac{1}{0}" in page.text
     first = markdown(paths).split("\n## How to read")[0]

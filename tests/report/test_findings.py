@@ -1,4 +1,4 @@
-"""The sentences that a report begins with: what leads, what ties from where on, what choices do."""
+"""The findings: leaders, ties, costs and choices."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ SCORES = {
 }
 
 
-def test_methods_that_tie_from_a_budget_on_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_name_methods_that_tie_from_a_budget_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, report = study(tmp_path, SCORES, METHODS)
     assert tied_from(report, [4]) == ("flow", "ddim") and tied_from(report, [8]) == ("edm", "flow")
@@ -45,7 +45,7 @@ def test_methods_that_tie_from_a_budget_on_are_told(tmp_path: Path, monkeypatch:
     assert f"Lowest {report.score} among the methods, by budget (NFE): flow tied at 4; EDM tied at 8." in (first)
 
 
-def test_a_tie_that_grows_names_who_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_tie_names_the_new_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scores = SCORES | {"flow": {3: [9.1, 9.1, 9.4], 7: [1.1, 1.1, 1.4]}, "ddim": {3: [1.0] * 3, 7: [1.1, 1.3, 1.2]}}
     _, report = study(tmp_path, scores, METHODS)
@@ -53,7 +53,7 @@ def test_a_tie_that_grows_names_who_joins(tmp_path: Path, monkeypatch: pytest.Mo
     assert text.endswith(": EDM and flow from 4 evaluations on; also DDIM at 8.")
 
 
-def test_methods_that_never_tie_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_say_that_no_methods_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scores = {name: {nfe: [k + v for v in BASE] for nfe in (3, 7)} for k, name in enumerate(METHODS)}
     _, report = study(tmp_path, scores, METHODS)
@@ -76,7 +76,7 @@ def shifted(by: float) -> dict[int, list[float]]:
     return {nfe: [by + value for value in BASE] for nfe in (3, 7)}
 
 
-def test_choices_are_counted_and_the_furthest_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_count_choices_and_name_the_extremes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = METHODS | RHOS
     scores = {
@@ -90,7 +90,7 @@ def test_choices_are_counted_and_the_furthest_named(tmp_path: Path, monkeypatch:
     _, report = study(tmp_path, scores, rows)
     first, more = findings(report)
     [text] = [text for text in first if text.startswith("Of 5 choices")]
-    assert "2 are better, most of all rho 4: −0.500 (−0.500 to −0.500) relative to edm at 8; " in text
+    assert "2 are better, most of all rho 4: −0.500 (−0.500 to −0.500) relative to edm at budget 8; " in text
     assert "; 2 are worse, most of all rho 2: +3.00 " in text
     assert text.endswith("; 1 ties. By chance alone, about one in twenty would not tie.")
     [text] = [text for text in more if text.startswith("Rho, relative to edm")]
@@ -99,7 +99,7 @@ def test_choices_are_counted_and_the_furthest_named(tmp_path: Path, monkeypatch:
     assert "rho 3" not in text and len(first) <= FIRST
 
 
-def test_other_sections_findings_fill_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_of_other_sections_fill_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, report = study(tmp_path, SCORES, METHODS)
     others = [[f"section {k} first", f"section {k} second"] for k in range(9)]
@@ -108,8 +108,8 @@ def test_other_sections_findings_fill_the_first_screen(tmp_path: Path, monkeypat
     assert {text for own in others for text in own} == {t for t in (*first, *more) if t.startswith("section")}
 
 
-def test_a_training_choice_of_one_training_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samplings of one network each are told apart, which says nothing of what was trained; a sampler's are."""
+def test_differences_between_single_trainings_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two samplings of one network each, differences between models are marked, those between samplers are not."""
     monkeypatch.chdir(tmp_path)
     curves = {"edm": METHODS["edm"], "weighted": {"model": "edm_snr"}, "rho_3": {"model": "edm", "rho": 3}}
     paths = made_up_study(tmp_path, curves, [0])

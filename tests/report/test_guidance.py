@@ -1,4 +1,4 @@
-"""The report's section on guidance: which curves are one guide's, and what is said of them."""
+"""The section on guidance: families of curves, numbers and findings."""
 
 import json
 from itertools import pairwise
@@ -53,7 +53,7 @@ def measure(paths: Paths, curve: str, metric: str, value: float) -> None:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The figures that will be drawn: file -> what they hold."""
+    """The contents of figures instead of drawing them, by file."""
     kept: dict[str, Any] = {}
     for name in ("scale_figure", "frontier_figure"):
         monkeypatch.setattr(guidance, name, lambda path, held, *_, **__: kept.update({path.stem: held}))
@@ -63,7 +63,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_curve_without_guidance_joins_the_family_of_each_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A classifier guides what the model answers without a label; elsewhere that is the plain curve."""
+    """A classifier guides the answer without a label; for an unconditional model this is the plain curve."""
     monkeypatch.chdir(tmp_path)
     snapshot: dict[str, Any] = {"guide": "snapshot"}
     classifier: dict[str, Any] = {"guide": "classifier"}
@@ -93,8 +93,8 @@ def test_the_curve_without_guidance_joins_the_family_of_each_guide(
     assert all(low < high for family in found for low, high in pairwise(family.curves))
 
 
-def test_a_guide_that_is_never_asked_is_told_so_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two steps from 80 to 0.002 none begins between 1 and 20, of three the second does."""
+def test_a_guide_that_is_never_called_is_marked_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two steps from 80 to 0.002, none begins between 1 and 20; with three, the second does."""
     monkeypatch.chdir(tmp_path)
     limited = {f"limited_{w}": BASE | {"guidance_min": 1, "guidance_max": 20, "guidance": w} for w in (2, 3)}
     report = Report(study(tmp_path, {"classes": {"model": "classes"}} | limited), tmp_path)
@@ -106,7 +106,7 @@ def test_a_guide_that_is_never_asked_is_told_so_and_not_drawn(tmp_path: Path, mo
 
 
 def test_a_classifier_at_scale_0_is_no_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The curve of a model of classes with its labels is not what its classifier guides."""
+    """A classifier does not guide the labelled curve of a conditional model."""
     monkeypatch.chdir(tmp_path)
     told = {f"told_{w}": BASE | {"guide": "classifier", "guidance": w} for w in (1, 2)}
     curves = {"classes": {"model": "classes"}, **told}
@@ -130,7 +130,7 @@ def test_a_classifier_at_scale_0_is_no_guidance(tmp_path: Path, monkeypatch: pyt
         {"guidance": 2},
     ],
 )
-def test_curves_that_differ_in_anything_else_do_not_join(
+def test_curves_with_other_differences_are_no_family(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -159,14 +159,14 @@ def test_without_a_common_budget_there_is_no_section(tmp_path: Path, monkeypatch
     assert guidance.section(report) is None and finding(report, family) == "" and figures == {}
 
 
-def test_of_curves_that_differ_in_nothing_the_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equal_curves_the_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     again = {"again": BASE, "again_2": BASE | {"guidance": 2}, "idle": BASE | {"guide": "snapshot"}}
     [family] = families(Report(study(tmp_path, SCALES | again), tmp_path))
     assert family.curves == {1.0: "classes", 2.0: "cfg_2", 3.0: "cfg_3"}
 
 
-def test_one_guide_by_two_samplers_is_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_guide_with_two_samplers_has_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     figures = drawn(monkeypatch)
     euler = {f"euler_{w}": BASE | {"solver": "euler", "guidance": w} for w in (1, 2, 3)}
@@ -212,7 +212,7 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     assert {w: (x.mean, y.mean) for w, (x, y) in line.items()} == {1: (0.75, 0.5), 2: (0.5, 0.625), 3: (0.25, 0.75)}
 
 
-def test_a_difference_that_holds_0_is_called_a_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_whose_interval_contains_0_is_a_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scores = {"classes": LOW, "cfg_2": [4.0, 7.0, 6.7], "cfg_3": HIGH}
     report = Report(study(tmp_path, SCALES, scores), tmp_path)
@@ -222,7 +222,7 @@ def test_a_difference_that_holds_0_is_called_a_tie(tmp_path: Path, monkeypatch: 
     assert said in finding(report, family)
 
 
-def test_where_no_scale_scores_lower_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_finding_says_that_no_scale_scores_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(study(tmp_path, SCALES, {"classes": LOW, "cfg_2": HIGH, "cfg_3": HIGH}), tmp_path)
     [family] = families(report)
@@ -232,7 +232,7 @@ def test_where_no_scale_scores_lower_that_is_said(tmp_path: Path, monkeypatch: p
     )
 
 
-def test_what_failed_is_left_out_and_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_scales_are_omitted_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     figures = drawn(monkeypatch)
     paths = study(tmp_path, SCALES, {"classes": LOW, "cfg_2": HIGH})
@@ -246,9 +246,7 @@ def test_what_failed_is_left_out_and_told_of(tmp_path: Path, monkeypatch: pytest
     assert list(figures["precision_recall"]["classes, unconditional"]) == [1, 2]
 
 
-def test_without_the_result_without_guidance_nothing_is_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_an_unguided_result_nothing_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     drawn(monkeypatch)
     paths = study(tmp_path, SCALES)
@@ -258,7 +256,7 @@ def test_without_the_result_without_guidance_nothing_is_compared(
     assert row(found["table"], "cfg_2", "---")[5] == ""
 
 
-def test_where_all_failed_there_is_no_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_failed_completely_has_no_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path, SCALES | {"edm": {"model": "edm"}})
     for name in SCALES:
@@ -266,7 +264,7 @@ def test_where_all_failed_there_is_no_section(tmp_path: Path, monkeypatch: pytes
     assert guidance.section(Report(paths, tmp_path)) is None
 
 
-def test_names_in_the_table_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_table_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(study(tmp_path, SCALES), tmp_path)
     [family] = families(report)
@@ -285,22 +283,22 @@ def test_the_report_has_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "no scale scores lower than classes without guidance" in text
     assert "(figures/guidance_scale.png)" in section and "(figures/precision_recall.png)" in section
     assert (
-        "Accuracy of the classifier of classes on its training images with new noise: 90.0% at sigma 0.01 and 10.0% at "
-        "sigma 80." in section
+        "Accuracy of the classifier of model classes on its training images with new noise: 90.0% at sigma 0.01 and "
+        "10.0% at sigma 80." in section
     )
     for file in ("guidance_scale", "precision_recall"):
         assert (paths.reports / f"figures/{file}.png").exists()
 
 
 def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that will be drawn, kept as they are."""
+    """The figures instead of files."""
     kept: list[Figure] = []
     monkeypatch.setattr(scores, "save", lambda own, *_, **__: kept.append(own))
     return kept
 
 
-def test_a_scale_has_one_line_a_label_in_every_panel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one colour everywhere; a bar whose lower end is not above 0 stays on the logarithmic axis."""
+def test_each_panel_has_one_line_per_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label has one colour in all panels; bars with ends below 0 stay on the logarithmic axis."""
     kept = figure(monkeypatch)
     points = {1.0: Interval(2.0, -1.0, 5.0, 3), 2.0: Interval(1.0, 0.5, 1.5, 3)}
     panels = {"one": {"$a$": points, "b": points}, "two": {"b": points}}
@@ -321,7 +319,7 @@ def test_a_scale_has_one_line_a_label_in_every_panel(monkeypatch: pytest.MonkeyP
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [pytest.approx([0.1, 5.0]), [0.5, 1.5]]
 
 
-def test_a_frontier_names_its_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frontier_labels_its_points(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = figure(monkeypatch)
     x, y = Interval(0.8, 0.7, 0.9, 3), Interval(0.5, 0.4, 0.6, 3)
     scores.frontier_figure(Path("x.png"), {"a": {1.0: (x, y), 2.5: (y, x)}}, ("recall", "precision"))

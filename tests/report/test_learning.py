@@ -1,4 +1,4 @@
-"""The report's section on training."""
+"""The section on training."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def change_losses(paths: Paths, changed: Callable[[pd.DataFrame], pd.DataFrame])
 
 
 def change_models(paths: Paths, **changed: dict[str, Any]) -> None:
-    """What is stated of models beside their losses."""
+    """Change the other results of models."""
     file = paths.metrics("losses", "models")
     found = json.loads(file.read_text())
     for name, own in changed.items():
@@ -65,17 +65,15 @@ def row(text: str, name: str) -> list[str]:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """The figures that will be drawn: file -> what they hold."""
+    """The contents of figures instead of drawing them, by file."""
     kept: dict[str, dict[str, Any]] = {}
     for name in ("noise_levels_figure", "densities_figure"):
         monkeypatch.setattr(learning, name, lambda path, held, *_: kept.update({path.stem: held}))
     return kept
 
 
-def test_errors_are_on_edms_scale_and_gradients_over_their_mean(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The untrained network is at 1; both models' untrained networks are one line, their gradients one shape."""
+def test_errors_and_gradients_are_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The untrained network has error 1; both models share one line of untrained networks."""
     monkeypatch.chdir(tmp_path)
     figures = drawn(monkeypatch)
     learning.section(Report(made_up_study(tmp_path, EDM, [0, 1]), tmp_path))
@@ -94,7 +92,7 @@ def test_errors_are_on_edms_scale_and_gradients_over_their_mean(
 def test_the_table_states_each_models_errors_gradients_and_straightness(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients, sigma^0.1, are compared within the central 90% of a model's own noise."""
+    """Gradients, sigma^0.1, are compared within the central 90% of a model's noise."""
     monkeypatch.chdir(tmp_path)
     text = built(made_up_study(tmp_path, EDM, [0, 1]))
     half = number(0.01 / 2 * stats.t.ppf(0.975, 1))
@@ -113,8 +111,8 @@ def test_one_model_of_one_seed_is_enough(tmp_path: Path, monkeypatch: pytest.Mon
     assert row(text, "edm")[1] == "0.300" and row(text, "edm")[-1] == "0.0200" and "nan" not in text
 
 
-def test_what_is_not_finite_is_said_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the noise levels where any seed has none; of a model that has none at all, everywhere."""
+def test_values_that_are_not_finite_are_listed_but_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A noise level is omitted if any seed has no finite value."""
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, EDM, [0, 1])
     values = ["error", "loss", "gradient"]
@@ -164,7 +162,7 @@ def figure_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figu
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_each_panels_legend_stands_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_each_panel_has_its_legend_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     points = [(sigma, 0.5 + sigma / 100, 0.1) for sigma in (0.01, 0.1, 1.0, 10.0)]
     far = [(sigma, 1e6, 0.0) for sigma in (0.01, 10.0)]
     lines = {f"a_model_with_a_name_{i}": [Line(points, i), Line(far, i, True)][: 1 + (i < 2)] for i in range(8)}
@@ -191,7 +189,7 @@ def test_each_panels_legend_stands_beside_it(tmp_path: Path, monkeypatch: pytest
         ((0.019, None), (0.02, 0.003), "is straighter than (one training, so significance is unknown) that of"),
     ],
 )
-def test_other_pairs_are_held_against_their_base(
+def test_other_pairs_are_compared_with_their_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: tuple, base: tuple, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -203,7 +201,7 @@ def test_other_pairs_are_held_against_their_base(
 
 
 def test_distinct_noise_distributions_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys that a distribution does not go by make no other one; densities integrate to nearly 1."""
+    """Unused keys do not make a distribution distinct; densities integrate to nearly 1."""
     monkeypatch.chdir(tmp_path)
     figures = drawn(monkeypatch)
     models = {
@@ -225,7 +223,7 @@ def test_distinct_noise_distributions_are_drawn_once(tmp_path: Path, monkeypatch
         assert np.trapezoid(density, np.log(sigma)) == pytest.approx(1, abs=0.03), label
 
 
-def test_bounds_stand_where_models_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_bounds_lists_models_with_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, EDM, [0, 1])
     assert "Variational bound" not in built(paths)
@@ -236,7 +234,7 @@ def test_bounds_stand_where_models_have_them(tmp_path: Path, monkeypatch: pytest
 
 
 def moved_study(folder: Path, curves: dict[str, dict], scores: list[float], seeds: list[int]) -> Paths:
-    """The proposed row's study; the curve of the row that is near it has these scores by seed, the base's has 5."""
+    """A study with a row close to the proposal: its curve has these scores by seed, the base has 5."""
     paths = made_up_study(folder, {"edm": {"model": "edm"}} | curves, seeds, models=MOVED)
     for name in ("edm", *curves):
         file = paths.curve(name) / "results.json"
@@ -257,7 +255,7 @@ def moved_study(folder: Path, curves: dict[str, dict], scores: list[float], seed
         ([5.0, 5.0, 5.0], ": equal."),
     ],
 )
-def test_the_proposal_is_told_as_it_turned_out(
+def test_the_report_compares_a_row_close_to_the_proposal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -270,8 +268,8 @@ def test_the_proposal_is_told_as_it_turned_out(
     assert " of other minus that of edm at a budget of 8: " in sentence
 
 
-def test_a_proposal_that_is_not_tried_alike_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By another sampler, or by a row that is not near, or none at all."""
+def test_a_proposal_is_compared_only_with_the_same_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No comparison with another sampler, or without a close row."""
     monkeypatch.chdir(tmp_path)
     scores = [1.0, 2.0]
     paths = moved_study(tmp_path, {"other": {"model": "moved", "rho": 3}, "far": {"model": "far"}}, scores, [0, 1])
@@ -282,7 +280,7 @@ def test_a_proposal_that_is_not_tried_alike_is_not_compared(tmp_path: Path, monk
     assert "is close to the proposal" not in text and "\n`far | x`\n" in text
 
 
-def test_where_nothing_is_proposed_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_says_that_nothing_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, EDM, [0])
     write_json(paths.metrics("propose", "noise"), PROPOSAL | {"P_mean": None, "P_std": None, "row": None})
@@ -306,14 +304,14 @@ def test_losses_that_are_missing_or_broken_are_one_line(tmp_path: Path, monkeypa
         build(paths)
 
 
-def test_a_model_may_be_called_what_stands_for_nothing_elsewhere(tmp_path: Path) -> None:
+def test_a_model_may_be_called_null(tmp_path: Path) -> None:
     paths = Paths(str(tmp_path))
     write_text(paths.losses, ",".join(LOSS_COLUMNS) + "\nnull,0,trained,0.1,nan,,inf\ngone,0,trained,0.1,1,1,1\n")
     found = read_losses(paths, ["null"])
     assert list(found.model) == ["null"] and found.error.isna().all() and np.isinf(found.gradient).all()
 
 
-def test_every_model_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_lists_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = built(made_up_study(tmp_path, METHODS, [0, 1], models=MANY))
     assert all(f"| `{name}` |" in text for name in MANY)

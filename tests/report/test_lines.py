@@ -1,4 +1,4 @@
-"""What a set of images scores, in lines for a terminal."""
+"""The scores of a set of images as text for a terminal."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ def cell(fd: float, features: int) -> Cell:
 
 @pytest.mark.parametrize(("values", "spread"), [([1.0], "0.12"), ([1.0, 2.0], "0.71")])
 def test_every_metric_has_its_mean_its_spread_and_its_floor(values: list[float], spread: str) -> None:
-    """The floor of a Frechet distance at the counts in use: c = 100, 250 samples against 1000 images."""
+    """The floor of a Frechet distance is scaled: c = 100, 250 samples against 1000 images."""
     found = lines([cell(v, 25) for v in values], EXTRACTOR, REFERENCE).splitlines()
     assert found[0].startswith(f"{len(values)} x 250 images by classifier (eeeeeeeeeeee) against all 1000")
     assert found[1] == "The plain distance has a bias of about 0.25 at this number of samples."
@@ -35,6 +35,6 @@ def test_every_metric_has_its_mean_its_spread_and_its_floor(values: list[float],
     assert [len(line) for line in found[3:-1]] == [44 + 36] * 3 and found[-1].startswith("IS (classifier)")
 
 
-def test_few_samples_are_told() -> None:
+def test_few_samples_are_marked() -> None:
     assert lines([cell(1.0, 26)], EXTRACTOR, REFERENCE).splitlines()[1].startswith("Few samples: 250 for 26 features.")
     assert few(250, 25) == "" and few(249, 25)

@@ -1,4 +1,4 @@
-"""The report's table of networks: who shares a line, what it costs, and what it was made to equal."""
+"""The table of networks: shared lines, costs, and matched costs."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ SIZED: dict[str, Any] = {"network": "dit", "channels": 40, "parameters": 12_340,
 
 
 def study(folder: Path, **costs: dict[str, Any]) -> Paths:
-    """A made-up study in which some models have other costs than all others."""
+    """A made-up study in which some models have other costs."""
     paths = made_up_study(folder, {"edm": {"model": "edm"}}, [0, 1], models=MODELS)
     for name, own in costs.items():
         file = paths.metrics("train", name)
@@ -32,8 +32,8 @@ def study(folder: Path, **costs: dict[str, Any]) -> Paths:
     return paths
 
 
-def test_models_of_networks_that_cost_the_same_share_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An heir of a network that was made to equal another one's cost is made to equal its own base's."""
+def test_models_with_equal_networks_share_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that inherits `equal` matches the cost of its own base."""
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path, dit=DIT, heir=DIT, sized=SIZED)
     report = Report(paths, tmp_path)
@@ -47,7 +47,7 @@ def test_models_of_networks_that_cost_the_same_share_a_line(tmp_path: Path, monk
     ]
 
 
-def test_networks_are_compared_by_the_first_curves_sampler_where_all_have_a_budget(
+def test_networks_are_compared_by_the_first_curves_sampler_at_a_common_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def test_millions_of_operations(flops: int, text: str) -> None:
     assert networks.mega(flops) == text
 
 
-def test_what_a_training_says_of_its_network_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_networks_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = networks.section(Report(study(tmp_path, dit={"network": HOSTILE}), tmp_path))
     assert HOSTILE not in table and table.count(r"\<script\>") == 1

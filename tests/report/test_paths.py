@@ -1,4 +1,4 @@
-"""Cumulative paths: which chains of curves are paths, and what the report shows of them."""
+"""The section on cumulative paths."""
 
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def paths_of(folder: Path, curves: dict[str, dict], models: dict[str, dict] | No
     return found_paths(Report(made_up_study(folder, curves, [0, 1], models=models or MODELS), folder))
 
 
-def test_a_path_goes_by_the_bases_that_rows_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row that names none is based on the study's first row, but is no step from it, nor is one without a change."""
+def test_a_path_follows_the_named_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row without `base` is no step from the first row, and a row without a change is no step."""
     monkeypatch.chdir(tmp_path)
     both = [[*TRUNK, "config_e"], [*TRUNK, "config_f"]]
     assert paths_of(tmp_path, CHAIN) == both
@@ -82,7 +82,7 @@ def test_a_study_without_a_path_has_no_section(tmp_path: Path, monkeypatch: pyte
     assert "## Cumulative paths" not in markdown(study)
 
 
-def test_steps_that_failed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_steps_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     study = made_up_study(tmp_path, CHAIN, [0, 1], models=MODELS)
     fail(study, "config_b", (7,), (1,))
@@ -101,7 +101,7 @@ def test_steps_that_failed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert row(text, "`config_d`", "change |")[2:] == ["failed", "failed", "failed"]
 
 
-def test_steps_need_no_budget_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_need_no_common_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     curves = CHAIN | {"config_c": CHAIN["config_c"] | {"nfe": [35]}, "config_b": CHAIN["config_b"] | {"nfe": [4]}}
     study = made_up_study(tmp_path, curves, [0, 1], models=MODELS)

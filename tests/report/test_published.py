@@ -1,4 +1,4 @@
-"""Published values in the report: beside what was measured at the nearest budget, and what differs."""
+"""The section on published and reproduced values."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.data.row import Data
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
 from pipeline.report.build import build
-from tests.report.studies import EXTRACTOR, HOSTILE, _Page, made_up_study, written
+from tests.report.studies import EXTRACTOR, HOSTILE, ParsedPage, made_up_study, written
 
 CURVES: dict[str, dict[str, Any]] = {"edm": {"model": "edm"}, "rho_3": {"model": "edm", "rho": 3}}
 VALUES = [
@@ -34,13 +34,13 @@ def study(**more: Any) -> Study:
 
 
 def add(folder: Path, rows_path: Path, values: list[dict[str, Any]], **more: Any) -> None:
-    """Published values to the resolved rows of a made-up study."""
+    """Add published values to the resolved rows of a made-up study."""
     own = resolve(study(published=values, **more)).files()["report"]
     rows = read_json(folder / rows_path) | {key: own[key] for key in ("published", "named_data", "preset")}
     write_json(folder / rows_path, json.loads(json.dumps(rows)))
 
 
-def test_published_values_stand_beside_the_nearest_that_was_measured(
+def test_published_values_are_compared_with_the_nearest_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,12 +73,12 @@ def test_published_values_stand_beside_the_nearest_that_was_measured(
     assert "ours are mine.zip, which was JPEG-compressed." in part and "/home" not in part
     assert "only the first 2,000 images" in part
 
-    page, without = (_Page(files["report.html"].decode()) for files in (after, before))
+    page, without = (ParsedPage(files["report.html"].decode()) for files in (after, before))
     assert page.tags["script"] == without.tags["script"] and "b" not in page.tags
     assert HOSTILE in page.text and "A 2022, <b>table 2</b>" in page.text
 
 
-def test_what_was_not_measured_says_so_and_a_true_fid_is_called_one(
+def test_missing_values_are_marked_and_a_true_fid_is_called_fid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,6 +98,6 @@ def test_what_was_not_measured_says_so_and_a_true_fid_is_called_one(
     assert "This is preset small of the study" in part and "Data:" not in part
 
 
-def test_a_value_of_no_curve_is_one_line() -> None:
+def test_a_published_value_of_an_unknown_curve_is_refused() -> None:
     with pytest.raises(StudyError, match=r"^published\.1\.curve: no curve 'rho_4'; did you mean 'rho_3'\?"):
         resolve(study(published=[VALUES[0], VALUES[1] | {"curve": "rho_4"}]))

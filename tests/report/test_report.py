@@ -1,4 +1,4 @@
-"""The report's statistics, and the report of made-up results: figures by axis, escaping, the same bytes twice."""
+"""The report of made-up results: files, figures by axis, escaping, equal bytes."""
 
 import json
 import re
@@ -28,16 +28,16 @@ from tests.report.studies import (
     HOSTILE,
     MACHINE,
     PROVENANCE,
-    _Page,
+    ParsedPage,
     made_up_study,
     write_cells,
     written,
 )
 
 
-def test_hostile_text_stays_text() -> None:
+def test_hostile_text_is_escaped() -> None:
     hostile, harmless = (
-        _Page(to_html(f"# {escape(text)}\n\n## {escape(text)}\n\n{table(['a'], [[text]])}\n", text, Path()))
+        ParsedPage(to_html(f"# {escape(text)}\n\n## {escape(text)}\n\n{table(['a'], [[text]])}\n", text, Path()))
         for text in (HOSTILE, "harmless")
     )
     assert hostile.tags == harmless.tags
@@ -59,7 +59,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(paths)
     assert written(paths.reports) == first
 
-    page = _Page((paths.reports / "report.html").read_text())
+    page = ParsedPage((paths.reports / "report.html").read_text())
     assert not {"link", "iframe", "i"} & set(page.tags)
     links = [address for address in page.addresses if address.startswith("#")]
     addresses = [address for address in page.addresses if not address.startswith("#")]
@@ -83,8 +83,8 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert origins["rho_3"]["checkpoints"] == {"0": "c" * 12, "1": "c" * 12, "2": "c" * 12}
 
 
-def test_report_with_seconds_has_their_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the curves as they stand: what was timed with other weights or another sampler is left out."""
+def test_a_report_with_seconds_has_their_pareto_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only current timings count: those of other weights or samplers are omitted."""
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     curves = ReportRows(**json.loads((paths.rows / "report.json").read_text())).curves
@@ -103,7 +103,7 @@ def test_report_with_seconds_has_their_front(tmp_path: Path, monkeypatch: pytest
     assert "both, euler, flow, rho_3, rho_5 and weighted have none" in text.replace("\\", "")
 
 
-def test_image_sets_stand_beside_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_sets_are_listed_with_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sets = {"theirs": {"source": "x.zip", "nfe": 35, "method": "their EDM"}, "unknown": {"source": "y.zip"}}
     paths = made_up_study(tmp_path, CURVES, [0, 1], sets)
@@ -119,7 +119,7 @@ def test_image_sets_stand_beside_the_curves(tmp_path: Path, monkeypatch: pytest.
     assert page.count('<a class="cell" href="#curve-rho_3"') > 3 and page.count(' id="curve-rho_3"') == 1
 
 
-def test_results_that_were_measured_otherwise_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_different_measurements_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     build(paths)
@@ -144,7 +144,7 @@ def test_labels_and_floors_of_another_measurement_are_refused(
         build(paths)
 
 
-def test_results_of_an_earlier_version_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_another_version_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     write_json(paths.curve("edm") / "results.json", {"cells": [], "machine": MACHINE})
@@ -152,7 +152,7 @@ def test_results_of_an_earlier_version_are_one_line(tmp_path: Path, monkeypatch:
         build(paths)
 
 
-def test_a_curve_that_repeats_another_one_for_more_seeds_is_no_curve_of_its_own(
+def test_a_repetition_of_a_curve_with_other_seeds_is_not_distinct(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -183,7 +183,7 @@ def test_official_inception_is_called_fid(tmp_path: Path, monkeypatch: pytest.Mo
     assert "The score is bias-corrected FID" in text and "FD (" not in text and "We call a score FID" not in text
 
 
-def test_a_fallback_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_of_the_extractor_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     write_json(paths.metrics("features", "extractor"), EXTRACTOR | {"wanted": "inception", "fallback": "no network"})
@@ -191,7 +191,7 @@ def test_a_fallback_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "inception is not available** (no network)" in (paths.reports / "report.md").read_text()
 
 
-def test_images_that_had_been_compressed_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressed_images_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     build(paths)
@@ -203,7 +203,7 @@ def test_images_that_had_been_compressed_are_told_of(tmp_path: Path, monkeypatch
     assert all(said in (paths.reports / name).read_text() for name in ("report.md", "report.html"))
 
 
-def test_report_of_a_deleted_row_forgets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_omits_deleted_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     build(made_up_study(tmp_path, CURVES, [0, 1]))
     fewer = {name: row for name, row in CURVES.items() if name not in ("rho_3", "rho_5")}
@@ -226,7 +226,7 @@ def test_report_of_one_curve_and_one_seed(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("best", "said"), [(0.45, ["below the floor (0.500) by less than"]), (0.3, ["by more than"]), (0.5, [])]
 )
-def test_a_best_score_below_the_floor_is_told_what_it_is(
+def test_a_best_score_below_the_floor_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: float, said: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -237,14 +237,14 @@ def test_a_best_score_below_the_floor_is_told_what_it_is(
 
 
 def design_tables(paths: Paths) -> tuple[str, str]:
-    """What the report says of models, and of curves, under "Every setting"."""
+    """The tables of models and of curves under "All settings"."""
     text = (paths.reports / "report.md").read_text().replace("\\", "")
     section = text.split("## All settings")[1].split("## Agreement")[0]
     models, curves = section.split("Curves, as they were sampled")
     return models, curves
 
 
-def test_design_tables_show_what_differs_and_name_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_settings_show_differences_and_list_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     build(paths)
@@ -257,7 +257,7 @@ def test_design_tables_show_what_differs_and_name_the_rest(tmp_path: Path, monke
     assert "schedule linear" in common and " rho " not in common and "schedule" not in header
 
 
-def test_design_table_of_one_row_has_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_settings_of_one_row_has_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, {"edm": {"model": "edm"}}, [0])
     build(paths)
@@ -265,7 +265,7 @@ def test_design_table_of_one_row_has_no_column(tmp_path: Path, monkeypatch: pyte
     assert "| row | base |\n" in curves and "The same in all rows: model edm; solver heun; " in curves
 
 
-def test_a_choice_that_is_not_set_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_that_are_not_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0])
     rows = json.loads((paths.rows / "report.json").read_text())
@@ -294,7 +294,7 @@ def test_choices_without_effect_are_listed(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("name", "shown"), [("classifier", True), ("rotation classifier", False)])
-def test_a_score_of_rotations_is_left_out(
+def test_an_inception_score_of_rotations_is_omitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shown: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -305,7 +305,7 @@ def test_a_score_of_rotations_is_left_out(
     assert "score" in set(pd.read_csv(paths.reports / "results.csv").metric)
 
 
-def test_a_reference_without_a_floor_of_the_score_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_without_a_floor_of_the_score_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     file = paths.metrics("reference", "floor")

@@ -26,7 +26,7 @@ from pipeline.report.statistics import (
 from pipeline.report.text import number
 
 
-def test_interval_is_students() -> None:
+def test_an_interval_is_students() -> None:
     values = np.array([1.0, 2.0, 4.0, 4.5])
     low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
     found = interval(values)
@@ -34,7 +34,7 @@ def test_interval_is_students() -> None:
     assert found.mean == values.mean()
 
 
-def test_interval_of_one_repetition_is_that_of_its_samples() -> None:
+def test_the_interval_of_one_repetition_is_that_of_its_samples() -> None:
     found = interval(np.array([3.0]))
     assert found.mean == 3 and math.isnan(found.low) and math.isnan(found.high)
     assert interval(np.array([3.0]), 0.5).half_width == pytest.approx(0.5 * stats.t.ppf(0.975, 19))
@@ -45,7 +45,7 @@ def by_seed(values: dict[tuple[int, int], float], se: float = 0.1) -> pd.DataFra
     return pd.DataFrame({"nfe": 3, "value": list(values.values()), "se": se}, index=index)
 
 
-def test_difference_is_paired_by_seeds() -> None:
+def test_differences_are_paired_by_seeds() -> None:
     base = by_seed({(0, 0): 1.0, (1, 1): 10.0, (2, 2): 100.0})
     found = difference(by_seed({(2, 2): 98.0, (0, 0): -1.0, (1, 1): 8.0, (3, 3): 5.0}), base)
     assert found is not None
@@ -53,7 +53,7 @@ def test_difference_is_paired_by_seeds() -> None:
     assert difference(base, base.iloc[:0]) is None
 
 
-def test_difference_of_one_repetition_has_both_errors() -> None:
+def test_a_difference_of_one_repetition_has_both_errors() -> None:
     found = difference(by_seed({(0, 0): 3.0}, 0.3), by_seed({(0, 0): 1.0}, 0.4))
     assert found is not None and found.mean == 2
     assert found.half_width == pytest.approx(0.5 * stats.t.ppf(0.975, 19))
@@ -65,8 +65,8 @@ def test_samplings_of_one_network_are_one_repetition() -> None:
     assert estimate(by_seed({(4, s): float(s) for s in (0, 1, 2)})) == interval(np.array([0.0, 1.0, 2.0]))
 
 
-def test_spread_is_that_of_the_components_of_variance() -> None:
-    """Trainings share their sampling seeds, whose own effect is no part of what retraining adds."""
+def test_spread_estimates_the_components_of_variance() -> None:
+    """Trainings share their sampling seeds, whose effect is not part of retraining."""
     random = np.random.default_rng(0)
     training, sampling = random.normal(0, 3, 200), random.normal(0, 2, 200)
     values = {(t, s): 7 + training[t] + sampling[s] + random.normal(0, 0.5) for t in range(200) for s in range(200)}
@@ -95,7 +95,7 @@ def test_tie(found: Interval | None, tie: bool) -> None:
     assert is_tie(found) is tie
 
 
-def test_a_budget_means_the_largest_nfe_within_it() -> None:
+def test_a_budget_selects_the_largest_nfe_within_it() -> None:
     rows = [("a", "m", 0, 0, n, nfe, 64, "fd", float(nfe), 0.1) for n, nfe in ((2, 3), (4, 7), (6, 11))]
     results = pd.DataFrame(rows, columns=COLUMNS)
     assert at_budget(results, "a", "fd", 10).value.tolist() == [7.0]
@@ -103,7 +103,7 @@ def test_a_budget_means_the_largest_nfe_within_it() -> None:
     assert list(summarise(results, "a", "fd")) == [3, 7, 11]
 
 
-def test_floors_of_frechet_distances_are_at_the_counts_in_use() -> None:
+def test_floors_of_frechet_distances_are_scaled_to_the_counts() -> None:
     """c (1/n + 1/N): halves of 500 against 500 with c = 100 are at 0.4, and at 0.2 where one side's bias is gone."""
     floor = {
         "fd": {"mean": 0.4, "sd": 0.1},
@@ -125,12 +125,12 @@ def test_the_nfe_to_reach_counts_the_excess_over_the_floor() -> None:
     assert nfe_to_reach(points, 1.0, 2.0, 0.2) == 7  # whatever is not above the floor
 
 
-def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
+def test_the_pareto_front_has_the_undominated_points() -> None:
     points = [(1.0, 9.0, "a"), (2.0, 5.0, "b"), (2.0, 4.0, "c"), (3.0, 4.5, "d"), (3.0, 1.0, "e"), (9.0, 1.0, "f")]
     assert [name for *_, name in pareto(points)] == ["a", "c", "e"]
 
 
-def test_timings_that_are_broken_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_timings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = Paths("t")
     assert read_timings(paths).empty

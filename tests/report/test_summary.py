@@ -1,4 +1,4 @@
-"""The summary that DVC compares: few numbers, the same as in the report."""
+"""The summary files that DVC compares."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def flat(value: object) -> list[object]:
     return [leaf for each in value.values() for leaf in flat(each)] if isinstance(value, dict) else [value]
 
 
-def test_a_summary_is_small_and_says_what_the_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_summary_is_small_and_agrees_with_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
     build(paths)
@@ -34,7 +34,7 @@ def test_a_summary_is_small_and_says_what_the_report_says(tmp_path: Path, monkey
     assert all(isinstance(leaf, int | float | str) for leaf in flat(found)) and len(flat(found)) <= 7 + len(CURVES)
 
 
-def test_the_curves_stand_by_figure_with_their_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curves_are_listed_by_figure_with_their_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
     build(paths)
@@ -49,7 +49,7 @@ def test_the_curves_stand_by_figure_with_their_bases(tmp_path: Path, monkeypatch
     assert losses.loss.tolist() == pytest.approx([1 / 64 + 1, 1 / 128 + 1] * len(MODELS), rel=1e-5)
 
 
-def test_a_method_that_failed_is_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_method_is_omitted_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0])
     name = Report(paths, tmp_path).methods[-1]

@@ -1,4 +1,4 @@
-"""The report's section on trajectories: which schedules are there, who steps in them, and on what."""
+"""The section on trajectories."""
 
 from pathlib import Path
 
@@ -25,10 +25,10 @@ def lines(table: str) -> dict[tuple[str, str], list[str]]:
     return {(one.strip("`"), other.strip("`")): rest for one, other, *rest in cells}
 
 
-def test_every_schedule_is_there_and_what_the_study_steps_in_beside(
+def test_the_table_has_every_schedule_and_the_curves_that_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A solver that goes by sigma alone steps in no schedule; a scaling of its own is a line of its own."""
+    """A solver that uses only sigma uses no schedule; another scaling has its own line."""
     monkeypatch.chdir(tmp_path)
     report = Report(made_up_study(tmp_path, CURVES, [0]), tmp_path)
     found = trajectories.section(report)
@@ -47,7 +47,7 @@ def test_every_schedule_is_there_and_what_the_study_steps_in_beside(
     assert "highest in flow, scaling none (" in said and found["table"].count("**") >= 6
 
 
-def test_the_figure_and_the_numbers_are_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figure_and_the_numbers_are_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(made_up_study(tmp_path, {"edm": CURVES["edm"]}, [0]), tmp_path)
     first, content = trajectories.section(report), (tmp_path / "trajectories.png").read_bytes()

@@ -143,7 +143,7 @@ def _classifiers(report: Report, found: list[Family]) -> list[str]:
     names = [name for family in found for name in family.curves.values()]
     guiding = [report.curves[name].row.model for name in names if report.curves[name].row.guide == "classifier"]
     return [
-        f"Accuracy of the classifier of {model} on its training {report.things} with new noise: {shares}."
+        f"Accuracy of the classifier of model {model} on its training {report.things} with new noise: {shares}."
         for model in dict.fromkeys(guiding)
         if (shares := listed([f"{percent(a)} at sigma {s}" for s, a in _accuracy(report, model).items()]))
     ]

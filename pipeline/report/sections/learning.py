@@ -58,7 +58,7 @@ def _levels(report: Report, model: str, state: str, value: str) -> pd.DataFrame:
 
 
 def _errors(report: Report, model: str, state: str) -> pd.DataFrame:
-    """The error of D with EDM's weighting, whatever the model's own: 1 means that the network uses no information."""
+    """The error of D with EDM's weighting, whatever the model's own: 1 means that the network has learned nothing."""
     found = _levels(report, model, state, "error")
     return found * edm(torch.tensor(found.columns.to_numpy(float)), report.data["sigma_data"]).numpy()
 
