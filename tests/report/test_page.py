@@ -17,7 +17,10 @@ from pipeline.report.page import to_html
 from tests.report.studies import HOSTILE, LONG
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="neither chromium nor google-chrome is installed")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="neither chromium nor google-chrome is installed"),
+]
 SCORE = label("fd_corrected", "classifier", False)
 METHOD = HOSTILE[:40].strip()
 METHODS = "#figure-methods"
@@ -78,7 +81,6 @@ def cells(folder: Path, curve: str, nfe: int, metric: str = "fd_corrected") -> l
     return [r for r in rows if (r["curve"], r["nfe"], r["metric"]) == (curve, str(nfe), metric)]
 
 
-@needs_browser
 def test_every_chart_is_drawn_without_any_request(opened: Opened) -> None:
     page = opened()
     figures = page.locator("figure:has(script.chart)")
@@ -89,7 +91,6 @@ def test_every_chart_is_drawn_without_any_request(opened: Opened) -> None:
         expect(page.locator(f"#{name} > img")).to_be_hidden()
 
 
-@needs_browser
 def test_charts_are_drawn_when_they_come_near(opened: Opened) -> None:
     page = opened()
     page.wait_for_selector("html.interactive")
@@ -97,7 +98,6 @@ def test_charts_are_drawn_when_they_come_near(opened: Opened) -> None:
     drawn(page, "#figure-oracle_distances")
 
 
-@needs_browser
 def test_a_tooltip_shows_the_exact_value(opened: Opened, folder: Path) -> None:
     page = drawn(opened())
     page.locator(f"{METHODS} .legend button", has_text="flow").click()
@@ -116,14 +116,12 @@ def test_a_tooltip_shows_the_exact_value(opened: Opened, folder: Path) -> None:
     expect(tip).to_be_hidden()
 
 
-@needs_browser
 def test_a_point_opens_its_cells(opened: Opened) -> None:
     page = drawn(opened())
     page.locator(f"{METHODS} .mark-symbol path").first.click(force=True)
     expect(page.locator("dialog h2")).to_have_text(f"{SCORE} of edm at NFE 3")
 
 
-@needs_browser
 def test_the_filter_hides_curves_in_charts_and_tables(opened: Opened) -> None:
     page = drawn(opened(), "#figure-ablation_rho")
     rho_5 = f"rho_5: rho {LONG}"
@@ -152,7 +150,6 @@ def test_the_filter_hides_curves_in_charts_and_tables(opened: Opened) -> None:
     assert names(page) == {METHOD, "flow"}
 
 
-@needs_browser
 def test_the_legend_hides_a_series_in_one_chart(opened: Opened) -> None:
     page = drawn(opened())
     assert names(page) == {METHOD, "flow"}
@@ -167,7 +164,6 @@ def table_of(page: Page, heading: str, place: int = 0) -> str:
     return f".wide[aria-label='Table: {heading}'] >> nth={place}"
 
 
-@needs_browser
 def test_a_header_sorts_numbers_by_value_and_back(opened: Opened) -> None:
     page = opened()
     table = page.locator(table_of(page, "Evaluations needed to approach the best score"))
@@ -187,7 +183,6 @@ def test_a_header_sorts_numbers_by_value_and_back(opened: Opened) -> None:
     )
 
 
-@needs_browser
 def test_means_with_intervals_sort_by_the_mean(opened: Opened) -> None:
     page = opened()
     table = page.locator(table_of(page, "Methods"))
@@ -196,7 +191,6 @@ def test_means_with_intervals_sort_by_the_mean(opened: Opened) -> None:
     assert len(means) == 3 and means == sorted(means, key=float) and "±" in table.inner_text()
 
 
-@needs_browser
 def test_effects_sort_by_their_value(opened: Opened) -> None:
     page = opened()
     table = page.locator(table_of(page, "Design choices"))
@@ -211,7 +205,6 @@ def test_effects_sort_by_their_value(opened: Opened) -> None:
     assert column.all_inner_texts() == sorted(before, key=effect) != before
 
 
-@needs_browser
 def test_tables_are_copied_in_three_formats(opened: Opened) -> None:
     page = opened(permissions=["clipboard-read", "clipboard-write"])
     table = page.locator(table_of(page, "Methods"))
@@ -232,7 +225,6 @@ def test_tables_are_copied_in_three_formats(opened: Opened) -> None:
     assert copied["LaTeX"].count(r" \\" + "\n") == len(shown)
 
 
-@needs_browser
 def test_a_number_opens_its_cells(opened: Opened, folder: Path) -> None:
     page = opened()
     link = page.locator("a.cell[data-cell='flow/4/fd_corrected'], a.cell[data-cell='flow/7/fd_corrected']").first
@@ -256,7 +248,6 @@ def test_a_number_opens_its_cells(opened: Opened, folder: Path) -> None:
     expect(page).to_have_url(re.compile("^[^#]*$"))
 
 
-@needs_browser
 def test_a_difference_opens_both_curves_and_the_pairs(opened: Opened, folder: Path) -> None:
     page = opened(address="#cell/rho_3/7/fd_corrected/edm/7")
     dialog = page.locator("dialog")
@@ -268,13 +259,11 @@ def test_a_difference_opens_both_curves_and_the_pairs(opened: Opened, folder: Pa
     assert page.locator("a.cell[data-cell='rho_3/7/fd_corrected/edm/7']").count() >= 1
 
 
-@needs_browser
 def test_the_reason_of_a_failure_is_literal_text(opened: Opened) -> None:
     page = opened(address="#cell/failing/7/fd_corrected")
     assert " ".join(HOSTILE.split()) in page.locator("dialog .facts").inner_text()
 
 
-@needs_browser
 @pytest.mark.parametrize(
     "address", ["#cell/nobody/7/fd_corrected", "#cell/", "#cell/edm/7/<script>", "#cell/edm/x/fd", "#cell/%"]
 )
@@ -282,7 +271,6 @@ def test_an_invalid_cell_address_is_ignored(opened: Opened, address: str) -> Non
     drawn(opened(address=address))
 
 
-@needs_browser
 def test_charts_follow_the_colour_scheme(opened: Opened) -> None:
     page = drawn(opened(color_scheme="dark"))
     label = f"{METHODS} .role-axis-label text >> nth=0"
@@ -292,7 +280,6 @@ def test_charts_follow_the_colour_scheme(opened: Opened) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-@needs_browser
 def test_printing_shows_the_pictures(opened: Opened) -> None:
     page = drawn(opened())
     page.emulate_media(media="print")
@@ -301,7 +288,6 @@ def test_printing_shows_the_pictures(opened: Opened) -> None:
         expect(page.locator(hidden)).to_be_hidden()
 
 
-@needs_browser
 def test_without_scripts_the_page_has_pictures_and_links_to_rows(opened: Opened) -> None:
     page = opened(java_script_enabled=False)
     images = page.locator("figure > img")
@@ -315,7 +301,6 @@ def test_without_scripts_the_page_has_pictures_and_links_to_rows(opened: Opened)
     assert "rho_3" in page.locator("#curve-rho_3").inner_text()
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [390, 820, 1400])
 def test_the_page_is_no_wider_than_the_screen(opened: Opened, width: int) -> None:
     page = drawn(opened(width))
@@ -327,7 +312,6 @@ def test_the_page_is_no_wider_than_the_screen(opened: Opened, width: int) -> Non
     assert box and box["x"] >= 0 and box["x"] + box["width"] <= width
 
 
-@needs_browser
 def test_the_first_column_stays_visible(opened: Opened) -> None:
     page = opened(390)
     table = page.locator(table_of(page, "Methods"))
@@ -338,7 +322,6 @@ def test_the_first_column_stays_visible(opened: Opened) -> None:
     assert before and after and second and after["x"] == pytest.approx(before["x"]) and second["x"] < after["x"] + 60
 
 
-@needs_browser
 def test_the_page_is_well_structured(opened: Opened) -> None:
     """One title, headings without gaps, unique ids, working links, and a text for every picture."""
     page = opened()
@@ -354,7 +337,6 @@ def test_the_page_is_well_structured(opened: Opened) -> None:
     assert page.evaluate("document.activeElement.className") == "skip"
 
 
-@needs_browser
 def test_the_policy_blocks_other_scripts_and_requests(browser: Browser, folder: Path) -> None:
     page = browser.new_page()
     page.goto((folder / "report.html").as_uri())
