@@ -1,4 +1,6 @@
-"""Measure loss and gradient against the noise level, and straightness, of all models, before and after training."""
+"""Measure loss and gradient by noise level, and straightness, of all models, before and after training."""
+
+from dataclasses import asdict
 
 from pipeline.common.files import read_json, write_csv, write_json
 from pipeline.data.dataset import load_prepared
@@ -10,13 +12,14 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     data = load_prepared(paths.data)
-    lines, models = [], {}
-    for name in read_json(paths.rows / "models.json"):
-        row = Model(**read_json(paths.row("models", name)))
-        own, models[name] = measure_model(name, row, paths.model(name), data.images, labels=data.labels)
-        lines += own
+    rows = {name: Model(**read_json(paths.row("models", name))) for name in read_json(paths.rows / "models.json")}
+    models = {
+        name: measure_model(name, row, paths.model(name), data.images, labels=data.labels) for name, row in rows.items()
+    }
+    lines = [asdict(line) for model in models.values() for line in model.lines]
     write_csv(paths.losses, COLUMNS, lines)
-    write_json(paths.metrics("losses", "models"), {"images": min(IMAGES, len(data.images)), "models": models})
+    summaries = {name: model.summary() for name, model in models.items()}
+    write_json(paths.metrics("losses", "models"), {"images": min(IMAGES, len(data.images)), "models": summaries})
     print(f"{len(models)} models at {len(lines)} noise levels and states")
 
 

@@ -1,9 +1,9 @@
 """The variational bound of discrete DDPM, L_0 + L_t + L_T, measured term by term in bits per dimension.
 
 Ho et al. 2020 (arXiv 2006.11239, eq. 5, 8, 13) and Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 4-7) take T steps
-through x_t = s(sigma_t) (x0 + sigma_t n), s = 1 / sqrt(1 + sigma^2). All that their terms need of that is the table
+through x_t = s(sigma_t) (x0 + sigma_t n), s = 1 / sqrt(1 + sigma^2). The terms depend only on the table
 sigma_1 < ... < sigma_T, through the signal-to-noise ratios SNR_t = 1 / sigma_t^2 (Kingma et al. 2021, arXiv 2107.00630,
-eq. 13-14), so that any denoiser is measured in z = x0 + sigma n.
+eq. 13-14). So any denoiser can be measured in z = x0 + sigma n.
 """
 
 import math
@@ -20,20 +20,20 @@ from pipeline.data.dataset import to_range
 from pipeline.diffusion.denoiser import DenoiserFunction, per_sample
 from pipeline.metrics.estimate import Estimate
 
-BATCH = 256  # samples an evaluation: a fixed number, so that the same noise meets the same image
-ROUNDS = 32  # independent estimates of L_t, whose spread is its standard error
-REPEATS = 2  # noises an image for L_0: the least that show a spread
+BATCH = 256  # samples per evaluation; it is fixed, so that each image always gets the same noise
+ROUNDS = 32  # independent estimates of L_t, whose spread gives its standard error
+REPEATS = 2  # noises per image for L_0: the fewest that have a spread
 STRETCHES = 5
-TYPICAL_STD = 0.5  # of data in [-1, 1]: it decides where draws go, not what is measured
+TYPICAL_STD = 0.5  # of data in [-1, 1]; it only sets the importance sampling of t, not the value
 
 
 @dataclass(frozen=True)
 class Bound:
     """The bound's terms for given images, in bits per dimension.
 
-    The standard errors are those of drawing noise and (image, t) pairs, so 0 for L_T, which is computed. How far these
-    images stand for others is not among them. L_t is the sum over t = 2..T; `shares` splits its value into equal
-    stretches of t, (first t, last t, bits).
+    The standard errors are those of drawing noise and (image, t) pairs; L_T is exact, so its error is 0. They do not
+    include the choice of images. L_t is the sum over t = 2..T; `shares` splits its value into equal stretches of t:
+    (first t, last t, bits).
     """
 
     L_0: Estimate
@@ -47,9 +47,9 @@ def variational_bound(denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor
     """The bound of a denoiser for images (N, C, H, W), uint8, through the noise levels sigmas (T,), ascending.
 
     denoiser(z, sigma) -> D, with z (n, C, H, W) and sigma (n,), both float64. It is evaluated on 2 N samples for L_0,
-    and for L_t on `draws` (image, t) pairs, rounded up to a multiple of ROUNDS. Both are unbiased, and with the same
-    seed, images and table all denoisers get the same pairs and noise.
-    Raises NotFinite where an answer of the denoiser is not finite, ValueError where sigmas are no such table.
+    and for L_t on `draws` (image, t) pairs, rounded up to a multiple of ROUNDS. Both estimates are unbiased. With the
+    same seed, images and table all denoisers get the same pairs and noise.
+    Raises NotFinite if an answer of the denoiser is not finite, ValueError if sigmas do not ascend from above 0.
     """
     if sigmas.ndim != 1 or not bool((sigmas.diff(prepend=sigmas.new_zeros(1)) > 0).all()):
         raise ValueError("sigmas must ascend from above 0")
@@ -72,29 +72,30 @@ def prior_bits(images: Tensor, sigma: float) -> float:
 
 
 def snr_steps(sigmas: Tensor) -> Tensor:
-    """SNR_{t-1} - SNR_t for t = 2..T, (T - 1,), from sigmas (T,), without subtracting ratios that are nearly equal."""
+    """SNR_{t-1} - SNR_t for t = 2..T, (T - 1,), from sigmas (T,), without cancellation."""
     low, high = sigmas[:-1], sigmas[1:]
     return (high - low) / (low * high) * (1 / low + 1 / high)
 
 
 def decoder_log_likelihood(images: Tensor, mean: Tensor, std: float) -> Tensor:
-    """ln P(level) of each value of `images`, uint8, where N(mean, std^2) is cut into 256 levels (Ho et al., eq. 13).
+    """ln P(level) of each value of `images`, uint8, under N(mean, std^2) cut into 256 levels (Ho et al., eq. 13).
 
-    mean: float64, of images' shape, in [-1, 1]'s units. The cuts are halfway between levels, the outer ones infinite.
+    mean: float64, of images' shape, in units of [-1, 1]. The cuts are halfway between levels; the outer ones are
+    infinite.
     """
     levels = _levels().to(mean.device)
     cuts, infinite = (levels[1:] + levels[:-1]) / 2, levels.new_full((1,), math.inf)
     level = images.long()
     low = (torch.cat([-infinite, cuts])[level] - mean) / std
     high = (torch.cat([cuts, infinite])[level] - mean) / std
-    above = low > 0  # there both are mirrored, since the normal's upper tail is 1 less something tiny
+    above = low > 0  # mirror both, because 1 minus a tiny tail would lose its digits
     low, high = torch.where(above, -high, low), torch.where(above, -low, high)
     log_high = log_ndtr(high)
     return log_high + (-torch.expm1(log_ndtr(low) - log_high)).log()
 
 
 def _levels() -> Tensor:
-    """The 256 values that a dimension of x0 may have, float64."""
+    """The 256 possible values of a dimension of x0, float64."""
     return to_range(torch.arange(256, dtype=torch.uint8)).double()
 
 
@@ -107,7 +108,7 @@ def _scores(
     draw: torch.Generator,
     score: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """score(images, D), averaged over dimensions, for images[which], which (M,), at noise levels sigma (M,): (M,)."""
+    """score(images, D), averaged over dimensions, for images[which] at noise levels sigma; all (M,)."""
     found = []
     for rows, levels in zip(which.split(BATCH), sigma.split(BATCH), strict=True):
         chosen = images[rows.to(images.device)]
@@ -123,10 +124,10 @@ def _scores(
 
 
 def _decoder_bits(denoiser: DenoiserFunction, images: Tensor, sigma: float, draw: torch.Generator) -> Estimate:
-    """L_0 = -ln p(x0 | x_1), from REPEATS noises an image, at sigma = sigma_1.
+    """L_0 = -ln p(x0 | x_1) at sigma = sigma_1, from REPEATS noises per image.
 
-    With no noise left at t = 0 the posterior's mean is D itself and its variance, beta-tilde_1, is 0, under which no
-    level but one could be decoded. The decoder has the other variance of Ho et al., beta_1 = sigma^2 / (1 + sigma^2).
+    At t = 0 there is no noise: the posterior's mean is D and its variance, beta-tilde_1, is 0, so that only one level
+    would have a probability. The decoder uses the other variance of Ho et al., beta_1 = sigma^2 / (1 + sigma^2).
     """
     std = sigma / math.sqrt(1 + sigma**2)
     which = torch.arange(len(images)).repeat_interleave(REPEATS)
@@ -145,11 +146,11 @@ def _decoder_bits(denoiser: DenoiserFunction, images: Tensor, sigma: float, draw
 def _transition_bits(
     denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor, draws: int, draw: torch.Generator
 ) -> tuple[Estimate, list[tuple[int, int, float]]]:
-    """The sum of L_{t-1} = (SNR_{t-1} - SNR_t) / 2 ||x0 - D(z; sigma_t)||^2 over t = 2..T, and its stretches' shares.
+    """The sum of L_{t-1} = (SNR_{t-1} - SNR_t) / 2 ||x0 - D(z; sigma_t)||^2 over t = 2..T, and its shares by stretch.
 
-    This is KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) where p has the variance of q, beta-tilde_t.
-    Each round stratifies t and takes the images in turn, in an order of its own. Half of the draws are spread evenly
-    over t, and half as the terms would be for Gaussian data (Nichol and Dhariwal, section 3.3, learn theirs).
+    This is KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) if p has the variance of q, beta-tilde_t.
+    Each round stratifies t and takes the images in turn, in a random order. Half of the draws are uniform in t, half
+    follow the terms of Gaussian data (Nichol and Dhariwal, section 3.3, learn their distribution).
     """
     if len(sigmas) == 1:
         return Estimate(0.0, 0.0), []
@@ -158,7 +159,7 @@ def _transition_bits(
     chances = (terms / terms.sum() + 1 / len(terms)) / 2
     size = -(-draws // ROUNDS)
     strata = (torch.arange(size) + torch.rand(ROUNDS, size, dtype=torch.float64, generator=draw)) / size
-    t = torch.searchsorted(chances.cumsum(0)[:-1], strata, right=True)  # counted from t = 2; (ROUNDS, size)
+    t = torch.searchsorted(chances.cumsum(0)[:-1], strata, right=True)  # index 0 is t = 2; (ROUNDS, size)
     which = torch.stack([_in_turn(len(images), size, draw) for _ in range(ROUNDS)])
     errors = _scores(
         denoiser,
@@ -178,5 +179,5 @@ def _transition_bits(
 
 
 def _in_turn(count: int, size: int, draw: torch.Generator) -> Tensor:
-    """`size` of `count` indices: all of them once in a random order, then all of them once again."""
+    """`size` of `count` indices, in random orders; each index comes again only after all others."""
     return torch.cat([torch.randperm(count, generator=draw) for _ in range(-(-size // count))])[:size]

@@ -1,15 +1,16 @@
-"""What each solver does where the denoiser is exact: its order, its error by NFE, what it samples. No network.
+"""Solvers on exact denoisers: their orders, their errors by NFE, and the distances of their samples. No network.
 
-Orders are measured on a part of the way, sigma from BEGIN to END in equal steps of t, where a formula shows what it is;
-errors and distances are those of whole samplers, from pure noise to 0.
+Orders are measured from sigma = BEGIN to END in equal steps of t. Errors and distances are those of whole samplers,
+from pure noise to 0.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from statistics import linear_regression, mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,22 +26,93 @@ from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 
 BEGIN, END = 1.5, 0.6
-STEPS = (16, 32, 64, 128, 256, 512)  # of which the finest REGRESSED count whose error is not yet rounding's
+STEPS = (16, 32, 64, 128, 256, 512)  # the order is fitted to the finest REGRESSED with an error above ROUNDING
 REGRESSED = 3
-BEYOND = 5  # levels behind END, so that no solver lowers its order before it
+BEYOND = 5  # levels after END, so that no solver lowers its order before END
 ROUNDING = 1e-11
-TRAJECTORIES, ENDS = 64, 128  # for the orders, for the errors
-SAME = 1e-7  # an error below which an end is the exact one: on the data, the same image
+TRAJECTORIES, ENDS = 64, 128  # samples for the orders and for the errors
+SAME = 1e-7  # a smaller error counts as 0: on the data, it is the same image
 BUDGETS = (4, 7, 11, 19, 35, 63, 127)
 TOLERANCES = (0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 SAMPLES, SEEDS, DIRECTIONS = 4096, 5, 16
-COMPARED = ("euler", "heun", "dpmpp_2m")  # deterministic ones, beside the stochastic ones' distances
-IMAGES = 256  # of the study's, in the data-set oracle
+COMPARED = ("euler", "heun", "dpmpp_2m")  # deterministic solvers whose distances are measured, too
+IMAGES = 256  # images of the study in the exact denoiser of its data
 NEARLY_0 = 1e-4
 
 
+@dataclass(frozen=True)
+class Order:
+    """A solver's order by theory and as measured, None if it has none, and its evaluations per step."""
+
+    row: str
+    kind: Literal["ode", "sde"]
+    stochastic: bool
+    order: int | None
+    measured: float | None
+    evaluations_per_step: int
+    convention: str
+
+
+@dataclass(frozen=True)
+class EndError:
+    """The root mean square error of x0 after a number of steps, on the exact denoiser `oracle`."""
+
+    oracle: str
+    row: str
+    steps: int
+    nfe: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over seeds of the distance between samples and a mixture."""
+
+    distance: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class SampleDistance:
+    """The distance of a solver's samples from a mixture after a number of steps: mean and deviation over seeds."""
+
+    row: str
+    stochastic: bool
+    steps: int
+    nfe: int
+    distance: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of all measurements, in words."""
+
+    mixture: str
+    data: str
+    distance: str
+    seeds: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All measurements of solvers on exact denoisers. floor: the distance of the mixture's own samples."""
+
+    settings: Settings
+    orders: list[Order]
+    errors: list[EndError]
+    distances: list[SampleDistance]
+    floor: Spread
+
+    @property
+    def largest_difference(self) -> float:
+        """The largest difference between a measured order and the order by theory."""
+        return max(abs(o.measured - o.order) for o in self.orders if o.measured is not None and o.order is not None)
+
+
 def entries() -> dict[str, Sampler]:
-    """Every solver as it is by default, and what else of them the report compares: by the name that it calls them."""
+    """Every solver with its defaults, and further variants that the report compares, by name."""
     more: dict[str, dict[str, Any]] = {
         "unipc, order 2": {"solver": "unipc", "order": 2},
         "heun, S_churn 2": {"solver": "heun", "S_churn": 2},
@@ -54,16 +126,16 @@ def entries() -> dict[str, Sampler]:
 
 
 def mixture() -> Mixture:
-    """Five Gaussians of standard deviation 0.2 in the plane, unlike in place and weight."""
+    """Five Gaussians of standard deviation 0.2 in the plane, with different means and weights."""
     means = torch.tensor([[0.9, 0.3], [-0.2, 0.8], [-0.8, -0.1], [0.1, -0.9], [0.3, 0.1]], dtype=torch.float64)
     return Mixture(means, torch.tensor([0.3, 0.1, 0.25, 0.15, 0.2], dtype=torch.float64), 0.2)
 
 
 def in_span(oracle: Mixture) -> Mixture:
-    """The mixture in orthonormal coordinates of its means' span, where these are fewer than its dimensions.
+    """The mixture in orthonormal coordinates of its means' span, if it has fewer means than dimensions.
 
-    For a mixture of single points (std 0) that loses nothing: denoised values lie in the span, white noise is white in
-    it, and what is beyond it shrinks with sigma alone, to nothing at 0. An adaptive solver's error is then a mean over
+    For a mixture of single points (std 0) nothing is lost: denoised values lie in the span, white noise is white in it,
+    and components outside of it shrink in proportion to sigma, to 0. An adaptive solver's error is then a mean over
     these coordinates.
     """
     flat = oracle.means.flatten(1)
@@ -74,20 +146,20 @@ def in_span(oracle: Mixture) -> Mixture:
 
 
 def regressed(errors: dict[int, float]) -> float:
-    """The order that errors by number of steps show: the slope of log error over log steps at their finest end."""
+    """The order that errors by number of steps show: minus the slope of log error over log steps, at fine steps."""
     clear = sorted((n, e) for n, e in errors.items() if e > ROUNDING)[-REGRESSED:]
     return -linear_regression([math.log(n) for n, _ in clear], [math.log(e) for _, e in clear]).slope
 
 
 def _levels(ode: Ode, steps: int, beyond: int) -> list[float]:
-    """Noise levels from BEGIN to END in equal steps of t, `beyond` of them further, so that no end is near."""
+    """Noise levels from BEGIN to END in equal steps of t, and `beyond` further ones, so that the end is not near."""
     first, last = ode.t(BEGIN), ode.t(END)
     return [ode.sigma(first + i * (last - first) / steps) for i in range(steps + beyond + 1)]
 
 
 @cache
 def _start(oracle: Mixture) -> tuple[Tensor, Tensor]:
-    """Points of the noisy mixture at BEGIN, (TRAJECTORIES, d), and where the exact flow has taken them by END."""
+    """Points of the noisy mixture at BEGIN, (TRAJECTORIES, d), and the points at END to which the exact flow leads."""
     draws = generator("convergence", 0)
     noise = torch.randn(TRAJECTORIES, oracle.means.shape[1], dtype=torch.float64, generator=draws)
     z = oracle.sample(TRAJECTORIES, draws) + BEGIN * noise
@@ -95,9 +167,9 @@ def _start(oracle: Mixture) -> tuple[Tensor, Tensor]:
 
 
 def trajectory_error(solver: Solver, ode: Ode, oracle: Mixture, steps: int) -> float:
-    """The root mean square error of z at END after `steps` steps from BEGIN, of a deterministic solver.
+    """The root mean square error of z at END after `steps` steps of a deterministic solver from BEGIN.
 
-    A multistep one gets the evaluations that came before from the exact flow, so that its full order is seen.
+    A multistep solver gets earlier evaluations from the exact flow, so that it has its full order from the first step.
     """
     z, expected = _start(oracle)
     sigmas = _levels(ode, steps, BEYOND)
@@ -114,7 +186,7 @@ def trajectory_error(solver: Solver, ode: Ode, oracle: Mixture, steps: int) -> f
 
 
 def _before(ode: Ode, steps: int) -> Iterator[float]:
-    """The noise levels before BEGIN at the same steps of t."""
+    """The noise levels before BEGIN, in the same steps of t."""
     first, last = ode.t(BEGIN), ode.t(END)
     return (ode.sigma(first - i * (last - first) / steps) for i in range(1, steps))
 
@@ -124,10 +196,10 @@ def _silent(z: Tensor) -> Tensor:
 
 
 def variance_error(solver: Solver, ode: Ode, gaussian: Gaussian, steps: int) -> float:
-    """How far the variance of z at END is from right after `steps` steps from noisy Gaussian data of mean 0 at BEGIN.
+    """The error of the variance of z at END after `steps` steps from noisy Gaussian data of mean 0 at BEGIN.
 
-    Without sampling: on such data a step is linear in z and in its noise, so the variance is what z = 1 without noise
-    ends as, squared, and what each noise by itself ends as, squared.
+    No sampling is needed: on such data a step is linear in z and in its noise. So the variance is the sum of squares of
+    the ends of z = std without noise and of each noise alone.
     """
     calls = 0
 
@@ -145,7 +217,7 @@ def variance_error(solver: Solver, ode: Ode, gaussian: Gaussian, steps: int) -> 
 
 
 def measured_order(sampler: Sampler, oracle: Mixture) -> float:
-    """The order of a sampler's solver in its schedule and scaling: of trajectories, or of the variance where it adds
+    """The order of a sampler's solver in its schedule and scaling: of trajectories, or of the variance if it adds
     noise."""
     solver = sampler.build_solver()
     if solver.stochastic:
@@ -157,30 +229,32 @@ def measured_order(sampler: Sampler, oracle: Mixture) -> float:
 
 
 def exact_ends(oracle: Mixture, noise: Tensor, sigma_max: float) -> Tensor:
-    """Where the exact flow takes sigma_max * noise by sigma = 0: to what is denoised at a sigma close to it."""
+    """The points to which the exact flow takes sigma_max * noise at sigma = 0: denoised at a sigma close to 0."""
     z = flow(oracle, noise.double() * sigma_max, sigma_max, NEARLY_0)
     return oracle(z, torch.tensor(NEARLY_0, dtype=torch.float64))
 
 
 def runs(sampler: Sampler) -> Iterator[tuple[Sampler, int]]:
-    """A sampler with each number of steps that BUDGETS pay for; an adaptive one with each of TOLERANCES."""
+    """A sampler with each number of steps that BUDGETS pay for; an adaptive sampler with each of TOLERANCES."""
     if sampler.build_solver().adaptive:
         yield from ((sampler.model_copy(update={"rtol": tol, "atol": tol}), 2) for tol in TOLERANCES)
     else:
-        yield from ((sampler, steps) for steps in sorted({sampler.steps(budget) for budget in BUDGETS}))
+        yield from ((sampler, steps) for steps in sampler.model_copy(update={"nfe": BUDGETS}).step_counts)
 
 
 def trajectory_errors(
-    name: str, sampler: Sampler, oracle: Mixture, noise: Tensor, ends: Tensor, size: int
-) -> list[dict[str, Any]]:
-    """The root mean square error of x0 against the exact flow's `ends`, by number of steps and counted NFE; the mean is
-    over the `size` values of an image or a point."""
-    found = []
+    place: str, name: str, sampler: Sampler, oracle: Mixture, noise: Tensor, ends: Tensor, size: int
+) -> list[EndError]:
+    """The root mean square error of x0 against the exact flow's `ends`, by number of steps and counted NFE.
+
+    place: the name of the oracle. size: the number of values of an image or a point, over which the mean is taken.
+    """
+    errors = []
     for row, steps in runs(sampler):
-        made = sample(oracle, noise, row, steps, _silent)
-        error = float((made.x0 - ends).norm()) / math.sqrt(len(ends) * size)
-        found.append({"row": name, "steps": steps, "nfe": made.nfe, "error": error if error > SAME else 0.0})
-    return found
+        samples = sample(oracle, noise, row, steps, _silent)
+        error = float((samples.x0 - ends).norm()) / math.sqrt(len(ends) * size)
+        errors.append(EndError(place, name, steps, samples.nfe, error if error > SAME else 0.0))
+    return errors
 
 
 def quantiles(oracle: Mixture, direction: Tensor, count: int) -> Tensor:
@@ -196,8 +270,8 @@ def quantiles(oracle: Mixture, direction: Tensor, count: int) -> Tensor:
 
 
 class Distance:
-    """How far samples (SAMPLES, 2) lie from a mixture in the plane: the mean over DIRECTIONS of Wasserstein's distance
-    of order 1 between their projections and the mixture's, whose quantiles are exact."""
+    """The distance of samples (SAMPLES, 2) from a mixture in the plane: the mean over DIRECTIONS of the Wasserstein
+    distance of order 1 between their projections and the mixture's, whose quantiles are exact."""
 
     def __init__(self, oracle: Mixture) -> None:
         angles = torch.arange(DIRECTIONS, dtype=torch.float64) * math.pi / DIRECTIONS
@@ -208,30 +282,23 @@ class Distance:
         return float(((x0 @ self.directions).sort(dim=0).values - self.quantiles).abs().mean())
 
 
-def distances(name: str, sampler: Sampler, oracle: Mixture, distance: Distance) -> list[dict[str, Any]]:
-    """The distance of what a sampler makes from pure noise, by number of steps: mean and deviation over SEEDS seeds."""
+def distances(name: str, sampler: Sampler, oracle: Mixture, distance: Distance) -> list[SampleDistance]:
+    """The distance of a sampler's samples from the mixture, by number of steps: over SEEDS seeds."""
     found = []
     for row, steps in runs(sampler):
         values, nfe = [], 0
         for seed in range(SEEDS):
             draws = generator("convergence", 1, seed)
             randn = lambda z, draws=draws: torch.randn(z.shape, dtype=z.dtype, generator=draws)  # noqa: E731
-            made = sample(oracle, randn(torch.empty(SAMPLES, 2, dtype=torch.float64)), row, steps, randn)
-            nfe = made.nfe
-            values.append(distance(made.x0))
-        found.append(
-            {"row": name, "stochastic": row.build_solver().stochastic, "steps": steps, "nfe": nfe} | _spread(values)
-        )
+            samples = sample(oracle, randn(torch.empty(SAMPLES, 2, dtype=torch.float64)), row, steps, randn)
+            nfe = samples.nfe
+            values.append(distance(samples.x0))
+        found.append(SampleDistance(name, row.build_solver().stochastic, steps, nfe, mean(values), stdev(values)))
     return found
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"distance": mean(values), "sd": stdev(values)}
-
-
-def measure_solvers(images: Tensor) -> dict[str, Any]:
-    """Everything that the report shows of solvers on exact denoisers; images (n, C, H, W), uint8, or points (n, 2),
-    are the study's."""
+def measure_solvers(images: Tensor) -> Tables:
+    """Measure all solvers on exact denoisers. images: the study's, (n, C, H, W), uint8, or points (n, 2)."""
     plane, data = mixture(), empirical(to_range(images[:IMAGES]))
     sizes = {"mixture": plane.means[0].numel(), "data": data.means[0].numel()}
     oracles = {"mixture": plane, "data": in_span(data)}
@@ -241,39 +308,38 @@ def measure_solvers(images: Tensor) -> dict[str, Any]:
     ends = {name: exact_ends(oracle, noises[name], sigma_max) for name, oracle in oracles.items()}
     distance = Distance(plane)
 
-    def measure(name: str, sampler: Sampler) -> dict[str, list[dict[str, Any]]]:
-        solver = sampler.build_solver()
-        order = {
-            "row": name,
-            "kind": "sde" if solver.stochastic else "ode",
-            "stochastic": solver.stochastic,
-            "order": solver.order,
-            "measured": measured_order(sampler, plane) if has_order(sampler) else None,
-            "evaluations_per_step": solver.stages,
-            "convention": f"steps in {solver.variable}",
-        }
-        errors: list[dict[str, Any]] = []
+    def measure(name: str, sampler: Sampler) -> tuple[Order, list[EndError], list[SampleDistance]]:
+        solver, errors = sampler.build_solver(), list[EndError]()
+        order = Order(
+            row=name,
+            kind="sde" if solver.stochastic else "ode",
+            stochastic=solver.stochastic,
+            order=solver.order,
+            measured=measured_order(sampler, plane) if has_order(sampler) else None,
+            evaluations_per_step=solver.stages,
+            convention=f"steps in {solver.variable}",
+        )
         for place, oracle in oracles.items() if not solver.stochastic else ():
-            found = trajectory_errors(name, sampler, oracle, noises[place], ends[place], sizes[place])
-            errors += [{"oracle": place} | error for error in found]
+            errors += trajectory_errors(place, name, sampler, oracle, noises[place], ends[place], sizes[place])
         sampled = distances(name, sampler, plane, distance) if solver.stochastic or name in COMPARED else []
-        return {"orders": [order], "errors": errors, "distances": sampled}
+        return order, errors, sampled
 
-    tables = side_by_side([partial(measure, name, sampler) for name, sampler in entries().items()])
+    measured = side_by_side([partial(measure, name, sampler) for name, sampler in entries().items()])
+    orders, errors, sampled = zip(*measured, strict=True)
     exact = [distance(plane.sample(SAMPLES, generator("convergence", 3, seed))) for seed in range(SEEDS)]
     things = "points" if is_points(images) else "images"
-    settings = {
-        "mixture": f"{len(plane.means)} Gaussians of standard deviation {plane.std} in the plane",
-        "data": f"the optimal denoiser of the study's first {len(data.means)} {things}",
-        "distance": f"the mean Wasserstein distance of order 1 between projections on {DIRECTIONS} directions",
-        "seeds": SEEDS,
-        "samples": SAMPLES,
-    }
-    joined = {key: [row for table in tables for row in table[key]] for key in ("orders", "errors", "distances")}
-    return {"settings": settings, **joined, "floor": _spread(exact)}
+    settings = Settings(
+        mixture=f"{len(plane.means)} Gaussians of standard deviation {plane.std} in the plane",
+        data=f"the optimal denoiser of the study's first {len(data.means)} {things}",
+        distance=f"the mean Wasserstein distance of order 1 between projections on {DIRECTIONS} directions",
+        seeds=SEEDS,
+        samples=SAMPLES,
+    )
+    floor = Spread(mean(exact), stdev(exact))
+    return Tables(settings, list(orders), list(chain(*errors)), list(chain(*sampled)), floor)
 
 
 def has_order(sampler: Sampler) -> bool:
-    """Whether an order can be measured: steps of a solver's own choice have none, and Langevin's steps, whose length
-    does not shrink with the grid's, keep a bias of their own."""
+    """Whether an order can be measured. An adaptive solver has none; Langevin steps, whose length does not shrink with
+    the grid's steps, leave a bias."""
     return not sampler.build_solver().adaptive and not sampler.corrector_steps

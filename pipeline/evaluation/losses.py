@@ -1,9 +1,9 @@
-"""Loss and gradient against the noise level, before and after training (EDM's figure 5a), and straightness."""
+"""Loss and gradient by noise level, before and after training (EDM, figure 5a), straightness, and the bound."""
 
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,21 @@ from pipeline.training.noise import Levels
 from pipeline.training.pairs import flow_to
 from pipeline.training.row import Model
 
-COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
 SIGMA_LOW, SIGMA_HIGH, SIGMAS = 0.005, 80.0, 20
-IMAGES = 128  # as many as a batch has by default, whose gradient is what training goes by
+IMAGES = 128  # the default batch, so that gradients are those of training
 STRAIGHTNESS_STEPS = 16
 BOUND_DRAWS = 4096
-INSIDE = 1e-6  # u is kept this far from 0 and 1, beyond which a noise distribution has no levels
+INSIDE = 1e-6  # u stays this far from 0 and 1, because a noise distribution has no levels beyond
 
 
 def noise_levels() -> Tensor:
-    """The noise levels that losses are measured at, evenly spaced in ln sigma."""
+    """The noise levels at which losses are measured, evenly spaced in ln sigma: (SIGMAS,), float64."""
     return torch.logspace(math.log10(SIGMA_LOW), math.log10(SIGMA_HIGH), SIGMAS, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """At one noise level: E (D - x0)^2 a pixel, the row's weight times it, and the norm of the latter's gradient."""
+class LevelLoss:
+    """At one noise level: the mean of (D - x0)^2, the loss (weight times error), and the norm of its gradient."""
 
     sigma: float
     error: float
@@ -48,19 +47,69 @@ class Measured:
     gradient: float
 
 
+@dataclass(frozen=True)
+class Line:
+    """A row of losses.csv. state: "initial" or "trained"."""
+
+    model: str
+    train_seed: int
+    state: str
+    sigma: str
+    error: str
+    loss: str
+    gradient: str
+
+
+COLUMNS = [field.name for field in fields(Line)]
+
+
+@dataclass(frozen=True)
+class Straightness:
+    """Mean and standard deviation over trainings, None if unknown, and the number of steps that measured it."""
+
+    mean: float | None
+    sd: float | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class BoundTerms:
+    """The variational bound and its terms in bits per dimension, its standard error, and the number of noise levels."""
+
+    L_0: float
+    L_t: float
+    L_T: float
+    total: float
+    se: float
+    levels: int
+
+
+@dataclass(frozen=True)
+class ModelLosses:
+    """All measurements of a model: lines of losses.csv, straightness, and the bound if the model has one."""
+
+    lines: list[Line]
+    straightness: Straightness
+    bound: BoundTerms | None
+
+    def summary(self) -> dict[str, Any]:
+        """Straightness and bound, for JSON."""
+        return {"straightness": vars(self.straightness), "bound": self.bound and vars(self.bound)}
+
+
 def evenly_spread(images: Tensor, count: int) -> Tensor:
-    """`count` of the images (N, ...), or all where there are fewer."""
+    """`count` of the images (N, ...), evenly spread; all if there are fewer."""
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
 
 
 def error_at(denoiser: Denoiser, x0: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-    """The mean of (D - x0)^2 over x0 (N, ...) and its values, with the same noise for every denoiser and sigma."""
+    """The mean of (D - x0)^2 over the values of x0 (N, ...). Every denoiser and sigma get the same noise."""
     n = to_device(torch.randn(x0.shape, generator=generator("losses", 0)), x0.device)
     return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), labels).mean()
 
 
-def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | None = None) -> Iterator[Measured]:
-    """Measure a denoiser of the row on images (N, C, H, W), uint8, or points (N, 2)."""
+def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | None = None) -> Iterator[LevelLoss]:
+    """Measure a denoiser of the row at each of noise_levels(), on images (N, C, H, W), uint8, or points (N, 2)."""
     device = next(denoiser.parameters()).device
     x0 = to_device(to_range(images), device)
     parameters = list(denoiser.parameters())
@@ -72,15 +121,15 @@ def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | No
         gradients = torch.autograd.grad(error, parameters, allow_unused=True)
         norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
         value = float(error.detach())
-        yield Measured(float(sigma), value, weight * value, weight * float(norm))
+        yield LevelLoss(float(sigma), value, weight * value, weight * float(norm))
 
 
 def straightness(denoiser: Denoiser) -> float:
-    """The mean over IMAGES paths from noise, time and dimensions of (n - x0 - v)^2; see `flow_to`."""
+    """The mean of (n - x0 - v)^2 over IMAGES trajectories, time and dimensions; see `flow_to`."""
     largest = torch.tensor(PARAMETRIZATIONS[denoiser.spec.parametrization].largest, dtype=torch.float64)
 
     def inside(z: Tensor, sigma: Tensor) -> Tensor:
-        """D, which above the highest level of its path is asked about the same noise there: the image is lost in it."""
+        """D. Above the highest level of its path it is evaluated there, on the same noise, which hides the image."""
         level = sigma.minimum(largest)
         return denoiser(z * (level / sigma).to(z), level)
 
@@ -89,10 +138,10 @@ def straightness(denoiser: Denoiser) -> float:
     return float(flow_to(inside, n, STRAIGHTNESS_STEPS)[1].mean())
 
 
-def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> dict[str, float] | None:
-    """The variational bound in bits per dimension, where the row is trained on a table of noise levels and answers.
+def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> BoundTerms | None:
+    """The variational bound of a row that is trained on a table of noise levels.
 
-    None of points: the bound is that of telling one of the 256 levels of a pixel.
+    None for other rows, for points, because the bound is of pixels with 256 levels, and if an answer is not finite.
     """
     if is_points(images) or not isinstance(row.distribution, Levels):
         return None
@@ -101,58 +150,44 @@ def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> dict[str, flo
         found = variational_bound(denoiser, images, levels, 0, BOUND_DRAWS)
     except NotFinite:
         return None
-    return {
-        "L_0": found.L_0.value,
-        "L_t": found.L_t.value,
-        "L_T": found.L_T.value,
-        "total": found.total.value,
-        "se": found.total.se,
-        "levels": len(levels),
-    }
+    return BoundTerms(found.L_0.value, found.L_t.value, found.L_T.value, found.total.value, found.total.se, len(levels))
 
 
 def measure_model(
     name: str, row: Model, folder: Path, images: Tensor, workers: int | None = None, labels: Tensor | None = None
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Lines of losses.csv for all seeds of a model, before and after training, and a summary: straightness and bound.
+) -> ModelLosses:
+    """Measure all seeds of a model, before and after training.
 
-    folder: where `save_models` wrote the weights; images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
-    used; labels (N,), their classes, which a model of classes is told where its losses are measured.
+    folder: where `save_models` wrote the weights. images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
+    used. labels (N,): their classes, which a model with classes gets.
     """
-    device = exact_device(default_device())  # the bound is small differences
+    device = exact_device(default_device())  # the bound is a sum of small differences
     x0 = to_device(evenly_spread(images, IMAGES), device)
-    told = None
+    classes = None
     if labels is not None and row.labels == "classes":
-        told = to_device(evenly_spread(labels, IMAGES), device)
+        classes = to_device(evenly_spread(labels, IMAGES), device)
     denoisers: dict[tuple[int, str], Denoiser] = {}
-    for seed in row.train_seeds:  # made before there are threads, which would share PyTorch's one random generator
+    for seed in row.train_seeds:  # created before the threads, because they share PyTorch's one random generator
         trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True).to(device)
         denoisers[seed, "initial"] = new_denoiser(trained.spec, seed).eval().to(device)
         denoisers[seed, "trained"] = trained
 
-    def points_of(denoiser: Denoiser) -> list[Measured]:
-        return list(by_sigma(denoiser, row, x0, told))
+    def by_level(denoiser: Denoiser) -> list[LevelLoss]:
+        return list(by_sigma(denoiser, row, x0, classes))
 
-    ends = [denoisers[seed, "trained"] for seed in row.train_seeds]
-    tasks: list[Callable[[], Any]] = [partial(bound_terms, ends[0], row, x0)]  # which may take longest
-    tasks += [partial(points_of, denoiser) for denoiser in denoisers.values()]
-    tasks += [partial(straightness, denoiser) for denoiser in ends]
+    trained_ones = [denoisers[seed, "trained"] for seed in row.train_seeds]
+    tasks: list[Callable[[], Any]] = [partial(bound_terms, trained_ones[0], row, x0)]  # first, as it may take longest
+    tasks += [partial(by_level, denoiser) for denoiser in denoisers.values()]
+    tasks += [partial(straightness, denoiser) for denoiser in trained_ones]
     workers = processes.workers_on(device) if workers is None else workers
     bound, *found = side_by_side(tasks, workers)
+    levels, straight = found[: len(denoisers)], found[len(denoisers) :]
     lines = [
-        {"model": name, "train_seed": seed, "state": state}
-        | {key: f"{value:.6g}" for key, value in vars(point).items()}
-        for (seed, state), points in zip(denoisers, found[: len(denoisers)], strict=True)
-        for point in points
+        Line(name, seed, state, **{key: f"{value:.6g}" for key, value in vars(at).items()})
+        for (seed, state), measured in zip(denoisers, levels, strict=True)
+        for at in measured
     ]
-    straight = found[len(denoisers) :]
     finite = all(math.isfinite(value) for value in straight)
-    summary = {
-        "straightness": {
-            "mean": statistics.mean(straight) if finite else None,
-            "sd": statistics.stdev(straight) if finite and len(straight) > 1 else None,
-            "steps": STRAIGHTNESS_STEPS,
-        },
-        "bound": bound,
-    }
-    return lines, summary
+    mean = statistics.mean(straight) if finite else None
+    sd = statistics.stdev(straight) if finite and len(straight) > 1 else None
+    return ModelLosses(lines, Straightness(mean, sd, STRAIGHTNESS_STEPS), bound)

@@ -1,4 +1,4 @@
-"""P_mean and P_std for a data set, proposed from where a brief training learns."""
+"""A proposal of P_mean and P_std for a data set, from the noise levels at which a brief training learns."""
 
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -18,18 +18,14 @@ from pipeline.evaluation.losses import error_at, evenly_spread, noise_levels
 from pipeline.training.loop import train
 from pipeline.training.row import Model
 
-BRIEF_IMAGES = (10_000, 20_000)  # how long the two trainings are that are compared
+BRIEF_IMAGES = (10_000, 20_000)  # the lengths of the two trainings that are compared
 SEED = 0
-WIDE = {
-    "noise": "lognormal",
-    "P_mean": -1.0,
-    "P_std": 1.9,
-}  # the noise of the brief trainings: something of every level
+WIDE = {"noise": "lognormal", "P_mean": -1.0, "P_std": 1.9}  # the brief trainings see all noise levels
 OBJECTIVE = ("weighting", "gamma", "k", "bias", "draws", "pairs", "augment", "flip", "labels", "teacher")
 BESIDE = ("compile", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")
-PLAIN = (*OBJECTIVE, *BESIDE)  # keys whose defaults the brief trainings have
-IMAGES = 1024  # that errors are measured on
-STEP = 0.05  # what proposals are rounded to, which is about how well they are known
+PLAIN = (*OBJECTIVE, *BESIDE)  # the brief trainings have the defaults of these keys
+IMAGES = 1024  # errors are measured on so many images
+STEP = 0.05  # proposals are rounded to it, about their accuracy
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,12 @@ class Normal:
 
 
 def fit(sigmas: Tensor, short: Tensor, long: Tensor, sigma_data: float) -> Normal | None:
-    """The normal distribution over ln sigma that has the moments of what training longer gained at each sigma (S,).
+    """The normal distribution of ln sigma with the moments of the gain of longer training, by sigma (S,).
 
     short, long: the mean squared error of D after a shorter and a longer training, (S,), at evenly spaced ln sigma.
-    What counts is the error of the sample in the end: in dz / d ln sigma = z - D an error of D counts alike at every ln
-    sigma, and what moves z at sigma moves the sample by sigma_data / sqrt(sigma^2 + sigma_data^2) of it (for Gaussian
-    data, whose trajectories have z proportional to the inverse of that). None where nothing was gained.
+    The gain is measured in the final sample. In dz / d ln sigma = z - D an error of D has the same weight at every
+    ln sigma, and a change of z at sigma changes the sample by sigma_data / sqrt(sigma^2 + sigma_data^2) of it, as for
+    Gaussian data. Returns None if nothing was gained.
     """
     gained = (short - long).clamp(min=0) * sigma_data**2 / (sigmas**2 + sigma_data**2)
     if not float(gained.sum()) > 0:
@@ -67,9 +63,9 @@ def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
 
 
 def propose(row: Model, spec: Spec, images: Tensor, workers: int | None = None) -> Normal | None:
-    """Train a row's network briefly on all noise levels, and fit P_mean and P_std to where it learns.
+    """Train a row's network briefly on all noise levels, and fit P_mean and P_std to the levels at which it learns.
 
-    None where it learns nothing. spec: what builds the row's denoiser; images (N, C, H, W), uint8.
+    Returns None if it learns nothing. spec: of the row's denoiser. images: (N, C, H, W), uint8.
     """
     wide = Model(**row.model_dump(exclude={*PLAIN}) | WIDE)
     rows = [wide.model_copy(update={"images": count}) for count in BRIEF_IMAGES]
@@ -80,7 +76,7 @@ def propose(row: Model, spec: Spec, images: Tensor, workers: int | None = None) 
 
 
 def summary(name: str, row: Model, found: Normal | None) -> dict[str, Any]:
-    """What the report says of a proposal for the row `name`; its `row` can be pasted into params.yaml."""
+    """The proposal for the row `name`, as JSON for the report; its `row` can be pasted into params.yaml."""
     published = Model()
     keys = [field.name for field in fields(Normal)]
     return {
@@ -102,7 +98,7 @@ def row_text(name: str, row: Model, found: Normal) -> str:
 
 
 def file_text(name: str, row: Model, found: Normal | None) -> str:
-    """The proposal as a file: a row of params.yaml, ready to be adopted."""
+    """The proposal as a file: a row of params.yaml to copy."""
     if not found:
         return f"# Brief trainings of {name} on this data learned nothing, so nothing is proposed.\nmodels: {{}}\n"
     comment = "# Where a brief training on this data learns. To adopt it, copy the row."

@@ -1,4 +1,4 @@
-"""Solutions of the probability-flow ODE in a schedule's own coordinates, and how much they bend there."""
+"""Solutions of the probability-flow ODE in the coordinates of a schedule, and how much they bend there."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from pipeline.diffusion.exact import solution
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
 from pipeline.sampling.ode import Ode
 
-EQUAL_STEPS, EQUAL_RATIOS = 128, 256  # of t and of sigma, at which a solution is looked at
+EQUAL_STEPS, EQUAL_RATIOS = 128, 256  # the levels of a course: equal steps of t, and equal ratios of sigma
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Course:
-    """x = s z along t, from noise to data: t (K,), descending, x and dx/dt (K, N, d)."""
+    """x = s z along t, from noise to data: t (K,), falling; x and its slope dx/dt, (K, N, d)."""
 
     t: Tensor
     x: Tensor
@@ -26,14 +26,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Bend:
-    """How much courses bend: 0 in all three where they are straight and run at one speed. Means over courses.
+    """How much courses bend, as means over courses. All three are 0 for straight courses of constant speed.
 
-    curvature: (int |d^2x/dt^2|^(1/2) dt)^2 / 2. A step h of Euler's method makes an error of h^2 / 2 |d^2x/dt^2|
-    (Karras et al. 2022, arXiv 2206.00364, sec. 3), so that on the grid of N steps that share their errors equally,
-    these add up to curvature / N: what a schedule costs where its grid is the best one.
-    straightness: int_0^1 |dx/du - (x(1) - x(0))|^2 du, over the number of dimensions, with u the share of the time that
-    has passed (Liu et al. 2022, arXiv 2209.03003, sec. 2.2): what Euler's method meets in equal steps of t.
-    turning: the angle by which the direction in space turns along the way in all, in degrees.
+    curvature: (int |d^2x/dt^2|^(1/2) dt)^2 / 2. A step h of Euler's method has the error h^2 / 2 |d^2x/dt^2| (Karras et
+    al. 2022, arXiv 2206.00364, sec. 3). On the grid of N steps with equal errors the sum of errors is curvature / N, so
+    curvature is the cost of a schedule on its best grid.
+    straightness: int_0^1 |dx/du - (x(1) - x(0))|^2 du, divided by the number of dimensions, with u the elapsed share of
+    the time (Liu et al. 2022, arXiv 2209.03003, sec. 2.2). It is the cost of a schedule in equal steps of t.
+    turning: the total angle by which the direction in space turns, in degrees.
     """
 
     curvature: float
@@ -46,7 +46,7 @@ def courses(
 ) -> dict[tuple[str, str], Course]:
     """The solutions from sigma_max * noise, (N, d), to sigma_min, by schedule and scaling.
 
-    All are one solution of the ODE in z, which is solved once: a schedule and a scaling say where it is when.
+    The ODE is solved once, in z; a schedule and a scaling then give x and t.
     """
     odes = {
         (schedule, scaling): Ode(denoiser, SCHEDULES[schedule](sigma_min, sigma_max), SCALINGS[scaling])
@@ -62,7 +62,7 @@ def courses(
 
 
 def _levels(ode: Ode, sigma_min: float, sigma_max: float, shared: list[float]) -> list[float]:
-    """Noise levels in equal steps of t and those that all share, descending; they end as they are given."""
+    """Noise levels in equal steps of t and the shared ones, falling from exactly sigma_max to exactly sigma_min."""
     times = torch.linspace(ode.t(sigma_max), ode.t(sigma_min), EQUAL_STEPS + 1, dtype=torch.float64)[1:-1]
     between = {ode.sigma(t) for t in times.tolist()} | set(shared)
     return [sigma_max, *sorted((s for s in between if sigma_min < s < sigma_max), reverse=True), sigma_min]
@@ -76,7 +76,7 @@ def _course(ode: Ode, levels: list[float], z: Tensor) -> Course:
 
 
 def bend(course: Course) -> Bend:
-    """How much courses bend, by the trapezoidal rule between the times at which they are known."""
+    """The bend of a course, by the trapezoidal rule."""
     begin, end = course.t[0], course.t[-1]
     way = course.x[-1] - course.x[0]
     rate = (course.slope * (end - begin) - way).square().mean(2)
@@ -89,6 +89,6 @@ def bend(course: Course) -> Bend:
 
 
 def _angles(one: Tensor, other: Tensor) -> Tensor:
-    """The angles between vectors (..., d), in radians, without the cosine's loss of digits near 0 (Kahan)."""
+    """The angles between vectors (..., d), in radians, by Kahan's formula, which is accurate near 0."""
     one, other = (v / v.norm(dim=-1, keepdim=True) for v in (one, other))
     return 2 * torch.atan2((one - other).norm(dim=-1), (one + other).norm(dim=-1))

@@ -327,8 +327,8 @@ def test_solvers_are_measured_on_points(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in {"BUDGETS": (7, 35), "SAMPLES": 256, "SEEDS": 2, "STEPS": (16, 32, 64), "IMAGES": 32}.items():
         monkeypatch.setattr(convergence, name, value)
     found = convergence.measure_solvers(load(Data(source="two_moons", limit=100)).images)
-    assert found["settings"]["data"].endswith("32 points")
-    coarse, fine = (row["error"] for row in found["errors"] if row["oracle"] == "data")
+    assert found.settings.data.endswith("32 points")
+    coarse, fine = (row.error for row in found.errors if row.oracle == "data")
     assert fine < coarse
 
 

@@ -4,6 +4,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.evaluation import losses
 from pipeline.evaluation.bound import variational_bound
 from pipeline.evaluation.losses import (
     COLUMNS,
+    ModelLosses,
     by_sigma,
     error_at,
     evenly_spread,
@@ -222,7 +224,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def measured(row: Model, folder: Path, workers: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measured(row: Model, folder: Path, workers: int | None = None) -> ModelLosses:
     """A row trained on IMAGES and measured."""
     spec = row.spec(STD, SHAPE)
     save_models(in_turns([train(row, spec, IMAGES, seed) for seed in row.train_seeds], 1), folder)
@@ -231,7 +233,8 @@ def measured(row: Model, folder: Path, workers: int | None = None) -> tuple[list
 
 @pytest.mark.parametrize("row", [WIDE, LADDER], ids=lambda row: row.noise)
 def test_a_model_is_measured_before_and_after_training(tmp_path: Path, brief: None, row: Model) -> None:
-    lines, summary = measured(row, tmp_path)
+    found = measured(row, tmp_path)
+    lines, summary = [asdict(line) for line in found.lines], found.summary()
     assert all(list(line) == COLUMNS for line in lines)
     found = [(line["model"], line["train_seed"], line["state"], line["sigma"]) for line in lines]
     sigmas = [f"{sigma:.6g}" for sigma in noise_levels().tolist()]
@@ -255,8 +258,8 @@ def test_a_model_is_measured_before_and_after_training(tmp_path: Path, brief: No
 
 
 def test_the_bound_is_measured_for_a_table_of_noise_levels_alone(tmp_path: Path, brief: None) -> None:
-    assert measured(WIDE, tmp_path / "wide")[1]["bound"] is None
-    found = measured(LADDER, tmp_path / "ladder")[1]["bound"]
+    assert measured(WIDE, tmp_path / "wide").summary()["bound"] is None
+    found = measured(LADDER, tmp_path / "ladder").summary()["bound"]
     assert isinstance(LADDER.distribution, Levels)
     levels = LADDER.distribution.levels
     first = load_denoiser(tmp_path / "ladder/seed_2.safetensors")
@@ -272,19 +275,18 @@ def test_the_bound_is_measured_for_a_table_of_noise_levels_alone(tmp_path: Path,
 
 
 def test_one_seed_has_no_spread(tmp_path: Path, brief: None) -> None:
-    _, summary = measured(WIDE.model_copy(update={"train_seeds": (0,)}), tmp_path)
-    assert summary["straightness"]["sd"] is None
+    assert measured(WIDE.model_copy(update={"train_seeds": (0,)}), tmp_path).straightness.sd is None
 
 
 @pytest.mark.parametrize("row", [WIDE, LADDER], ids=lambda row: row.noise)
 def test_measures_depend_on_the_row_and_the_weights_alone(tmp_path: Path, brief: None, row: Model) -> None:
     torch.manual_seed(1)
-    lines, summary = measured(row, tmp_path)
+    whole = measured(row, tmp_path)
     torch.manual_seed(2)
-    assert measure_model("name", row, tmp_path, IMAGES, 1) == (lines, summary)
+    assert measure_model("name", row, tmp_path, IMAGES, 1) == whole
     first = row.model_copy(update={"train_seeds": row.train_seeds[:1]})
-    own = [line for line in lines if line["train_seed"] == row.train_seeds[0]]
-    assert measure_model("name", first, tmp_path, IMAGES, 1)[0] == own
+    of_first = [line for line in whole.lines if line.train_seed == row.train_seeds[0]]
+    assert measure_model("name", first, tmp_path, IMAGES, 1).lines == of_first
 
 
 def test_measures_do_not_depend_on_the_number_of_workers(
@@ -306,10 +308,10 @@ def test_measures_do_not_depend_on_the_number_of_workers(
 
 def test_training_lowers_the_error_at_every_level(tmp_path: Path, brief: None) -> None:
     row = WIDE.model_copy(update={"images": 200 * 8, "train_seeds": (0,), "P_mean": -1.0, "P_std": 1.9})
-    lines, _ = measured(row, tmp_path)
-    initial, trained = ([line for line in lines if line["state"] == state] for state in ("initial", "trained"))
+    lines = measured(row, tmp_path).lines
+    initial, trained = ([line for line in lines if line.state == state] for state in ("initial", "trained"))
     for before, after in zip(initial, trained, strict=True):
-        assert float(after["error"]) < float(before["error"]) or float(before["sigma"]) < 0.01
+        assert float(after.error) < float(before.error) or float(before.sigma) < 0.01
 
 
 def test_a_model_of_classes_is_told_them_where_its_losses_are_measured(tmp_path: Path, brief: None) -> None:
@@ -317,10 +319,10 @@ def test_a_model_of_classes_is_told_them_where_its_losses_are_measured(tmp_path:
     labels = torch.arange(len(IMAGES)) % 2
     spec = row.spec(STD, SHAPE, [len(IMAGES) // 2] * 2)
     save_models(in_turns([train(row, spec, IMAGES, 0, labels=labels)], 1), tmp_path)
-    lines, _ = measure_model("name", row, tmp_path, IMAGES, 1, labels)
+    lines = measure_model("name", row, tmp_path, IMAGES, 1, labels).lines
     denoiser, few = load_denoiser(tmp_path / "seed_0.safetensors"), evenly_spread(IMAGES, 12)
     told = evenly_spread(labels, 12)
-    trained = [line for line in lines if line["state"] == "trained"]
+    trained = [line for line in lines if line.state == "trained"]
     for line, sigma in zip(trained, noise_levels(), strict=True):
         by_class, untold = (float(error_at(denoiser, to_range(few), sigma, y)) for y in (told, None))
-        assert float(line["error"]) == pytest.approx(by_class, rel=1e-5) != pytest.approx(untold, rel=1e-5)
+        assert float(line.error) == pytest.approx(by_class, rel=1e-5) != pytest.approx(untold, rel=1e-5)

@@ -161,10 +161,10 @@ def test_errors_in_the_span_are_per_value_of_an_image() -> None:
     noise = torch.randn(64, 6, dtype=torch.float64, generator=draws)
     basis = torch.linalg.lstsq(inside.means, whole.means.flatten(1)).solution
     found = [
-        trajectory_errors("euler", row, oracle, start, torch.zeros_like(start), 48)
+        trajectory_errors("data", "euler", row, oracle, start, torch.zeros_like(start), 48)
         for oracle, start in ((inside, noise), (whole, (noise @ basis).reshape(64, 3, 4, 4)))
     ]
-    assert [r["error"] for r in found[0]] == pytest.approx([r["error"] for r in found[1]])
+    assert [r.error for r in found[0]] == pytest.approx([r.error for r in found[1]])
 
 
 def test_a_data_set_of_more_images_than_values_stays_as_it_is() -> None:
