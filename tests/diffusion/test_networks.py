@@ -348,18 +348,18 @@ def test_equal_channels_are_the_nearest(network: str, what: str) -> None:
 def test_equal_channels_that_are_not_near_are_refused() -> None:
     like = replace(SPEC, network="unet", channels=8, multipliers=(1,))
     spec = replace(SPEC, network="dit", channels=8, blocks=40)
-    with pytest.raises(StudyError, match=r"^equal: .*8 channels, the nearest, give \d+; use more or fewer blocks$"):
+    with pytest.raises(StudyError, match=r"^equal: .*the nearest, 8 channels, gives \d+; use more or fewer blocks$"):
         equal_channels(spec, like, "flops")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"multipliers": (1, 1, 1, 1, 1)}, "multipliers: 5 levels .* 8 x 8 .*use fewer levels"),
-        ({"network": "ddpmpp", "shape": (3, 8, 6), "multipliers": (1, 1, 1)}, "multipliers: 3 levels .* 8 x 6 "),
+        ({"multipliers": (1, 1, 1, 1, 1)}, "multipliers: 5 levels .* 16 does not divide both 8 and 8; use"),
+        ({"network": "ddpmpp", "shape": (3, 8, 6), "multipliers": (1, 1, 1)}, "multipliers: 3 levels .* 8 and 6;"),
         ({"network": "ddpmpp", "attention": (4, 16)}, "attention: no level has a height of 16 .* 8, 4$"),
-        ({"network": "dit", "patch": 3}, "patch: a size of 8 x 8 .* 3 x 3; use"),
-        ({"network": "dit", "shape": (1, 8, 10), "patch": 4}, "patch: a size of 8 x 10 "),
+        ({"network": "dit", "patch": 3}, "patch: patches of 3 x 3 do not tile images of 8 x 8; use"),
+        ({"network": "dit", "shape": (1, 8, 10), "patch": 4}, "patch: patches of 4 x 4 do not tile images of 8 x 10"),
         ({"network": "mlp"}, "network: mlp is for points.*unet, ddpmpp, dit"),
         *(
             ({"network": name, "shape": (2,)}, f"network: {name} is for images.*use mlp")

@@ -30,7 +30,7 @@ def test_data_that_a_row_cant_have_are_refused(choices: dict[str, Any], labels: 
 
 def test_what_only_the_data_tell_is_said_of_any_row_before_one_is_trained() -> None:
     rows = {"good": ROW, "dit": ROW.model_copy(update={"network": "dit", "patch": 3})}
-    with pytest.raises(StudyError, match=r"^models\.dit\.patch: a size of 4 x 4 is not made of patches of 3 x 3"):
+    with pytest.raises(StudyError, match=r"^models\.dit\.patch: patches of 3 x 3 do not tile images of 4 x 4"):
         check_models(rows, DATA, IMAGES, LABELS)
     rows["dit"] = ROW.model_copy(update={"batch": 31})
     with pytest.raises(StudyError, match=r"^models\.dit\.batch: 31, but the data set has 30"):

@@ -10,24 +10,24 @@ from pipeline.diffusion.networks.embedding import Common, Conditioned, Told
 from pipeline.diffusion.networks.layers import divisor, initialize
 from pipeline.diffusion.networks.layers import dropout as dropout_layer
 
-RESCALE = 0.5**0.5  # of a sum of two branches, to keep its variance
+RESCALE = 0.5**0.5  # keeps the variance of a sum of two branches
 MOST_GROUPS, LEAST_GROUP_CHANNELS = 32, 4
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Group norm as published: 32 groups, or fewer where they would have less than 4 channels each."""
+    """Group norm as published: 32 groups, or fewer, so that each has at least 4 channels."""
     return nn.GroupNorm(divisor(channels, min(MOST_GROUPS, channels // LEAST_GROUP_CHANNELS)), channels, eps=1e-6)
 
 
 def resampling(direction: Literal["up", "down"] | None) -> nn.Module:
-    """By a factor of 2 with a box filter."""
+    """Resampling by a factor of 2 with a box filter."""
     if direction == "up":
         return nn.Upsample(scale_factor=2, mode="nearest")
     return nn.AvgPool2d(2) if direction == "down" else nn.Identity()
 
 
 class Attention(nn.Module):
-    """Self-attention among all pixels, with one head, as a residual."""
+    """Self-attention over all pixels, with one head, as a residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """BigGAN's residual block: both branches are resampled; the embedding shifts what lies between the convolutions."""
+    """BigGAN's residual block: both branches are resampled, and the embedding is added between the convolutions."""
 
     def __init__(
         self,
@@ -69,11 +69,10 @@ class Block(nn.Module):
 
 
 class DDPMpp(Conditioned):
-    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1).
+    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). 2^(levels - 1) must divide H and W.
 
-    height: that of the images; attention: the heights of those levels that have it, in pixels. EDM's
-    network for CIFAR-10 has 128 channels, multipliers (2, 2, 2), 4 blocks, attention at 16, and is told 9 numbers of
-    an image's augmentation.
+    height: H. attention: the heights, in pixels, of the levels with attention. EDM's network for CIFAR-10 has 128
+    channels, multipliers (2, 2, 2), 4 blocks, attention at 16, and 9 numbers of augmentation as input.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class DDPMpp(Conditioned):
                 skips.append(width)
         self.middle = nn.ModuleList(Block(width, width, emb, dropout, attention=attends) for attends in (True, False))
         for i, (outputs, attends) in reversed(list(enumerate(levels))):
-            for j in range(blocks + 1):  # attention once a level, behind its last block
+            for j in range(blocks + 1):  # one attention per level, after its last block
                 attention_here = attends and j == blocks
                 self.decoder.append(Block(width + skips.pop(), outputs, emb, dropout, attention=attention_here))
                 width = outputs

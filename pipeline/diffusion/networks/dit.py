@@ -12,13 +12,13 @@ HEAD_CHANNELS = 64
 
 
 def positions(rows: int, columns: int, channels: int) -> Tensor:
-    """Cosines and sines of each patch's row, then of its column: (rows * columns, channels), the patches row by row."""
+    """Cosines and sines of each patch's row, then of its column: (rows * columns, channels), patches in row order."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.cat([positional_embedding(place.flatten(), channels // 2) for place in (row, column)], dim=1)
 
 
 class Attention(nn.Module):
-    """Self-attention among all tokens: (N, T, channels) to the same."""
+    """Self-attention over all tokens: (N, T, channels) to the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and two layers, each a residual that the embedding shifts, scales and gates; it starts as identity."""
+    """Residual attention and feed-forward layers; the embedding shifts, scales and gates them. Starts as identity."""
 
     def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ class Block(nn.Module):
 
 
 class DiT(Conditioned):
-    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W), by patches of `patch` x `patch` pixels.
+    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W), on patches of `patch` x `patch` pixels.
 
-    shape: (C, H, W), H and W divisible by `patch`; blocks: the depth.
+    shape: (C, H, W); `patch` must divide H and W. blocks: the depth.
     """
 
     position: Tensor

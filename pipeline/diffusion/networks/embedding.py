@@ -109,7 +109,7 @@ class Told(nn.Module):
         if self.label is not None and labels is not None:
             classes = self.label.in_features
             chosen = F.one_hot(labels.clamp(min=0), classes) * (labels >= 0)[:, None]
-            # of unit mean square over the classes, so that a label weighs as much among many as among few
+            # unit mean square over the classes, so that the scale does not depend on their number
             told = self.label(math.sqrt(classes) * chosen.to(self.label.weight.dtype))
         if self.augmentation is not None and augmentation is not None:
             how = self.augmentation(augmentation)

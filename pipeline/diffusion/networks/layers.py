@@ -1,4 +1,4 @@
-"""Layers that the networks share, and how their weights start."""
+"""Layers that the networks share, and their initial weights."""
 
 from collections.abc import Iterable
 
@@ -8,19 +8,19 @@ from torch.nn import functional as F
 
 
 def divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` that is at most `most`: into how many groups or heads channels can be split."""
+    """The largest divisor of `number` that is at most `most`: a number of groups or heads for `number` channels."""
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
 def zero(layer: nn.Module) -> nn.Module:
-    """The layer with all its weights set to 0, so that what follows it starts as the identity."""
+    """Set all weights of the layer to 0, so that its residual block starts as the identity. Returns the layer."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def initialize(network: nn.Module, last: Iterable[nn.Module]) -> None:
-    """Weights as Glorot and Bengio (2010) draw them, biases of 0; the `last` layer of each branch is 0."""
+    """Draw weights as Glorot and Bengio (2010), with biases of 0; the `last` layer of each branch is all 0."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
@@ -31,9 +31,9 @@ def initialize(network: nn.Module, last: Iterable[nn.Module]) -> None:
 
 
 class Dropout(nn.Module):
-    """Dropout whose masks come from `generator`, which is set from outside: threads share PyTorch's global one.
+    """Dropout whose masks come from `generator`, which the caller sets, because threads share PyTorch's global one.
 
-    `skip`: of how many samples masks are drawn first that other processes use, once.
+    skip: the number of samples whose masks the next call draws first and discards, because other processes use them.
     """
 
     def __init__(self, p: float) -> None:
@@ -55,7 +55,7 @@ class Dropout(nn.Module):
 
 
 def dropout(p: float) -> nn.Module:
-    """Dropout with probability p; where p is 0, the identity."""
+    """Dropout with probability p; the identity if p is 0."""
     return Dropout(p) if p else nn.Identity()
 
 
@@ -67,7 +67,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Two layers on the last axis, four times as wide in between."""
+    """Two layers on the last axis; the hidden width is four times the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class FeedForward(nn.Module):
 
 
 class Head(nn.Module):
-    """The last layer of an adaLN-Zero network, which starts at 0: (N, ..., channels) to (N, ..., outputs)."""
+    """The last layer of an adaLN-Zero network, which starts as 0: (N, ..., channels) to (N, ..., outputs)."""
 
     def __init__(self, channels: int, outputs: int, embedding: int) -> None:
         super().__init__()

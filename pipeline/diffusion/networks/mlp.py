@@ -1,4 +1,4 @@
-"""A residual network for points: DiT's blocks (Peebles and Xie 2023, arXiv 2212.09748) without their attention."""
+"""A residual network for points: the blocks of DiT (Peebles and Xie 2023, arXiv 2212.09748) without attention."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from pipeline.diffusion.networks.layers import dropout as dropout_layer
 
 
 class Block(nn.Module):
-    """Two layers as a residual that the embedding shifts, scales and gates; it starts as the identity."""
+    """A residual feed-forward layer; the embedding shifts, scales and gates it. Starts as the identity."""
 
     def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Block(nn.Module):
 
 
 class MLP(Conditioned):
-    """F(x, c_noise): x (N, D) and c_noise (N,) to (N, D). dimensions: D; blocks: the depth."""
+    """F(x, c_noise): points x (N, D) and c_noise (N,) to (N, D). dimensions: D. blocks: the depth."""
 
     def __init__(self, dimensions: int, channels: int, blocks: int, common: Common) -> None:
         width = embedding_width(channels)

@@ -18,7 +18,7 @@ from pipeline.diffusion.networks.unet import UNet
 from pipeline.diffusion.spec import Spec
 
 CHANNELS_STEP = 8  # channels come in multiples of it
-LARGEST_GAP = 0.25  # of the cost of a network that is meant to cost as another, as a share of that one's
+LARGEST_GAP = 0.25  # largest relative difference in cost between a network and the one it should match
 
 
 def check_network(network: str, points: bool, data: str = "the data") -> None:
@@ -39,7 +39,7 @@ def _check_levels(spec: Spec) -> None:
     if height % 2**halvings or width % 2**halvings:
         raise StudyError(
             f"multipliers: {halvings + 1} levels halve the image {halvings} times, "
-            f"which a size of {height} x {width} does not allow; use fewer levels"
+            f"but {2**halvings} does not divide both {height} and {width}; use fewer levels"
         )
 
 
@@ -49,7 +49,7 @@ def _check_attention(spec: Spec) -> None:
         if resolution not in heights:
             raise StudyError(
                 f"attention: no level has a height of {resolution} pixels; "
-                f"for these images there are {', '.join(map(str, heights))}"
+                f"the levels for these images have {', '.join(map(str, heights))}"
             )
 
 
@@ -57,7 +57,7 @@ def _check_patch(spec: Spec) -> None:
     _, height, width = spec.shape
     if height % spec.patch or width % spec.patch:
         raise StudyError(
-            f"patch: a size of {height} x {width} is not made of patches of {spec.patch} x {spec.patch}; "
+            f"patch: patches of {spec.patch} x {spec.patch} do not tile images of {height} x {width}; "
             "use a number that divides both"
         )
 
@@ -107,7 +107,7 @@ def _mlp(spec: Spec) -> MLP:
 NETWORKS: dict[str, Callable[[Spec], Conditioned]] = {"unet": _unet, "ddpmpp": _ddpmpp, "dit": _dit, "mlp": _mlp}
 
 _EVERY = ("channels", "blocks", "embedding", "dropout")
-KEYS: dict[str, tuple[str, ...]] = {  # of a model row, that a network goes by
+KEYS: dict[str, tuple[str, ...]] = {  # the keys of a model row that each network uses
     "unet": (*_EVERY, "multipliers"),
     "ddpmpp": (*_EVERY, "multipliers", "attention"),
     "dit": (*_EVERY, "patch"),
@@ -163,7 +163,7 @@ def equal_channels(spec: Spec, like_spec: Spec, what: Literal["parameters", "flo
     channels = min(choices[max(above - 1, 0) : above + 1], key=lambda choice: abs(found(choice) - target))
     if abs(found(channels) - target) > LARGEST_GAP * target:
         raise StudyError(
-            f"equal: no number of channels gives this {spec.network} about {target} {what}, as its base has; "
-            f"{channels} channels, the nearest, give {found(channels)}; use more or fewer blocks"
+            f"equal: no number of channels gives this {spec.network} about {target} {what}, the cost of its base; "
+            f"the nearest, {channels} channels, gives {found(channels)}; use more or fewer blocks"
         )
     return channels

@@ -1,4 +1,4 @@
-"""A small U-Net in the manner of DDPM++ (Song et al. 2021, arXiv 2011.13456): group norm and adaptive scale."""
+"""A small U-Net after DDPM++ (Song et al. 2021, arXiv 2011.13456), with group norm and adaptive scale."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from pipeline.diffusion.networks.embedding import Common, Conditioned, Told
 from pipeline.diffusion.networks.layers import dropout as dropout_layer
 from pipeline.diffusion.networks.layers import zero
 
-GROUP_CHANNELS = 8  # channels per group of a group norm
+GROUP_CHANNELS = 8  # channels per group of group norm
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -18,7 +18,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class Block(nn.Module):
-    """Two convolutions around a residual; the embedding scales and shifts the second one's normalised input."""
+    """Two convolutions with a residual connection; the embedding scales and shifts the input of the second."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Level(nn.Module):
 
 
 class UNet(Conditioned):
-    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). H and W must be divisible by 2^(levels - 1)."""
+    """F(x, c_noise): x (N, C, H, W) and c_noise (N,) to (N, C, H, W). 2^(levels - 1) must divide H and W."""
 
     def __init__(
         self, image_channels: int, channels: int, multipliers: tuple[int, ...], blocks: int, common: Common
