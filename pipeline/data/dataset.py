@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Dataset:
     @cached_property
     def content_hash(self) -> str:
         """A hash of images, labels and class names, in their order. It is computed once."""
-        pixels = hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()  # reads the tensor's own memory
+        pixels = _pixels_hash(self.images, self.images._version)
         labels = None if self.labels is None else self.labels.tolist()
         return content_hash(list(self.images.shape), pixels, labels, list(self.classes))
 
@@ -58,8 +58,14 @@ class Dataset:
 
 
 def to_hash(images: torch.Tensor) -> str:
-    """A hash of images (N, C, H, W), uint8, or points (N, 2), float32, in their order."""
+    """A hash of images (N, C, H, W), uint8, or points (N, 2), float32, in their order. Computed once for a tensor."""
     return Dataset(images, None).content_hash
+
+
+@lru_cache(maxsize=1)  # a training asks for the hash of its images once per seed
+def _pixels_hash(images: torch.Tensor, version: int) -> str:
+    """The sha256 of a tensor's memory. version: the tensor's count of in-place changes, which end the cache entry."""
+    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
 
 
 def is_points(images: torch.Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Data sets: built-in ones, folders and zips, their labels, the [-1, 1] range, and one clear line for bad input."""
 
+import hashlib
 import io
 import json
 import os
@@ -18,9 +19,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import Paths, content_hash, write_json
+from pipeline.common.files import Paths, write_json
 from pipeline.common.fingerprint import fingerprint
-from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, load_prepared, load_summary, save, to_hash, to_range, to_uint8
 from pipeline.data.listing import BUILT_IN
 from pipeline.data.row import Data
@@ -344,12 +344,21 @@ def test_save_and_load_round_trip(tmp_path: Path, labels: bool) -> None:
     assert sorted(os.listdir(tmp_path)) == ["images.safetensors", "summary.json"]
 
 
-def test_images_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_hashed_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(load(Data(limit=30)), tmp_path)
-    hashed = []
-    monkeypatch.setattr(dataset, "content_hash", lambda *parts: hashed.append(parts) or content_hash(*parts))
+    hashed: list[object] = []
+    sha256 = hashlib.sha256
+
+    def spy(*content: object) -> object:
+        hashed.extend(content)
+        return sha256(*content)
+
+    monkeypatch.setattr(hashlib, "sha256", spy)
     again = load_prepared(tmp_path)
-    assert again.summary()["content_hash"] == again.content_hash and len(hashed) == 1
+    assert again.summary()["content_hash"] == again.content_hash != to_hash(again.images) and len(hashed) == 1
+    before = to_hash(again.images)
+    again.images[0] += 1
+    assert to_hash(again.images) != before == to_hash(load_prepared(tmp_path).images)
 
 
 def test_the_hash_of_images_does_not_depend_on_their_strides() -> None:
