@@ -57,7 +57,7 @@ def error(text: str) -> str:
     return str(caught.value)
 
 
-def test_a_preset_is_laid_over_the_studys_own_sections_key_by_key() -> None:
+def test_a_preset_overrides_the_studys_sections_key_by_key() -> None:
     large, tiny = (parse_study(TEXT.replace("preset: large", f"preset: {p}"), HERE) for p in ("large", "tiny"))
     assert (large.preset, large.needs.gpu_gib, large.data.limit) == ("large", 20, None)
     assert large.defaults == {"models": {"batch": 64, "images": 9000}}
@@ -67,7 +67,7 @@ def test_a_preset_is_laid_over_the_studys_own_sections_key_by_key() -> None:
     assert resolve(tiny).models["edm"].row.images == 512
 
 
-def test_without_a_preset_the_study_is_as_it_stands() -> None:
+def test_without_an_active_preset_the_study_stays_as_it_is() -> None:
     bare = yaml.safe_load(TEXT)
     del bare["preset"], bare["presets"]
     alone = parse_study(yaml.safe_dump(bare), HERE)
@@ -121,7 +121,7 @@ NEEDED = "needs.gpu_gib: preset large needs a GPU of 20 GiB, but "
         ((80, 20), None),
     ],
 )
-def test_a_study_tells_what_the_machine_lacks(
+def test_a_study_reports_what_the_machine_lacks(
     gib: tuple[float, ...], line: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, *gib)
@@ -133,7 +133,7 @@ def test_a_study_tells_what_the_machine_lacks(
     assert unmet(parse_study(TEXT.replace("preset: large", "preset: tiny"), HERE)) is None
 
 
-def test_a_need_of_the_study_is_that_of_presets_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_inherit_the_needs_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch)
     text = TEXT.replace("\ndata:", "\nneeds: {gpu_gib: 12}\ndata:").replace("    needs: {gpu_gib: 20}\n", "")
     lines = [unmet(parse_study(text.replace("\npreset: large", f"\n{p}"), HERE)) for p in ("preset: tiny", "")]
@@ -158,7 +158,7 @@ def files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_another_preset_is_a_study_of_its_own(repository: Path) -> None:
+def test_another_preset_gets_its_own_folder(repository: Path) -> None:
     assert choose("small", "tiny") == "small_tiny"
     folder = Path("studies/small_tiny")
     assert (folder / "dvc.yaml").readlink() == Path("../../dvc.yaml")
@@ -179,14 +179,14 @@ def test_another_preset_is_a_study_of_its_own(repository: Path) -> None:
     )
 
 
-def test_the_preset_that_the_file_names_runs_where_it_stands(repository: Path) -> None:
+def test_the_active_preset_stays_in_its_folder(repository: Path) -> None:
     before = files(repository)
     assert choose("small", "large") == choose("small", "", "digits") == "small"
     assert files(repository) == before
 
 
 @pytest.mark.parametrize("path", ["my images.zip", 'a "b", c: {d}.zip', "é/#.zip"])
-def test_other_data_takes_the_sources_place_in_a_folder_of_its_own(repository: Path, path: str) -> None:
+def test_other_data_get_their_own_folder(repository: Path, path: str) -> None:
     Path(path).parent.mkdir(exist_ok=True)
     Path(path).touch()
     assert choose("small", "", path) == "small_large"
@@ -198,7 +198,7 @@ def test_other_data_takes_the_sources_place_in_a_folder_of_its_own(repository: P
     assert (study.data.source, study.data.limit) == (path, 300)
 
 
-def test_it_is_written_again_with_the_studys_edits_and_keeps_the_rest(repository: Path) -> None:
+def test_writing_again_takes_over_edits_and_keeps_other_files(repository: Path) -> None:
     choose("small", "tiny")
     folder = Path("studies/small_tiny")
     (folder / "dvc.lock").write_text("kept")
@@ -209,7 +209,7 @@ def test_it_is_written_again_with_the_studys_edits_and_keeps_the_rest(repository
     assert (folder / "dvc.lock").read_text() == "kept" and "lost" not in (folder / "params.yaml").read_text()
 
 
-def test_a_preset_can_be_added_and_blocks_are_edited_as_well(repository: Path) -> None:
+def test_a_preset_can_be_added_and_blocks_can_be_edited(repository: Path) -> None:
     text = TEXT.replace("preset: large  # the one that holds\n", "").replace(
         "study: {name: small, root: ../.., params: studies/small/params.yaml}",
         "study:\n  name: small\n  root: ../..\n  params: 'studies/small/params.yaml'",
@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[tuple[str, str, str], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_one_line_and_writes_nothing(repository: Path, case: str) -> None:
+def test_a_refused_preset_is_one_line_and_writes_nothing(repository: Path, case: str) -> None:
     bare = yaml.safe_load(TEXT) | {"study": {"name": "bare"}, "preset": None, "presets": {}}
     others = {
         "bare": yaml.safe_dump(bare),
@@ -297,7 +297,7 @@ def test_the_presets_of_cifar10_are_these() -> None:
 
 
 @pytest.mark.parametrize("preset", EVERY)
-def test_every_row_of_every_preset_of_cifar10_is_sound(preset: str) -> None:
+def test_every_row_of_every_preset_of_cifar10_is_valid(preset: str) -> None:
     rows = of_cifar10(preset)
     assert [*rows.warnings, *remarks(rows)] == []
     assert rows.preset == preset
@@ -306,7 +306,7 @@ def test_every_row_of_every_preset_of_cifar10_is_sound(preset: str) -> None:
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("short", 9.9), ("paper", 55.7)])
-def test_networks_of_cifar10_are_as_large_as_told(preset: str, millions: float) -> None:
+def test_networks_of_cifar10_have_the_documented_size(preset: str, millions: float) -> None:
     row = of_cifar10(preset).models["edm"].row
     assert cost(row.spec(0.5, (3, 32, 32))).parameters / 1e6 == pytest.approx(millions, abs=0.05)
 

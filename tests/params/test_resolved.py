@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,29 @@ def rows_of(content: dict[str, Any]) -> Resolved:
     return resolve(parse_study(yaml.safe_dump(content, sort_keys=False), Path("params.yaml")))
 
 
+@cache
+def study_rows(path: Path) -> Resolved:
+    return resolve(read_study(path))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_all_studies_here_resolve_and_every_row_has_its_axis(path: Path) -> None:
+    written, rows = yaml.safe_load(path.read_text()), study_rows(path)
+    for section, entries in (("models", rows.models), ("curves", rows.curves)):
+        assert list(entries) == list(written[section])
+        assert [f"{section}/{name}" for name in entries] == [n for n in rows.files() if n.startswith(f"{section}/")]
+        assert all(bool(entry.axis) == bool(entry.differences) for entry in entries.values())
+    assert all(entry.row.model in written["models"] for entry in rows.curves.values())
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_no_study_here_has_a_choice_that_changes_nothing(path: Path) -> None:
+    assert study_rows(path).warnings == ()
+
+
 @pytest.mark.parametrize("path", [*STUDIES, None], ids=lambda path: path.parent.name if path else "extremes")
 def test_written_rows_are_read_as_they_were(path: Path | None) -> None:
-    rows = resolve(read_study(path)) if path else rows_of(EXTREMES)
+    rows = study_rows(path) if path else rows_of(EXTREMES)
     written = json.loads(json.dumps(rows.files(), allow_nan=False))
     assert Data(**written["data"]) == rows.data and Features(**written["features"]) == rows.features
     for name, model in rows.models.items():

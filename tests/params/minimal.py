@@ -1,0 +1,53 @@
+"""What the tests of study files share: a minimal study, its rows, and the line that refuses it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.common.errors import StudyError
+from pipeline.params.resolve import resolve
+from pipeline.params.study import read_study
+
+MINIMAL = {"study": {"name": "t"}, "models": {"edm": {}}, "curves": {"edm": {"model": "edm"}}, "sets": {}}
+FLOW = {"parametrization": "flow", "noise": "flow_uniform"}
+REFLOW = {"base": "flow", "pairs": "reflow"}
+CLASSES = {"labels": "classes"}
+
+
+def resolved(tmp_path: Path, **sections: Any) -> dict[str, Any]:
+    """The files that `resolve` writes for the minimal study with some sections replaced, as read from JSON."""
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | sections, sort_keys=False))
+    return json.loads(json.dumps(resolve(read_study(path)).files(), allow_nan=False))
+
+
+def models(**rows: Any) -> dict[str, Any]:
+    return {"models": {"edm": {}, **rows}}
+
+
+def curves(**rows: Any) -> dict[str, Any]:
+    return {"curves": {"edm": {"model": "edm"}, **rows}}
+
+
+def curve(**keys: Any) -> dict[str, Any]:
+    return curves(x={"model": "edm", **keys})
+
+
+def error(tmp_path: Path, text: str | bytes | None) -> str:
+    """The one line that refuses a study file of this text."""
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(StudyError) as caught:
+        resolve(read_study(path))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    return message.replace(f"{tmp_path}/", "")
+
+
+def refusal(tmp_path: Path, **sections: Any) -> str:
+    """The one line that refuses the minimal study with some sections replaced."""
+    return error(tmp_path, yaml.safe_dump(MINIMAL | sections, sort_keys=False, allow_unicode=True))
