@@ -1,4 +1,4 @@
-"""What `resolve` makes of a study file: every row written out in full, as validated objects."""
+"""The result of `resolve`: every row of a study written out in full, as validated objects."""
 
 from typing import Annotated, Any
 
@@ -24,24 +24,28 @@ class Filed(Row):
     base: str
     """The row that it is compared with: the one that it names, else the first row of its section."""
     differences: Annotated[dict[str, Any], BeforeValidator(_with_tuples)]
-    """The design choices in which it differs from its base: key -> its own value. A curve on another model than its
-    base's also differs in the choices in which the two models differ."""
+    """The design choices in which it differs from its base: key -> the row's value. If a curve and its base sample from
+    different models, they include the choices in which these models differ."""
     axis: str
-    """The title that all differences share; "combinations" if they share none, "" if there are no differences."""
+    """The common title of the differences; "combinations" if their titles differ, "" if there are no differences."""
     explicit: bool
     """Whether the row names its base itself."""
 
 
 class ModelEntry(Filed):
+    """A model row with its relation to its base."""
+
     row: Model
 
 
 class CurveEntry(Filed):
+    """A curve row with its relation to its base."""
+
     row: Curve
 
 
 class NamedData(Row):
-    """The data as the report may name them: a path's last part alone, because reports are published."""
+    """The data as the report names them: only the last part of a path, because reports are published."""
 
     source: str
     built_in: bool
@@ -49,7 +53,7 @@ class NamedData(Row):
 
 
 class ReportRows(Row):
-    """What the report reads, `rows/report.json`: `ReportRows(**read_json(path))`."""
+    """The rows that the report reads: `ReportRows(**read_json(paths.rows / "report.json"))`."""
 
     title: str
     study: StudyInfo
@@ -65,8 +69,10 @@ class ReportRows(Row):
     """One line for each choice that cannot change the result."""
 
     def flat(self, section: str, name: str) -> dict[str, Any]:
-        """A row of a section ("models", "curves", "sets") with its relation to its base in one flat JSON mapping, as
-        `provenance.json` has it."""
+        """A row and its relation to its base as one flat mapping of JSON values; `provenance.json` has it like this.
+
+        section: "models", "curves" or "sets".
+        """
         if section == "sets":
             return self.sets[name].model_dump(mode="json", exclude={"content"})
         entry: ModelEntry | CurveEntry = getattr(self, section)[name]
@@ -85,7 +91,7 @@ class Resolved(ReportRows):
     """The noise ranges (sigma_min, sigma_max) for which a grid is fitted to each model."""
 
     def files(self) -> dict[str, Any]:
-        """What the stage `resolve` writes: the name of a file below build/<study>/rows, without .json -> content."""
+        """The files that the stage `resolve` writes: name below build/<study>/rows, without .json -> content."""
         first = next(iter(self.models))
         models = {name: entry.row.model_dump(mode="json") for name, entry in self.models.items()}
         curves = {name: e.row.model_dump(mode="json", exclude={"method"}) for name, e in self.curves.items()}
@@ -104,10 +110,3 @@ class Resolved(ReportRows):
                 mode="json", include=set(ReportRows.model_fields), exclude={"sets": {"__all__": {"content"}}}
             ),
         }
-
-
-def as_dicts(resolved: Resolved) -> dict[str, Any]:
-    """The rows of a study as dictionaries. It serves callers that still read dictionaries, and goes with them."""
-    names = ("models", "curves", "sets")
-    sections = {s: {name: resolved.flat(s, name) for name in getattr(resolved, s)} for s in names}
-    return resolved.files() | {"report": resolved.files()["report"] | sections}

@@ -30,7 +30,6 @@ from pipeline.commands.new import (
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.networks.registry import cost
 from pipeline.params.resolve import resolve
-from pipeline.params.resolved import as_dicts
 from pipeline.params.study import read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
@@ -78,10 +77,10 @@ def test_the_template_is_what_is_chosen_for_32_pixels_in_colour() -> None:
 
 
 def test_the_template_compares_the_methods_and_ablates() -> None:
-    rows = as_dicts(resolve(read_study(ROOT / BY_HAND)))["report"]["curves"]
-    methods = {row["method"] for row in rows.values() if row["method"]}
+    entries = resolve(read_study(ROOT / BY_HAND)).curves.values()
+    methods = {entry.row.method for entry in entries if entry.row.method}
     assert methods == {"EDM (Heun)", "DDIM", "rectified flow (Euler)", "rectified flow (Heun)"}
-    assert {"solver", "rho", "loss weighting"} <= {row["axis"] for row in rows.values() if not row["method"]}
+    assert {"solver", "rho", "loss weighting"} <= {entry.axis for entry in entries if not entry.row.method}
 
 
 @pytest.mark.parametrize(

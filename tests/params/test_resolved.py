@@ -154,8 +154,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no classes": ({"models": {"edm": {"labels": "classes"}}}, "models.edm.labels: classes needs a data set with "),
     "no classes for a classifier": ({"models": {"edm": {"classifier_images": 9}}}, "models.edm.classifier_images: "),
     "a large batch": ({"models": {"edm": {}, "x": {"batch": 64}}}, "models.x.batch: 64, but the data set has 50 "),
-    "too many levels": ({"models": {"edm": {"multipliers": [1] * 5}}}, "models.edm.multipliers: 5 levels halve the"),
-    "patches that do not fit": ({"models": {"edm": {"network": "dit", "patch": 3}}}, "models.edm.patch: a size of 8"),
+    "too many levels": ({"models": {"edm": {"multipliers": [1] * 5}}}, "models.edm.multipliers: "),
+    "patches that do not fit": ({"models": {"edm": {"network": "dit", "patch": 3}}}, "models.edm.patch: "),
     "no such set": ({"sets": {"a": {"source": "x.zip"}}}, "sets.a.source: 'x.zip' is no folder"),
     "a set of another size": ({"sets": {"a": {"source": "large"}}}, "sets.a.source: images of 1 x 16 x 16, but the "),
     "a small set": (
