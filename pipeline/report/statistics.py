@@ -41,18 +41,18 @@ def interval(values: np.ndarray, se: float = math.nan) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
-def repeated(found: pd.DataFrame) -> np.ndarray:
+def repeated(by_seed: pd.DataFrame) -> np.ndarray:
     """The values of repetitions, from cells by seed: one per training, or one per sampling of a single training.
 
     Samplings of one network are correlated, so that counting each of them would make the interval too narrow.
     """
-    by_training = found.value.groupby("train_seed").mean()
-    return (by_training if len(by_training) > 1 else found.value).to_numpy()
+    by_training = by_seed.value.groupby("train_seed").mean()
+    return (by_training if len(by_training) > 1 else by_seed.value).to_numpy()
 
 
-def estimate(found: pd.DataFrame) -> Interval:
+def estimate(by_seed: pd.DataFrame) -> Interval:
     """The mean of cells, indexed by seeds, and its interval."""
-    return interval(repeated(found), float(found.se.iloc[0]) if len(found) == 1 else math.nan)
+    return interval(repeated(by_seed), float(by_seed.se.iloc[0]) if len(by_seed) == 1 else math.nan)
 
 
 def difference(own: pd.DataFrame, base: pd.DataFrame) -> Interval | None:
@@ -69,9 +69,9 @@ def difference(own: pd.DataFrame, base: pd.DataFrame) -> Interval | None:
     return estimate(both)
 
 
-def is_tie(found: Interval | None) -> bool:
+def is_tie(change: Interval | None) -> bool:
     """Whether the interval of a difference contains 0. A difference of unknown error is a tie."""
-    return found is None or math.isnan(found.low) or found.low <= 0 <= found.high
+    return change is None or math.isnan(change.low) or change.low <= 0 <= change.high
 
 
 def summarise(results: pd.DataFrame, curve: str, metric: str) -> dict[int, Interval]:
@@ -87,14 +87,14 @@ class Spread(NamedTuple):
     sampling: float
 
 
-def spread(found: pd.DataFrame) -> Spread | None:
+def spread(by_seed: pd.DataFrame) -> Spread | None:
     """The components of variance from retraining and resampling, from cells of all pairs of seeds.
 
     Trainings share their sampling seeds, so this is a two-way analysis of variance with random effects. The variance of
     resampling one network is that of the sampling seeds plus the residual. Negative estimates become 0. None with fewer
     than two training seeds or sampling seeds.
     """
-    grid = found.value.unstack("sample_seed")
+    grid = by_seed.value.unstack("sample_seed")
     if min(grid.shape) < 2 or grid.isna().any(axis=None):
         return None
     values = grid.to_numpy()

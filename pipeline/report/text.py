@@ -31,21 +31,21 @@ def plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def stated(found: Interval) -> str:
+def stated(interval: Interval) -> str:
     """A mean with the half width of its 95% interval, if that is known."""
-    return number(found.mean) + ("" if math.isnan(found.low) else f" ± {number(found.half_width)}")
+    return number(interval.mean) + ("" if math.isnan(interval.low) else f" ± {number(interval.half_width)}")
 
 
-def stated_difference(found: Interval | None) -> str:
+def stated_difference(change: Interval | None) -> str:
     """A difference with its 95% interval; a tie if the interval contains 0."""
-    if found is None:
+    if change is None:
         return "no common seeds"
-    if math.isnan(found.low):
-        return f"{signed(found.mean)} (error unknown)"
-    if found.low == found.high == 0:
+    if math.isnan(change.low):
+        return f"{signed(change.mean)} (error unknown)"
+    if change.low == change.high == 0:
         return "equal"
-    text = f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
-    return text + (", tie" if is_tie(found) else "") + (", one repetition" if found.count < 2 else "")
+    text = f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)})"
+    return text + (", tie" if is_tie(change) else "") + (", one repetition" if change.count < 2 else "")
 
 
 def apart_or_tied(named: Iterable[tuple[str, Interval | None]], with_what: str = "") -> list[str]:
@@ -57,10 +57,10 @@ def apart_or_tied(named: Iterable[tuple[str, Interval | None]], with_what: str =
     return parts + ([f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}{with_what}"] if same else [])
 
 
-def relative(found: Interval | None, base: str) -> str:
+def relative(change: Interval | None, base: str) -> str:
     """A difference from a base, and whether it is significant."""
-    verdict = "a tie" if is_tie(found) else "significant"
-    return f"{stated_difference(found).replace(', tie', '')} relative to {base}, {verdict}"
+    verdict = "a tie" if is_tie(change) else "significant"
+    return f"{stated_difference(change).replace(', tie', '')} relative to {base}, {verdict}"
 
 
 def percent(share: float) -> str:

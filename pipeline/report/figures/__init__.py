@@ -1,1 +1,1 @@
-"""The report's figures, as files whose bytes depend on the results alone: PNG, SVG, and a chart where there is one."""
+"""The figures of the report: PNG, SVG and, for most, a chart. Their bytes depend only on the results."""
