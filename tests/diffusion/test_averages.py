@@ -1,4 +1,4 @@
-"""Averages of weights: their responses are the recursion's, as wide as was asked for, and can be made of each other."""
+"""Averages of weights: responses of the recursion, their widths, and synthesis from snapshots."""
 
 import copy
 import math
@@ -45,13 +45,13 @@ def test_an_exponent_is_the_largest_root_of_the_cubic(sigma_rel: float) -> None:
 
 
 @pytest.mark.parametrize("sigma_rel", [-0.1, 0.0, 12**-0.5, 0.3, math.nan])
-def test_no_average_is_as_wide_as_one_of_early_steps(sigma_rel: float) -> None:
+def test_widths_of_averages_of_early_steps_are_refused(sigma_rel: float) -> None:
     with pytest.raises(ValueError, match=r"above 0 and below 0\.2887"):
         exponent(sigma_rel)
 
 
 def tracked(walk: Tensor, wanted: Sequence[Profile], marks: Sequence[int] = ()) -> tuple[Averages, list[list[Tensor]]]:
-    """The averages of a tensor that goes through `walk` (steps + 1, ...), and copies of all after `marks` steps."""
+    """The averages of a tensor with values `walk` (steps + 1, ...), and copies of them after `marks` steps."""
     weight = walk[0].clone()
     averages, copies = Averages({"w": weight}, wanted), []
     for step, value in enumerate(walk[1:]):
@@ -63,7 +63,7 @@ def tracked(walk: Tensor, wanted: Sequence[Profile], marks: Sequence[int] = ()) 
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 150])
-def test_a_response_is_what_the_recursion_makes_of_one_hot_weights(steps: int) -> None:
+def test_a_response_equals_the_recursion_on_one_hot_weights(steps: int) -> None:
     averages, _ = tracked(torch.eye(steps + 1, dtype=torch.float64), PROFILES)
     for profile in PROFILES:
         expected = response(profile, steps, BATCH)
@@ -74,7 +74,7 @@ def test_a_response_is_what_the_recursion_makes_of_one_hot_weights(steps: int) -
 
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.28])
 @pytest.mark.parametrize("batch", [1, 64])
-def test_a_power_function_is_as_wide_as_asked_for_however_long_the_training(sigma_rel: float, batch: int) -> None:
+def test_a_power_function_has_the_given_width_at_any_length(sigma_rel: float, batch: int) -> None:
     for steps in (10_000, 20_000):
         weight = response(Power(sigma_rel), steps, batch)
         time = torch.arange(steps + 1) / steps
@@ -84,7 +84,7 @@ def test_a_power_function_is_as_wide_as_asked_for_however_long_the_training(sigm
         assert float(mean) == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-3)
 
 
-def test_what_an_average_holds_halves_every_half_life() -> None:
+def test_the_memory_of_an_average_halves_every_half_life() -> None:
     weight = response(HalfLife(100 * BATCH, None), 1000, BATCH)
     torch.testing.assert_close(weight[2:-100], weight[102:] / 2, rtol=1e-11, atol=0)
     assert float(weight[-100:].sum()) == pytest.approx(0.5)
@@ -100,7 +100,7 @@ def test_a_half_life_in_its_ramp_up_is_a_power_function() -> None:
     assert float((ramp - power).norm() / power.norm()) < 1e-3
 
 
-def test_decays_are_those_of_the_studies_so_far() -> None:
+def test_decays_have_known_values() -> None:
     profile = HalfLife(10_000, 0.05)
     assert [profile.decay(step, 128) for step in (0, 1, 10, 1562, 1563)] == [
         0.0,
@@ -111,7 +111,7 @@ def test_decays_are_those_of_the_studies_so_far() -> None:
     ]
 
 
-def test_the_averages_of_a_network_are_the_same_bits_as_by_hand() -> None:
+def test_the_averages_of_a_network_equal_the_recursion_bitwise() -> None:
     network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
     draw = torch.Generator().manual_seed(0)
     by_hand = [p.detach().clone() for p in network.parameters()]
@@ -130,7 +130,7 @@ def test_the_averages_of_a_network_are_the_same_bits_as_by_hand() -> None:
     assert not any(value.requires_grad for value in averages.tensors().values())
 
 
-def test_averages_go_on_from_their_tensors() -> None:
+def test_averages_continue_from_their_tensors() -> None:
     walk = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     whole, _ = tracked(walk, PROFILES)
     half, _ = tracked(walk[:21], PROFILES)
@@ -192,7 +192,7 @@ def test_a_synthesis_is_the_least_squares_of_the_whole_responses(wanted: Profile
     assert found.error == pytest.approx(residual, rel=1e-6) and float(found.coefficients.sum()) == pytest.approx(1)
 
 
-def test_what_was_tracked_is_its_own_synthesis() -> None:
+def test_the_synthesis_of_a_tracked_average_is_itself() -> None:
     for profile in TRACKED:
         found = synthesis(held(even(4, 300)), profile, 300, 128)
         expected = torch.zeros(12, dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_what_was_tracked_is_its_own_synthesis() -> None:
     assert alone.coefficients.tolist() == [1] and alone.error == 0
 
 
-def test_averages_that_tell_the_same_share_the_coefficient() -> None:
+def test_equal_averages_share_the_coefficient() -> None:
     found = synthesis([(50, Power(0.1)), (50, Power(0.1)), (50, Power(0.05))], Power(0.08), 50, 1)
     once = synthesis([(50, Power(0.1)), (50, Power(0.05))], Power(0.08), 50, 1)
     assert found.error == pytest.approx(once.error)
@@ -211,12 +211,12 @@ def test_averages_that_tell_the_same_share_the_coefficient() -> None:
 
 
 @pytest.mark.parametrize("wanted", [Power(0.02), Power(0.15), Power(0.25), HalfLife(5_000, 0.05)])
-def test_more_snapshots_make_a_synthesis_better(wanted: Profile) -> None:
+def test_more_snapshots_reduce_the_error_of_a_synthesis(wanted: Profile) -> None:
     errors = [synthesis(held(even(count, 1024)), wanted, 1024, 128).error for count in (2, 4, 8, 16, 32)]
     assert all(after < before for before, after in pairwise(errors)) and errors[-1] < LARGEST_ERROR
 
 
-def test_a_long_training_takes_no_matrix_of_steps() -> None:
+def test_the_synthesis_of_a_long_training_needs_little_memory() -> None:
     wanted, count = Power(0.15), 32
     short = synthesis(held(even(count, 3_200)), wanted, 3_200, 10**6)
     long = synthesis(held(even(count, 64_000)), wanted, 64_000, 10**6)
@@ -235,8 +235,8 @@ def test_a_synthesis_is_the_same_bits_on_any_number_of_threads() -> None:
 @pytest.mark.parametrize(
     ("wanted", "close"), [(Power(0.075), 3e-4), (Power(0.15), 3e-3), (HalfLife(10_000, 0.02), 1e-2)], ids=str
 )
-def test_averages_made_afterwards_are_those_that_were_tracked(wanted: Profile, close: float) -> None:
-    """Of weights that wander about: relative to how far the average is from the last weights."""
+def test_synthesised_averages_equal_tracked_ones(wanted: Profile, close: float) -> None:
+    """On a random walk, relative to the distance of the average from the last weights."""
     steps, tracking = 800, [Power(0.05), Power(0.10)]
     draw = torch.Generator().manual_seed(0)
     walk = torch.randn(steps + 1, 500, generator=draw).cumsum(0) + 30
@@ -252,7 +252,7 @@ def test_averages_made_afterwards_are_those_that_were_tracked(wanted: Profile, c
     assert differences[1] < differences[0] and differences[1] < close
 
 
-def test_a_row_says_how_well_an_average_can_be_made() -> None:
+def test_the_synthesis_of_a_row_uses_all_its_snapshots() -> None:
     row = Model(images=100_000, ema_sigma_rels=(0.05, 0.1), snapshots=8)
     expected = synthesis(held(snapshot_steps(row)), Power(0.15), row.steps, row.batch)
     found = synthesis_of(row, Power(0.15))

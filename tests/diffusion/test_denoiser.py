@@ -1,4 +1,4 @@
-"""The network as a denoiser: its formula, dtypes, shapes and labels, and its file."""
+"""The denoiser of a network: formula, dtypes, shapes, labels, and its file."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +43,7 @@ all_parametrizations = pytest.mark.parametrize("parametrization", PARAMETRIZATIO
 
 
 def denoiser_of(**changes: Any) -> Denoiser:
-    """With random weights, the ones that start at 0 too."""
+    """A denoiser with random weights, including those that start at 0."""
     denoiser = Denoiser(replace(SPEC, **changes))
     generator = torch.Generator().manual_seed(0)
     for parameter in denoiser.parameters():
@@ -57,8 +57,8 @@ def images(count: int, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
 
 @all_parametrizations
 @pytest.mark.parametrize("count", [8, 5, 1])
-def test_forward_is_its_formula(parametrization: str, count: int) -> None:
-    """Sample by sample, also where the batch is as large as the image is wide."""
+def test_the_denoiser_equals_its_formula(parametrization: str, count: int) -> None:
+    """For each sample, also if the batch size equals the image width."""
     denoiser = denoiser_of(parametrization=parametrization)
     z, sigma = images(count), torch.logspace(-1, 1, count).double()
     together, common = denoiser(z, sigma), denoiser(z, sigma[0])
@@ -70,8 +70,8 @@ def test_forward_is_its_formula(parametrization: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("network", ["unet", "dit", "mlp"])
-def test_labels_are_told_image_by_image(network: str) -> None:
-    """-1 is no label, and labels change nothing of a network that has none."""
+def test_each_image_has_its_own_label(network: str) -> None:
+    """-1 is no label, and a network without classes ignores labels."""
     changes = NETWORKS_OF[network]
     denoiser, sigma = denoiser_of(**changes), torch.tensor(0.5, dtype=torch.float64)
     z, labels = images(4, denoiser.shape), torch.tensor([0, -1, 1, 0])
@@ -93,14 +93,14 @@ def test_dtype_is_kept(dtype: torch.dtype, sigma_dtype: torch.dtype) -> None:
         assert denoised.dtype == dtype and denoised.shape == z.shape
 
 
-def test_float64_keeps_the_digits_that_the_network_does_not_see() -> None:
-    """A fresh network answers 0, so D is c_skip z to float64 rounding."""
+def test_the_skip_connection_keeps_float64() -> None:
+    """A new network returns 0, so D is c_skip z up to float64 rounding."""
     z, sigma = images(4), torch.tensor(0.5, dtype=torch.float64)
     torch.testing.assert_close(Denoiser(SPEC)(z, sigma), z * 0.6**2 / (0.5**2 + 0.6**2), rtol=1e-14, atol=0)
 
 
 @all_parametrizations
-def test_evaluation_warns_of_nothing(parametrization: str, recwarn: pytest.WarningsRecorder) -> None:
+def test_evaluation_gives_no_warning(parametrization: str, recwarn: pytest.WarningsRecorder) -> None:
     always = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     try:
@@ -152,7 +152,7 @@ def test_save_and_load_round_trip(tmp_path: Path, changes: dict[str, Any]) -> No
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_the_memory_format_is_the_specs() -> None:
+def test_the_memory_format_follows_the_spec() -> None:
     for name, memory_format in MEMORY_FORMATS.items():
         found = denoiser_of(memory_format=name, shape=[3, 8, 8]).network.state_dict()["stem.weight"]
         assert found.is_contiguous(memory_format=memory_format), name
@@ -160,7 +160,7 @@ def test_the_memory_format_is_the_specs() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS_OF)
-def test_loading_draws_nothing_from_the_generator_that_threads_share(tmp_path: Path, network: str) -> None:
+def test_loading_does_not_use_the_global_generator(tmp_path: Path, network: str) -> None:
     save_denoiser(denoiser_of(**NETWORKS_OF[network]), tmp_path / "a.safetensors")
     before = torch.get_rng_state()
     load_denoiser(tmp_path / "a.safetensors")
@@ -205,7 +205,7 @@ def spec_of(value: Any) -> Callable[[Path], None]:
         (other_shapes, "not a model"),
     ],
 )
-def test_files_that_are_no_models_are_refused_in_one_line(
+def test_files_that_are_not_models_are_refused_in_one_line(
     tmp_path: Path, harm: Callable[[Path], object], cause: str
 ) -> None:
     path = tmp_path / "model.safetensors"

@@ -90,8 +90,8 @@ def test_gaussian_flow_is_the_integral_of_its_ode() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 8, 8), (5, 1, 8, 8), (3, 2)])
-def test_sigma_of_each_sample_is_its_own(shape: tuple[int, ...]) -> None:
-    """Also where the batch is as large as the image is wide."""
+def test_each_sample_has_its_own_sigma(shape: tuple[int, ...]) -> None:
+    """Also if the batch size equals the image width."""
     z = torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(0))
     sigma = torch.logspace(-1, 1, shape[0]).double()
     gaussian = Gaussian(0.1, 0.5)
@@ -122,7 +122,7 @@ def images(count: int) -> Tensor:
 
 @pytest.mark.parametrize("count", [4, 5, 1])
 def test_mixtures_of_images_take_a_sigma_for_each_sample(count: int) -> None:
-    """Also where there are as many samples as an image is wide; each against the components' own Gaussians."""
+    """Against the Gaussians of the components, also if the batch size equals the image width."""
     weights, std = torch.tensor([0.5, 0.2, 0.3], dtype=F64), 0.4
     mixture, z = Mixture(images(3), weights, std), 2 * images(count + 3)[3:]
     sigma = torch.logspace(-1, 1, count, dtype=F64)
@@ -139,7 +139,7 @@ def test_mixtures_of_images_take_a_sigma_for_each_sample(count: int) -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 30.0])
-def test_the_optimal_denoiser_of_images_is_their_mean_by_likelihood(sigma: float) -> None:
+def test_the_optimal_denoiser_of_images_is_their_mean_weighted_by_likelihood(sigma: float) -> None:
     data, z = images(7), sigma * images(12)[7:] + images(5)
     likelihoods = [[math.exp(-float((a - b).square().sum()) / (2 * sigma**2)) for b in data] for a in z]
     expected = torch.stack([sum(p * b for p, b in zip(row, data, strict=True)) / sum(row) for row in likelihoods])
@@ -147,7 +147,7 @@ def test_the_optimal_denoiser_of_images_is_their_mean_by_likelihood(sigma: float
 
 
 def test_the_optimal_denoiser_of_images_goes_from_the_nearest_to_their_mean() -> None:
-    """And stays finite on the way, where the likelihoods of all images but one, or of all, are below float64."""
+    """It stays finite, even if the likelihoods underflow in float64."""
     data, z = images(7), images(12)[7:]
     denoiser = empirical(data.float())
     nearest = data.float().double()[torch.cdist(z.flatten(1), data.flatten(1)).argmin(1)]
@@ -160,8 +160,8 @@ def test_the_optimal_denoiser_of_images_goes_from_the_nearest_to_their_mean() ->
 
 @pytest.mark.parametrize("shape", [(8, 1, 8, 8), (5, 3), (4,)])
 @pytest.mark.parametrize(("begin", "end"), [(80.0, 0.002), (1.5, 0.6), (0.6, 1.5)])
-def test_the_exact_flow_is_that_of_a_gaussian(shape: tuple[int, ...], begin: float, end: float) -> None:
-    """Down, and up again."""
+def test_the_exact_flow_equals_that_of_a_gaussian(shape: tuple[int, ...], begin: float, end: float) -> None:
+    """In both directions."""
     gaussian = Gaussian(0.2, 0.5)
     z = 0.2 + math.hypot(begin, 0.5) * torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(0))
     expected = gaussian.flow(z, torch.tensor(begin, dtype=F64), torch.tensor(end, dtype=F64))
@@ -170,7 +170,7 @@ def test_the_exact_flow_is_that_of_a_gaussian(shape: tuple[int, ...], begin: flo
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_exact_flow_of_a_mixture_is_that_of_small_steps() -> None:
+def test_the_exact_flow_of_a_mixture_equals_that_of_small_steps() -> None:
     z = 1.5 * torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     found = flow(mixture_2d(), z, 1.5, 0.3)
     torch.testing.assert_close(found, flow_by_rk4(mixture_2d(), z, 1.5, 0.3, 500), rtol=1e-9, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Networks: what each is told and answers, how it starts, its dropout, and what it costs."""
+"""Networks: inputs and outputs, initial weights, dropout, and cost."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +60,7 @@ each_network = pytest.mark.parametrize("changes", ONE_OF_EACH.values(), ids=ONE_
 
 
 def network_of(changes: dict[str, Any]) -> nn.Module:
-    """With random weights, the ones that start at 0 too; the same whenever it is called."""
+    """A network with random weights, including those that start at 0; the same on every call."""
     network = build(replace(SPEC, **changes))
     generator = torch.Generator().manual_seed(0)
     for value in network.state_dict().values():
@@ -68,8 +68,8 @@ def network_of(changes: dict[str, Any]) -> nn.Module:
     return network.eval()
 
 
-def asked(changes: dict[str, Any], count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a network is asked: x, c_noise, labels of all kinds, augmentation."""
+def inputs(changes: dict[str, Any], count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of a network: x, c_noise, labels of all classes and none, augmentation."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(count, *replace(SPEC, **changes).shape, generator=generator)
     labels = torch.arange(count) % (len(SPEC.classes) + 1) - 1
@@ -77,8 +77,8 @@ def asked(changes: dict[str, Any], count: int) -> tuple[Tensor, Tensor, Tensor, 
 
 
 @all_cases
-def test_a_network_starts_at_zero_and_then_uses_all_it_is_told(changes: dict[str, Any]) -> None:
-    x, c_noise, labels, augmentation = asked(changes, 5)
+def test_a_network_starts_at_zero_and_uses_all_its_inputs(changes: dict[str, Any]) -> None:
+    x, c_noise, labels, augmentation = inputs(changes, 5)
     assert torch.equal(build(replace(SPEC, **changes))(x, c_noise, labels, augmentation), torch.zeros_like(x))
     network = network_of(changes)
     out = network(x, c_noise, labels, augmentation)
@@ -95,8 +95,8 @@ def test_a_network_starts_at_zero_and_then_uses_all_it_is_told(changes: dict[str
 
 
 @all_cases
-def test_what_is_not_told_is_zero(changes: dict[str, Any]) -> None:
-    network, (x, c_noise, labels, _) = network_of(changes), asked(changes, 5)
+def test_a_missing_input_equals_zero(changes: dict[str, Any]) -> None:
+    network, (x, c_noise, labels, _) = network_of(changes), inputs(changes, 5)
     nothing = network(x, c_noise)
     assert torch.equal(nothing, network(x, c_noise, torch.full((5,), -1), torch.zeros(5, 9)))
     told = network(x, c_noise, labels)
@@ -106,8 +106,8 @@ def test_what_is_not_told_is_zero(changes: dict[str, Any]) -> None:
 @all_cases
 @pytest.mark.parametrize("network", [{}, {"channels": 24}], ids=str)
 def test_an_image_depends_on_no_other_of_its_batch(changes: dict[str, Any], network: dict[str, Any]) -> None:
-    """Not in its last bit, whichever the others are, and however many: as in sampling, which tells no augmentation."""
-    (x, c_noise, labels, _), own = asked(changes, 66), network_of(changes | network)
+    """Bitwise, for batches of any size and content, without augmentation as in sampling."""
+    (x, c_noise, labels, _), own = inputs(changes, 66), network_of(changes | network)
     with torch.no_grad():
         together = own(x, c_noise, labels)
         assert torch.equal(own(x.flip(0), c_noise.flip(0), labels.flip(0)), together.flip(0))
@@ -117,20 +117,20 @@ def test_an_image_depends_on_no_other_of_its_batch(changes: dict[str, Any], netw
 
 @all_cases
 def test_memory_formats_agree(changes: dict[str, Any]) -> None:
-    network, told = network_of(changes), asked(changes, 4)
+    network, told = network_of(changes), inputs(changes, 4)
     contiguous = network(*told)
     again = network.to(memory_format=torch.channels_last)(*told)
     torch.testing.assert_close(again, contiguous, rtol=1e-4, atol=1e-4 * float(contiguous.detach().abs().max()))
 
 
-def test_layers_for_labels_and_augmentation_are_made_only_where_asked_for() -> None:
+def test_layers_for_labels_and_augmentation_exist_only_if_needed() -> None:
     names = set(build(SPEC).state_dict())
     assert names - set(build(replace(SPEC, classes=())).state_dict()) == {"told.label.weight"}
     assert names - set(build(replace(SPEC, augmentation=0)).state_dict()) == {"told.augmentation.weight"}
 
 
-def test_the_default_network_is_the_one_of_the_published_numbers() -> None:
-    """Sums over its first weights, and of its answers with others, as they were before there were other networks."""
+def test_the_default_network_has_known_weights_and_outputs() -> None:
+    """Known sums over the initial weights, and over outputs with other weights."""
     sums = {0.0: (175_553, 346.7048231396992, 628.5817912779012), 0.2: (175_697, 348.8742353554052, 633.5824035959598)}
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(6, 1, 8, 8, generator=generator, dtype=torch.float64)
@@ -172,8 +172,8 @@ def test_fourier_frequencies_are_part_of_the_initial_weights() -> None:
     assert float(many.std()) == pytest.approx(FOURIER_SCALE, rel=5 / math.sqrt(2 * 10_000))
 
 
-def test_labels_weigh_alike_among_few_and_many_classes() -> None:
-    """Of the layer's weights W, label i is told as sqrt(classes) times their column i."""
+def test_the_scale_of_labels_does_not_depend_on_the_number_of_classes() -> None:
+    """The embedding of label i is sqrt(classes) times column i of the layer's weights."""
     told = Told(Common("positional", 0.0, classes=5, augmentation=0), 3)
     assert told.label is not None
     found = told(torch.tensor([4, -1, 0]), None)
@@ -184,14 +184,14 @@ def test_labels_weigh_alike_among_few_and_many_classes() -> None:
             told(labels, None)
 
 
-def test_conditioning_adds_what_is_told_to_the_noise_level() -> None:
+def test_conditioning_adds_the_embeddings() -> None:
     conditioning, c_noise, told = Conditioning("positional", 8, 12), torch.tensor([0.3, 0.7]), torch.randn(2, 8)
     expected = conditioning.layers(positional_embedding(c_noise, 8) + told)
     assert expected.shape == (2, 12) and torch.equal(conditioning(c_noise, told), expected)
 
 
-def test_attention_is_pytorchs() -> None:
-    """Of DiT, beside torch.nn.MultiheadAttention with the same weights."""
+def test_attention_of_dit_equals_pytorchs() -> None:
+    """torch.nn.MultiheadAttention with the same weights."""
     ours, peer = dit.Attention(136), nn.MultiheadAttention(136, 2, batch_first=True)
     assert ours.heads == 2 and dit.Attention(200).heads == 2 and dit.Attention(384).heads == 6
     peer.in_proj_weight.data, peer.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
@@ -200,8 +200,8 @@ def test_attention_is_pytorchs() -> None:
     torch.testing.assert_close(ours(x), peer(x, x, x, need_weights=False)[0])
 
 
-def test_attention_among_pixels_is_its_formula() -> None:
-    """Of DDPM++: softmax of q . k / sqrt(C) over all pixels, projected, and added to x at the same variance."""
+def test_attention_of_ddpmpp_equals_its_formula() -> None:
+    """The softmax of q . k / sqrt(C) over all pixels, projected, and added to x at the same variance."""
     attention, x = ddpmpp.Attention(8), torch.randn(2, 8, 3, 5, generator=torch.Generator().manual_seed(0))
     q, k, v = attention.qkv(attention.norm(x)).chunk(3, dim=1)
     weights = torch.einsum("nchw,ncij->nhwij", q, k).div(math.sqrt(8)).flatten(3).softmax(3).reshape(2, 3, 5, 3, 5)
@@ -209,8 +209,8 @@ def test_attention_among_pixels_is_its_formula() -> None:
     torch.testing.assert_close(attention(x), expected)
 
 
-def test_patches_come_back_where_they_were() -> None:
-    """With its blocks as they start, as identities, DiT's answer for a patch depends on this patch alone."""
+def test_patches_return_to_their_place() -> None:
+    """With its initial blocks, which are identities, the output of DiT for a patch depends on this patch alone."""
     network = build(replace(SPEC, network="dit", shape=(3, 4, 6)))
     assert isinstance(network, dit.DiT)
     nn.init.normal_(network.head.linear.weight, generator=torch.Generator().manual_seed(0))
@@ -226,7 +226,7 @@ def test_patches_come_back_where_they_were() -> None:
             assert not moved.any()
 
 
-def test_positions_are_those_of_rows_and_columns() -> None:
+def test_positions_encode_rows_and_columns() -> None:
     found = dit.positions(2, 3, 8).reshape(2, 3, 8)
     for row in range(2):
         for column in range(3):
@@ -255,17 +255,17 @@ def set_generator(network: nn.Module, generator: torch.Generator) -> None:
 def dropped(changes: dict[str, Any], seed: int) -> Tensor:
     network = network_of(changes | {"dropout": 0.3}).train()
     set_generator(network, torch.Generator().manual_seed(seed))
-    answer: Tensor = network(*asked(changes, 4))
+    answer: Tensor = network(*inputs(changes, 4))
     return answer.detach()
 
 
 @each_network
-def test_dropout_is_drawn_from_its_generator_in_training_alone(changes: dict[str, Any]) -> None:
+def test_dropout_uses_its_generator_and_acts_in_training_only(changes: dict[str, Any]) -> None:
     network = network_of(changes | {"dropout": 0.3})
-    evaluated = network(*asked(changes, 4))
-    assert torch.equal(evaluated, network_of(changes).train()(*asked(changes, 4)))
+    evaluated = network(*inputs(changes, 4))
+    assert torch.equal(evaluated, network_of(changes).train()(*inputs(changes, 4)))
     with pytest.raises(RuntimeError, match="needs a generator"):
-        network.train()(*asked(changes, 4))
+        network.train()(*inputs(changes, 4))
     first = dropped(changes, 0)
     assert torch.equal(first, dropped(changes, 0))
     assert not torch.equal(first, dropped(changes, 1)) and not torch.equal(first, evaluated)
@@ -285,7 +285,7 @@ def test_dropout_keeps_the_mean() -> None:
 
 
 def test_edms_network_has_as_many_parameters_as_published() -> None:
-    """55.7 million, and attention behind every block at 16 x 16 on the way down, once there on the way up."""
+    """55.7 million. The encoder has attention after every block at 16 x 16, the decoder once."""
     assert cost(CIFAR10).parameters == pytest.approx(55.73e6, abs=0.05e6)
     with torch.device("meta"):
         network = build(CIFAR10)
@@ -296,8 +296,8 @@ def test_edms_network_has_as_many_parameters_as_published() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"network": "ddpmpp"}, {"shape": (1, 8, 16), "channels": 24}], ids=str)
-def test_more_image_channels_cost_more_in_the_first_and_the_last_layer_alone(changes: dict[str, Any]) -> None:
-    """Each a 3 x 3 convolution with C image channels at its one end: 9 C c weights, used at each of H W pixels."""
+def test_more_image_channels_add_cost_in_the_first_and_the_last_layer_only(changes: dict[str, Any]) -> None:
+    """Each is a 3 x 3 convolution with C image channels on one side: 9 C c weights, used at each of H W pixels."""
     spec = replace(SPEC, **changes)
     grey, colour = spec, replace(spec, shape=(3, *spec.shape[1:]))
     weights = 2 * 9 * 2 * spec.channels
@@ -305,7 +305,7 @@ def test_more_image_channels_cost_more_in_the_first_and_the_last_layer_alone(cha
     assert found == [weights + 2, 2 * weights * math.prod(spec.shape[1:])]
 
 
-def test_dits_cost_is_counted_by_hand() -> None:
+def test_the_cost_of_dit_equals_a_count_by_hand() -> None:
     """c channels, T patches of p numbers: per block 12 c^2 weights for each patch, T^2 products, and 6 c e once.
 
     e is the width of the embedding, a multiple of 32.
@@ -317,7 +317,7 @@ def test_dits_cost_is_counted_by_hand() -> None:
     assert cost(spec) == Cost(by_patch + once + biases, 2 * (by_patch * tokens + once + blocks * 2 * tokens**2 * c))
 
 
-def test_mlps_cost_is_counted_by_hand() -> None:
+def test_the_cost_of_mlp_equals_a_count_by_hand() -> None:
     spec = replace(SPEC, network="mlp", shape=(2,), channels=32, blocks=2, augmentation=0, classes=(9, 9))
     c, blocks = 32, 2
     weights = 2 * c + 2 * c**2 + blocks * (3 + 4 + 4) * c**2 + 2 * c**2 + 2 * c + 2 * c
@@ -325,7 +325,7 @@ def test_mlps_cost_is_counted_by_hand() -> None:
     assert cost(spec) == Cost(weights + biases, 2 * weights)
 
 
-def test_costs_are_worked_out_once_and_draw_nothing() -> None:
+def test_costs_are_cached_and_draw_no_random_numbers() -> None:
     before = torch.get_rng_state()
     assert size(SPEC) is size(replace(SPEC))
     assert torch.equal(torch.get_rng_state(), before)
@@ -345,7 +345,7 @@ def test_equal_channels_are_the_nearest(network: str, what: str) -> None:
     assert network != "unet" or channels == 64
 
 
-def test_equal_channels_that_are_not_near_are_refused() -> None:
+def test_equal_channels_without_a_near_cost_are_refused() -> None:
     like = replace(SPEC, network="unet", channels=8, multipliers=(1,))
     spec = replace(SPEC, network="dit", channels=8, blocks=40)
     with pytest.raises(StudyError, match=r"^equal: .*the nearest, 8 channels, gives \d+; use more or fewer blocks$"):
@@ -375,8 +375,8 @@ def test_shapes_that_a_network_cannot_have_are_refused(changes: dict[str, Any], 
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_keys_are_a_models_and_all_that_its_networks_cost_depends_on() -> None:
-    """A key that a network doesn't go by changes nothing of it; one that it goes by changes it, but for dropout."""
+def test_the_keys_of_a_network_are_those_that_change_it() -> None:
+    """A key changes a network if and only if KEYS lists it."""
     assert KEYS.keys() == NETWORKS.keys()
     others = {
         "channels": 32,

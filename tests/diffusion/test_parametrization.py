@@ -1,4 +1,4 @@
-"""Parametrizations: DESIGN's coefficients in plain numbers, and what they make of the network's input and target."""
+"""Parametrizations: coefficients against formulas in plain Python, and the input and target that follow from them."""
 
 import math
 from collections.abc import Callable
@@ -104,8 +104,8 @@ def test_coefficients_have_the_shape_of_sigma(name: str, shape: tuple[int, ...])
         assert value.shape == shape and value.dtype == torch.float64
 
 
-def test_iddpm_is_told_the_nearest_level() -> None:
-    """On the levels themselves, and to either side of every midpoint between two."""
+def test_c_noise_of_iddpm_is_the_nearest_level() -> None:
+    """On the levels, and on both sides of every midpoint."""
     middle = (U[1:] + U[:-1]) / 2
     sigma = np.concatenate([U, middle * (1 + 1e-6), middle * (1 - 1e-6)])
     told = PARAMETRIZATIONS["iddpm"](torch.from_numpy(sigma), 0.5).c_noise
@@ -151,8 +151,8 @@ def test_edm_input_and_target_have_unit_variance(sd: float) -> None:
         ("vp_v", lambda x0, n: (n - sigmas() * x0) / (1 + sigmas() ** 2).sqrt()),
     ],
 )
-def test_what_the_network_predicts(name: str, target: Callable) -> None:
-    """F that makes D = x0: eps, the score times sigma, or the velocity."""
+def test_the_target_of_each_parametrization(name: str, target: Callable) -> None:
+    """The F for which D = x0."""
     x0, n = torch.randn(2, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     c_skip, c_out, _, _ = PARAMETRIZATIONS[name](sigmas(), 0.5)
     f = (x0 - c_skip * (x0 + sigmas() * n)) / c_out

@@ -1,4 +1,4 @@
-"""Schedules and scalings: formulas in plain numbers, inverses, derivatives, VP's constants, the levels of DDPMs."""
+"""Schedules and scalings: formulas, inverses and derivatives, VP's constants, and the levels of DDPM and iDDPM."""
 
 import math
 from decimal import Decimal, localcontext
@@ -119,7 +119,7 @@ def test_schedules_keep_shape_and_dtype(name: str, shape: tuple[int, ...]) -> No
 
 
 def exact_cosine(t: float) -> float:
-    """The plain formula with 60 digits, of which its difference of near numbers may lose many."""
+    """The plain formula with 60 digits, because its difference of nearly equal numbers loses many."""
     with localcontext(prec=60):
         pi = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 
@@ -135,7 +135,7 @@ def exact_cosine(t: float) -> float:
         return float(((cos(first) / cos(now)) ** 2 - 1).sqrt())
 
 
-def test_cosine_is_accurate_where_the_plain_formula_is_not() -> None:
+def test_cosine_is_accurate_at_small_times() -> None:
     schedule = SCHEDULES["cosine"](0.002, 80.0)
     t = torch.logspace(-14, -0.01, 60, dtype=torch.float64)
     sigma = torch.tensor([exact_cosine(value) for value in t.tolist()], dtype=torch.float64)
@@ -146,7 +146,7 @@ def test_cosine_is_accurate_where_the_plain_formula_is_not() -> None:
 
 @all_schedules
 @all_ranges
-def test_zero_is_time_zero(name: str, low: float, high: float) -> None:
+def test_sigma_zero_is_at_time_zero(name: str, low: float, high: float) -> None:
     schedule, zero = SCHEDULES[name](low, high), torch.zeros((), dtype=torch.float64)
     assert schedule.t(zero) == 0 and schedule.sigma(zero) == 0
     mixed = torch.tensor([[0.0, high], [low, 0.0]], dtype=torch.float64)
@@ -168,8 +168,8 @@ def test_vp_constants_of_the_published_range_are_the_published_ones() -> None:
     assert vp_betas(0.002, 80.0)[1] < 0  # the case that makes t(0) = 0 worth a test
 
 
-def test_a_short_range_bends_vp_back_which_its_grid_refuses() -> None:
-    """From so large a sigma_min at EPS_S, sigma(t) overshoots sigma_max before t = 1: no grid, but still a schedule."""
+def test_vp_on_a_short_range_overshoots_sigma_max() -> None:
+    """If sigma_min is large, sigma(t) exceeds sigma_max before t = 1. The vp grid refuses it, the schedule does not."""
     with pytest.raises(ValueError, match="sigma_min"):
         Sampler(discretization="vp", sigma_min=0.2)
     schedule, sigma = SCHEDULES["vp"](0.2, 80.0), torch.logspace(-2, math.log10(80), 100).double()

@@ -1,4 +1,4 @@
-"""What the tests of trainings share: a small row and its data, training it, and cutting that short."""
+"""A small model row and its data, and functions that train it and interrupt the training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.training.trained import Trained
 
 
 def train(*arguments: Any, **keys: Any) -> Trained:
-    """loop.train from its beginning to its end."""
+    """Run loop.train to its end."""
     [trained] = in_turns([loop.train(*arguments, **keys)])
     return trained
 
@@ -30,7 +30,7 @@ SPEC = ROW.spec(0.5, SHAPE)
 
 
 def same(a: Trained, b: Trained) -> bool:
-    """Whether all averages of the weights and the curve are equal to the last bit."""
+    """Whether two results have equal curves and bitwise equal averages."""
     if a.curve != b.curve or a.averages.keys() != b.averages.keys():
         return False
     pairs = [(a.denoiser, b.denoiser), *zip(a.averages.values(), b.averages.values(), strict=True)]
@@ -39,11 +39,11 @@ def same(a: Trained, b: Trained) -> bool:
 
 
 class Killed(Exception):
-    pass
+    """Interrupts a training."""
 
 
 def deadly(step: int) -> Callable[[int], None]:
-    """A progress callback that ends the run once it has done `step` steps."""
+    """A progress callback that raises Killed after `step` steps."""
     done = 0
 
     def progress(images: int) -> None:
@@ -56,5 +56,6 @@ def deadly(step: int) -> Callable[[int], None]:
 
 
 def killed(step: int, checkpoint: Path, seed: int = 0) -> None:
+    """Train up to `step` steps and interrupt it."""
     with pytest.raises(Killed):
         train(ROW, SPEC, IMAGES, seed, checkpoint, deadly(step))

@@ -1,4 +1,4 @@
-"""Augmentation: flips, turns, shifts and scales with known answers, the draws' distributions, and what is told."""
+"""Augmentation: flips, rotations, shifts and scales with known results, distributions of draws, and conditioning."""
 
 import math
 
@@ -23,7 +23,7 @@ def images(*shape: int) -> Tensor:
 
 
 def parameters(count: int, **values: float) -> Tensor:
-    """The same a for every image, by name, 0 where it isn't named."""
+    """The same a for every image; values that are not given are 0."""
     return torch.tensor([[values.get(f"a{i}", 0.0) for i in range(8)]] * count, dtype=torch.float64)
 
 
@@ -37,7 +37,7 @@ def augment(x0: Tensor, probability: float, generator: torch.Generator) -> tuple
 
 
 def forward(a: Tensor, height: int, width: int) -> np.ndarray:
-    """Table 6 as a product of 3x3 matrices on (x to the right, y up, 1), the image's centre being the origin."""
+    """Table 6 as a product of 3x3 matrices on (x to the right, y up, 1) with the origin at the image's centre."""
 
     def rotate(angle: float) -> np.ndarray:
         return np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
@@ -50,7 +50,7 @@ def forward(a: Tensor, height: int, width: int) -> np.ndarray:
 
 
 def waves(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Smooth, and no reflection or turn of it is itself."""
+    """A smooth function without symmetry."""
     return 0.5 * np.sin(0.16 * x + 0.1 * y + 0.4) + 0.3 * np.cos(0.2 * y - 0.06 * x + 1) + 0.1 * np.sin(0.25 * x)
 
 
@@ -63,7 +63,7 @@ def test_probability_zero_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shape_dtype_range_and_the_argument_left_alone(shape: tuple[int, ...]) -> None:
+def test_the_result_has_shape_dtype_and_range_of_the_argument_which_is_unchanged(shape: tuple[int, ...]) -> None:
     x0 = images(*shape).sign()  # cubic interpolation overshoots at every edge of these
     before = x0.clone()
     augmented, told = augment(x0, 1.0, generator("augmentation", 0))
@@ -82,14 +82,14 @@ def test_flips_are_exact(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("quarters", [-1, 1, 2, 3])
-def test_turns_are_counterclockwise(quarters: int) -> None:
+def test_rotations_are_counterclockwise(quarters: int) -> None:
     x0 = images(8, 3, 8, 8)
     turned = transform(x0, parameters(8, a3=quarters * math.pi / 2))
     torch.testing.assert_close(turned, torch.rot90(x0, quarters, (2, 3)), rtol=0, atol=1e-5)
 
 
-def test_turns_of_an_image_that_is_not_square() -> None:
-    """About its centre and by pixels: the middle square turns; the rest comes from outside, by mirroring."""
+def test_rotations_of_an_image_that_is_not_square() -> None:
+    """The middle square rotates; the rest comes from outside, by reflection."""
     x0 = images(5, 3, 4, 8)
     half = transform(x0, parameters(5, a3=math.pi))
     torch.testing.assert_close(half, x0.flip(2, 3), rtol=0, atol=1e-5)
@@ -129,8 +129,8 @@ ANALYTIC = {
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (40, 24)])
 @pytest.mark.parametrize("name", ANALYTIC)
-def test_against_a_function_of_the_plane(name: str, size: tuple[int, int]) -> None:
-    """A smooth image transformed is its function at each pixel's preimage, wherever that is inside."""
+def test_transformed_pixels_are_the_function_at_their_preimages(name: str, size: tuple[int, int]) -> None:
+    """For a smooth image and each pixel whose preimage is inside."""
     height, width = size
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, (height - 1) / 2 - np.arange(height))
     a = parameters(1, **ANALYTIC[name])
@@ -161,7 +161,7 @@ def test_each_image_has_its_own_transformation() -> None:
         torch.testing.assert_close(together[i : i + 1], transform(x0[i : i + 1], a[i : i + 1]), rtol=0, atol=1e-6)
 
 
-def test_channels_go_together() -> None:
+def test_channels_have_the_same_transformation() -> None:
     grey = images(20, 1, 8, 8)
     colour, _ = augment(grey.expand(-1, 3, -1, -1), 0.5, generator("augmentation", 2))
     expected, _ = augment(grey, 0.5, generator("augmentation", 2))
@@ -178,8 +178,8 @@ def test_conditioning_values() -> None:
     assert torch.equal(told_of, conditioning(draw(50, 0.5, generator("augmentation", 3))))
 
 
-def test_what_is_told_is_what_was_done() -> None:
-    """Images told nothing come back bit by bit, those told only of flips are exact mirror images, others differ."""
+def test_the_conditioning_describes_the_transformation() -> None:
+    """Without conditioning an image is unchanged; with flips only it is an exact mirror image; else it differs."""
     x0 = images(2000, 1, 4, 4)
     augmented, told = augment(x0, P, generator("augmentation", 4))
     same = (augmented == x0).flatten(1).all(1)
@@ -193,7 +193,7 @@ def test_what_is_told_is_what_was_done() -> None:
 
 @pytest.mark.parametrize("probability", [0.05, P, 0.5, 1.0])
 def test_shares(probability: float) -> None:
-    """Flips show in half of the images that they are switched on for, and no transformation depends on another."""
+    """Half of the images whose flip is on are mirrored, and no transformation depends on another."""
     on = torch.stack([drawn(probability)[:, columns].any(1) for columns in SWITCHED], 1).double()
     expected = np.array([probability / 2] * 2 + [probability] * 4)
     bound = 4.5 * np.sqrt(expected * (1 - expected) / len(on))
@@ -212,7 +212,7 @@ def test_a_transformation_is_on_or_off_as_a_whole() -> None:
 
 @pytest.mark.parametrize("probability", [0.3, 1.0])
 def test_distributions(probability: float) -> None:
-    """Of the values that are on: as Table 6 has them, whatever the probability."""
+    """Values that are on have the distributions of Table 6, whatever the probability."""
     a = drawn(probability)
     for column in (2, 5, 6, 7):
         values = a[:, column][a[:, column] != 0].numpy()
@@ -224,7 +224,7 @@ def test_distributions(probability: float) -> None:
 
 
 def test_draws_are_independent() -> None:
-    """No two of the eight, and none of them in one image and the next, correlate; sizes neither."""
+    """Neither the eight values nor their absolute values correlate, within an image or between neighbours."""
     a = drawn(1.0)
     for values in (a, (a - a.mean(0)).abs()[:, 2:]):
         columns = torch.cat([values[:-1], values[1:]], 1).numpy()
@@ -238,7 +238,7 @@ def test_conditioning_has_the_moments_of_its_distributions() -> None:
     assert told.var(0).tolist() == pytest.approx([0.25, 0.25, 1, 0.5, 0.5, 0.5, 0.5, 1, 1], abs=0.05)
 
 
-def test_the_generator_alone_decides() -> None:
+def test_the_draws_depend_on_the_generator_alone() -> None:
     x0 = images(30, 3, 8, 8)
     one, other, again = (augment(x0, 0.5, generator("augmentation", seed)) for seed in (5, 6, 5))
     assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1])
@@ -256,7 +256,7 @@ def test_an_image_draws_the_same_in_every_batch_and_at_every_probability() -> No
     assert torch.equal(rare, always.where(rare != 0, 0))
 
 
-def test_the_stream_goes_on_from_the_same_place() -> None:
+def test_every_call_takes_the_same_count_of_random_numbers() -> None:
     after = set()
     for probability in (0.0, P, 1.0):
         own = generator("augmentation", 8)

@@ -1,4 +1,4 @@
-"""Every entry of every training axis learns a two-dimensional mixture: how far from its exact denoiser, by sigma."""
+"""Every entry of every training axis learns the exact denoiser of a two-dimensional mixture."""
 
 import math
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def sigma_data() -> float:
 
 
 def errors(denoiser: Denoiser) -> dict[float, float]:
-    """By sigma, the root mean square of D - D* in units of c_out: how far the network is from its target."""
+    """The root mean square of D - D* in units of c_out, the error of the network's output, by sigma."""
     found = {}
     x0 = MIXTURE.sample(2000, torch.Generator().manual_seed(1))
     n = torch.randn(x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -93,7 +93,7 @@ def trained(row: Model, make_pairs: Callable[[], tuple[Tensor, Tensor]] | None =
 
 
 def looked_at(row: Model) -> list[float]:
-    """The noise levels between which the loss of an untrained network is, by CENTRE: what else could be learned?"""
+    """The noise levels that hold the share CENTRE of an untrained network's loss, where it can learn."""
     u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     sigma = row.distribution.sigma(u)
     c_out = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data()).c_out
@@ -103,7 +103,7 @@ def looked_at(row: Model) -> list[float]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[float, float]]:
-    """By row, the errors of a denoiser that was trained by it, all side by side."""
+    """The errors of a trained denoiser of each row; all are trained side by side."""
     rows = {row.model_dump_json(): row for row in ROWS.values()}
     found = side_by_side([partial(lambda row: errors(trained(row)), row) for row in rows.values()])
     return dict(zip(rows, found, strict=True))
@@ -126,8 +126,8 @@ def distance(x: Tensor) -> float:
     return float((projections[0] - projections[1]).abs().mean())
 
 
-def test_pairs_make_the_mixture_on_straighter_paths() -> None:
-    """With pairs that depend on each other D is another function, so what is compared is what it makes."""
+def test_pairs_generate_the_mixture_on_straighter_paths() -> None:
+    """With dependent pairs D is another function, so this test compares samples."""
     flow = Model(**SETTINGS | {"parametrization": "flow", "noise": "flow_uniform"})
     rows = {name: flow.model_copy(update={"pairs": name}) for name in PAIRS}
     teacher, matched = side_by_side([partial(trained, rows[name]) for name in ("independent", "optimal_transport")])

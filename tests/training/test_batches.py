@@ -1,4 +1,4 @@
-"""Batches: every image once an epoch, labels and flips at their rates, and draws that do not depend on each other."""
+"""Batches: every image once per epoch, labels and flips at their rates, and independent draws."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from tests.training.small import IMAGES, LABELS, SMALL
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (10, 10), (10, 25), (7, 1)])
-def test_every_image_is_seen_once_an_epoch_in_a_new_order(count: int, batch: int) -> None:
+def test_every_image_is_used_once_per_epoch_in_a_new_order(count: int, batch: int) -> None:
     seen = torch.cat([batch_indices(3, step, batch, count) for step in range(5 * count // batch + 1)])
     epochs = [epoch.tolist() for epoch in seen[: len(seen) // count * count].split(count)]
     assert len(epochs) >= 5
@@ -31,7 +31,7 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert not batch_indices(4, 8, 4, 10).equal(later)
 
 
-def test_labels_are_dropped_at_their_rate_and_go_with_their_images() -> None:
+def test_labels_are_dropped_at_their_rate_and_belong_to_their_images() -> None:
     row = Model(**SMALL, labels="classes", label_dropout=0.25)
     examples = Examples(torch.arange(256, dtype=torch.uint8)[:, None, None, None], torch.arange(256))
     indices = torch.arange(256).repeat(40)
@@ -44,7 +44,7 @@ def test_labels_are_dropped_at_their_rate_and_go_with_their_images() -> None:
 
 
 @pytest.mark.parametrize("choices", [{"labels": "classes"}, {"flip": 0.5}, {"labels": "classes", "flip": 0.3}], ids=str)
-def test_labels_and_flips_leave_the_other_draws(choices: dict[str, Any]) -> None:
+def test_labels_and_flips_do_not_change_the_other_draws(choices: dict[str, Any]) -> None:
     plain, other = Model(**SMALL, augment=0.5), Model(**SMALL, augment=0.5, **choices)
     examples, indices = Examples(IMAGES, LABELS), torch.arange(30)
     one, two = (draw_batch(row, examples, indices, Independent(), generator("step", 0, 0)) for row in (plain, other))

@@ -1,4 +1,4 @@
-"""Checkpoints: a training that was cut short continues to the same bytes, and files of another training are refused."""
+"""Checkpoints: an interrupted training continues to the same bytes, and files of another training are refused."""
 
 import math
 import os
@@ -42,7 +42,7 @@ from tests.training.small import COUNTS, IMAGES, LABELS, ROW, SHAPE, SMALL, SPEC
     ],
     ids=str,
 )
-def test_a_run_with_a_state_of_its_own_goes_on_to_the_same_bytes(tmp_path: Path, choices: dict[str, Any]) -> None:
+def test_a_training_with_further_state_continues_to_the_same_bytes(tmp_path: Path, choices: dict[str, Any]) -> None:
     row = Model(**SMALL, **choices, images=60 * 8)
     spec = row.spec(0.5, SHAPE, COUNTS)
     checkpoint = tmp_path / "checkpoint.safetensors"
@@ -60,7 +60,7 @@ def test_a_run_with_a_state_of_its_own_goes_on_to_the_same_bytes(tmp_path: Path,
     [((1,), 0), ((2,), 0), ((3,), 2), ((4,), 2), ((11,), 10), ((20,), 18), ((3, 3, 8, 13), 12)],
     ids=str,
 )
-def test_a_run_cut_short_goes_on_to_the_same_bytes(
+def test_an_interrupted_training_continues_to_the_same_bytes(
     tmp_path: Path, whole: Trained, deaths: tuple[int, ...], kept: int
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
@@ -72,7 +72,7 @@ def test_a_run_cut_short_goes_on_to_the_same_bytes(
     assert reported == resumed + [ROW.batch] * (20 - kept)
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path, whole: Trained) -> None:
+def test_a_finished_training_is_not_repeated(tmp_path: Path, whole: Trained) -> None:
     checkpoint = tmp_path / "checkpoint"
     assert same(train(ROW, SPEC, IMAGES, 0, checkpoint), whole)
     reported: list[int] = []
@@ -113,10 +113,10 @@ print(killed)
 """
 
 
-def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL at twenty random moments, until the training has ended or they have."""
+def test_a_process_killed_at_any_moment_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL at up to twenty random moments."""
     seed = random.randrange(10**6)
-    print(f"moments of seed {seed}")  # shown where the test fails
+    print(f"moments of seed {seed}")  # pytest shows it if the test fails
     checkpoint, result = tmp_path / "checkpoint.safetensors", tmp_path / "result.safetensors"
     command = [sys.executable, "-c", SCRIPT, str(seed), str(checkpoint), str(result)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
@@ -146,7 +146,7 @@ def of_another_network(path: Path) -> None:
     [truncate, foreign, of_another_network, partial(Path.write_bytes, data=b"")],
     ids=["truncated", "foreign", "of another network", "empty"],
 )
-def test_a_broken_checkpoint_is_one_line_that_names_it(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+def test_a_broken_checkpoint_is_refused_by_name_in_one_line(tmp_path: Path, harm: Callable[[Path], object]) -> None:
     checkpoint = tmp_path / "checkpoint"
     killed(3, checkpoint)
     harm(checkpoint)
@@ -156,7 +156,7 @@ def test_a_broken_checkpoint_is_one_line_that_names_it(tmp_path: Path, harm: Cal
     assert message.startswith(f"{checkpoint}: a broken checkpoint") and len(message.splitlines()) == 1
 
 
-def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(
+def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Trained
 ) -> None:
     def explodes(row: Model, step: int) -> float:
@@ -170,7 +170,7 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(
     assert reported[0] == 10 * ROW.batch
 
 
-def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     row = ROW.model_copy(update={"images": 8, "learning_rate": math.inf})  # one step, whose loss is finite
     with pytest.raises(StudyError, match="seed 0: the weights are not finite at step 1"):
         train(row, SPEC, IMAGES, 0, tmp_path / "checkpoint")

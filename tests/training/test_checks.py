@@ -21,14 +21,14 @@ from tests.training.small import DATA, IMAGES, LABELS, ROW, SMALL, SPEC, train
     ],
     ids=str,
 )
-def test_data_that_a_row_cant_have_are_refused(choices: dict[str, Any], labels: Tensor | None, said: str) -> None:
+def test_data_that_a_row_cannot_use_are_refused(choices: dict[str, Any], labels: Tensor | None, said: str) -> None:
     flow = {"parametrization": "flow", "noise": "flow_uniform"} if "pairs" in choices else {}
     row = Model(**SMALL | flow | choices)
     with pytest.raises(StudyError, match=said):
         train(row, SPEC, IMAGES, 0, labels=labels)
 
 
-def test_what_only_the_data_tell_is_said_of_any_row_before_one_is_trained() -> None:
+def test_rows_that_do_not_fit_the_data_are_refused_by_name() -> None:
     rows = {"good": ROW, "dit": ROW.model_copy(update={"network": "dit", "patch": 3})}
     with pytest.raises(StudyError, match=r"^models\.dit\.patch: patches of 3 x 3 do not tile images of 4 x 4"):
         check_models(rows, DATA, IMAGES, LABELS)

@@ -1,4 +1,4 @@
-"""Ways of drawing u: uniform on the whole, unbiased with their weights, and less spread where they should be."""
+"""Draws of u: unbiased with their weights, and of smaller variance than independent draws."""
 
 import math
 
@@ -14,7 +14,7 @@ def gen(seed: int) -> torch.Generator:
 
 
 def integrand(u: Tensor) -> Tensor:
-    """A loss that lies in the last tenth of the levels for the most part; its mean is 0.5 / 11 + 0.02."""
+    """A loss that is large only in the last tenth of the levels; its mean is 0.5 / 11 + 0.02."""
     return 0.5 * u**10 + 0.02
 
 
@@ -22,7 +22,7 @@ MEAN = 0.5 / 11 + 0.02
 
 
 def drawn(name: str, rounds: int, count: int = 64) -> tuple[Independent, list[float]]:
-    """A way of drawing that has learned the integrand, and the estimates of its mean from `rounds` batches more."""
+    """Draws that have learned the integrand, and estimates of its mean from `rounds` further batches."""
     way = DRAWS[name]()
     for seed in range(100):
         u, _ = way.draw(count, gen(seed))
@@ -36,7 +36,7 @@ def drawn(name: str, rounds: int, count: int = 64) -> tuple[Independent, list[fl
 
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("count", [2, 8, 64])
-def test_draws_lie_inside_and_repeat(name: str, count: int) -> None:
+def test_draws_are_in_range_and_reproducible(name: str, count: int) -> None:
     u, weight = DRAWS[name]().draw(count, gen(0))
     assert u.shape == weight.shape == (count,) and u.dtype == weight.dtype == torch.float64
     assert ((u > 0) & (u < 1)).all() and (weight > 0).all()
@@ -59,12 +59,12 @@ def test_stratified_draws_spread_evenly() -> None:
 
 
 @pytest.mark.parametrize(("name", "share"), [("stratified", 0.01), ("adaptive", 0.5)])
-def test_less_spread_than_independent_draws(name: str, share: float) -> None:
+def test_the_variance_is_smaller_than_of_independent_draws(name: str, share: float) -> None:
     spreads = {way: torch.tensor(drawn(way, 1000)[1]).var() for way in ("independent", name)}
     assert float(spreads[name]) < share * float(spreads["independent"])
 
 
-def test_adaptive_is_uniform_until_it_has_seen_every_stretch() -> None:
+def test_adaptive_is_uniform_until_every_interval_has_draws() -> None:
     way = Adaptive()
     u = torch.linspace(0.001, 0.9, 1000).double()
     way.learn(u, 100 * u)
@@ -72,7 +72,7 @@ def test_adaptive_is_uniform_until_it_has_seen_every_stretch() -> None:
     assert (way.draw(50, gen(3))[1] == 1).all()
 
 
-def test_adaptive_draws_where_the_loss_is() -> None:
+def test_adaptive_draws_where_the_loss_is_large() -> None:
     way, _ = drawn("adaptive", 1)
     assert isinstance(way, Adaptive)
     shares = way.shares()
@@ -90,7 +90,7 @@ def test_adaptive_follows_a_loss_that_changes() -> None:
     assert float(way.shares()[0]) > 5 * float(way.shares()[-1])
 
 
-def test_going_on_from_a_state() -> None:
+def test_draws_continue_from_their_state() -> None:
     way, _ = drawn("adaptive", 1)
     other = Adaptive()
     other.state.copy_(way.state)

@@ -1,4 +1,4 @@
-"""Training: the same row gives the same bytes, and its averages, snapshots, teacher and classifier are as defined."""
+"""Training is reproducible, and averages, snapshots, reflow pairs and the classifier follow their definitions."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ from tests.training.small import (
 )
 
 
-def test_the_average_is_the_recursion_of_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_average_follows_its_recursion(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = train(ROW, SPEC, IMAGES, 0)
     seen: list[dict[str, Tensor]] = []
 
@@ -92,12 +92,12 @@ def test_every_parametrization_trains_on_every_noise(parametrization: str) -> No
         assert len(losses) == 3 and all(math.isfinite(value) and value > 0 for value in losses)
 
 
-def test_the_head_of_a_learned_weighting_is_no_part_of_the_model() -> None:
+def test_the_head_of_a_learned_weighting_is_not_part_of_the_model() -> None:
     row = Model(**SMALL, weighting="uncertainty", images=8 * 8)
     assert train(row, SPEC, IMAGES, 0).denoiser.state_dict().keys() == Denoiser(SPEC).state_dict().keys()
 
 
-def test_augmented_training_tells_the_network_and_sampling_does_not() -> None:
+def test_the_network_gets_the_augmentation_in_training_only() -> None:
     row = Model(**SMALL, augment=0.5, images=40 * 8)
     spec = row.spec(0.5, SHAPE)
     denoiser = train(row, spec, IMAGES, 0).denoiser
@@ -110,8 +110,8 @@ def test_augmented_training_tells_the_network_and_sampling_does_not() -> None:
     assert denoiser(z, sigma).isfinite().all()
 
 
-def test_reflow_trains_on_what_its_teacher_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its seeds take their own teacher's pairs, whose training is the teacher row's own, to the byte."""
+def test_reflow_trains_on_the_pairs_of_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each seed uses the pairs of the teacher of the same seed, which is trained exactly as the teacher's own row."""
     monkeypatch.chdir(tmp_path)
     flow = Model(**SMALL, parametrization="flow", noise="flow_uniform", images=10 * 8, train_seeds=(0, 1))
     row = flow.model_copy(update={"pairs": "reflow", "reflow_pairs": 40, "teacher": flow})
@@ -143,7 +143,7 @@ def test_seeds_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatc
         sys.setswitchinterval(interval)
 
 
-def test_seeds_go_on_from_their_own_checkpoints_and_are_saved(
+def test_seeds_continue_from_their_own_checkpoints_and_are_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Trained
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -166,7 +166,7 @@ def test_seeds_go_on_from_their_own_checkpoints_and_are_saved(
     assert same(Trained(saved, first[1].curve), first[1])
 
 
-def test_what_a_run_depends_on_is_in_its_checkpoints_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkpoints_name_depends_on_row_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     row = Model(**SMALL, images=8, train_seeds=(0,))
     for changed in ({}, {"P_mean": 0}, {"weighting": "snr"}, {"images": 16}):
@@ -182,7 +182,7 @@ def test_the_first_error_of_a_seed_is_raised(tmp_path: Path, monkeypatch: pytest
         trained_seeds(Model(**SMALL, images=80, learning_rate=1e30, train_seeds=(0, 1, 2)), 1)
 
 
-def test_other_averages_are_tracked_without_moving_the_main_one(tmp_path: Path, whole: Trained) -> None:
+def test_further_averages_do_not_change_the_main_one(tmp_path: Path, whole: Trained) -> None:
     row = ROW.model_copy(update={"ema_halflives_images": (16,), "ema_sigma_rels": (0.1,)})
     found = train(row, SPEC, IMAGES, 0)
     assert same(Trained(found.denoiser, found.curve), whole)
@@ -203,7 +203,7 @@ SHOTS = ROW.model_copy(update={"snapshots": 4, "ema_sigma_rels": (0.1,)})  # aft
 
 
 @pytest.mark.parametrize("deaths", [(), (6,), (5, 11), (16,)], ids=str)
-def test_snapshots_are_all_there_in_the_end(tmp_path: Path, deaths: tuple[int, ...]) -> None:
+def test_an_interrupted_training_writes_all_snapshots(tmp_path: Path, deaths: tuple[int, ...]) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     for step in deaths:
         with pytest.raises(Killed):
@@ -220,7 +220,7 @@ def test_snapshots_are_all_there_in_the_end(tmp_path: Path, deaths: tuple[int, .
             assert all(torch.equal(kept[name], value) for name, value in expected.items())
 
 
-def test_a_run_whose_snapshots_are_gone_makes_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_snapshots_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     first = train(SHOTS, SPEC, IMAGES, 0, checkpoint)
     gone = first.snapshots[10 * ROW.batch]
@@ -231,7 +231,7 @@ def test_a_run_whose_snapshots_are_gone_makes_them_again(tmp_path: Path, capsys:
     assert str(gone) in capsys.readouterr().err
 
 
-def test_a_row_has_a_classifier_which_is_trained_once(tmp_path: Path) -> None:
+def test_the_classifier_is_trained_once(tmp_path: Path) -> None:
     row = ROW.model_copy(update={"classifier_images": 256, "images": 16})
     checkpoint = tmp_path / "checkpoint.safetensors"
     first = train(row, SPEC, IMAGES, 0, checkpoint, labels=LABELS)

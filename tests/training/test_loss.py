@@ -1,4 +1,4 @@
-"""The loss is that of the paper."""
+"""The loss on the network's output equals the weighted error of the denoiser."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.training.small import SHAPE, SPEC
 
 
 class Network(nn.Module):
-    """Any function of its two inputs, in their precision."""
+    """An arbitrary function of x and c_noise, in their precision."""
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, told: Tensor | None = None) -> Tensor:
         return (3 * x.float()).sin() + per_sample(c_noise, x).cos()

@@ -1,4 +1,4 @@
-"""Training noise: quantiles in plain numbers, monotone, and the moments and ranges that follow from them."""
+"""Training noise: quantiles computed independently, monotonicity, moments and ranges."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def sd3_mode(u: float) -> float:
 
 
 def draws(name: str, count: int = 100_000) -> Tensor:
-    """sigma at evenly spaced quantiles: as many independent draws would be spread, without their scatter."""
+    """sigma at evenly spaced quantiles."""
     return distribution(name, CHOICES).sigma((torch.arange(count, dtype=torch.float64) + 0.5) / count)
 
 
@@ -116,7 +116,7 @@ DENSITIES: dict[str, Callable[[float], float]] = {  # over ln sigma, in closed f
 
 @pytest.mark.parametrize("name", NOISES)
 def test_densities(name: str) -> None:
-    """They are the closed forms, and hold as much between two quantiles as lies between them."""
+    """They equal the closed forms and integrate to the difference of quantiles."""
     found = distribution(name, CHOICES)
     u = torch.linspace(0.03, 0.97, 20_001).double()
     log, density = found.sigma(u).log(), found.density(u)
@@ -138,7 +138,7 @@ def test_u_inverts_sigma(name: str) -> None:
         torch.testing.assert_close(found.u(found.sigma(u)), u, rtol=1e-9, atol=1e-12)
 
 
-def test_snr_falls_by_so_much_a_quantile() -> None:
+def test_the_snr_rate_integrates_to_the_snr() -> None:
     """The integral of -dSNR/du between two quantiles is the difference of 1 / sigma^2; with levels exactly so."""
     for name in NOISES:
         found = distribution(name, CHOICES)

@@ -1,4 +1,4 @@
-"""What a step goes by: learning rates in closed form, and falling back where a device can't do something."""
+"""Learning rates in closed form, Adam, clipping, and fallbacks for features that a device lacks."""
 
 import math
 from typing import Any
@@ -53,7 +53,7 @@ def test_no_decay_goes_up_again(decay: str) -> None:
     assert all(0 < rate <= row.learning_rate for rate in rates)
 
 
-def test_a_gradient_is_shrunk_as_one_vector_and_never_grown() -> None:
+def test_clipping_scales_the_gradient_as_one_vector_and_never_up() -> None:
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
     for norm, expected in ((2.5, 0.5), (10.0, 1.0)):
         for parameter, gradient in zip(parameters, ([3.0, 0.0], [4.0]), strict=True):
@@ -63,7 +63,7 @@ def test_a_gradient_is_shrunk_as_one_vector_and_never_grown() -> None:
         torch.testing.assert_close(found, torch.tensor([3.0, 0.0, 4.0]) * expected, rtol=1e-5, atol=0)
 
 
-def test_adam_is_the_recursion_of_its_paper() -> None:
+def test_adam_follows_its_recursion() -> None:
     """Kingma and Ba 2015, arXiv 1412.6980, algorithm 1."""
     weights = torch.tensor([1.0, -2.0], dtype=torch.float64)
     parameter = nn.Parameter(weights.clone())
@@ -78,7 +78,7 @@ def test_adam_is_the_recursion_of_its_paper() -> None:
     torch.testing.assert_close(parameter.detach(), weights)
 
 
-def test_without_a_fused_kernel_adam_is_the_plain_one_which_is_said_once(
+def test_without_a_fused_kernel_adam_is_the_plain_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = torch.optim.Adam
@@ -94,7 +94,7 @@ def test_without_a_fused_kernel_adam_is_the_plain_one_which_is_said_once(
     assert capsys.readouterr().err == "cpu has no fused Adam; using the plain one\n"
 
 
-def test_bfloat16_is_for_products_alone() -> None:
+def test_bfloat16_applies_to_products_only() -> None:
     layer, x = nn.Linear(4, 4), torch.ones(2, 4)
     with autocast("float32", CPU):
         assert layer(x).dtype == torch.float32
@@ -118,7 +118,7 @@ def double(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("where", ["compiler", "call"])
-def test_where_nothing_compiles_the_network_is_itself(
+def test_a_network_that_does_not_compile_is_returned(
     where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*arguments: object, **keys: object) -> Tensor:
@@ -130,7 +130,7 @@ def test_where_nothing_compiles_the_network_is_itself(
     assert capsys.readouterr().err == "compile: not possible here (no compiler); continuing without\n"
 
 
-def test_what_compiles_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_compiles_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def faster(x: Tensor) -> Tensor:
         return x + x
 
@@ -139,7 +139,7 @@ def test_what_compiles_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().err == ""
 
 
-def test_the_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_device_is_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NFE_DEVICE", raising=False)
     monkeypatch.setattr(devices, "_make_repeatable", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -1,4 +1,4 @@
-"""Pairs of image and noise: matched as an independent solver matches them, or made by a flow whose end is known."""
+"""Pairs of image and noise: matching against an independent solver, and reflow with a known flow."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MEAN, STD = 0.2, 0.4
 
 @dataclass(frozen=True)
 class Teacher(Gaussian):
-    """The exact denoiser of Gaussian images; what it is asked is float32, as a network is asked."""
+    """The exact denoiser of Gaussian images; like a network, it takes float32."""
 
     shape: tuple[int, ...] = (1, 4, 4)
 
@@ -27,7 +27,7 @@ class Teacher(Gaussian):
         return super().__call__(z, sigma)
 
     def end(self, n: Tensor) -> Tensor:
-        """Where the flow takes noise n (N, ...) from REFLOW_START."""
+        """The end of the flow that starts at REFLOW_START with noise n (N, ...)."""
         level, clean = torch.tensor([REFLOW_START, 0], dtype=torch.float64)
         return self.flow(n.double() * REFLOW_START, level, clean)
 
@@ -48,7 +48,7 @@ def test_pairs_have_the_least_sum_of_squared_distances(shape: tuple[int, ...], c
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 37])
-def test_every_noise_goes_with_one_image_also_where_images_are_alike(count: int) -> None:
+def test_the_matching_is_a_permutation_even_if_images_are_equal(count: int) -> None:
     n = draw(0, count, 1, 4, 4)
     for x0 in (draw(1, count, 1, 4, 4), draw(1, 1, 1, 4, 4).expand_as(n), torch.zeros_like(n)):
         found = matched(x0, n)
@@ -56,7 +56,7 @@ def test_every_noise_goes_with_one_image_also_where_images_are_alike(count: int)
 
 
 @pytest.mark.parametrize("count", [4, 20])
-def test_images_in_any_order_find_the_noise_beside_them(count: int) -> None:
+def test_the_matching_finds_the_nearest_noise_in_any_order(count: int) -> None:
     x0 = draw(0, count, 1, 4, 4)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
     n = x0 + 0.01 * draw(2, count, 1, 4, 4)
@@ -66,7 +66,7 @@ def test_images_in_any_order_find_the_noise_beside_them(count: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 7])
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.5), (MEAN, STD), (-0.6, 1.5)])
-def test_the_flow_of_a_gaussian_ends_where_it_should(mean: float, std: float, count: int) -> None:
+def test_the_flow_of_a_gaussian_has_the_known_end(mean: float, std: float, count: int) -> None:
     teacher, n = Teacher(mean, std), draw(0, count, 1, 4, 4)
     x0, straightness = flow_to(teacher, n, 256)
     assert x0.shape == n.shape and straightness.shape == (count,) and x0.dtype == straightness.dtype == torch.float64
@@ -75,7 +75,7 @@ def test_the_flow_of_a_gaussian_ends_where_it_should(mean: float, std: float, co
 
 
 def test_the_flow_is_of_second_order_in_its_steps() -> None:
-    """On a mixture, since on one Gaussian the errors of this order add up to nothing."""
+    """On a mixture, because the errors of this order cancel on one Gaussian."""
     means = torch.tensor([[0.7, -0.2], [-0.4, 0.5]], dtype=torch.float64)
     mixture = Mixture(means, torch.tensor([0.3, 0.7], dtype=torch.float64), 0.4)
     n, steps = draw(0, 16, 2), torch.tensor([16, 32, 64, 128])
@@ -109,7 +109,7 @@ def test_the_flow_to_a_point_is_straight(mean: float, steps: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [4, 5])  # equal to the images' widths, and not
-def test_each_noise_goes_its_own_way(shape: tuple[int, ...], count: int) -> None:
+def test_the_flow_of_a_sample_depends_on_no_other(shape: tuple[int, ...], count: int) -> None:
     teacher, n = Teacher(MEAN, STD, shape), draw(0, count, *shape)
     together = flow_to(teacher, n, 8)
     for i in range(count):
@@ -127,7 +127,7 @@ def batch(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [1, 7, 8, 16, 21])
-def test_reflow_pairs_are_noise_and_where_the_flow_takes_it(batch: int, shape: tuple[int, ...], count: int) -> None:
+def test_reflow_pairs_are_noise_and_the_end_of_its_flow(batch: int, shape: tuple[int, ...], count: int) -> None:
     teacher = Teacher(MEAN, STD, shape)
     x0, n = reflow_pairs(teacher, count, 3)
     assert x0.shape == n.shape == (count, *shape) and x0.dtype == n.dtype == torch.float32
@@ -152,7 +152,7 @@ def test_the_noise_of_reflow_pairs_is_normal_and_each_seed_and_batch_has_its_own
     assert len(noises.flatten(1).unique(dim=0)) == len(noises)
 
 
-def test_reflow_pairs_leave_the_global_generator_and_the_teacher_alone() -> None:
+def test_reflow_pairs_do_not_use_the_global_generator() -> None:
     before = torch.get_rng_state()
     x0, _ = reflow_pairs(Teacher(MEAN, STD), 3, 0)
     assert torch.equal(torch.get_rng_state(), before) and not x0.requires_grad

@@ -1,4 +1,4 @@
-"""One training step: its gradient, precision, dropout and clipping, and what is reported when a loss is not finite."""
+"""One training step: gradient, precision, dropout, clipping, and errors for losses that are not finite."""
 
 import math
 from typing import Any
@@ -28,7 +28,7 @@ from tests.training.small import (
 
 
 def gradients(row: Model, images: Tensor = IMAGES) -> tuple[list[Tensor], Run]:
-    """Of the first step of a network whose last layers are not 0, and the run after it."""
+    """The gradients of the first step of a network whose last layers are not 0, and the run after it."""
     run = Run(row.spec(0.5, SHAPE, COUNTS), row, 0)
     with torch.no_grad():
         for index, parameter in enumerate(run.denoiser.parameters()):
@@ -61,7 +61,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
     assert not same(train(plain, plain.spec(0.5, SHAPE), IMAGES, 0), first)
 
 
-def test_bfloat16_computes_coarsely_and_keeps_weights_and_averages_in_float32() -> None:
+def test_bfloat16_rounds_gradients_and_keeps_weights_and_averages_in_float32() -> None:
     fine, _ = gradients(Model(**SMALL))
     coarse, run = gradients(Model(**SMALL, precision="bfloat16"))
     kept = [*run.denoiser.parameters(), *run.averages.tensors().values(), *coarse]
@@ -70,7 +70,7 @@ def test_bfloat16_computes_coarsely_and_keeps_weights_and_averages_in_float32() 
     assert 1e-4 < float((one - two).norm() / one.norm()) < 0.05
 
 
-def test_clipped_gradients_point_the_same_way_at_the_norm_that_was_asked_for() -> None:
+def test_clipped_gradients_keep_their_direction_and_have_the_given_norm() -> None:
     free, _ = gradients(Model(**SMALL))
     norm = float(torch.cat([g.flatten() for g in free]).norm())
     for factor, expected in ((0.25, 0.25), (4.0, 1.0)):
@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_sigma() -> None:
         train(ROW.model_copy(update={"learning_rate": 1e30}), SPEC, IMAGES, 7)
 
 
-def test_the_sigma_that_is_blamed_is_of_the_first_image_whose_loss_is_not_finite() -> None:
+def test_the_error_names_sigma_of_the_first_loss_that_is_not_finite() -> None:
     row = Model(**SMALL, micro_batch=3)
     run = Run(SPEC, row, 0)
 
@@ -102,7 +102,7 @@ def test_the_sigma_that_is_blamed_is_of_the_first_image_whose_loss_is_not_finite
         run.check()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, for which steps are not to wait")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("choices", [{}, {"labels": "classes", "augment": 0.5, "flip": 0.5}, {"dropout": 0.2}], ids=str)
 def test_no_step_waits_for_the_gpu(choices: dict[str, Any]) -> None:
     row = Model(**SMALL, **choices, clip_norm=1.0, micro_batch=4, ema_sigma_rels=(0.1,))

@@ -1,4 +1,4 @@
-"""Loss weightings on D: their formulas in plain numbers."""
+"""Loss weightings against formulas written out independently."""
 
 import math
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def test_the_bound_is_the_same_under_every_noise_distribution() -> None:
         assert at[0] - at[1] < float(bound(noise)) < 1.06 * (at[0] - at[1])
 
 
-def test_uncertainty_starts_at_zero_and_can_take_any_smooth_form() -> None:
+def test_uncertainty_starts_at_zero_and_fits_a_smooth_function() -> None:
     head, sigma = Uncertainty(), torch.logspace(-3, 2, 500).double()
     ln_sigma = sigma.log().float()
     assert not head(ln_sigma).any() and head(ln_sigma).shape == (500,)
