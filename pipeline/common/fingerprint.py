@@ -118,8 +118,9 @@ def fingerprint(module: str) -> dict[str, dict[str, str]]:
     }
 
 
+@cache
 def code_hash(module: str) -> str:
-    """One hash of `fingerprint`, for keys of `.cache`."""
+    """One hash of `fingerprint`, for keys of `.cache`, computed once in a process."""
     parts = fingerprint(module)
     return hashlib.sha256(
         repr((sorted(parts["files"].items()), sorted(parts["libraries"].items()))).encode()

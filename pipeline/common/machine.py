@@ -1,8 +1,6 @@
-"""What made a result: a hash of the code in use, and the machine and libraries that it ran on."""
+"""The machine and the libraries that made a result, and whether results are comparable."""
 
 import platform
-import sys
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,21 +8,12 @@ from typing import Any
 import torch
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import content_hash
 
 LIBRARIES = ("numpy", "torch-fidelity", "torchdiffeq", "torchmetrics")
 
 
-@cache
-def code_hash() -> str:
-    """A hash over the sources of every `pipeline` module that is imported by now, and PyTorch's version."""
-    modules = {n: m for n, m in list(sys.modules.items()) if n.split(".")[0] == "pipeline"}
-    files = [Path(m.__file__) for _, m in sorted(modules.items()) if m.__file__]
-    return content_hash(torch.__version__, *files)
-
-
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name as the system reports it, or its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -32,12 +21,12 @@ def _processor() -> str:
 
 
 def libraries() -> dict[str, str]:
-    """The versions of the libraries that results are made with."""
+    """The installed version of each library that computes results."""
     return {"torch": str(torch.__version__)} | {name: version(name) for name in LIBRARIES}
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
-    """The device, the system and the versions that a result's bytes may depend on. device None: the CPU."""
+    """The device, system and versions that the bytes of a result may depend on. device None: the CPU."""
     on_gpu = device is not None and device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({_processor()})",
@@ -48,9 +37,10 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def check_comparable(provenance: dict[str, dict[str, Any]]) -> None:
-    """Refuse to put results side by side that were not measured alike: name -> what a result was measured with.
+    """Refuse to compare results that were measured in different ways.
 
-    Raises StudyError that names the first two results that differ, in what, and how.
+    provenance: how each result was measured, by name. Raises StudyError that names the first two results that differ,
+    the key, and both values.
     """
     if not provenance:
         return
@@ -60,6 +50,6 @@ def check_comparable(provenance: dict[str, dict[str, Any]]) -> None:
         for key in {**one, **two}:
             if one.get(key) != two.get(key):
                 raise StudyError(
-                    f"{first} and {other} cannot stand in one figure: {key} is {one.get(key)} for the first and "
-                    f"{two.get(key)} for the second; measure both alike (`dvc repro --force` measures again)"
+                    f"{first} and {other} are not comparable: {key} is {one.get(key)} for the first and "
+                    f"{two.get(key)} for the second; measure both in the same way (`dvc repro --force` measures again)"
                 )

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.common.files import CACHE, content_hash, write_bytes
-from pipeline.common.machine import code_hash, machine
+from pipeline.common.fingerprint import code_hash
+from pipeline.common.machine import machine
 from pipeline.evaluation.curve import SAMPLING_KEYS, Curve
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.names import headline, label
@@ -72,7 +73,7 @@ def cache_file(
 ) -> Path:
     """The file of a cell in the cache, named by a hash of everything that the cell depends on."""
     choices = curve.model_dump(mode="json", include={*SAMPLING_KEYS, "samples", "batch"})
-    origin = (extractor.hash, reference.hash, code_hash(), machine(device))
+    origin = (extractor.hash, reference.hash, code_hash("pipeline.evaluation.sweep"), machine(device))
     return CACHE / "cells" / f"{content_hash(weights, choices, steps, sample_seed, *origin)}.safetensors"
 
 

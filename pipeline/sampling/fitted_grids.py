@@ -20,7 +20,8 @@ from pipeline.common import processes
 from pipeline.common.devices import default_device, state_type, to_device
 from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import CACHE, content_hash, read_json, write_json
-from pipeline.common.machine import code_hash, machine
+from pipeline.common.fingerprint import code_hash
+from pipeline.common.machine import machine
 from pipeline.common.randomness import generator
 from pipeline.common.threads import side_by_side
 from pipeline.diffusion.denoiser import DenoiserFunction, load_denoiser
@@ -118,7 +119,7 @@ class FittedGrids:
 def _fit_weights(weights: Path, sigma_min: float, sigma_max: float) -> FittedGrids:
     """Fit grids to one training, or take them from the cache."""
     device = default_device()
-    key = content_hash(weights, sigma_min, sigma_max, code_hash(), machine(device))
+    key = content_hash(weights, sigma_min, sigma_max, code_hash("pipeline.sampling.fitted_grids"), machine(device))
     file = CACHE / "grids" / f"{key}.json"
     if not file.exists():
         denoiser = load_denoiser(weights).run_on(device)

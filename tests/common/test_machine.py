@@ -1,4 +1,4 @@
-"""Provenance: results that were not measured alike are not put side by side."""
+"""Provenance: results that were measured in different ways are not compared."""
 
 import json
 from typing import Any
@@ -11,14 +11,14 @@ from pipeline.common.machine import LIBRARIES, check_comparable, libraries, mach
 SAME: dict[str, Any] = {"extractor": "classifier", "samples": 5000, "libraries": {"torch": "2.14"}}
 
 
-def test_results_that_were_measured_alike_may_stand_together() -> None:
+def test_results_measured_in_the_same_way_are_comparable() -> None:
     check_comparable({})
     check_comparable({"edm": SAME})
     check_comparable({name: dict(reversed(SAME.items())) for name in ("edm", "vp", "ve")})
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("extractor", "dinov2", "extractor is classifier for the first and dinov2 for the second"),
         ("samples", 4999, "samples is 5000 for the first and 4999 for the second"),
@@ -26,9 +26,9 @@ def test_results_that_were_measured_alike_may_stand_together() -> None:
         ("device", "cuda", "device is None for the first and cuda for the second"),
     ],
 )
-def test_the_first_two_results_that_differ_are_named(key: str, value: object, told: str) -> None:
+def test_the_first_two_results_that_differ_are_named(key: str, value: object, message: str) -> None:
     given = {"edm": SAME, "vp": SAME, "ve": SAME | {key: value}, "flow": SAME | {key: "other"}}
-    with pytest.raises(StudyError, match=rf"^edm and ve cannot stand in one figure: {told}") as caught:
+    with pytest.raises(StudyError, match=rf"^edm and ve are not comparable: {message}") as caught:
         check_comparable(given)
     assert len(str(caught.value).splitlines()) == 1
 
