@@ -1,8 +1,8 @@
-"""What the loop around the network costs: a Markdown table of times over the bare network's, beside diffusers' loops,
-of looks at the samples' values, and of tensors kept.
+"""The cost of the loop around the network, as a Markdown table: time beyond the bare network's, compared with the loops
+of diffusers; reads of the samples' values; and tensors kept.
 
-python -m benchmarks.sampling [--quick] [--threads 2]: each time once instead of three times. On a machine that does
-other work as well, two threads wait for each other and times differ by ten; one thread's don't.
+python -m benchmarks.sampling [--quick] [--threads 2]: --quick measures each time once instead of three times. On a busy
+machine two threads wait for each other, and times differ tenfold; with one thread they do not.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
 
-Row = tuple[str, str, str]  # what was measured, what was found, the goal
+Row = tuple[str, str, str]  # measurement, result, goal
 Loop = Callable[[DenoiserFunction], object]
 
 SHAPE = (1, 8, 8)  # the default study's images
 SIGMA_DATA = 0.5
 BATCH = 512
-FEW = 16  # samples, where nothing is timed
-EVALUATIONS = 18  # the budget: as many steps as cost at most so many
+FEW = 16  # samples if nothing is timed
+EVALUATIONS = 18  # the budget
 
 SAMPLERS = {name: Sampler(solver=name) for name in SOLVERS} | {
     "heun with churn": Sampler(solver="heun", S_churn=40.0),
@@ -42,7 +42,7 @@ BETAS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": 
 
 
 def network() -> Denoiser:
-    """The default study's denoiser with random weights, none of them 0."""
+    """The default study's denoiser with random weights, without any tensor of zeros."""
     torch.manual_seed(0)
     denoiser = Denoiser(Model().spec(SIGMA_DATA, SHAPE)).eval().requires_grad_(False)
     for parameter in denoiser.parameters():
@@ -63,7 +63,7 @@ def ours(row: Sampler, denoiser: DenoiserFunction, count: int = BATCH) -> int:
 
 
 class Twice:
-    """A network that answers every question twice, once for the loop and once by itself, each first in turn."""
+    """A network that evaluates every input twice, once for the loop and once by itself, in alternating order."""
 
     def __init__(self, denoiser: DenoiserFunction) -> None:
         self.denoiser = denoiser
@@ -80,8 +80,8 @@ class Twice:
 
 
 class Overhead(NamedTuple):
-    """A loop's time over the bare network's as a share of it, and over that of its own calls of the network, which
-    other work on the machine disturbs less; and what of it is the loop's own."""
+    """The time of a loop beyond the network's: relative to the bare network, and relative to the loop's network calls,
+    which other work on the machine disturbs less. own_seconds: the loop without its network calls."""
 
     over_bare: float
     over_calls: float
@@ -95,7 +95,7 @@ class Overhead(NamedTuple):
 
 @torch.no_grad()
 def overheads(*loops: tuple[Loop, DenoiserFunction], repetitions: int) -> list[Overhead]:
-    """Of each loop around its network: medians over rounds, in which the loops take turns; a first is not counted."""
+    """The overhead of each loop: medians over rounds, in which the loops take turns. A first round is not counted."""
     found: list[list[Overhead]] = [[] for _ in loops]
     for turn in range(-1, repetitions):
         for (loop, denoiser), rounds in zip(loops, found, strict=True):
@@ -109,7 +109,7 @@ def overheads(*loops: tuple[Loop, DenoiserFunction], repetitions: int) -> list[O
 
 
 class Peer(NamedTuple):
-    """A scheduler of diffusers, and what it keeps and asks for: x = z or x = z / sqrt(1 + sigma^2); D, eps or F."""
+    """A scheduler of diffusers, its state (z or z / sqrt(1 + sigma^2)) and the answer it expects (D, eps or F)."""
 
     scheduler: Callable[[], Any]
     solver: str
@@ -119,7 +119,7 @@ class Peer(NamedTuple):
 
 
 def peers() -> dict[str, Peer]:
-    import diffusers as d  # here, since the rest needs none of it
+    import diffusers as d  # slow to import, and only needed here
 
     whole, half = EVALUATIONS, (EVALUATIONS + 1) // 2
     x0: dict[str, Any] = {"prediction_type": "sample"} | BETAS
@@ -139,7 +139,7 @@ def peers() -> dict[str, Peer]:
 
 
 def answering(denoiser: DenoiserFunction, peer: Peer) -> DenoiserFunction:
-    """The network as a peer's scheduler asks for it, of x in float32; the change of coordinates is the network's."""
+    """The network as a peer's scheduler calls it, with x in float32; a change of coordinates is included."""
 
     def answer(x: Tensor, sigma: Tensor) -> Tensor:
         level = float(sigma)
@@ -156,7 +156,7 @@ def answering(denoiser: DenoiserFunction, peer: Peer) -> DenoiserFunction:
 
 
 def theirs(peer: Peer, denoiser: DenoiserFunction) -> None:
-    """A pipeline's usual loop, in float32."""
+    """The usual loop of a diffusers pipeline, in float32."""
     scheduler = peer.scheduler()
     scheduler.set_timesteps(peer.steps)
     if hasattr(scheduler, "sigmas"):
@@ -189,16 +189,16 @@ def beside_peer(name: str, peer: Peer, denoiser: Denoiser, repetitions: int) -> 
     return f"`{peer.solver}` and {name}", f"{own} and {other}", "no more than diffusers'"
 
 
-# Looks at values, and tensors kept.
+# Reads of values, and tensors kept.
 
 
 LOOKS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.nonzero)
 
 
 class Looks(TorchDispatchMode):
-    """Counts, by evaluations made so far, how often the host asks for a value of what was computed from `start`.
+    """Counts how often the host reads a value that was computed from `start`, by the evaluations made so far.
 
-    On a GPU each would wait for it. Whatever is computed is kept, since only so does an address name one storage.
+    On a GPU each read would wait. All computed tensors are kept, because an address identifies a storage only then.
     """
 
     def __init__(self, denoiser: DenoiserFunction, start: Tensor) -> None:
@@ -229,7 +229,7 @@ class Looks(TorchDispatchMode):
 
 
 class Lists(TorchFunctionMode):
-    """Counts `tolist`, `numpy` and `cpu`, which a CPU's tensor answers without any operation, among the looks."""
+    """Counts `tolist`, `numpy` and `cpu` as reads; on the CPU they dispatch no operation."""
 
     def __init__(self, looks: Looks) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class Lists(TorchFunctionMode):
 
 
 def looks(row: Sampler, denoiser: Denoiser) -> tuple[int, int]:
-    """How often a sampler's loop looks at values before its last evaluation, and after it."""
+    """The number of reads of a sampler's loop before its last evaluation, and after it."""
     z = noise(FEW)
     with Looks(denoiser, z) as seen, Lists(seen):
         sample(seen.evaluate, z, row, row.steps(EVALUATIONS), draw_like)
@@ -251,7 +251,7 @@ def looks(row: Sampler, denoiser: Denoiser) -> tuple[int, int]:
 
 
 def kept(row: Sampler, denoiser: Denoiser) -> int:
-    """The most tensors of z's size that a loop holds while the network is called, beside the z that is asked about."""
+    """The most tensors of z's size that a loop holds during a network call, besides the network's input."""
     start, most = noise(FEW).double(), 0
 
     def held() -> dict[int, int]:
@@ -275,15 +275,15 @@ def all_looks(denoiser: Denoiser) -> Iterator[Row]:
     for name, row in SAMPLERS.items():
         names.setdefault(looks(row, denoiser), []).append(name)
     for (before, after), those in names.items():
-        goal = "what its steps need" if before else "0, and 1 at the end"
-        yield f"Looks at values: {', '.join(f'`{n}`' for n in those)}", f"{before}, and {after} at the end", goal
+        goal = "as its steps need" if before else "0, and 1 at the end"
+        yield f"Reads of values: {', '.join(f'`{n}`' for n in those)}", f"{before}, and {after} at the end", goal
 
 
 def all_kept(denoiser: Denoiser) -> Iterator[Row]:
     for name, row in SAMPLERS.items():
         solver = row.build_solver()
         if isinstance(solver, Multistep):
-            goal = solver.points + 1 if solver.corrects else solver.points - 1  # a corrector also needs the z before
+            goal = solver.points + 1 if solver.corrects else solver.points - 1  # a corrector also keeps the previous z
             yield f"Tensors kept beside z: `{name}`, {solver.points} points", str(kept(row, denoiser)), str(goal)
 
 
@@ -299,12 +299,12 @@ def rows(quick: bool) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="each time once")
-    parser.add_argument("--threads", type=int, default=2, help="2 unless said otherwise")
+    parser.add_argument("--quick", action="store_true", help="measure each time once")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{arguments.threads} threads, batches of {BATCH}: what a loop adds to the network's time\n")
-    print("| What | Found | Goal |\n| --- | --- | --- |", flush=True)
+    print(f"{arguments.threads} threads, batches of {BATCH}: the time that a loop adds to the network's\n")
+    print("| Measurement | Result | Goal |\n| --- | --- | --- |", flush=True)
     for row in rows(arguments.quick):
         print(f"| {' | '.join(row)} |", flush=True)
 
