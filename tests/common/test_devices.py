@@ -170,9 +170,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("free", "expected"), [(10_000_000, 4096), (1_000_000, 512), (50_000, 16), (0, 16)])
-def test_the_batch_fits_into_free_memory(
-    free: int, expected: int, gpu: dict[str, int]
-) -> None:
+def test_the_batch_fits_into_free_memory(free: int, expected: int, gpu: dict[str, int]) -> None:
     gpu["free"] = free
 
     def call(count: int) -> None:

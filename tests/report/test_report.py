@@ -125,7 +125,7 @@ def test_results_of_different_measurements_are_refused(tmp_path: Path, monkeypat
     build(paths)
     before = written(paths.reports)
     write_cells(paths.curve("rho_5"), [[0, 0]], [(2, 3)], {"extractor_hash": "other"})
-    with pytest.raises(StudyError, match=r"^edm and rho_5 cannot stand in one figure: extractor_hash is e+ for the"):
+    with pytest.raises(StudyError, match=r"^edm and rho_5 are not comparable: extractor_hash is e+ for the"):
         build(paths)
     assert written(paths.reports) == before
 
