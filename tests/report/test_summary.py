@@ -42,7 +42,7 @@ def test_the_curves_are_listed_by_figure_with_their_bases(tmp_path: Path, monkey
     assert list(found.columns) == CURVE_COLUMNS
     assert set(found.figure) == {"methods", *report.ablations} and set(found.curve) == set(CURVES)
     for title, names in report.ablations.items():
-        assert set(found[found.figure == title].curve) == {*names, *(report.curves[n]["base"] for n in names)}
+        assert set(found[found.figure == title].curve) == {*names, *(report.curves[n].base for n in names)}
     assert (found.low < found.score).all() and (found.score < found.high).all()
     losses = pd.read_csv(paths.reports / "training.csv")
     assert list(dict.fromkeys(losses.model)) == list(MODELS)
