@@ -1,4 +1,4 @@
-"""Weights: a curve samples with the average and the guide that it asks for, or is told what its model lacks."""
+"""Weights: a selection loads its average and guide, or the error names the keys that its model lacks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ SNAPSHOT: dict[str, Any] = {"guide": "snapshot"}
 
 
 def trained(folder: Path, *, snapshots: bool = True, beside: bool = True) -> dict[str, dict[str, Tensor]]:
-    """The files of a 'training', a random walk of the weights, in `folder`; and each average that it ended with."""
+    """Write the files of a 'training', a random walk of the weights. Returns the final value of each average."""
     draw = torch.Generator().manual_seed(0)
     denoiser = Denoiser(Model(channels=8, multipliers=(1,)).spec(0.5, (1, 4, 4))).requires_grad_(False)
     for parameter in denoiser.parameters():

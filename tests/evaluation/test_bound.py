@@ -88,7 +88,7 @@ def test_a_term_is_the_kl_of_ddpm_s_own_gaussians(table: str, t: int) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 1, 4, 4), (3, 3, 2, 5)])
 def test_a_denoiser_that_sees_nothing_is_measured_without_error(shape: tuple[int, ...]) -> None:
-    """Between two levels there is one term, and it has no noise in it; nor has L_0."""
+    """Two levels have one term, which has no noise; neither has L_0."""
     images, sigmas = pictures(*shape), torch.tensor([0.2, 0.7], dtype=F64)
     found = variational_bound(flat(0.3), images[:1].expand(shape), sigmas, seed=0, draws=64)
     x0 = to_range(images[:1]).double()
@@ -101,7 +101,7 @@ def test_a_denoiser_that_sees_nothing_is_measured_without_error(shape: tuple[int
 
 @tables
 def test_steps_of_snr_are_exact(table: str) -> None:
-    """To a few roundings, also where two levels are neighbours in float64."""
+    """To within a few roundings, also for levels that are neighbours in float64."""
     close = torch.tensor([0.3, math.nextafter(0.3, 1), 0.3000001, 7.0, 7.0000000001], dtype=F64)
     for sigmas in (TABLES[table], close):
         exact = [float(1 / Fraction(a) ** 2 - 1 / Fraction(b) ** 2) for a, b in pairwise(sigmas.tolist())]
@@ -140,7 +140,7 @@ def log_mass(low: float, high: float) -> float:
 
 @pytest.mark.parametrize("std", [0.003, 0.01, 0.1, 1.0, 30.0])
 def test_the_decoder_is_the_mass_of_each_level(std: float) -> None:
-    """Down to what float64 has no probability for."""
+    """Down to probabilities that float64 cannot represent."""
     for mean in (-1.0, -0.31, 0.0, 0.9):
         level = torch.tensor([0, 1, 86, 88, 127, 128, 200, 254, 255], dtype=torch.uint8)
         x = level.double() / 127.5 - 1
@@ -187,7 +187,7 @@ def test_the_decoder_s_term_of_gaussian_data(sigma: float) -> None:
 def test_estimates_are_unbiased_and_their_standard_errors_right(
     shape: tuple[int, ...], draws: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over many seeds, with more and with fewer draws a round than images, and batches as large as an image is wide."""
+    """Over many seeds, with more and fewer draws per round than images, and batches as large as an image is wide."""
     monkeypatch.setattr(bound, "BATCH", batch)
     images, sigmas, seeds = pictures(*shape), levels(8), 250
     found = [variational_bound(GAUSSIAN, images, sigmas, seed, draws) for seed in range(seeds)]
@@ -209,7 +209,7 @@ def test_estimates_are_unbiased_and_their_standard_errors_right(
 
 
 def test_more_steps_tighten_the_bound() -> None:
-    """Between the same first and last levels (Kingma et al., section 5.2): by about as much less each time."""
+    """All have the same first and last levels (Kingma et al., section 5.2)."""
     images = pictures(16, 1, 4, 4)
     found = [variational_bound(GAUSSIAN, images, levels(count, -2, 2), 0, 3200) for count in (3, 9, 33, 129, 513)]
     assert len({(one.L_0, one.L_T) for one in found}) == 1
@@ -228,7 +228,7 @@ def measured(mixture: Mixture, images: Tensor, steps: int) -> Bound:
 @pytest.mark.parametrize("values", [(0, 255), (120, 140), (127, 128)])
 @pytest.mark.parametrize("share", [1, 3, 5])
 def test_the_bound_of_two_levels_is_their_entropy_and_something(values: tuple[int, int], share: int) -> None:
-    """Of ten pixels, `share` have the first level. With the exact denoiser and many steps little is lost."""
+    """Of ten pixels, `share` have the first level. With the exact denoiser and many steps the bound is nearly tight."""
     images = torch.tensor([values[0]] * share + [values[1]] * (10 - share), dtype=torch.uint8).reshape(10, 1, 1, 1)
     means = to_range(torch.tensor(values, dtype=torch.uint8)).double().reshape(2, 1, 1, 1)
     mixture = Mixture(means, torch.tensor([share / 10, 1 - share / 10], dtype=F64), 0.0)
@@ -240,7 +240,7 @@ def test_the_bound_of_two_levels_is_their_entropy_and_something(values: tuple[in
 
 
 def test_the_bound_of_a_finite_data_set_is_its_entropy_and_something() -> None:
-    """Four images alike in likelihood: 2 bits, shared by their dimensions."""
+    """Four equally likely images: 2 bits, divided by the number of dimensions."""
     images = pictures(4, 1, 2, 3)
     many = measured(empirical(to_range(images)), images, 2000)
     assert many.total.se < 0.02
@@ -248,7 +248,7 @@ def test_the_bound_of_a_finite_data_set_is_its_entropy_and_something() -> None:
 
 
 def test_a_worse_denoiser_has_a_larger_bound() -> None:
-    """With the same pairs and noise, so that the difference is clearer than either."""
+    """Both use the same pairs and noise, so the difference has a smaller error than either."""
     images, seen = pictures(12, 1, 4, 4), []
 
     def keeping(std: float) -> DenoiserFunction:
@@ -269,7 +269,7 @@ def test_a_worse_denoiser_has_a_larger_bound() -> None:
 
 
 def test_a_network_in_float32_is_measured_and_not_differentiated() -> None:
-    """Its answer in float32 costs no more than float32's rounding."""
+    """Answers in float32 change the bound only by float32's rounding."""
     images, factor = pictures(3, 1, 4, 4), torch.ones((), requires_grad=True)
     answers = []
 

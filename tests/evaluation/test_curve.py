@@ -55,7 +55,7 @@ def test_the_hash_of_a_sampler_changes_with_every_choice_of_samples_alone() -> N
 
 
 def test_the_hash_of_a_sampler_is_that_in_committed_timings() -> None:
-    """timings.csv holds hashes of the resolved row's values, in any order."""
+    """timings.csv has hashes of these values of the resolved row; their order does not matter."""
     curve = Curve(model="edm", sigma_max=50, nfe=(3,)).filled()
     row = curve.model_dump(mode="json")
     keys = [key for key in (*Sampler.model_fields, *BESIDE) if key != "nfe"]

@@ -1,4 +1,4 @@
-"""Foreign images: measured like the study's own, in repetitions of other images each, or refused in one line."""
+"""Images from elsewhere: measured like the study's, in repetitions of different images, or refused in one line."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Losses and gradients by noise level: those of a denoiser whose errors are known, and of one that was trained."""
+"""Losses and gradients by noise level, of a denoiser with known errors and of a trained one."""
 
 import math
 import statistics
@@ -105,7 +105,7 @@ def test_images_are_taken_from_all_of_the_set(have: int, want: int, get: int) ->
 
 @pytest.mark.parametrize("parametrization", SIGMA_OF_C_NOISE)
 def test_errors_of_an_exact_denoiser_are_the_posterior_variance(parametrization: str) -> None:
-    """sigma^2 sd^2 / (sigma^2 + sd^2), as far as 2048 images show it."""
+    """sigma^2 sd^2 / (sigma^2 + sd^2), within the accuracy of 2048 images."""
     row = Model(parametrization=parametrization)
     points = list(by_sigma(exact(parametrization), row, pictures(2048)))
     assert [point.sigma for point in points] == noise_levels().tolist()
@@ -127,7 +127,7 @@ def test_errors_are_those_of_the_denoiser_with_the_same_noise_at_every_level(par
 
 @pytest.mark.parametrize("parametrization", SIGMA_OF_C_NOISE)
 def test_gradients_are_the_slopes_of_the_loss(parametrization: str) -> None:
-    """By differences over a parameter, which for an error of second degree are exact."""
+    """Checked by finite differences over a parameter, which are exact for a quadratic error."""
     row, images, step = Model(parametrization=parametrization, weighting="snr"), pictures(5), 0.1
     x0, at = to_range(images), (0.6, 0.2)
     for point, sigma in zip(by_sigma(exact(parametrization, *at), row, images), noise_levels(), strict=True):
@@ -198,7 +198,7 @@ def test_weights_are_finite_at_every_level_also_outside_of_the_noise(noise: dict
 
 @pytest.mark.parametrize("parametrization", SIGMA_OF_C_NOISE)
 def test_the_straightness_of_a_gaussian(parametrization: str) -> None:
-    """std (2 - pi / 2), see test_pairs; and no network is asked about noise above its path."""
+    """std (2 - pi / 2), see test_pairs; no network is evaluated above the levels of its path."""
     denoiser, asked = exact(parametrization), []
     denoiser.register_forward_pre_hook(lambda _, inputs: asked.append(float(inputs[1])))
     n = torch.randn(losses.IMAGES, *SHAPE, generator=generator("straightness", 0))
@@ -217,7 +217,7 @@ LADDER = Model(
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Measure with little."""
+    """Measure with few images, draws and levels."""
     monkeypatch.setattr(losses, "IMAGES", 12)
     monkeypatch.setattr(losses, "BOUND_DRAWS", 64)
     monkeypatch.setattr(losses, "SIGMAS", 5)
@@ -225,7 +225,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def measured(row: Model, folder: Path, workers: int | None = None) -> ModelLosses:
-    """A row trained on IMAGES and measured."""
+    """Train a row on IMAGES and measure it."""
     spec = row.spec(STD, SHAPE)
     save_models(in_turns([train(row, spec, IMAGES, seed) for seed in row.train_seeds], 1), folder)
     return measure_model("name", row, folder, IMAGES, workers)
@@ -292,7 +292,7 @@ def test_measures_depend_on_the_row_and_the_weights_alone(tmp_path: Path, brief:
 def test_measures_do_not_depend_on_the_number_of_workers(
     tmp_path: Path, brief: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where threads read weights while others draw new ones."""
+    """Also if threads read weights while others draw new ones."""
     monkeypatch.setattr(losses, "SIGMAS", 1)
     monkeypatch.setattr(losses, "STRAIGHTNESS_STEPS", 1)
     row = Model(**SMALL | {"multipliers": (1, 2)}, images=8, train_seeds=tuple(range(12)))

@@ -1,4 +1,4 @@
-"""Proposed noise: the moments of what training gains, as a row that a study file can take."""
+"""Proposed noise: the moments of the gain of training, as a row for a study file."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ IMAGES = to_uint8(SD * torch.randn(30, 1, 1, 1, generator=torch.Generator().manu
 
 
 def gain(mean: float, std: float, sigma_data: float = SD) -> Tensor:
-    """What is gained at each noise level, so that its effect on the sample is normal over ln sigma."""
+    """A gain at each noise level whose effect on the sample is normal over ln sigma."""
     sigmas = noise_levels()
     effect = (-(((sigmas.log() - mean) / std) ** 2) / 2).exp()
     return 0.01 * effect * (1 + (sigmas / sigma_data) ** 2)
@@ -173,7 +173,7 @@ def test_training_that_gains_nothing_proposes_nothing(monkeypatch: pytest.Monkey
 
 
 def test_errors_are_measured_where_networks_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device without values, where the CPU's tensors would be refused."""
+    """On the meta device, which refuses tensors of the CPU."""
     monkeypatch.setattr(module, "default_device", lambda: torch.device("meta"))
     row = Model(**SMALL)
     found = module.errors(Denoiser(row.spec(SD, SHAPE)).eval(), IMAGES)

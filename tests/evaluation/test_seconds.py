@@ -1,4 +1,4 @@
-"""Seconds per image: what is timed, in turns, and that the least time counts."""
+"""Seconds per image: points are timed in turns, and the least time counts."""
 
 import math
 import time

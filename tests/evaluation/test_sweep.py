@@ -1,4 +1,4 @@
-"""Measuring a curve: cells are reproducible, each is measured once, and only what is new is measured again."""
+"""Measuring a curve: cells are reproducible, and each is measured only once."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A model of two seeds, an extractor and a reference, all trained for a moment, on one thread."""
+    """A model of two seeds, an extractor and a reference, all trained briefly on one thread."""
     [made] = side_by_side([partial(make, tmp_path_factory.mktemp("trained"))])
     return made
 
@@ -76,7 +76,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(steps, sample seed) of every set of samples that is generated from now on."""
+    """(steps, sample seed) of every set of samples that is generated from here on."""
     calls: list[tuple[int, int]] = []
     generate = sweep.generate
 
@@ -235,7 +235,7 @@ def test_the_batch_is_no_part_of_the_images(trained: Trained) -> None:
 
 
 def broken(trained: Trained, folder: Path, *seeds: int) -> Trained:
-    """The models with weights of these seeds that answer NaN."""
+    """The models; those of the given seeds answer NaN."""
     for seed in (0, 1):
         denoiser = load_denoiser(trained.model / f"seed_{seed}.safetensors")
         if seed in seeds:
@@ -344,7 +344,7 @@ MEANS = torch.stack([to_range(load(Data()).images[i]).double() for i in (0, 1, 4
 
 
 class Conditional:
-    """An exact model of three images with a little noise, each a class, in a network's place."""
+    """An exact model of three images with a little noise, one per class, in place of a network."""
 
     shape = (1, 8, 8)
 
@@ -361,7 +361,7 @@ class Conditional:
 
 @pytest.fixture
 def conditional(monkeypatch: pytest.MonkeyPatch, trained: Trained) -> Trained:
-    """Models of classes and earlier snapshots of them, whose weights are exact."""
+    """Exact models of classes, with exact earlier snapshots."""
     weights = Weights(Conditional(CLASSES, 0.05), Conditional(CLASSES, 0.3))  # type: ignore[arg-type]
     monkeypatch.setattr(loading, "weights_for", lambda *_: weights)
     monkeypatch.setattr(sweep, "content_key", lambda folder, seed, selection: f"{seed} {selection}")
@@ -423,7 +423,7 @@ def test_guidance_to_a_class_of_a_model_without_classes_is_an_error(trained: Tra
 
 @pytest.fixture(scope="module")
 def classified(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The models with a classifier beside the first of them, which knows a bright image from a dark one."""
+    """The models; the first has a classifier that tells bright images from dark ones."""
     folder = tmp_path_factory.mktemp("classified")
     for path in trained.model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -440,7 +440,7 @@ def by_classifier(weight: float, **keys: Any) -> Curve:
 
 
 def test_a_classifier_guides_a_model_without_classes(classified: Trained) -> None:
-    """The more, the farther the classes' brightnesses are apart; each call for its gradient counts."""
+    """More guidance separates the brightness of the classes further; each gradient counts as a call."""
     gaps = []
     for weight in (0.0, 2.0, 10.0):
         [cell] = measure_curve(by_classifier(weight), *classified, workers=1)

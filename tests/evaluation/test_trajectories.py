@@ -1,4 +1,4 @@
-"""Solutions in a schedule's own coordinates: what is straight, and what formulas say of Gaussian data."""
+"""Solutions in the coordinates of a schedule: straight courses, and closed forms for Gaussian data."""
 
 import math
 from itertools import pairwise
@@ -71,7 +71,7 @@ def test_a_gaussian_in_the_linear_schedule_bends_as_the_formulas_say(std: float)
 
 
 def test_the_turning_of_a_gaussian_on_the_straight_path_is_the_angle_between_its_ends() -> None:
-    """In the plane of the mean and the noise the way is a convex arc: it turns by the angle between its end slopes."""
+    """In the plane of mean and noise the course is a convex arc, which turns by the angle between its end slopes."""
     course = courses(Gaussian(0.8, 0.3), NOISE, [("flow", "flow")], LOW, HIGH)["flow", "flow"]
     cosine = torch.nn.functional.cosine_similarity(course.slope[0], course.slope[-1], dim=1)
     assert bend(course).turning == pytest.approx(float(cosine.acos().rad2deg().mean()), rel=1e-3)
@@ -93,7 +93,7 @@ def test_eulers_errors_on_the_best_grid_are_the_curvature_over_the_steps() -> No
 
 
 def test_a_bend_grows_with_the_units_alone() -> None:
-    """Data and noise levels of twice the size are the same ways at another scale."""
+    """Data and noise levels of twice the size give the same courses at another scale."""
     pair = ("linear", "none")
     small = bend(courses(Gaussian(0.4, 0.5), NOISE, [pair], LOW, HIGH)[pair])
     large = bend(courses(Gaussian(0.8, 1.0), NOISE, [pair], 2 * LOW, 2 * HIGH)[pair])

@@ -1,4 +1,4 @@
-"""Fitted grids: shortest ways against all subsets, truncation errors by hand, and what a fitted grid is good for."""
+"""Fitted grids: shortest paths against all subsets, truncation errors by hand, and lower sampling errors."""
 
 import math
 from functools import cache
@@ -50,7 +50,7 @@ def test_more_steps_than_levels_are_refused() -> None:
 
 
 def test_truncation_errors_are_those_of_eulers_steps_from_the_teachers_states() -> None:
-    """On Gaussian data every step multiplies z - mean: the teacher's by Heun's factor, the long one by Euler's."""
+    """On Gaussian data every step multiplies z - mean: the teacher's by Heun's factor, the long step by Euler's."""
     sigmas = [10.0, 3.0, 1.0, 0.2, 0.0]
     slope = lambda sigma: sigma / (sigma**2 + GAUSSIAN.std**2)  # noqa: E731  eps = slope (z - mean)
     state, states = 1.0, [1.0]
@@ -83,7 +83,7 @@ def test_fitted_grids_fall_from_sigma_max_in_as_many_steps(levels: int, shape: t
 
 
 def test_a_fitted_grid_has_the_least_total_local_error() -> None:
-    """Less than EDM's grid, taken to the nearest of the teacher's levels, than rho = 3's, and than random ones."""
+    """It is lower than on EDM's grid and that with rho = 3, rounded to the teacher's levels, and on random grids."""
     sigmas = [*edm(LEVELS, LOW, HIGH, 7.0).tolist(), 0.0]
     costs = truncation_errors(mixture(), noise_of(256, 2), sigmas)
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +99,7 @@ def test_a_fitted_grid_has_the_least_total_local_error() -> None:
 
 
 def test_fitted_grids_beat_the_grid_of_edm_on_the_exact_mixture() -> None:
-    """On noise that the grids were not fitted to, with the solver whose steps they are fitted for."""
+    """Measured on held-out noise, with the solver for whose steps the grids are fitted."""
     noise = noise_of(512, 2, seed=1)
     exact = sample(mixture(), noise, Sampler(nfe=(999,)), 500).x0
     for steps in (3, 5, 7, 10):

@@ -50,7 +50,7 @@ def iddpm(n: int, low: float, high: float) -> list[float]:
 
 
 def ddpm_levels(low: float, high: float) -> list[float]:
-    """The smallest first; those that the ends of the range are made of may lie beyond it by rounding."""
+    """The smallest first; levels at the ends of the range may lie beyond it by rounding."""
     abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     return [float(v) for v in np.sqrt(1 / abar - 1) if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
 
@@ -66,7 +66,7 @@ def flow(n: int, low: float, high: float) -> list[float]:
 
 
 def time(n: int, low: float, high: float) -> list[float]:
-    """Of the cosine schedule, which CHOICES name."""
+    """The levels of the cosine schedule, which CHOICES name."""
     first, last = (math.acos(math.cos(0.008 / 1.008 * math.pi / 2) / math.sqrt(1 + v * v)) for v in (high, low))
     angles = [first + i * (last - first) for i in ramp(n)]
     return [math.sqrt((math.cos(0.008 / 1.008 * math.pi / 2) / math.cos(angle)) ** 2 - 1) for angle in angles]

@@ -39,7 +39,7 @@ def noise_of(count: int) -> Tensor:
 
 
 def by(guidance: Guidance, labels: Tensor | None = LABELS) -> DenoiserFunction:
-    """The exact denoiser guided by whichever exact guide it takes."""
+    """The exact denoiser, guided by an exact guide of this kind."""
     return guided(guidance, EXACT, labels, BLURRED, EXACT)
 
 
@@ -100,7 +100,7 @@ def test_an_interval_is_open_at_an_end_that_is_not_given() -> None:
 
 
 class Calls:
-    """Networks that note where they are called."""
+    """Networks that record the noise levels of their calls."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, float]] = []
@@ -247,7 +247,7 @@ def test_a_snapshot_guides_without_classes() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 7])
 @pytest.mark.parametrize("count", [10, 100, 1000])
 def test_labels_are_as_frequent_as_in_the_data(classes: Sequence[int], seed: int, count: int) -> None:
-    """Within three samples of their shares, where independent draws of 1000 would stray by ten or more."""
+    """Counts are within three samples of the shares; independent draws of 1000 would be off by ten or more."""
     labels = sample_labels(seed, range(count), classes)
     assert labels.dtype == torch.int64 and labels.shape == (count,)
     shares = torch.tensor(classes, dtype=F64) / sum(classes)
@@ -277,7 +277,7 @@ def labelled_images(row: Sampler, count: int, batch: int) -> tuple[Tensor, list[
 def test_labelled_samples_do_not_depend_on_batches_or_their_number(
     guide: str, solver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a batch is filled up to MIN_BATCH, or to a group of an adaptive solver's."""
+    """Also if a batch is padded to MIN_BATCH or to a group of an adaptive solver."""
     monkeypatch.setattr("pipeline.sampling.batches.to_data", lambda x: x)
     row = Sampler(solver=solver, guide=guide, guidance=2, nfe=(40,))
     whole, nfe = labelled_images(row, 100, 512)
@@ -287,14 +287,14 @@ def test_labelled_samples_do_not_depend_on_batches_or_their_number(
 
 
 def test_samples_are_of_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nearest mean of each sample is its own class's, at a guidance that leaves no doubt."""
+    """The nearest mean of each sample is that of its class, under strong guidance."""
     monkeypatch.setattr("pipeline.sampling.batches.to_data", lambda x: x)
     samples, _ = labelled_images(Sampler(guidance=1.5, nfe=(60,)), 100, 64)
     assert torch.cdist(samples, MEANS).argmin(1).equal(sample_labels(4, range(100), CLASSES))
 
 
 def test_the_classes_of_a_mixture_go_by_bayes_rule() -> None:
-    """D of no class is that of the classes weighed by their posterior, and the gradient is autograd's."""
+    """D without a class is the mean of the classes' D under the posterior, and the gradient equals autograd's."""
     z, sigma = 2 * noise_of(5), torch.logspace(-1, 1, 5, dtype=F64)
     posterior = EXACT.log_posterior(z, sigma).exp()
     own = torch.stack([EXACT(z, sigma, torch.full((5,), k)) for k in range(3)], 1)

@@ -63,7 +63,7 @@ all_solvers = pytest.mark.parametrize("solver", SOLVERS)
 
 @cache
 def network(classes: tuple[int, ...] = (), seed: int = 0) -> Denoiser:
-    """A small denoiser whose weights are random, the ones that start at 0 too."""
+    """A small denoiser with random weights, including those that start at 0."""
     row = Model(channels=16, multipliers=(1, 2), blocks=1, labels="classes" if classes else "none")
     return randomly(Denoiser(row.spec(0.5, SHAPE, classes)), 0.05, seed)
 
@@ -94,7 +94,7 @@ def generate(*arguments: Any) -> tuple[Tensor, list[int]]:
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """generate's images as the floats they are made of, so that no difference is rounded away."""
+    """`generate` yields floats instead of images, so that no difference is rounded away."""
     monkeypatch.setattr("pipeline.sampling.batches.to_data", lambda x: x)
 
 
@@ -148,7 +148,7 @@ def test_a_budget_buys_as_many_steps_as_it_can(solver: str) -> None:
 
 @all_solvers
 def test_one_step_is_the_denoised_noise_of_sigma_max(solver: str) -> None:
-    """One of Euler's, to 0. An adaptive solver has steps of its own before that."""
+    """Euler's step to 0. An adaptive solver takes its own steps before that."""
     noise = noise_of(3, 2)
     expected = GAUSSIAN(noise.double() * 80, torch.tensor(80.0, dtype=torch.float64))
     x0 = sample(GAUSSIAN, noise, ROWS[solver], 1, silent).x0
@@ -157,7 +157,7 @@ def test_one_step_is_the_denoised_noise_of_sigma_max(solver: str) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_images_do_not_depend_on_the_batches(row: str, exact: None) -> None:
-    """Also where the batches are of two sizes, or end up below MIN_BATCH: 100 images in batches of 16 are 15 or 14."""
+    """Batches may have two sizes, or fewer than MIN_BATCH: 100 images in batches of 16 are batches of 15 or 14."""
     runs = {batch: generate(network(), SHAPE, ROWS[row], 2, 0, 100, batch) for batch in (512, 100, 64, 50, 43, 16)}
     whole, nfe = runs.pop(512)
     assert whole.shape == (100, *SHAPE) and whole.isfinite().all()
@@ -167,7 +167,7 @@ def test_images_do_not_depend_on_the_batches(row: str, exact: None) -> None:
 
 
 def test_images_of_an_odd_size_do_not_depend_on_the_batches(exact: None) -> None:
-    """Where a level has fewer numbers an image than PyTorch computes at once, or no multiple of these."""
+    """A level may have fewer values per image than PyTorch's vector width, or no multiple of it."""
     row = Model(network="ddpmpp", channels=24, multipliers=(1, 1), attention=(3,))
     denoiser = randomly(Denoiser(row.spec(0.5, (1, 6, 6))), 0.05, 0)
     whole, _ = generate(denoiser, (1, 6, 6), ROWS["euler"], 2, 0, 33, 64)
@@ -183,7 +183,7 @@ def classifier() -> NoisyClassifier:
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("row", ["euler", "churned"])  # adaptive solvers: in tests/test_guidance.py
 def test_guided_images_depend_neither_on_batches_nor_on_their_number(guide: str, row: str, exact: None) -> None:
-    """Of networks that are told labels, and of gradients."""
+    """Also for networks with labels, and for gradients."""
 
     def of_labels(labels: Tensor) -> DenoiserFunction:
         return guided(Guidance(2.0, guide), network(CLASSES), labels, network(CLASSES, 1), classifier())
@@ -219,7 +219,7 @@ def test_images_do_not_depend_on_their_number(row: str, count: int, exact: None)
 
 
 def test_an_adaptive_solver_always_gets_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 70 images too, the last of which share their steps with some that nobody sees."""
+    """Also for 70 images, the last of which share their steps with discarded samples."""
     sizes: list[int] = []
     denoiser = lambda z, sigma: sizes.append(len(z)) or GAUSSIAN(z, sigma)  # noqa: E731
     images, nfe = generate(denoiser, (2, 3, 4), ROWS["rk45"], 2, 0, GROUP + 6, 20)
@@ -266,7 +266,7 @@ def test_all_samplers_start_from_the_same_noise(solver: str, schedule: str, scal
 @pytest.mark.parametrize("row", [row for row in ROWS if row != "rk45"])  # whose steps are chosen for all together
 @pytest.mark.parametrize("shape", [(8, 1, 8, 8), (5, 1, 8, 8), (8, 3, 4, 8), (1, 1, 8, 8), (3, 2), (4,)])
 def test_samples_of_a_batch_are_those_of_its_parts(row: str, shape: tuple[int, ...]) -> None:
-    """Also where the batch is as large as the image is wide."""
+    """Also if the batch is as large as the image is wide."""
     noise = noise_of(*shape)
     together = sample(GAUSSIAN, noise, ROWS[row], 4, torch.ones_like).x0
     assert together.shape == shape and together.dtype == torch.float64
@@ -284,7 +284,7 @@ def test_an_adaptive_solver_keeps_shapes_and_stays_within_its_tolerance(shape: t
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_heun_reaches_the_exact_end_of_a_gaussian(schedule: str) -> None:
-    """Every sample lies where the exact flow from sigma_max takes it, so their mean and std are the data's."""
+    """Every sample ends where the exact flow from sigma_max ends, so mean and std are those of the data."""
     noise = noise_of(20_000, 1)
     x0 = sample(GAUSSIAN, noise, Sampler(schedule=schedule), 200).x0
     exact_end = GAUSSIAN.flow(80.0 * noise.double(), *torch.tensor([80.0, 0.0]).double())
@@ -296,7 +296,7 @@ def test_heun_reaches_the_exact_end_of_a_gaussian(schedule: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("evaluation", [0, 2, 4])
 def test_an_answer_that_is_not_finite_is_an_error_that_says_where(row: str, evaluation: int, value: float) -> None:
-    """One value of one sample's."""
+    """One value of one sample is not finite."""
     sigmas: list[float] = []
 
     def denoiser(z: Tensor, sigma: Tensor) -> Tensor:
@@ -326,7 +326,7 @@ def test_samples_that_are_not_finite_though_all_answers_are_finite_are_an_error(
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_denoiser_may_answer_in_float32(row: str) -> None:
-    """The state stays in float64 all the same, as it does where a network computes in float32 inside."""
+    """The state stays in float64, also if the network computes in float32."""
     noise = noise_of(3, 2)
     single = sample(lambda z, sigma: GAUSSIAN(z.float(), sigma.float()), noise, ROWS[row], 4, torch.ones_like).x0
     double = sample(

@@ -1,4 +1,4 @@
-"""Solvers of many steps: what they are exact for, their lower orders at the ends, what they keep, their first step."""
+"""Multistep solvers: the denoisers for which they are exact, lower orders at the ends, kept tensors, first steps."""
 
 import math
 import weakref
@@ -88,7 +88,7 @@ def test_points_rise_from_one_and_fall_again_at_the_end(name: str, steps: int, m
 
 @all_multistep
 def test_no_more_evaluations_are_kept_than_points(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the next one is made there is room for it, but in a solver that corrects the step before by it."""
+    """A solver frees the oldest tensor before the next call, unless it corrects the previous step."""
     solver, made, alive = solver_of(name), [], []
     evaluate = type(solver).evaluate
 
@@ -104,7 +104,7 @@ def test_no_more_evaluations_are_kept_than_points(name: str, monkeypatch: pytest
 
 
 def reach(solver: Multistep, ode: Ode, exact: Callable[[float], Tensor], sigmas: Sequence[float]) -> list[Tensor]:
-    """The states from sigmas[points - 1] on, with the evaluations before it those of the exact flow."""
+    """The states from sigmas[points - 1] on; earlier evaluations come from the exact flow."""
     first = solver.points - 1
     known = [Evaluation(s, solver.evaluate(ode, exact(s), s)) for s in reversed(sigmas[:first])]
     rest = [*sigmas[first:], *(sigmas[-1] * 0.8 ** np.arange(1, 5))]  # so that the end's lower orders don't begin
@@ -135,7 +135,7 @@ def test_exponential_adams_is_exact_where_d_is_a_polynomial_in_ln_sigma(order: i
 
 
 def test_unipc_is_exact_where_d_is_a_polynomial_in_ln_sigma() -> None:
-    """UniP-3 of degree 2, and UniC-3 of degree 3: a prediction off by its last term is corrected."""
+    """UniP-3 is exact for degree 2, UniC-3 for degree 3: it corrects the last term of a prediction."""
     for degree in (0, 1, 2, 3):
         ode, exact = power_of_log(degree)
         solver = solver_of("unipc")
@@ -150,7 +150,7 @@ def test_unipc_is_exact_where_d_is_a_polynomial_in_ln_sigma() -> None:
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_deis_is_exact_where_eps_is_a_polynomial_in_t(order: int, schedule: str) -> None:
-    """eps = t^n has z = the integral of t^n by sigma, here by Gauss and Legendre's rule."""
+    """For eps = t^n, z is the integral of t^n over sigma, computed by Gauss-Legendre quadrature."""
     at = ode_of(GAUSSIAN, schedule)
     ode = ode_of(lambda z, sigma: z - sigma * at.t(float(sigma)) ** (order - 1), schedule)
     nodes, weights = np.polynomial.legendre.leggauss(60)
@@ -166,7 +166,7 @@ def test_deis_is_exact_where_eps_is_a_polynomial_in_t(order: int, schedule: str)
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_methods_are_exact_where_the_slope_is_a_polynomial_in_sigma(order: int) -> None:
-    """iPNDM on equal steps alone; its weights are those of steps that are equal."""
+    """iPNDM only on equal steps, because its weights are for equal steps."""
     ode = ode_of(lambda z, sigma: z - sigma * sigma ** (order - 1))
     exact = lambda sigma: torch.full((2, 1), sigma**order / order, dtype=F64)  # noqa: E731
     equal = [3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
@@ -247,7 +247,7 @@ def test_deis_is_lms_in_linear_but_for_the_step_into_zero() -> None:
     "name", [name for name in POINTS if name != "unipc"]
 )  # which corrects from the state before, too
 def test_evaluations_that_are_known_are_not_made_again(name: str) -> None:
-    """And a run that begins with them goes on as the one that made them."""
+    """A run that starts from known evaluations continues exactly like the run that made them."""
     sigmas, z, asked = [*UNEQUAL, 0.2, 0.0], noise_of(4, 3), []
 
     def denoiser(z: Tensor, sigma: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def test_an_order_that_a_solver_has_not_is_refused() -> None:
 def test_the_weights_of_deis_are_its_integrals_on_whole_grids_too(
     schedule: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down to sigma = 0.002 in long steps, where d sigma / dt changes by orders of magnitude within one."""
+    """In long steps down to sigma = 0.002, d sigma / dt changes by orders of magnitude within a step."""
     weights: list[list[float]] = []
     monkeypatch.setattr("pipeline.sampling.multistep._sum", lambda z, own, past: weights.append(list(own)) or z)
     row = Sampler(solver="deis", schedule=schedule, nfe=(99,))

@@ -79,7 +79,7 @@ all_scalings = pytest.mark.parametrize("scaling", SCALINGS)
 
 
 def assert_equal(ours: Tensor, theirs: Tensor, rtol: float = 1e-9) -> None:
-    """Within rtol of the largest number."""
+    """Equal within rtol of the largest value."""
     assert ours.dtype == theirs.dtype == F64
     torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * float(theirs.abs().max()))
 
@@ -88,7 +88,7 @@ def assert_equal(ours: Tensor, theirs: Tensor, rtol: float = 1e-9) -> None:
 
 
 def drawn() -> Callable[[Tensor], Tensor]:
-    """randn_like from the list."""
+    """randn_like that takes the listed draws."""
     left = iter(DRAWS)
     return lambda z: next(left)
 
@@ -98,13 +98,13 @@ def ours(row: Sampler, steps: int, oracle: DenoiserFunction = MIXTURE) -> Tensor
 
 
 def on_grid(sigmas: Sequence[float], **row: Any) -> Sampler:
-    """A sampler on the noise levels of somebody else, the last one 0."""
+    """A sampler on a peer's noise levels, the last one 0."""
     assert sigmas[-1] == 0
     return Sampler(**row).with_grid(tuple(sigmas[:-1]))
 
 
 def states(row: Sampler, sigmas: Sequence[float]) -> list[Tensor]:
-    """z after each of our steps on somebody else's grid."""
+    """z after each of our steps on a peer's grid."""
     ode = Ode(MIXTURE, row.build_schedule(), row.build_scaling())
     return list(row.build_solver().run(ode, NOISE * sigmas[0], sigmas, drawn()))
 
@@ -128,7 +128,7 @@ class Double:
 
 @contextmanager
 def in_double(scheduler: type) -> Iterator[None]:
-    """Within, a scheduler of diffusers computes in float64, and its noise comes from a list."""
+    """In this context a scheduler of diffusers computes in float64, and its noise comes from a list."""
     module, left, before = sys.modules[scheduler.__module__], iter(DRAWS), torch.get_default_dtype()
     with ExitStack() as stack:
         for name, replacement in {
@@ -144,7 +144,7 @@ def in_double(scheduler: type) -> Iterator[None]:
 
 
 class Kind(NamedTuple):
-    """What a peer keeps as its sample, as a multiple of z, and what its network answers, from D(z; sigma)."""
+    """A peer's state, as a multiple of z, and its network's answer, computed from D(z; sigma)."""
 
     scale: Callable[[float], float]
     answer: Callable[[Tensor, Tensor, float], Tensor]
@@ -186,7 +186,7 @@ def levels(scheduler: Any) -> list[float]:
 
 
 def follow(scheduler: Any, kind: Kind, **arguments: Any) -> list[Tensor]:
-    """z after each of a scheduler's steps, of which second-order ones have two a step of ours."""
+    """z after each of a scheduler's steps; second-order schedulers have two for each of ours."""
     sigmas = levels(scheduler)
     assert len(sigmas) == len(scheduler.timesteps) + 1
     if hasattr(scheduler, "set_begin_index"):
@@ -203,7 +203,7 @@ def follow(scheduler: Any, kind: Kind, **arguments: Any) -> list[Tensor]:
 
 
 def made(scheduler: type, steps: int, sigmas: Sequence[float] | None = None, **config: Any) -> Any:
-    """A scheduler of so many steps, on noise levels of ours if given."""
+    """A scheduler with `steps` steps, on our noise levels if given."""
     built = scheduler(**config)
     built.set_timesteps(steps)
     if sigmas is not None:
@@ -213,7 +213,7 @@ def made(scheduler: type, steps: int, sigmas: Sequence[float] | None = None, **c
 
 
 def every_other(sigmas: Sequence[float]) -> list[float]:
-    """The levels of whole steps, from those that a second-order scheduler evaluates at."""
+    """The levels of whole steps, from all levels of a second-order scheduler."""
     return [*sigmas[::2], 0.0]
 
 
@@ -326,7 +326,7 @@ def test_churn_is_that_of_diffusers(steps: int, scheduler: type, kind: Kind, con
 @pytest.mark.parametrize("steps", STEPS[1:])
 @pytest.mark.parametrize("karras", [False, True])
 def test_heun_is_that_of_diffusers(steps: int, karras: bool) -> None:
-    """From two steps on: one begins at their smallest level."""
+    """From two steps on, because one step begins at their smallest level."""
     with in_double(HeunDiscreteScheduler):
         scheduler = made(HeunDiscreteScheduler, steps, use_karras_sigmas=karras, **BETAS)
         sigmas, theirs = every_other(levels(scheduler)), follow(scheduler, VE)[-1]
@@ -799,7 +799,7 @@ def classical(slope: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tenso
 
 
 def solved(solver: Solver, ode: Ode, times: Tensor) -> Tensor:
-    """x at the last of these times."""
+    """x at the last time."""
     sigmas = ode.schedule.sigma(times).tolist()
     *_, z = solver.run(ode, BEGIN * NOISE, sigmas, drawn())
     return ode.s(END) * z
@@ -942,7 +942,7 @@ def test_euler_maruyama_is_a_plain_loop(schedule: str, scaling: str, diffusion: 
 
 
 def test_gaussian_data_end_at_the_same_place_too() -> None:
-    """Data of which the denoiser is linear: a closed form, with no network and no peer (Gaussian.flow)."""
+    """Data with a linear denoiser has a closed form (Gaussian.flow), without network or peer."""
     oracle = Gaussian(0.2, 0.5)
     high = torch.tensor(80.0, dtype=F64)
     expected = oracle.flow(NOISE * 80, high, torch.zeros((), dtype=F64))

@@ -1,4 +1,4 @@
-"""A sampler row: what it refuses and how, what it fills in, and that nothing of it is lost on the way to a file."""
+"""A sampler row: the mistakes that it refuses, the values that it fills in, and its round trip through a file."""
 
 import json
 import math
@@ -55,7 +55,7 @@ all_solvers = pytest.mark.parametrize("solver", SOLVERS)
 
 
 def refusal(**row: Any) -> str:
-    """The one line that a row is refused with."""
+    """The line with which a row is refused."""
     with pytest.raises(ValidationError) as caught:
         Sampler(**row)
     [found] = caught.value.errors()
@@ -71,7 +71,7 @@ def test_every_solver_and_key_is_here() -> None:
 @all_solvers
 @pytest.mark.parametrize("key", OTHER)
 def test_a_key_is_taken_by_the_solvers_that_go_by_it_and_refused_by_the_others(solver: str, key: str) -> None:
-    """Its default is no choice, and goes with every solver."""
+    """Its default is valid with every solver."""
     row = {"solver": solver, "nfe": (99,)}
     assert Sampler(**row, **{key: Sampler.model_fields[key].default}) == Sampler(**row)
     if key in KEYS[solver]:
@@ -265,7 +265,7 @@ def test_guidance_halves_what_a_budget_buys(solver: str, guide: str, weight: flo
 def test_an_interval_buys_the_most_steps_of_all_that_a_budget_pays(
     solver: str, ends: tuple[float, float | None], grid: str
 ) -> None:
-    """And each step more costs no less, or `steps` could not look for them as it does."""
+    """The cost never falls with the steps, which the bisection in `steps` requires."""
     row = Sampler(solver=solver, discretization=grid, guidance=2, guidance_min=ends[0], guidance_max=ends[1], nfe=(50,))
     costs = [row.evaluations(steps) for steps in range(1, 27)]
     assert costs == sorted(costs)
@@ -336,7 +336,7 @@ def test_a_row_comes_back_from_json(way: str) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_row_with_a_grid_of_its_own_stays_in_its_schedule(schedule: str) -> None:
-    """VP's constants, which go by the range, are those of the row and not of the list's ends."""
+    """VP's constants depend on the row's range, not on the ends of the list."""
     row = Sampler(solver="euler", discretization="optimised", schedule=schedule, nfe=(3,))
     own = row.with_grid((80.0, 3.0, 0.47))
     assert own.grid(3).tolist() == [80, 3, 0.47, 0] and own.steps(3) == 3

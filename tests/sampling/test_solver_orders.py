@@ -1,4 +1,4 @@
-"""Measured orders: of every solver in every schedule and of what a row may choose; the adaptive one's tolerance."""
+"""Measured orders of every solver in every schedule and for every choice of a row; the adaptive solver's tolerance."""
 
 import math
 from itertools import pairwise
@@ -70,7 +70,7 @@ def test_every_solver_has_an_order_here() -> None:
 @pytest.mark.parametrize("solver", STEADY)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_measured_order(solver: str, schedule: str) -> None:
-    """iPNDM's weights are those of equal steps of sigma, which the others than `linear` don't make."""
+    """iPNDM's weights are for equal steps of sigma, which only `linear` has."""
     row = Sampler(solver=solver, schedule=schedule, nfe=(99,))
     assert row.build_solver().order == ORDERS[solver]
     order = 2 if solver == "ipndm" and schedule != "linear" else ORDERS[solver]
@@ -93,7 +93,7 @@ def test_measured_order_in_any_scaling(scaling: str) -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3.5])
 def test_the_order_of_a_power_is_its_exponent(order: float) -> None:
-    """Also where the finest errors are rounding's, and none of the first, which are too coarse, counts."""
+    """Errors at the finest steps may be rounding errors; the coarsest steps do not count."""
     errors = {n: 0.3 * n**-order for n in (32, 64, 128)}
     assert regressed(errors) == pytest.approx(order, rel=1e-9)
     assert regressed({8: 1.0, 16: 1.0} | errors | {256: 1e-12, 512: 3e-12}) == pytest.approx(order, rel=1e-9)
@@ -127,7 +127,7 @@ def test_rk45_pays_for_its_tolerance() -> None:
 
 @pytest.mark.parametrize("solver", ODE)
 def test_many_steps_take_noise_to_the_exact_end(solver: str) -> None:
-    """The whole way, with a multistep solver's lower orders at both ends."""
+    """A whole run, in which a multistep solver has lower orders at both ends."""
     gaussian = Gaussian(0.2, 0.5)
     noise = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = gaussian.flow(80 * noise, *torch.tensor([80.0, 0.0], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Solvers: the ODE they solve, tableaus, formulas in plain numbers, last steps, and which of them are the same."""
+"""Solvers: the ODE, tableaus, formulas in plain numbers, last steps, and solvers that are equal."""
 
 import math
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def solver_of(name: str, **keys: Any) -> Solver:
 
 
 def start(sigma: float) -> Tensor:
-    """z, (N, d), spread as the noisy data are."""
+    """z, (N, d), with the spread of noisy data."""
     spread = torch.linspace(-2, 2, 12, dtype=F64).reshape(4, 3)
     return GAUSSIAN.mean + math.hypot(sigma, GAUSSIAN.std) * spread
 
@@ -64,7 +64,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 
 
 def run(**row: Any) -> Tensor:
-    """x0 of a Gaussian's sampler in nine steps."""
+    """x0 of Gaussian data after nine steps."""
     noise = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
     return sample(GAUSSIAN, noise, Sampler(**row, nfe=(99,)), 9, torch.ones_like).x0
 
@@ -202,7 +202,7 @@ def test_rk45_goes_by_the_exact_flow_in_tight_tolerance(schedule: str) -> None:
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("end", [0.002, 0.5])
 def test_rk45_stays_within_its_range(schedule: str, scaling: str, end: float) -> None:
-    """Its first trial and its last step too: there may be no noise level beyond the end."""
+    """This holds for its first trial and its last step, too: there may be no noise level beyond the end."""
     ode, seen = ode_of(schedule, scaling), []
     denoiser = lambda z, sigma: seen.append(float(sigma)) or GAUSSIAN(z, sigma)  # noqa: E731
     within = Ode(denoiser, ode.schedule, ode.scaling)
@@ -242,7 +242,7 @@ def test_the_last_step_of_a_solver_that_knows_no_time_returns_the_denoised(name:
 
 @all_solvers
 def test_a_solver_that_steps_in_sigma_does_the_same_in_every_schedule_and_scaling(name: str) -> None:
-    """And one that steps in t does not."""
+    """A solver that steps in t does depend on it."""
     runs = [run(solver=name, schedule=schedule) for schedule in SCHEDULES]
     runs += [run(solver=name, schedule="flow", scaling=scaling) for scaling in SCALINGS]
     spread = float(torch.stack(runs).std(0, correction=0).max())
@@ -260,7 +260,7 @@ def test_ddim_is_euler_in_linear_and_in_flow_but_not_in_the_others() -> None:
 
 
 def same_pairs() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Rows by whatever name they have that sample the same."""
+    """Rows that sample the same under different names."""
     for name in ("exp_adams", "deis", "ipndm"):
         yield f"{name} of order 1", {"solver": name, "order": 1}, {"solver": "ddim"}
     equal = {"discretization": "explicit", "sigmas": (0.9, 0.7, 0.5, 0.3, 0.1)}
@@ -291,7 +291,7 @@ def test_solvers_that_are_the_same(left: dict[str, Any], right: dict[str, Any]) 
 
 
 class Doubling(SingleStep):
-    """A solver that is no method at all, to show what SingleStep does by itself."""
+    """A solver that is no numerical method, to test SingleStep alone."""
 
     order = None
     variable = "sigma"

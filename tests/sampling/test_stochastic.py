@@ -1,4 +1,4 @@
-"""Solvers that add noise: their formulas, how often they ask, churn's window, and the marginals that they keep."""
+"""Stochastic solvers: formulas, numbers of noise draws, churn's window, and marginals."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -187,7 +187,7 @@ def test_dpmpp_2m_sde_in_the_coordinates_it_was_published_in() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_stochastic_samplers_ask_once_a_step_but_the_last(row: dict[str, Any]) -> None:
-    """And once for each Langevin step; one with nothing to add does not ask for it."""
+    """Also once for each Langevin step; without noise to add there is no draw."""
     asked: list[torch.Size] = []
     sampler = Sampler(**row, nfe=(99,))
     sample(GAUSSIAN, noise_of(2, 3), sampler, 6, lambda x: asked.append(x.shape) or torch.ones_like(x))
@@ -208,7 +208,7 @@ def test_stochastic_samplers_ask_once_a_step_but_the_last(row: dict[str, Any]) -
     ids=str,
 )
 def test_churn_goes_by_its_window(solver: str, window: dict[str, float], levels: list[float]) -> None:
-    """Both ends of it included."""
+    """The window includes both ends."""
     asked = []
     explicit = {"discretization": "explicit", "sigmas": (4.0, 2.0, 1.0, 0.5), "nfe": (99,)}
     row = Sampler(solver=solver, S_churn=1, **window, **explicit)
@@ -249,7 +249,7 @@ def test_churn_costs_what_its_solver_does() -> None:
 
 
 def fine() -> Iterator[dict[str, Any]]:
-    """Rows whose fine steps keep the data's law, by schedule where it matters."""
+    """Rows whose fine steps preserve the data distribution, by schedule if it matters."""
     yield from ROWS
     yield from ({"solver": solver, "S_churn": 10} for solver in CHURNED)
     yield {"solver": "heun", "S_churn": 80, "S_min": 0.05, "S_max": 50}
@@ -265,7 +265,7 @@ def test_fine_steps_keep_the_mean_and_std_of_a_gaussian(row: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_fine_steps_keep_the_moments_of_a_mixture(row: dict[str, Any]) -> None:
-    """Where no coordinate is Gaussian: mean, covariance and fourth moments."""
+    """No coordinate is Gaussian here: mean, covariance and fourth moments."""
     x0 = sample(mixture(), noise_of(8192, 2), Sampler(**row, nfe=(999,)), 200, drawn(2)).x0
     expected = mixture().sample(200_000, torch.Generator().manual_seed(0))
     close(x0.mean(0), expected.mean(0), 0.03)
