@@ -1,8 +1,9 @@
-"""The training loop against a bare one in PyTorch, with all that ours does beside it: a Markdown table.
+"""The training loop against a bare loop in PyTorch: a Markdown table of speed and memory.
 
-python -m benchmarks.loop [--quick]: the default network only. Both train the same network with the same optimizer at
-the same precision, in turns, on two threads. The bare loop takes a batch from a tensor, adds noise, and steps; ours
-draws by seed and step, weighs, tracks the average, logs and notes what is not finite as well.
+python -m benchmarks.loop [--quick]: with --quick, the default network only. Both loops train the same network with the
+same optimizer and precision; their steps alternate on two threads. The bare loop takes a batch from a tensor, adds
+noise and steps. Ours also draws by seed and step, weights the loss, tracks the average and checks for values that are
+not finite.
 """
 
 import argparse
@@ -38,7 +39,7 @@ DDPMPP = {
     "attention": (16,),
     "batch": 64,
 }
-CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int]] = {  # row, shape, steps to warm up and to measure
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int]] = {  # row, shape, warm-up steps, measured steps
     "default, 8 x 8": ({}, (1, 8, 8), 10, 300),
     "DDPM++, 32 x 32": (DDPMPP, (3, 32, 32), 1, 2),
 }
@@ -50,13 +51,13 @@ def our_step(row: Model, shape: tuple[int, ...]) -> Callable[[], None]:
 
 
 def bare_step(row: Model, shape: tuple[int, ...], device: torch.device = CPU) -> Callable[[], None]:
-    """EDM's loss on EDM's noise with nothing around it, in the row's precision, compiled as it says."""
+    """A step with EDM's loss and noise and nothing else, in the row's precision and compilation."""
     denoiser, images = new_denoiser(row.spec(SIGMA_DATA, shape), 0).to(device), made_up(row, shape).to(device)
     optimizer = adam(denoiser.parameters(), row.learning_rate)
     network = torch.compile(denoiser.network, dynamic=False) if row.compile == "default" else denoiser.network
-    for layer in (each for each in denoiser.modules() if isinstance(each, Dropout)):
+    for layer in (module for module in denoiser.modules() if isinstance(module, Dropout)):
         layer.generator = torch.Generator(device)
-    told = torch.zeros(row.batch, augmentation.LABELS, device=device) if row.augment else None
+    conditioning = torch.zeros(row.batch, augmentation.LABELS, device=device) if row.augment else None
 
     def step() -> None:
         x0 = to_range(images[torch.randint(len(images), (row.batch,), device=device)])
@@ -64,7 +65,7 @@ def bare_step(row: Model, shape: tuple[int, ...], device: torch.device = CPU) ->
         c_skip, c_out, c_in, c_noise = denoiser.coefficients(sigma, SIGMA_DATA)
         z = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
         with autocast(row.precision, device):
-            f = network(per_sample(c_in, x0) * z, c_noise.float(), None, told)
+            f = network(per_sample(c_in, x0) * z, c_noise.float(), None, conditioning)
         target = (x0 - per_sample(c_skip, x0) * z) / per_sample(c_out, x0)
         optimizer.zero_grad()
         (f - target).square().mean().backward()
@@ -82,7 +83,7 @@ def made_up(row: Model, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def images_per_second(row: Model, shape: tuple[int, ...], warm_up: int, steps: int) -> dict[str, float]:
-    """Of both loops, a step of each in turn: from the medians of their times."""
+    """The rates of both loops, from the medians of alternating steps."""
     loops = {name: make(row, shape) for name, make in STEPS.items()}
     times: dict[str, list[float]] = {name: [] for name in loops}
     for step in range(warm_up + steps):
@@ -90,16 +91,16 @@ def images_per_second(row: Model, shape: tuple[int, ...], warm_up: int, steps: i
             start = time.perf_counter()
             loops[name]()
             times[name].append(time.perf_counter() - start)
-    return {name: row.batch / median(found[warm_up:]) for name, found in times.items()}
+    return {name: row.batch / median(seconds[warm_up:]) for name, seconds in times.items()}
 
 
 def peak_mib(name: str, row: Model, shape: tuple[int, ...]) -> float:
-    """The most memory that a process of two steps of a loop holds."""
+    """The peak memory of a process that runs two steps of a loop."""
     torch.set_num_threads(THREADS)
     step = STEPS[name](row, shape)
     for _ in range(2):
         step()
-    unit = 1 if sys.platform == "darwin" else 1024  # in bytes there, elsewhere in KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS and in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 

@@ -1,7 +1,7 @@
-"""What a choice of a model row costs a training step: a Markdown table of times over the baseline row's.
+"""The cost of each choice in a model row: a Markdown table of the times of a training step relative to the baseline.
 
-python -m benchmarks.training [--quick]: a fifth of the steps. A step of the baseline and one of the row take turns, on
-one thread, by its own processor time, which other work on the machine moves less than the clock.
+python -m benchmarks.training [--quick]: with --quick, a fifth of the steps. Steps of the baseline and of the row
+alternate on one thread. The time is that of the thread on the processor, on which other work has little influence.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pipeline.training.row import Model
 from pipeline.training.run import Run
 from pipeline.training.weighting import WEIGHTINGS
 
-SHAPE, SIGMA_DATA = (1, 8, 8), 0.5  # the default study's images
+SHAPE, SIGMA_DATA = (1, 8, 8), 0.5  # images of the default study
 WARM_UP = 10
 GOAL = 1.02
 EXCEPTED = ("draws: adaptive", "weighting: uncertainty", "pairs: optimal_transport")
@@ -32,7 +32,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "the baseline itself": {},
     **{f"parametrization: {name}": {"parametrization": name} for name in PARAMETRIZATIONS if name != "edm"},
     **{f"weighting: {name}": {"weighting": name} for name in WEIGHTINGS if name not in ("unit", "vlb")},
-    "weighting: vlb": {"weighting": "vlb", "noise": "ve_loguniform"},  # which EDM's noise does not go with
+    "weighting: vlb": {"weighting": "vlb", "noise": "ve_loguniform"},  # EDM's noise does not work with it
     **{f"noise: {name}": {"noise": name} for name in NOISES if name != "lognormal"},
     **{f"draws: {name}": {"draws": name} for name in DRAWS if name != "independent"},
     "pairs: optimal_transport": FLOW | {"pairs": "optimal_transport"},
@@ -42,7 +42,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def compare(choices: dict[str, Any], steps: int) -> tuple[float, float]:
-    """Milliseconds of a baseline step, and the row's over it: medians over `steps` pairs of steps."""
+    """Milliseconds of a baseline step, and the row's step relative to it: medians over `steps` pairs of steps."""
     images = torch.randint(0, 256, (1797, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = [Model(), Model(**choices)]
     runs = [Run(row.spec(SIGMA_DATA, SHAPE), row, 0) for row in rows]
@@ -56,7 +56,7 @@ def compare(choices: dict[str, Any], steps: int) -> tuple[float, float]:
             start = time.thread_time()
             advance(runs[i], examples[i])
             times[i].append(time.thread_time() - start)
-    base, row = (median(found[WARM_UP:]) for found in times)
+    base, row = (median(seconds[WARM_UP:]) for seconds in times)
     return base * 1e3, row / base
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     steps = 40 if parser.parse_args().quick else 200
     torch.set_num_threads(1)
-    print("| row | baseline step (ms) | its step over the baseline's | goal |\n| --- | --- | --- | --- |")
+    print("| row | baseline step (ms) | step relative to the baseline | goal |\n| --- | --- | --- | --- |")
     for name, choices in CHOICES.items():
         base, ratio = compare(choices, steps)
         print(f"| {name} | {base:.1f} | {ratio:.3f} | {'stated' if name in EXCEPTED else f'<= {GOAL}'} |", flush=True)
