@@ -1,10 +1,10 @@
 #!/bin/bash
-# A study of studies/ on a SLURM cluster: every training, then every curve, on all GPUs of the job; then its report.
+# Runs a study of studies/ on a SLURM cluster: every training, then every curve, on all GPUs of the job; then its report.
 #
 #   sbatch --nodes=2 docs/slurm.sh cifar10
 #
-# is typed in the repository's root, on a file system that all nodes see, after `make install`. Set the lines below for
-# your cluster. Whatever ends the job, what is finished is kept, and trainings go on from their last checkpoint: submit the
+# Type this in the repository's root, on a file system that all nodes see, after `make install`. Adapt the lines below to
+# your cluster. If the job ends early, finished work is kept, and trainings continue from their last checkpoint: submit the
 # same line again, or let SLURM do it (--requeue; at the time limit, the signal).
 #SBATCH --job-name=nfe-bench
 #SBATCH --output=slurm-%j.log
@@ -27,18 +27,18 @@ fi
 export PATH=$PWD/.venv/bin:$PATH
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 
-# srun in the background: the shell then hears the signal at once, not when the step has ended.
+# srun runs in the background, so that the shell handles the signal at once and not at the end of the step.
 step() {
   srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 "$@" &
   wait "$!"
 }
 
-# One process on the first node.
+# Run one process on the first node.
 alone() {
   step --nodes=1 --ntasks=1 "$@"
 }
 
-# A stage of one row on all nodes: one launcher a node, one process a GPU, or PER_NODE processes a node.
+# Run a stage of one row on all nodes: one launcher per node; one process per GPU, or PER_NODE processes per node.
 together() {
   step --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
     torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${PER_NODE:-gpu}" --rdzv-backend=c10d \
@@ -46,7 +46,7 @@ together() {
     -m "stages.$1" --name "$study" --row "$2"
 }
 
-alone dvc repro "$graph:reference" # and what comes before it: rows, data, extractor
+alone dvc repro "$graph:reference" # and the stages before it: rows, data, extractor
 for row in "build/$study/rows/models/"*.json; do
   together train "$(basename "$row" .json)"
 done
@@ -54,5 +54,5 @@ alone python -m stages.grids --name "$study"
 for row in "build/$study/rows/curves/"*.json; do
   together sweep "$(basename "$row" .json)"
 done
-# All of it is in .cache by now, from where the stages of the study take it; the others run side by side, one a GPU.
+# These stages now take their results from .cache; the others run side by side, one per GPU.
 alone make study "NAME=$study" "J=${SLURM_GPUS_ON_NODE:-1}"

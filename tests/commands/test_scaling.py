@@ -1,4 +1,4 @@
-"""docs/scaling.md: two working copies share rows as the page says; docs/slurm.sh launches every row once."""
+"""docs/devices.md: two working copies share rows as the page says; docs/slurm.sh launches every row once."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 from tests.commands.test_reproducing import Walk
 from tests.imports import ROOT
 
-PAGE = (ROOT / "docs/scaling.md").read_text()
+PAGE = (ROOT / "docs/devices.md").read_text()
 BLOCKS = [
     (place, block.strip().splitlines())
     for place, block in re.findall(r"^```sh\n# (\w+) machine\n(.*?)^```$", PAGE, re.M | re.S)
@@ -188,7 +188,6 @@ def test_the_script_launches_every_row_on_all_nodes_and_the_rest_on_one(cluster:
         f"srun --ntasks-per-node=1 --cpus-per-task=32 --kill-on-bad-exit=1 --nodes={n} --ntasks={n}" for n in (2, 1)
     )
     expected = {
-        "python -m stages.resolve --check --params studies/pets/params.yaml": of_one,
         "dvc repro studies/pets/dvc.yaml:reference": of_one,
         f"{launch} -m stages.train --name pets --row edm": of_all,
         f"{launch} -m stages.train --name pets --row flow": of_all,
