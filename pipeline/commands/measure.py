@@ -1,4 +1,4 @@
-"""`python -m pipeline measure`: images from elsewhere, scored by hand as the study scores its samples."""
+"""`measure`: images from elsewhere, scored by hand as the study scores its samples."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from pipeline.report.lines import lines
 
 
 def measure_images(params: Path, images: str) -> None:
-    """Print the scores of a folder or zip of images. Raises StudyError if the images cannot be read or the study has
-    not run."""
+    """Print the scores of a folder or zip of images. Raises StudyError if they cannot be read or the study has not
+    run."""
     paths = Paths(read_study(params).study.name)
     cells, extractor, _ = measure_by_study(paths, ImageSet(source=images), "--images")
     print(lines(cells, extractor, read_json(paths.metrics("reference", "floor"))))

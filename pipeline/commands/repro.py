@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -144,6 +144,9 @@ class Device:
         return {"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu else {}
 
 
+Start = Callable[[str, str, Device], int]
+
+
 def gpus() -> list[str]:
     """The machine's GPUs by their names in CUDA_VISIBLE_DEVICES: its entries if it is set, else numbers.
 
@@ -171,8 +174,10 @@ def devices(jobs: int) -> list[Device]:
     return [Device(cores=frozenset(cores[first:end])) for first, end in pairwise(bounds)]
 
 
-def run(plan: Plan, jobs: int, devices: Sequence[Device] = (Device(),)) -> None:
+def run(plan: Plan, jobs: int, devices: Sequence[Device] = (Device(),), start: Start | None = None) -> None:
     """Run the stages to run, `jobs` at a time, each on the device that the fewest running stages use.
+
+    start: runs one stage, by its name, its label and its device, and returns its exit code; None: DVC runs it.
 
     A stage that runs alone and is the only one ready uses all cores. After a failure no stage begins, running stages
     end, and a StudyError names the failed one.
@@ -193,7 +198,7 @@ def run(plan: Plan, jobs: int, devices: Sequence[Device] = (Device(),)) -> None:
                     device = whole
                 stage, begun = ready.popleft(), begun + 1
                 label = f"{begun}/{len(plan.todo)} {stage}"
-                running[pool.submit(_run_stage, stage, label, device)] = stage, device
+                running[pool.submit(start or _run_stage, stage, label, device)] = stage, device
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, _ = running.pop(future)
                 if code := future.result():

@@ -1,11 +1,8 @@
-"""Committed results and the same cells made again: what comes back, what may differ, and what is said of it."""
+"""Committed results and the same cells made again: numbers come back, and differences are named and judged."""
 
-import json
 import math
-import os
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import pipeline.commands.verify
 import stages.features
 import stages.grids
 import stages.measure
@@ -24,35 +22,28 @@ import stages.resolve
 import stages.sweep
 import stages.train
 from pipeline.commands.cli import main
-from pipeline.commands.recompute import Place
-from pipeline.commands.verify import (
+from pipeline.commands.committed import Committed, Record, Value, choose, read_committed
+from pipeline.commands.comparison import (
     RETRAINING,
     SAME_WEIGHTS,
     TIMES,
-    Committed,
     Number,
-    Record,
     Spreads,
-    Value,
-    choose,
     compare,
     conclusion,
-    other_machine,
-    other_rows,
-    read_committed,
     table,
-    verify,
 )
+from pipeline.commands.remake import Place, Remade, remake
+from pipeline.commands.verify import other_machine, other_rows, verify
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json, write_json, write_text
 from pipeline.common.machine import machine
 from pipeline.params.resolve import resolve
-from pipeline.params.resolved import as_dicts
+from pipeline.params.resolved import Resolved
 from pipeline.params.study import read_study
 from pipeline.report.build import csv_text, provenance
 from pipeline.report.results import FAILED, read_results
 from stages import Arguments
-from tests.imports import ROOT
 
 STUDY = """
 study: {name: tiny}
@@ -78,8 +69,8 @@ PATHS = Paths("tiny")
 RESULTS = PATHS.reports / "results.csv"
 
 
-def rows_of() -> dict[str, Any]:
-    return json.loads(json.dumps(as_dicts(resolve(read_study(Path("params.yaml"))))))
+def rows_of() -> Resolved:
+    return resolve(read_study(Path("params.yaml")))
 
 
 def run_study() -> None:
@@ -87,18 +78,17 @@ def run_study() -> None:
     rows = rows_of()
 
     def run(stage: Any, row: str = "") -> None:
-        stage.main(Arguments("tiny", row, Path("params.yaml"), False, ""))
+        stage.main(Arguments("tiny", row))
 
     for stage in (stages.resolve, stages.prepare, stages.features, stages.reference):
         run(stage)
-    for stage, names in ((stages.train, rows["models"]), (stages.grids, [""]), (stages.sweep, rows["curves"])):
+    for stage, names in ((stages.train, rows.models), (stages.grids, [""]), (stages.sweep, rows.curves)):
         for name in names:
             run(stage, name)
     run(stages.measure, "other")
-    curves, sets = rows["report"]["curves"], rows["report"]["sets"]
-    found = read_results(PATHS, curves, sets)
-    report = SimpleNamespace(results=found.table, provenance=found.provenance, machines=found.machines)
-    report.curves, report.sets = curves, sets
+    found = read_results(PATHS, rows)
+    report: Any = SimpleNamespace(results=found.table, provenance=found.provenance, machines=found.machines)
+    report.rows, report.curves, report.sets = rows, rows.curves, rows.sets
     write_text(RESULTS, csv_text(report))
     write_json(PATHS.reports / "provenance.json", provenance(report))
 
@@ -137,35 +127,49 @@ def change(curve: str, metric: str, column: str, to: Any) -> None:
     write_text(RESULTS, table.to_csv(index=False, lineterminator="\n"))
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, in the working directory."""
-    environment = {k: v for k, v in os.environ.items() if k != "DVC_STAGE"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline", "verify", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def made(finished: Path) -> Remade:
+    """All cells of the finished study made again, which leaves the study as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(finished)
+        before, committed = contents(finished), read_committed(PATHS)
+        [found] = remake(rows_of(), list(committed.cells), {committed.cells[HERE].hashes["extractor"]})
+        assert contents(finished) == before
+    return found
+
+
+@pytest.fixture
+def recorded(made: Remade, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that are to be made again come from `made`."""
+
+    def remade(rows: Resolved, places: list[Place], extractors: set[str]) -> list[Remade]:
+        return [replace(made, cells={place: made.cells[place] for place in places})]
+
+    monkeypatch.setattr(pipeline.commands.verify, "remake", remade)
+
+
+@pytest.mark.usefixtures("recorded")
 def test_a_whole_study_comes_back_to_the_last_digit(study: Path) -> None:
     """Two flows, one of them taught by the other, a fitted grid, an adaptive solver, failed cells, an image set."""
-    before, said = contents(study), []
-    found = verify(rows_of(), "all", said.append)
+    lines: list[str] = []
+    found = verify(rows_of(), "all", lines.append)
     assert {n.result for n in found.numbers} == {"identical"}, [n for n in found.numbers if n.result != "identical"]
     assert found.sentences[0] == "Data, extractor, reference, weights and samples are the same."
     assert found.sentences[1:] == [
         f"{len(found.numbers)} numbers of 17 cells: {len(found.numbers)} identical, 0 within tolerance, 0 outside"
     ]
-    assert said == ["tiny: 17 of 17 cells, from nothing; no cache is used"]
+    assert lines == ["tiny: 17 of 17 cells, from nothing; no cache is used"]
     assert {n.place.curve for n in found.numbers if n.metric == FAILED} == {"diverging"}
-    assert contents(study) == before
 
 
-def test_the_command_says_identical_and_ends_well(study: Path) -> None:
-    done = run("--cells=edm:4:0,0 other")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+@pytest.mark.usefixtures("recorded")
+def test_the_command_says_identical_and_ends_well(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--cells=edm:4:0,0 other"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tiny: 4 of 17 cells, from nothing; no cache is used"
     assert lines[1].split()[:4] == ["curve", "NFE", "seeds", "metric"]
     assert [line.split()[:4] + line.split()[-1:] for line in lines[2:6]] == [
@@ -181,42 +185,49 @@ def test_the_command_says_identical_and_ends_well(study: Path) -> None:
     assert made_again == dict(zip(own.metric, own.value, strict=True)) | {"nfe": 3, "samples": 40}
 
 
-def test_a_value_that_is_another_is_named_and_ends_with_an_error_code(study: Path) -> None:
+@pytest.mark.usefixtures("recorded")
+def test_another_value_is_named_and_ends_with_an_error_code(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change("edm", "kd", "value", 1.0)
-    done = run("--cells=edm:4:1,1")
-    assert (done.returncode, done.stderr) == (1, "")
-    [line] = [line for line in done.stdout.splitlines() if "outside" in line and "kd" in line]
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "--cells=edm:4:1,1"])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, err) == (1, "")
+    [line] = [line for line in out.splitlines() if "outside" in line and "kd" in line]
     assert line.split()[:4] == ["edm", "3", "1,1", "kd"] and line.split()[6] == "-1"
-    assert "12 numbers of 1 cells: 11 identical, 0 within tolerance, 1 outside: edm:3:1,1" in done.stdout
-    assert "The weights are the same; samples or metrics differ: edm at 3." in done.stdout
-    assert "so that all should be identical" in done.stdout
+    assert "12 numbers of 1 cells: 11 identical, 0 within tolerance, 1 outside: edm:3:1,1" in out
+    assert "The weights are the same; samples or metrics differ: edm at 3." in out
+    assert "so all numbers should be identical" in out
 
 
+@pytest.mark.usefixtures("recorded")
 def test_a_small_difference_is_within_tolerance_but_not_called_identical(study: Path) -> None:
     change("edm", "fd", "value", 1e-9)
     found = verify(rows_of(), "edm:3:0,0", print)
     assert {n.metric: n.result for n in found.numbers if n.result != "identical"} == {"fd": "within"}
-    assert any("so that all should be identical" in sentence for sentence in found.sentences)
+    assert any("so all numbers should be identical" in sentence for sentence in found.sentences)
     assert found.sentences[-1].endswith("11 identical, 1 within tolerance, 0 outside")
 
 
-def test_an_extractor_that_is_another_is_said_first_and_others_tell_how_far_scores_may_lie_apart(study: Path) -> None:
+def test_another_extractor_is_named_first_and_the_spread_between_extractors_is_allowed_for(study: Path) -> None:
+    """One cell alone is made again, and comes back as it does with all others."""
     change("edm", "", "extractor", "0" * 12)
     change("edm", "", "reference", "0" * 12)
     change("edm", "fd_corrected", "value", 1e-4)
-    provenance = read_json(PATHS.reports / "provenance.json")
-    provenance["edm"]["machine"]["python"] = "2.7"
-    write_json(PATHS.reports / "provenance.json", provenance)
+    origins = read_json(PATHS.reports / "provenance.json")
+    origins["edm"]["machine"]["python"] = "2.7"
+    write_json(PATHS.reports / "provenance.json", origins)
     found = verify(rows_of(), "edm:4:0,0", print)
-    moved = {n.metric: n for n in found.numbers if n.metric in ("fd_corrected", "nfe", "samples")}
-    assert moved["fd_corrected"].parted == "extractor" and moved["fd_corrected"].result == "within"
-    assert moved["fd_corrected"].tolerance > SAME_WEIGHTS * moved["fd_corrected"].se
-    assert moved["nfe"].tolerance == moved["samples"].tolerance == 0
-    assert found.sentences[0].startswith("The data are the same; the extractor differs already")
-    assert "python: 2.7 then, " in found.sentences[1] and found.sentences[2].startswith("Allowed for: ")
+    differing = {n.metric: n for n in found.numbers if n.metric in ("fd_corrected", "nfe", "samples")}
+    assert differing["fd_corrected"].differs == "extractor" and differing["fd_corrected"].result == "within"
+    assert differing["fd_corrected"].tolerance > SAME_WEIGHTS * differing["fd_corrected"].se
+    assert differing["nfe"].tolerance == differing["samples"].tolerance == 0
+    assert {n.metric for n in found.numbers if n.result != "identical"} == {"fd_corrected"}
+    assert found.sentences[0] == "The data are the same; the extractor differs, and with it every score."
+    assert "python: 2.7 then, " in found.sentences[1] and found.sentences[2].startswith("Tolerance: ")
 
 
-def test_a_cell_that_fails_no_more_and_one_that_is_in_the_study_no_more_are_outside(study: Path) -> None:
+@pytest.mark.usefixtures("recorded")
+def test_a_cell_that_no_longer_fails_and_a_cell_of_a_deleted_curve_are_outside(study: Path) -> None:
     change("fitted", "", "metric", FAILED)
     table = pd.read_csv(RESULTS, dtype=str, keep_default_na=False)
     gone = table[(table.curve == "edm") & (table.train_seed == "0")].assign(curve="gone")
@@ -226,11 +237,15 @@ def test_a_cell_that_fails_no_more_and_one_that_is_in_the_study_no_more_are_outs
     found = verify(rows_of(), "all", print)
     outside = {n.place.curve for n in found.numbers if n.result == "outside"}
     assert outside == {"fitted", "gone", "again"}
-    assert (
-        found.sentences[0]
-        == "The study file and the results do not hold the same cells: again at 3; again at 7; gone at 3; gone at 7."
-    )
+    cells = "again at 3; again at 7; gone at 3; gone at 7"
+    assert found.sentences[0] == f"The study file and the results have different cells: {cells}."
     assert {n.result for n in found.numbers if n.place.curve in ("edm", "adaptive", "diverging")} == {"identical"}
+
+
+def test_a_stage_that_fails_is_one_line(study: Path) -> None:
+    shutil.rmtree("images")
+    with pytest.raises(StudyError, match=r"^prepare: data\.source: '.*images' is no folder"):
+        verify(rows_of(), "edm:4:0,0", print)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +274,7 @@ def test_without_a_method_the_first_curve_is_taken_at_three_budgets(study: Path)
 
 
 WRONG = {
-    "--cells=edm:4:0,0 edm/7": "CELLS: 'edm/7' names no cell; write a curve, edm, its budget",
+    "--cells=edm:4:0,0 edm/7": "CELLS: 'edm/7' names no cell; write a curve, edm, or with its budget, edm:35",
     "--cells=edm:4:0": "CELLS: 'edm:4:0' names no cell",
     "--cells=$(touch pwned)": "CELLS: '$(touch' names no cell",
     "--cells=emd": "CELLS: emd: no curve 'emd'; did you mean 'edm'?",
@@ -280,17 +295,18 @@ def test_what_is_asked_wrongly_is_refused_before_anything_runs(
     assert printed.out == "" and contents(study) == before
 
 
-def test_without_results_the_command_is_one_line_and_an_error_code(study: Path) -> None:
+def test_without_results_the_command_is_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RESULTS.unlink()
-    done = run()
-    assert (done.returncode, done.stdout) == (1, "") and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: reports/tiny/results.csv: missing; there are no results to verify")
+    assert main(["verify"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
+    assert err.startswith("error: reports/tiny/results.csv: missing; there are no results to verify")
 
 
 def test_results_that_are_not_there_are_one_line(study: Path) -> None:
     rows = rows_of()
     (study / "params.yaml").write_text(STUDY.replace("sets:\n", "  rho_3: {model: edm, rho: 3}\nsets:\n"))
-    with pytest.raises(StudyError, match=r"results\.csv: nothing of rho_3 at 2 steps, seeds 0 and 0; `make repro`"):
+    with pytest.raises(StudyError, match=r"results\.csv: no result of rho_3 at 2 steps, seeds 0 and 0; `make repro`"):
         verify(rows_of(), "rho_3", print)
     RESULTS.write_text(RESULTS.read_text().replace(",value,", ",worth,"))
     with pytest.raises(StudyError, match=r"results\.csv: broken .*worth|results\.csv: broken .*value"):
@@ -313,7 +329,7 @@ def number(one: Record, two: Record, repetitions: tuple[float, ...] = (1.0,), se
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "repetitions", "tolerance", "parted"),
+    ("one", "two", "repetitions", "tolerance", "differs"),
     [
         (record(1.0), record(1.01, 0.12), (1.0, 1.4), SAME_WEIGHTS * 0.12, "samples"),
         (record(1.0), record(1.1, weights="other"), (1.0, 1.4), TIMES * math.sqrt(2) * math.sqrt(0.08), "weights"),
@@ -329,10 +345,10 @@ def number(one: Record, two: Record, repetitions: tuple[float, ...] = (1.0,), se
     ],
 )
 def test_what_is_allowed_for_goes_by_what_differs_first(
-    one: Record, two: Record, repetitions: tuple[float, ...], tolerance: float, parted: str
+    one: Record, two: Record, repetitions: tuple[float, ...], tolerance: float, differs: str
 ) -> None:
     found = number(one, two, repetitions)
-    assert found.parted == parted and found.tolerance == pytest.approx(tolerance)
+    assert found.differs == differs and found.tolerance == pytest.approx(tolerance)
     assert found.result == ("within" if found.difference <= tolerance else "outside")
 
 
@@ -349,7 +365,7 @@ def test_repetitions_that_happen_to_agree_do_not_narrow_the_tolerance() -> None:
 def test_extractors_of_other_seeds_widen_the_tolerance() -> None:
     others = [{HERE: record(3.0)}, {HERE: record(5.0)}]
     found = number(record(1.0, extractor="other"), record(1.0), others=others)
-    assert found.parted == "extractor"
+    assert found.differs == "extractor"
     assert found.tolerance == pytest.approx(TIMES * math.sqrt(2) * 2.0 + SAME_WEIGHTS * 0.1)
 
 
