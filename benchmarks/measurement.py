@@ -1,6 +1,6 @@
-"""What measuring costs, beside torch-fidelity and torchmetrics: a Markdown table of times, peak memory and goals.
+"""The cost of measuring, beside torch-fidelity and torchmetrics: a Markdown table of times, peak memory and goals.
 
-python -m benchmarks.measurement [--quick] [--large]: small sizes, or also what takes a quarter of an hour.
+python -m benchmarks.measurement [--quick] [--large]: small sizes, or also sizes that take a quarter of an hour.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from pipeline.metrics.measurement import measure
 from pipeline.metrics.neighbours import neighbour_metrics
 from pipeline.metrics.reference import reference_of
 
-Row = tuple[str, str, str]  # what was measured, what was found, the goal
+Row = tuple[str, str, str]  # the measurement, its result, the goal
 
 
 def features(n: int, d: int, seed: int, mix_seed: int = 0, parts: int = 4096) -> Iterator[Tensor]:
-    """Float32 features (n, d), in parts: correlated, of full rank, with a spectrum that falls like a network's."""
+    """Float32 features (n, d), in parts: correlated, of full rank, with a decaying spectrum as of a network."""
     spectrum = torch.arange(1, d + 1) ** -0.5
     turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(mix_seed))).Q
     source = torch.Generator().manual_seed(seed)
@@ -49,7 +49,7 @@ def whole(n: int, d: int, seed: int, mix_seed: int = 0) -> Tensor:
 
 
 def timed(*tasks: Callable[[], float], repetitions: int) -> list[tuple[float, float]]:
-    """(median seconds, value) of each task, the tasks taking turns."""
+    """(median seconds, value) of each task. The tasks run in turns."""
     seconds: list[list[float]] = [[] for _ in tasks]
     values = [task() for task in tasks[:1]] + [0.0] * (len(tasks) - 1)  # the first call warms up and fills the caches
     for _ in range(repetitions):
@@ -61,8 +61,8 @@ def timed(*tasks: Callable[[], float], repetitions: int) -> list[tuple[float, fl
 
 
 def beside_peers(n: int, m: int, d: int, repetitions: int, goal: str) -> Row:
-    """Frechet distance of n features from m, moments given; of fewer than d, from the features themselves."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric  # here, for the memory they take
+    """Frechet distance of n features from m, from moments; for n < d, from the features."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric  # here to save memory
     from torchmetrics.image.fid import _compute_fid
 
     x, real = whole(n, d, 1, mix_seed=1), moments(whole(m, d, 2))
@@ -89,9 +89,9 @@ def small_distance(repetitions: int) -> Row:
 
 
 def cell(count: int) -> Row:
-    """The digits over and over with a little noise, measured as a cell is, by an extractor of the study's size."""
+    """Repeated digits with a little noise, measured like a cell, with an extractor of the study's size."""
     dataset = load(Data())
-    with TemporaryDirectory() as folder:  # how well it is trained makes no difference to what it costs
+    with TemporaryDirectory() as folder:  # the quality of the training does not change the cost
         save_extractor(make_extractor(Features(epochs=1), dataset)[0], Path(folder))
         extractor = load_extractor(Path(folder))
     reference = reference_of(extractor(dataset.images).features)
@@ -119,7 +119,7 @@ def stream(n: int, d: int) -> object:
 
 
 def _peak(task: Callable[[int, int], object], n: int, d: int) -> tuple[float, float, float]:
-    """Seconds of a task, the process' peak in GB, and what that was before the task."""
+    """Seconds of a task, the peak memory of the process in GB, and that peak before the task."""
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
@@ -136,7 +136,7 @@ def memory(what: str, task: Callable[[int, int], object], n: int, d: int, goal: 
 
 
 def rows(quick: bool, large: bool) -> Iterator[Row]:
-    # What is measured by its peak comes first: a child's peak counts from that of the process that starts it.
+    # Peaks of memory come first, because the peak of a child process starts at that of its parent.
     for n in (5000, 50_000)[: 1 if quick else 2]:
         yield memory("Block moments", stream, n, 64 if quick else 256, "the same at any n")
     if large:
