@@ -67,8 +67,8 @@ def measure_set(
         raise StudyError(f"{place}: a set holds images, and the study's data are {described(shape)}; leave it out")
     images = load(Data(source=row.source, labels=False), place).images
     if tuple(images.shape[1:]) != shape:
-        own, theirs = (_described(s) for s in (shape, tuple(images.shape[1:])))
-        raise StudyError(f"{row.source}: images are {theirs}, and the study's are {own}; convert them")
+        ours, theirs = (_described(s) for s in (shape, tuple(images.shape[1:])))
+        raise StudyError(f"{row.source}: images are {theirs}, and the study's are {ours}; convert them")
     if len(images) < samples:
         raise StudyError(
             f"{row.source}: {len(images)} images, and the study measures {samples} at a time; add images, "

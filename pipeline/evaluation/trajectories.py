@@ -54,11 +54,11 @@ def courses(
     }
     ratios = torch.linspace(0, 1, EQUAL_RATIOS + 1, dtype=torch.float64)
     shared = (sigma_max * (sigma_min / sigma_max) ** ratios)[1:-1].tolist()
-    own = {pair: _levels(ode, sigma_min, sigma_max, shared) for pair, ode in odes.items()}
-    every = sorted({sigma for levels in own.values() for sigma in levels}, reverse=True)
+    levels = {pair: _levels(ode, sigma_min, sigma_max, shared) for pair, ode in odes.items()}
+    every = sorted({sigma for sigmas in levels.values() for sigma in sigmas}, reverse=True)
     place = {sigma: i for i, sigma in enumerate(every)}
     z = solution(denoiser, noise.double() * sigma_max, every, TOLERANCE)
-    return {pair: _course(odes[pair], levels, z[[place[s] for s in levels]]) for pair, levels in own.items()}
+    return {pair: _course(odes[pair], sigmas, z[[place[s] for s in sigmas]]) for pair, sigmas in levels.items()}
 
 
 def _levels(ode: Ode, sigma_min: float, sigma_max: float, shared: list[float]) -> list[float]:
@@ -71,7 +71,7 @@ def _levels(ode: Ode, sigma_min: float, sigma_max: float, shared: list[float]) -
 def _course(ode: Ode, levels: list[float], z: Tensor) -> Course:
     t = torch.tensor([ode.t(sigma) for sigma in levels], dtype=torch.float64)
     scales = torch.tensor([ode.s(sigma) for sigma in levels], dtype=torch.float64)
-    slopes = [ode.slope(own, sigma, float(time)) for own, sigma, time in zip(z, levels, t, strict=True)]
+    slopes = [ode.slope(state, sigma, float(time)) for state, sigma, time in zip(z, levels, t, strict=True)]
     return Course(t, scales[:, None, None] * z, torch.stack(slopes))
 
 

@@ -163,8 +163,8 @@ def adams_weights(
     tau = t + (t_next - t) * nodes
     rates, place = rate(tau) * weights * (t_next - t), variable(tau)
     return [
-        float(np.sum(rates * np.prod([(place - other) / (own - other) for other in times if other != own], axis=0)))
-        for own in times
+        float(np.sum(rates * np.prod([(place - other) / (node - other) for other in times if other != node], axis=0)))
+        for node in times
     ]
 
 
