@@ -81,6 +81,7 @@ def repro(jobs: int, found: Sequence[Device] = (Device(),)) -> list[str]:
     return run_side_by_side(Path("dvc.yaml"), jobs, found)
 
 
+@pytest.mark.dvc
 def test_independent_stages_run_side_by_side_and_leave_the_same_lock(repository: Path) -> None:
     Path("meet").mkdir()
     assert set(repro(2)) == {"train@a", "train@b", "train@c", "report"}
@@ -96,11 +97,13 @@ def test_independent_stages_run_side_by_side_and_leave_the_same_lock(repository:
     assert reproduce("dvc.yaml") == ["resolve"]
 
 
+@pytest.mark.dvc
 def test_a_model_waits_for_its_base_which_may_teach_it(repository: Path) -> None:
     plan = read_plan(Path("dvc.yaml"))
     assert "train@c" in plan.needs["train@a"] and "train@c" not in plan.needs["train@b"]
 
 
+@pytest.mark.dvc
 def test_only_what_changed_and_what_is_built_on_it_is_run(repository: Path) -> None:
     repro(3)
     Path("models/b").unlink()
@@ -109,6 +112,7 @@ def test_only_what_changed_and_what_is_built_on_it_is_run(repository: Path) -> N
     assert Path("models/b").read_text() == "one b"
 
 
+@pytest.mark.dvc
 def test_a_failure_ends_it_and_keeps_what_is_done(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("broken").touch()
     with pytest.raises(StudyError, match="train@b: failed"):
@@ -178,6 +182,7 @@ def test_gpus_are_left_alone_where_another_device_is_named(monkeypatch: pytest.M
     assert [device.gpu for device in devices(2)] == ["0", "1"]
 
 
+@pytest.mark.dvc
 def test_each_of_two_stages_sees_a_gpu_of_its_own(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +200,7 @@ def test_each_of_two_stages_sees_a_gpu_of_its_own(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes can't be kept to cores here")
+@pytest.mark.dvc
 def test_each_of_two_stages_sees_cores_of_its_own_and_one_that_is_alone_all(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +235,7 @@ def test_more_stages_than_gpus_share_them_evenly_and_what_ends_leaves_its_own(mo
     assert all(len(set(running)) == len(running) for _, running in beside), "no two on one while another is free"
 
 
+@pytest.mark.dvc
 def test_an_unchanged_stage_is_named_as_such(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
     repro(2)
     first = [line for line in capfd.readouterr().out.splitlines() if re.match(r"\d/4 ", line)]
@@ -239,6 +246,7 @@ def test_an_unchanged_stage_is_named_as_such(repository: Path, capfd: pytest.Cap
     assert lines == ["1/2 train@b begins (CPU)", "2/2 report is as it was"]
 
 
+@pytest.mark.dvc
 def test_the_output_of_a_stage_comes_in_one_piece_without_dvcs_own_lines(
     repository: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

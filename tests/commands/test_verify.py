@@ -152,6 +152,7 @@ def recorded(made: Remade, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.commands.verify, "remake", remade)
 
 
+@pytest.mark.torchrun
 @pytest.mark.usefixtures("recorded")
 def test_a_whole_study_comes_back_to_the_last_digit(study: Path) -> None:
     """Two flows, one of them taught by the other, a fitted grid, an adaptive solver, failed cells, an image set."""
@@ -166,6 +167,7 @@ def test_a_whole_study_comes_back_to_the_last_digit(study: Path) -> None:
     assert {n.place.curve for n in found.numbers if n.metric == FAILED} == {"diverging"}
 
 
+@pytest.mark.torchrun
 @pytest.mark.usefixtures("recorded")
 def test_the_command_says_identical_and_ends_well(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--cells=edm:4:0,0 other"]) == 0
@@ -185,6 +187,7 @@ def test_the_command_says_identical_and_ends_well(study: Path, capsys: pytest.Ca
     assert made_again == dict(zip(own.metric, own.value, strict=True)) | {"nfe": 3, "samples": 40}
 
 
+@pytest.mark.torchrun
 @pytest.mark.usefixtures("recorded")
 def test_another_value_is_named_and_ends_with_an_error_code(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change("edm", "kd", "value", 1.0)
@@ -199,6 +202,7 @@ def test_another_value_is_named_and_ends_with_an_error_code(study: Path, capsys:
     assert "so all numbers should be identical" in out
 
 
+@pytest.mark.torchrun
 @pytest.mark.usefixtures("recorded")
 def test_a_small_difference_is_within_tolerance_but_not_called_identical(study: Path) -> None:
     change("edm", "fd", "value", 1e-9)
@@ -208,6 +212,7 @@ def test_a_small_difference_is_within_tolerance_but_not_called_identical(study: 
     assert found.sentences[-1].endswith("11 identical, 1 within tolerance, 0 outside")
 
 
+@pytest.mark.torchrun
 def test_another_extractor_is_named_first_and_the_spread_between_extractors_is_allowed_for(study: Path) -> None:
     """One cell alone is made again, and comes back as it does with all others."""
     change("edm", "", "extractor", "0" * 12)
@@ -226,6 +231,7 @@ def test_another_extractor_is_named_first_and_the_spread_between_extractors_is_a
     assert "python: 2.7 then, " in found.sentences[1] and found.sentences[2].startswith("Tolerance: ")
 
 
+@pytest.mark.torchrun
 @pytest.mark.usefixtures("recorded")
 def test_a_cell_that_no_longer_fails_and_a_cell_of_a_deleted_curve_are_outside(study: Path) -> None:
     change("fitted", "", "metric", FAILED)
@@ -242,6 +248,7 @@ def test_a_cell_that_no_longer_fails_and_a_cell_of_a_deleted_curve_are_outside(s
     assert {n.result for n in found.numbers if n.place.curve in ("edm", "adaptive", "diverging")} == {"identical"}
 
 
+@pytest.mark.torchrun
 def test_a_stage_that_fails_is_one_line(study: Path) -> None:
     shutil.rmtree("images")
     with pytest.raises(StudyError, match=r"^prepare: data\.source: '.*images' is no folder"):
