@@ -22,7 +22,7 @@ from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.output import Output
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -79,7 +79,7 @@ def accept_study(params: Path) -> None:
     options = [f"--{key}={value}" for key, value in study.model_dump().items()]
     _run_stage("resolve", options, Path.cwd())
     try:
-        with Repo(_wait_for_lock=True) as repo:
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             stages = {stage.addressing.rpartition(":")[2]: stage for stage in repo.stage.collect(str(graph))}
             stale = {name: stage for name, stage in stages.items() if _kind(name) not in NOT_SAMPLED and _stale(stage)}
             if stale:
