@@ -1,4 +1,4 @@
-"""Several processes of one job: what they make is what one makes, and a lost one costs a line and no work."""
+"""Several processes of one job: their result is that of one process, and losing one costs one line and no work."""
 
 import os
 import shutil
@@ -50,13 +50,13 @@ APART = """
 import os, runpy, sys
 _, module, *folders = sys.argv
 os.chdir(folders[int(os.environ["RANK"])])
-sys.argv = [module, "--name", "tiny", "--row", "edm"]
+sys.argv = [module.rpartition(".")[2], "--name", "tiny", "--row", "edm"]  # a stage reads its name from argv
 runpy.run_module(module, run_name="__main__")
 """
 
 
 def stage_apart(name: str, *folders: Path) -> subprocess.CompletedProcess[str]:
-    """A stage of the row edm by as many processes as folders, each in its own."""
+    """Run a stage for the row edm with one process in each folder."""
     script = folders[0] / "apart.py"
     script.write_text(APART)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(folders)}"]
@@ -72,7 +72,7 @@ def succeed(folder: Path, name: str, row: str = "", processes: int = 1) -> str:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study up to its reference."""
+    """A study, run up to its reference."""
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "params.yaml").write_text(STUDY)
     shutil.copy(ROOT / "dvc.yaml", folder)
@@ -94,7 +94,7 @@ def copy(prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with two models, which one process trained."""
+    """The same with two models, trained by one process."""
     folder = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "copy"))
     for row in ("edm", "hard"):
         succeed(folder, "train", row)
@@ -102,13 +102,13 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("row", ["edm", "hard", "matched"])
-def test_two_processes_train_what_one_does(row: str, prepared: Path, tmp_path: Path) -> None:
-    """To rounding: sums over halves of a batch are added up in another order."""
+def test_two_processes_train_the_same_weights_as_one(row: str, prepared: Path, tmp_path: Path) -> None:
+    """Up to rounding, because the halves of a batch are summed in another order."""
     found = {}
     for processes in (1, 2):
         folder = Path(shutil.copytree(prepared, tmp_path / str(processes)))
         said = succeed(folder, "train", row, processes)
-        assert said.count("parameters") == 1, "one process tells"
+        assert said.count("parameters") == 1, "only one process prints"
         found[processes] = load_file(folder / f"build/tiny/models/{row}/seed_0.safetensors")
         assert len(list((folder / ".cache/training").glob("*.safetensors"))) == 1
     for name, one in found[1].items():
@@ -116,7 +116,7 @@ def test_two_processes_train_what_one_does(row: str, prepared: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("row", ["edm", "churn", "rk45", "guided"])
-def test_two_processes_sample_and_measure_what_one_does_bit_for_bit(row: str, trained: Path, tmp_path: Path) -> None:
+def test_two_processes_sample_and_measure_the_same_bytes_as_one(row: str, trained: Path, tmp_path: Path) -> None:
     files = {}
     for processes in (1, 2):
         folder = Path(shutil.copytree(trained, tmp_path / str(processes)))
@@ -130,7 +130,7 @@ def test_two_processes_sample_and_measure_what_one_does_bit_for_bit(row: str, tr
     assert files[1] == files[2]
 
 
-def test_samples_that_fail_in_one_process_fail_the_cell_in_all(trained: Path, tmp_path: Path) -> None:
+def test_a_failure_in_one_process_fails_the_cell_in_all(trained: Path, tmp_path: Path) -> None:
     found = {}
     for processes in (1, 2):
         folder = Path(shutil.copytree(trained, tmp_path / str(processes)))
@@ -144,7 +144,7 @@ def test_samples_that_fail_in_one_process_fail_the_cell_in_all(trained: Path, tm
     assert found[1] == found[2] and "not finite" in found[1]
 
 
-def test_what_several_processes_have_made_one_finds_made(trained: Path, tmp_path: Path) -> None:
+def test_one_process_finds_the_cells_of_several_in_the_cache(trained: Path, tmp_path: Path) -> None:
     folder = copy(trained, tmp_path)
     succeed(folder, "sweep", "edm", 2)
     kept = {path: path.stat().st_mtime_ns for path in (folder / ".cache/cells").iterdir()}
@@ -153,7 +153,7 @@ def test_what_several_processes_have_made_one_finds_made(trained: Path, tmp_path
     assert {path: path.stat().st_mtime_ns for path in (folder / ".cache/cells").iterdir()} == kept
 
 
-def test_a_cell_that_one_process_alone_finds_made_is_made_by_all(trained: Path, tmp_path: Path) -> None:
+def test_a_cell_in_the_cache_of_one_process_only_is_computed_by_all(trained: Path, tmp_path: Path) -> None:
     first, second = (Path(shutil.copytree(trained, tmp_path / str(i))) for i in range(2))
     succeed(second, "sweep", "edm")
     [missing, *others] = sorted((second / ".cache/cells").iterdir())
@@ -167,7 +167,7 @@ def test_a_cell_that_one_process_alone_finds_made_is_made_by_all(trained: Path, 
     assert (first / results).read_bytes() == (second / results).read_bytes()
 
 
-def test_processes_that_see_other_checkpoints_end_with_a_line(prepared: Path, tmp_path: Path) -> None:
+def test_processes_with_different_checkpoints_end_with_one_line(prepared: Path, tmp_path: Path) -> None:
     first, second = (Path(shutil.copytree(prepared, tmp_path / str(i))) for i in range(2))
     succeed(second, "train", "edm")
     done = stage_apart("train", first, second)
@@ -175,22 +175,22 @@ def test_processes_that_see_other_checkpoints_end_with_a_line(prepared: Path, tm
     assert "not the same for all processes; they need one file system" in done.stderr
 
 
-def test_a_batch_that_cannot_be_dealt_out_is_one_line(prepared: Path, tmp_path: Path) -> None:
+def test_a_batch_that_the_processes_cannot_share_is_refused_in_one_line(prepared: Path, tmp_path: Path) -> None:
     folder = copy(prepared, tmp_path)
     done = stage(folder, "train", "odd", 2)
     told = {line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")}
     why = "batch: 2 processes cannot share 15 images equally; use as many processes as divide it"
-    assert done.returncode != 0 and told - {LOST} == {why}  # LOST: of one that the launcher stopped before it looked
+    assert done.returncode != 0 and told - {LOST} == {why}  # LOST: the launcher stopped one before it checked
     assert not (folder / "build/tiny/models").exists()
 
 
-def test_other_stages_are_for_one_process(prepared: Path, tmp_path: Path) -> None:
+def test_other_stages_refuse_several_processes(prepared: Path, tmp_path: Path) -> None:
     done = stage(copy(prepared, tmp_path), "reference", processes=2)
     assert done.returncode != 0
-    assert "error: this stage is run by one process; torchrun is for stages.train and stages.sweep" in done.stderr
+    assert "error: one process runs this stage; torchrun is for stages.train and stages.sweep" in done.stderr
 
 
-def test_after_a_lost_process_the_job_ends_with_a_line_and_the_next_goes_on(prepared: Path, tmp_path: Path) -> None:
+def test_a_job_that_loses_a_process_ends_with_one_line_and_can_be_continued(prepared: Path, tmp_path: Path) -> None:
     folder = copy(prepared, tmp_path)
     whole = Path(shutil.copytree(prepared, tmp_path / "whole"))
     succeed(whole, "train", "edm", 2)
