@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pipeline.common.files import Paths, write_json
 from pipeline.report.build import build
@@ -88,7 +89,7 @@ def test_many_lines_are_distinguishable_and_share_one_legend(tmp_path: Path, mon
     assert [line.get_linestyle() for line in one.lines if line.get_label() in ("row 0", "row 1")] == ["-", "--"]
     legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [text.get_text() for text in legends[0].get_texts()] == [*lines, "exact samples"] and len(legends) == 1
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     box = legends[0].get_window_extent()
     assert box.x0 >= two.get_window_extent().x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -169,7 +170,7 @@ def test_each_panel_has_its_legend_beside_it(tmp_path: Path, monkeypatch: pytest
     panels = {f"panel {i}": lines for i in range(count)}
     figure = figure_of(monkeypatch, lambda: noise_levels_figure(tmp_path / "x.png", panels, "error", "a note"))
     assert len(figure.axes) == count
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     for axes in figure.axes:
         legend, right = axes.get_legend().get_window_extent(), axes.get_window_extent().x1
         others = [other.get_tightbbox() for other in figure.axes if other.get_window_extent().x0 > right]
