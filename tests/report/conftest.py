@@ -1,9 +1,13 @@
 """What several of the report's tests share."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from PIL import Image
 
 from pipeline.common.files import write_json
 from pipeline.report.build import build
@@ -30,3 +34,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(paths.rows / "report.json", rows)
         build(paths)
     return root / paths.reports
+
+
+@pytest.fixture
+def drawn_figures() -> None:
+    """For tests of the figures' files: draw them."""
+
+
+@pytest.fixture(autouse=True)
+def fast_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write figures of one pixel unless a test asks for `drawn_figures`: drawing takes most of the time of a report."""
+    if "drawn_figures" in request.fixturenames:
+        return
+    pixel = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(pixel, format="PNG")
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _, file, **__: file.write(pixel.getvalue()))
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **__: file.write(b"<svg/>"))

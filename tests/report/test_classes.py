@@ -108,7 +108,9 @@ def test_too_few_of_a_class_have_no_distance(tmp_path: Path, monkeypatch: pytest
     assert "too few" in text and "nan" not in text
 
 
-def test_the_report_has_escaped_results_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_escaped_results_by_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path)
     build(paths)

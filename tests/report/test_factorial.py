@@ -210,7 +210,7 @@ def test_the_sampler_is_that_of_the_largest_grid_then_of_the_most_budgets(
     assert found_grids(tmp_path, own, again) == [(BOTH, (4, 3), "again")]
 
 
-def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None) -> None:
     monkeypatch.chdir(tmp_path)
     paths = grid_study(tmp_path)
     build(paths)

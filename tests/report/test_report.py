@@ -11,7 +11,6 @@ from scipy import stats
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, write_csv, write_json
 from pipeline.evaluation import seconds as timing
-from pipeline.evaluation.curve import Curve
 from pipeline.params.resolved import ReportRows
 from pipeline.report import findings
 from pipeline.report.build import build
@@ -44,7 +43,7 @@ def test_hostile_text_is_escaped() -> None:
     assert hostile.text.count(HOSTILE) == 5  # title, headings, contents, cell
 
 
-def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1, 2])
     build(paths)
@@ -90,7 +89,7 @@ def test_a_report_with_seconds_has_their_pareto_front(tmp_path: Path, monkeypatc
     curves = ReportRows(**json.loads((paths.rows / "report.json").read_text())).curves
     rows = [
         {"curve": name, "steps": 2, "nfe": 3, "seconds_per_image": 0.001, "images": 256, "repetitions": 3}
-        | {"device": "CPU (made up)", "checkpoint": checkpoint, "sampler": Curve(**curves[name]["row"]).sampler_hash}
+        | {"device": "CPU (made up)", "checkpoint": checkpoint, "sampler": curves[name].row.sampler_hash}
         for name, checkpoint in (("edm", "c" * 12), ("rho_3", "c" * 12), ("rho_5", "old"), ("gone", "c" * 12))
         if name in curves
     ]
@@ -161,7 +160,9 @@ def test_a_repetition_of_a_curve_with_other_seeds_is_not_distinct(
     assert report.distinct == list(CURVES)
 
 
-def test_a_score_that_is_not_above_0_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_that_is_not_above_0_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, CURVES, [0, 1])
     results = json.loads((paths.curve("edm") / "results.json").read_text())
@@ -213,7 +214,7 @@ def test_a_report_omits_deleted_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "rho_5" not in (paths.reports / "report.md").read_text()
 
 
-def test_report_of_one_curve_and_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_of_one_curve_and_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, {"edm": {"model": "edm"}}, [0])
     build(paths)

@@ -26,7 +26,7 @@ def lines(table: str) -> dict[tuple[str, str], list[str]]:
 
 
 def test_the_table_has_every_schedule_and_the_curves_that_use_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None
 ) -> None:
     """A solver that uses only sigma uses no schedule; another scaling has its own line."""
     monkeypatch.chdir(tmp_path)
@@ -47,7 +47,9 @@ def test_the_table_has_every_schedule_and_the_curves_that_use_it(
     assert "highest in flow, scaling none (" in said and found["table"].count("**") >= 6
 
 
-def test_the_figure_and_the_numbers_are_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figure_and_the_numbers_are_deterministic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(made_up_study(tmp_path, {"edm": CURVES["edm"]}, [0]), tmp_path)
     first, content = trajectories.section(report), (tmp_path / "trajectories.png").read_bytes()

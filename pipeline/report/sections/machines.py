@@ -1,4 +1,4 @@
-"""The machines of the section on provenance."""
+"""The machines in the section on the measurement setup."""
 
 from pipeline.report.study import Report
 
