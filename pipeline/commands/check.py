@@ -1,6 +1,7 @@
 """`check`: a preview of a study. It validates the study with its data, and says what would run and what that costs."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -8,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from pipeline.commands.cost import DVC_SECONDS, WITHIN, Estimate, Work, model_size, off_by, speed
-from pipeline.commands.stale import Reason, reasons, row_files
+from pipeline.commands.stale import Reason, reasons_of_rows
 from pipeline.common.files import Paths, read_json
 from pipeline.common.machine import machine
 from pipeline.data.dataset import described, shape_of
@@ -106,15 +107,19 @@ class Preview:
         return "; ".join(parts)
 
 
-def preview(path: Path, start_seconds: float) -> Preview:
+def preview(path: Path, start_seconds: float, beside: Executor | None = None) -> Preview:
     """Validate a study file with its data, as `resolve` does, and estimate its stages.
 
-    start_seconds: the time that a stage's process takes to start. Raises StudyError, one line saying where and what.
+    start_seconds: the time that a stage's process takes to start. beside: a process that has loaded DVC, if there is
+    one. Raises StudyError, one line saying where and what.
     """
     study = read_study(path)
     rows, about = resolve_with_data(study)
     graph, paths = check_place(path, study), Paths(study.study.name)
-    stages = reasons(graph, paths.rows, row_files(rows))
+    if beside:
+        stages = beside.submit(reasons_of_rows, graph, paths.rows, rows.files()).result()
+    else:
+        stages = reasons_of_rows(graph, paths.rows, rows.files())
     speed_here = speed(start_seconds)
     sizes = {name: model_size(entry.row, about) for name, entry in rows.models.items()}
     estimate = Estimate(rows, about, sizes, speed_here)

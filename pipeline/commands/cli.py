@@ -1,10 +1,12 @@
 """The command line: `python -m pipeline <command>`. Each command imports what it needs when it runs."""
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,13 +51,17 @@ def study_file(arguments: argparse.Namespace) -> Path:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    import torch
+    from pipeline.commands import stale
 
-    from pipeline.commands.check import preview
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
+        beside.submit(stale.load)  # DVC loads while PyTorch does
+        import torch
 
-    start_seconds = time.process_time()  # a stage's process needs as long before its work begins
-    torch.set_num_threads(1)  # all tensors are small: several threads would take up to ten times as long
-    found = preview(study_file(arguments), start_seconds)
+        from pipeline.commands.check import preview
+
+        start_seconds = time.process_time()  # a stage's process needs as long before its work begins
+        torch.set_num_threads(1)  # all tensors are small: several threads would take up to ten times as long
+        found = preview(study_file(arguments), start_seconds, beside)
     for warning in found.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     print("\n".join(found.lines()))

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from pipeline.commands.repro import Device, Plan, devices, run
-from pipeline.commands.stale import row_files
+from pipeline.commands.stale import with_code
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json, write_json
 from pipeline.common.fingerprint import ROOT
@@ -149,7 +149,7 @@ class _Remaking:
 
     def write_rows(self, extractor_seed: int) -> None:
         features = self.rows.features.model_copy(update={"seed": extractor_seed})
-        for name, content in row_files(self.rows.model_copy(update={"features": features})).items():
+        for name, content in with_code(self.rows.model_copy(update={"features": features}).files()).items():
             write_json(self.folder / self.paths.rows / f"{name}.json", content)
 
     def training(self) -> dict[str, set[str]]:

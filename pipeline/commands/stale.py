@@ -1,27 +1,27 @@
 """The stages that `dvc repro` would run and why, by DVC's own status, before `resolve` has written the rows.
 
 The rows are written to a temporary folder, and DVC looks for them there: `check` changes nothing in build/, where a
-study may be running.
+study may be running. This module loads neither DVC nor PyTorch by itself.
 """
 
 import hashlib
 import logging
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-from dvc.exceptions import DvcException
-from dvc.output import Output
-from dvc.repo import Repo
-from dvc.stage import PipelineStage
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.fingerprint import stage_fingerprints
-from pipeline.params.resolved import Resolved
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
 NEW, CHANGED, AFTER = "new", "changed", "after others"
 ROW, CODE, COMMAND = "its row", "its code", "its command"
@@ -41,17 +41,37 @@ class Reason:
         return f"{self.how} ({self.what})" if self.how == CHANGED else self.how
 
 
-def row_files(rows: Resolved) -> dict[str, Any]:
-    """What `resolve` writes below build/<study>/rows: the name of a file, without .json -> its content."""
-    return rows.files() | {f"code/{stage}": code for stage, code in stage_fingerprints().items()}
+def load() -> None:
+    """Load DVC and hash the code, so that `reasons` is quick later in this process, which leaves interrupts to its
+    parent."""
+    import dvc.repo  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stage_fingerprints()
+
+
+def with_code(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What `resolve` writes below build/<study>/rows: the name of a file, without .json -> its content.
+
+    rows: `Resolved.files()`.
+    """
+    return {**rows, **{f"code/{stage}": code for stage, code in stage_fingerprints().items()}}
+
+
+def reasons_of_rows(graph: Path, folder: Path, rows: Mapping[str, Any]) -> dict[str, Reason | None]:
+    """`reasons`, with the rows of `Resolved.files()` and the present code."""
+    return reasons(graph, folder, with_code(rows))
 
 
 def reasons(graph: Path, folder: Path, files: Mapping[str, Any]) -> dict[str, Reason | None]:
     """Why each stage of a dvc.yaml would run, in its order; None for a stage that would not, and for `resolve`.
 
-    folder: the study's rows; files: their content once `resolve` has run, as in `row_files`. Raises StudyError if DVC
+    folder: the study's rows; files: their content once `resolve` has run, as in `with_code`. Raises StudyError if DVC
     cannot read the graph or its lock.
     """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
     logging.getLogger("dvc").setLevel(logging.WARNING)
     with TemporaryDirectory() as scratch:
         for name, content in files.items():
@@ -66,7 +86,7 @@ def reasons(graph: Path, folder: Path, files: Mapping[str, Any]) -> dict[str, Re
 class _Stale:
     """The stages of a graph. rows: the folder of the rows; scratch: the folder with the rows as they will be."""
 
-    def __init__(self, repo: Repo, graph: Path, rows: Path, scratch: Path) -> None:
+    def __init__(self, repo: "Repo", graph: Path, rows: Path, scratch: Path) -> None:
         self.stages = [stage for stage in repo.stage.collect(str(graph)) if stage.name != "resolve"]
         self.cache, self.rows, self.scratch = repo.cache.local, rows, scratch
         self.found: dict[str, Reason | None] = {}
@@ -78,12 +98,12 @@ class _Stale:
     def reasons(self) -> dict[str, Reason | None]:
         return {stage.name: self.reason(stage) for stage in self.stages}
 
-    def reason(self, stage: PipelineStage) -> Reason | None:
+    def reason(self, stage: "PipelineStage") -> Reason | None:
         if stage.name not in self.found:
             self.found[stage.name] = self.own(stage) or self.of_others(stage)
         return self.found[stage.name]
 
-    def own(self, stage: PipelineStage) -> Reason | None:
+    def own(self, stage: "PipelineStage") -> Reason | None:
         """What changed in the stage's rows, code, command or outputs since it ran."""
         if not any(entry.hash_info for entry in (*stage.deps, *stage.outs)):
             return Reason(NEW)
@@ -97,7 +117,7 @@ class _Stale:
                 return Reason(CHANGED, ANOTHER if out.exists else MISSING)
         return None
 
-    def of_others(self, stage: PipelineStage) -> Reason | None:
+    def of_others(self, stage: "PipelineStage") -> Reason | None:
         """Which stage runs before this one and changes an input."""
         for dep in stage.deps:
             outs = self.outs[dep.fs_path]
@@ -111,7 +131,7 @@ class _Stale:
         return None
 
     @cached_property
-    def outs(self) -> dict[str, list[Output]]:
+    def outs(self) -> dict[str, list["Output"]]:
         """The outputs of stages that are a dependency or a part of it or hold it, by the dependency's path."""
         outs = [(Path(out.fs_path), out) for stage in self.stages for out in stage.outs]
         paths = {dep.fs_path: Path(dep.fs_path) for stage in self.stages for dep in stage.deps}
@@ -120,7 +140,7 @@ class _Stale:
             for key, path in paths.items()
         }
 
-    def part_stays(self, maker: PipelineStage, dep: str) -> bool:
+    def part_stays(self, maker: "PipelineStage", dep: str) -> bool:
         """Whether a row's file in a folder that holds a file for each row stays as it is, because the stage that writes
         the folder runs for other rows only."""
         key = Path(dep).stem

@@ -20,7 +20,7 @@ import pipeline.commands.check as check
 import pipeline.commands.cost as estimate
 from pipeline.commands.check import preview
 from pipeline.commands.cost import Estimate, Speed, Work, off_by
-from pipeline.commands.stale import CHANGED, NEW, ROW, row_files
+from pipeline.commands.stale import CHANGED, NEW, ROW, with_code
 from pipeline.common.errors import StudyError
 from pipeline.common.files import write_json
 from pipeline.common.size import Size, size_of
@@ -101,7 +101,7 @@ def test_a_study_that_never_ran_is_new_throughout_and_its_calls_are_counted(repo
 def test_one_more_line_is_new_and_finished_stages_do_not_run(repository: Callable[..., Path]) -> None:
     """DVC commits made-up outputs as the results of a study, to which rows are then added."""
     found = preview(repository(), 2.0)
-    for name, row in row_files(found.rows).items():
+    for name, row in with_code(found.rows.files()).items():
         write_json(Path(f"build/tiny/rows/{name}.json"), row)
     with Repo() as repo:
         for out in [out for stage in repo.index.stages for out in stage.outs]:
@@ -126,10 +126,10 @@ def test_one_more_line_is_new_and_finished_stages_do_not_run(repository: Callabl
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, a part of what is said
-    "patches": ({"models": {"edm": {"network": "dit", "patch": 3}}}, "models.edm.patch", "made of patches of 3 x 3"),
+    "patches": ({"models": {"edm": {"network": "dit", "patch": 3}}}, "models.edm.patch", "patches of 3 x 3 do not tile"),
     "levels": ({"models": {"edm": {"multipliers": [1] * 5}}}, "models.edm.multipliers", "use fewer levels"),
     "attention": (
-        {"models": {"edm": {"network": "ddpmpp", "attention": [5]}}}, "models.edm.attention", "there are 8"
+        {"models": {"edm": {"network": "ddpmpp", "attention": [5]}}}, "models.edm.attention", "have 8"
     ),
     "batch": ({"models": {"edm": {"batch": 91}}}, "models.edm.batch", "the data set has 90 examples"),
     "limit": ({"data": {"source": "images", "limit": 63}}, "models.edm.batch", "the data set has 63 examples"),
@@ -201,7 +201,7 @@ def test_what_the_machine_lacks_is_a_warning_and_the_preview_goes_on(
 
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
     "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; make it a link"),
-    "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the repository's root; "
+    "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the root of the repository; "
                      "write ../.."),
     "another file": ("studies/y/params.yaml", {"name": "y", "root": "../.."}, "study.params: 'params.yaml' is not this "
                      "file; write studies/y/params.yaml"),

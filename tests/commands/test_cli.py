@@ -141,7 +141,7 @@ MISTAKES = {
     "timings": (("timings",), "build/t/rows/report.json: missing; `dvc repro` makes it"),
     "verify": (("verify",), "reports/t/results.csv: missing; there are no results to verify"),
     "no graph": (("repro",), "dvc.yaml: missing; "),
-    "another's name": (("prune",), "study.name: 't' is "),
+    "another's name": (("prune",), "study.name: studies/folder/params.yaml already has the name 't'"),
 }
 
 
