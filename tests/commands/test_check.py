@@ -126,7 +126,7 @@ def test_one_more_line_is_new_and_finished_stages_do_not_run(repository: Callabl
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, a part of what is said
-    "patches": ({"models": {"edm": {"network": "dit", "patch": 3}}}, "models.edm.patch", "patches of 3 x 3 do not tile"),
+    "patches": ({"models": {"edm": {"network": "dit", "patch": 3}}}, "models.edm.patch", "3 x 3 do not tile"),
     "levels": ({"models": {"edm": {"multipliers": [1] * 5}}}, "models.edm.multipliers", "use fewer levels"),
     "attention": (
         {"models": {"edm": {"network": "ddpmpp", "attention": [5]}}}, "models.edm.attention", "have 8"
@@ -201,8 +201,8 @@ def test_what_the_machine_lacks_is_a_warning_and_the_preview_goes_on(
 
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
     "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; make it a link"),
-    "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the root of the repository; "
-                     "write ../.."),
+    "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the root of the "
+                     "repository; write ../.."),
     "another file": ("studies/y/params.yaml", {"name": "y", "root": "../.."}, "study.params: 'params.yaml' is not this "
                      "file; write studies/y/params.yaml"),
     "a name twice": ("studies/y/params.yaml", {"name": "tiny", "root": "../..", "params": "studies/y/params.yaml"},
