@@ -6,7 +6,7 @@ import torch
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, whole_folder, write_json
-from pipeline.common.fingerprint import stage_fingerprints
+from pipeline.common.fingerprint import with_code
 from pipeline.params.null_axes import notes
 from pipeline.params.resolve import resolve_with_data
 from pipeline.params.study import read_study, unmet
@@ -23,10 +23,8 @@ def main(arguments: Arguments) -> None:
         print(f"warning: {note}", file=sys.stderr)
     paths = Paths(study.study.name)
     with whole_folder(paths.rows) as folder:
-        for name, row in rows.files().items():
-            write_json(folder / f"{name}.json", row)
-        for name, code in stage_fingerprints().items():
-            write_json(folder / "code" / f"{name}.json", code)
+        for name, content in with_code(rows.files()).items():
+            write_json(folder / f"{name}.json", content)
     size = f"{len(study.models)} models, {len(study.curves)} curves"
     print(f"{arguments.params}: {size}; its report: {paths.reports / 'report.html'}")
 

@@ -10,14 +10,11 @@ seconds.
 import csv
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median_low
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dvc.exceptions import DvcException
@@ -28,10 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.commands.differences import first_difference
+from pipeline.commands.remake import run_stage, scratch_folder
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import StudyError
-from pipeline.common.files import SHORT_HASH, Paths, content_hash, read_json, write_json
-from pipeline.common.fingerprint import ROOT, code_hash
+from pipeline.common.files import SHORT_HASH, Paths, content_hash, read_json, whole_folder, write_json
+from pipeline.common.fingerprint import ROOT, code_hash, with_code
 from pipeline.common.machine import machine
 from pipeline.common.processes import workers_on
 from pipeline.common.threads import side_by_side
@@ -44,6 +42,7 @@ from pipeline.evaluation.sweep import measure_cell
 from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.reference import load_reference
 from pipeline.params.places import STUDIES
+from pipeline.params.resolve import resolve_with_data
 from pipeline.params.study import read_study
 from pipeline.sampling.fitted_grids import load_grids
 from pipeline.training.batches import Examples, Pairs
@@ -74,28 +73,31 @@ def accept(name: str) -> None:
 
 def accept_study(params: Path) -> None:
     """Accept the present code for the study of a params.yaml."""
-    study = read_study(params).study
-    paths, graph = Paths(study.name), params.with_name("dvc.yaml")
-    options = [f"--{key}={value}" for key, value in study.model_dump().items()]
-    _run_stage("resolve", options, Path.cwd())
+    study = read_study(params)
+    name, paths = study.study.name, Paths(study.study.name)
+    rows, _ = resolve_with_data(study)
+    with whole_folder(paths.rows) as folder:
+        for file, content in with_code(rows.files()).items():
+            write_json(folder / f"{file}.json", content)
     try:
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-            stages = {stage.addressing.rpartition(":")[2]: stage for stage in repo.stage.collect(str(graph))}
-            stale = {name: stage for name, stage in stages.items() if _kind(name) not in NOT_SAMPLED and _stale(stage)}
+            graph = repo.stage.collect(str(params.with_name("dvc.yaml")))
+            stages = {stage.addressing.rpartition(":")[2]: stage for stage in graph}
+            stale = {key: stage for key, stage in stages.items() if _kind(key) not in NOT_SAMPLED and _stale(stage)}
             if stale:
-                print(f"{study.name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
+                print(f"{name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
                 _check_outputs(repo, stale)
-                compared = Sample(paths, options, stale).compare()
-                for name in ("resolve", *stale):
-                    repo.commit(stages[name].addressing, force=True)
+                compared = Sample(paths, stale).compare()
+                for key in ("resolve", *stale):
+                    repo.commit(stages[key].addressing, force=True)
     except DvcException as error:
         raise StudyError(str(error)) from None
     if not stale:
-        print(f"{study.name}: no stage is stale; there is nothing to accept")
+        print(f"{name}: no stage is stale; there is nothing to accept")
         return
     code = {kind: code_hash(f"stages.{kind}") for kind in dict.fromkeys(map(_kind, stale))}
     write_json(paths.reports / "accepted.json", {"machine": machine(default_device()), "code": code, **compared})
-    print(f"{study.name}: every byte agrees; dvc.lock has the new code ({paths.reports / 'accepted.json'})")
+    print(f"{name}: every byte agrees; dvc.lock has the new code ({paths.reports / 'accepted.json'})")
 
 
 def _kind(stage: str) -> str:
@@ -124,22 +126,11 @@ def _place(out: Output) -> str:
     return os.path.relpath(out.fs_path, ROOT)
 
 
-def _run_stage(name: str, options: list[str], folder: Path) -> None:
-    """Run a stage in a folder. Raises StudyError with the stage's own line."""
-    kind, _, row = name.partition("@")
-    command = [sys.executable, "-m", f"stages.{kind}", *options, *([f"--row={row}"] if row else [])]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise StudyError(f"{name}: {lines[-1].removeprefix('error: ')}")
-
-
 class Sample:
     """A sample of the work of stale stages, to be compared with their outputs."""
 
-    def __init__(self, paths: Paths, options: list[str], stale: dict[str, Stage]) -> None:
-        self.paths, self.options, self.stale = paths, options, stale
+    def __init__(self, paths: Paths, stale: dict[str, Stage]) -> None:
+        self.paths, self.stale = paths, stale
         accepted = paths.reports / "accepted.json"
         self.known = read_json(accepted) if accepted.exists() else {}
 
@@ -160,15 +151,15 @@ class Sample:
     def _whole(self, name: str) -> None:
         """Run a stage in a scratch folder that has nothing but its dependencies, and compare its outputs."""
         stage = self.stale[name]
-        with TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             for dep in stage.deps:
-                link = Path(scratch, _place(dep))
+                link = scratch / _place(dep)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(dep.fs_path)
-            _absolute_source(Path(scratch, self.paths.rows))
-            _run_stage(name, self.options, Path(scratch))
+            _absolute_source(scratch / self.paths.rows)
+            run_stage(name, self.paths.study, scratch)
             for out in stage.outs:
-                if found := first_difference(Path(out.fs_path), Path(scratch, _place(out))):
+                if found := first_difference(Path(out.fs_path), scratch / _place(out)):
                     raise StudyError(f"{name}: {found}")
 
     def _trainings(self, names: list[str]) -> dict[str, Any]:
@@ -236,9 +227,9 @@ class Sample:
         seed = row.train_seeds[0]
         before = self.paths.model(name).resolve()
         images = partial(train_seeds, row.model_copy(update={"train_seeds": (seed,)}), summary, data.images)
-        with _scratch_folder() as folder:
-            save_models(images(lambda count: None, labels=data.labels), folder)
-            for file in sorted(folder.iterdir()):
+        with _elsewhere() as folder:
+            save_models(images(lambda count: None, labels=data.labels), folder / name)
+            for file in sorted((folder / name).iterdir()):
                 if found := first_difference(before / file.name, file):
                     raise StudyError(f"train@{name}: {found}")
 
@@ -265,7 +256,7 @@ class Sample:
             self._compare_cell(name, before[places.index((steps, seeds))], cell, build / "curves" / name)
             return {"steps": steps, "seeds": list(seeds)}
 
-        with _scratch_folder():
+        with _elsewhere():
             return dict(zip(names, side_by_side([partial(task, name) for name in names]), strict=True))
 
     def _compare_cell(self, name: str, before: dict[str, Any], cell: Cell, folder: Path) -> None:
@@ -298,7 +289,7 @@ def _absolute_source(rows: Path) -> None:
 
 
 @contextmanager
-def _scratch_folder() -> Iterator[Path]:
+def _elsewhere() -> Iterator[Path]:
     """An empty folder to work in, so that nothing is taken from .cache."""
-    with TemporaryDirectory() as folder, chdir(folder):
-        yield Path(folder)
+    with scratch_folder() as folder, chdir(folder):
+        yield folder

@@ -14,10 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from pipeline.commands.repro import Device, Plan, devices, run
-from pipeline.commands.stale import with_code
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json, write_json
-from pipeline.common.fingerprint import ROOT
+from pipeline.common.fingerprint import ROOT, with_code
 from pipeline.common.progress import bar
 from pipeline.common.threads import cores
 from pipeline.data.dataset import load_summary

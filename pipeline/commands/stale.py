@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json, write_json
-from pipeline.common.fingerprint import stage_fingerprints
+from pipeline.common.fingerprint import stage_fingerprints, with_code
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -48,14 +48,6 @@ def load() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stage_fingerprints()
-
-
-def with_code(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """What `resolve` writes below build/<study>/rows: the name of a file, without .json -> its content.
-
-    rows: `Resolved.files()`.
-    """
-    return {**rows, **{f"code/{stage}": code for stage, code in stage_fingerprints().items()}}
 
 
 def reasons_of_rows(graph: Path, folder: Path, rows: Mapping[str, Any]) -> dict[str, Reason | None]:

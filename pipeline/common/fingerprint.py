@@ -8,7 +8,7 @@ imports the standard library alone: it must give the same hashes on every suppor
 import ast
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,3 +131,11 @@ def stage_fingerprints() -> dict[str, dict[str, dict[str, str]]]:
     """The fingerprint of every stage, by name."""
     names = sorted(file.stem for file in (ROOT / "stages").glob("[!_]*.py"))
     return {name: fingerprint(f"stages.{name}") for name in names}
+
+
+def with_code(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What `resolve` writes below build/<study>/rows: the name of a file, without .json -> its content.
+
+    rows: `Resolved.files()`.
+    """
+    return {**rows, **{f"code/{stage}": code for stage, code in stage_fingerprints().items()}}

@@ -20,9 +20,10 @@ import pipeline.commands.check as check
 import pipeline.commands.cost as estimate
 from pipeline.commands.check import preview
 from pipeline.commands.cost import Estimate, Speed, Work, off_by
-from pipeline.commands.stale import CHANGED, NEW, ROW, with_code
+from pipeline.commands.stale import CHANGED, NEW, ROW
 from pipeline.common.errors import StudyError
 from pipeline.common.files import write_json
+from pipeline.common.fingerprint import with_code
 from pipeline.common.size import Size, size_of
 from pipeline.data.row import Data
 from pipeline.data.sources import glance
