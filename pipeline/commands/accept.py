@@ -83,10 +83,11 @@ def accept_study(params: Path) -> None:
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             graph = repo.stage.collect(str(params.with_name("dvc.yaml")))
             stages = {stage.addressing.rpartition(":")[2]: stage for stage in graph}
-            stale = {key: stage for key, stage in stages.items() if _kind(key) not in NOT_SAMPLED and _stale(stage)}
+            sampled = {key: stage for key, stage in stages.items() if _kind(key) not in NOT_SAMPLED}
+            stale = {key: stage for key, stage in sampled.items() if _stale(stage)}
             if stale:
                 print(f"{name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
-                _check_outputs(repo, stale)
+                _check_outputs(repo, sampled)
                 compared = Sample(paths, stale).compare()
                 for key in ("resolve", *stale):
                     repo.commit(stages[key].addressing, force=True)
@@ -108,9 +109,9 @@ def _stale(stage: Stage) -> bool:
     return bool(stage.changed_stage() or stage.changed_deps())
 
 
-def _check_outputs(repo: Repo, stale: dict[str, Stage]) -> None:
+def _check_outputs(repo: Repo, stages: dict[str, Stage]) -> None:
     """Restore missing outputs from DVC's cache. Raises StudyError unless all are those in dvc.lock."""
-    for name, stage in stale.items():
+    for name, stage in stages.items():
         for out in stage.outs:
             if out.status() and out.use_cache and not Path(out.fs_path).exists():
                 repo.checkout([str(out.fs_path)], allow_missing=True)
