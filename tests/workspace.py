@@ -30,6 +30,16 @@ sets: {}
 """
 
 
+# Solvers on exact denoisers have tests of their own; in a workspace their stage takes a finished table.
+ORACLE = f"""
+import pathlib, re, sys
+name = re.search(r"--name[= ](\\w+)", " ".join(sys.argv))
+table = pathlib.Path("reports", name[1], "metrics/oracle/solvers.json")
+table.parent.mkdir(parents=True, exist_ok=True)
+table.write_text({(ROOT / "reports/digits/metrics/oracle/solvers.json").read_text()!r})
+"""
+
+
 class Workspace:
     """A repository with the tiny study."""
 
@@ -39,6 +49,7 @@ class Workspace:
             shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("dvc.yaml", "requirements.txt", ".dvcignore"):
             shutil.copy(ROOT / name, self.root)
+        (self.root / "stages/oracle.py").write_text(ORACLE)
         self.study = yaml.safe_load(TINY)
         own = {"HOME": home, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home, "MPLCONFIGDIR": home}
         dvc = {f"DVC_{name}": home / name for name in ("SITE_CACHE_DIR", "GLOBAL_CONFIG_DIR", "SYSTEM_CONFIG_DIR")}

@@ -44,12 +44,10 @@ def split(workspace: Workspace, file: str, start: str, other: str) -> None:
     (workspace.root / "pipeline" / other).write_text(f"from collections.abc import Iterable\n\n\n{start}{moved}")
 
 
-@pytest.mark.dvc
 def test_without_a_change_there_is_nothing_to_accept(workspace: Workspace) -> None:
     assert accept(workspace) == (0, "tiny: no stage is stale; there is nothing to accept\n", "")
 
 
-@pytest.mark.dvc
 def test_a_renamed_variable_and_a_split_module_are_accepted_and_nothing_runs_again(workspace: Workspace) -> None:
     before, lock = workspace.results(), (workspace.root / "dvc.lock").read_text()
     edit(workspace, "training/loop.py", "batch_losses", "losses_of_batch")
@@ -72,14 +70,13 @@ REFUSED = {
     "the loss": ("training/loss.py", ".square()", ".square().mul(1.0000001)", "losses: "),
     "one model's weighting": ("training/noise.py", "return shift * u / (1 - u)", "return shift * u / (1.0000002 - u)",
                               "train@flow: "),
-    "a solver": ("sampling/ode.py", "alpha=-rate / sigma", "alpha=-rate / sigma * 1.0000001", "oracle: "),
+    "a solver": ("sampling/ode.py", "alpha=-rate / sigma", "alpha=-rate / sigma * 1.0000001", "sweep@"),
     "samples": ("sampling/batches.py", "to_data(samples.x0", "to_data(samples.x0 * 1.01", "sweep@"),
     "a metric": ("metrics/kernel.py", "= root.square()", "= root.square().mul_(1.0000001)", "reference: "),
     "the data": ("data/dataset.py", "total / n / 127.5 - 1", "total / n / 127.50001 - 1", "prepare: "),
 }  # fmt: skip
 
 
-@pytest.mark.dvc
 @pytest.mark.parametrize("change", REFUSED)
 def test_a_change_in_the_seventh_digit_is_refused_and_nothing_is_committed(workspace: Workspace, change: str) -> None:
     file, old, new, place = REFUSED[change]
@@ -94,7 +91,6 @@ def test_a_change_in_the_seventh_digit_is_refused_and_nothing_is_committed(works
     assert record == (workspace.root / "reports/tiny/accepted.json").read_bytes()
 
 
-@pytest.mark.dvc
 def test_outputs_that_are_not_those_of_the_lock_are_refused(workspace: Workspace) -> None:
     edit(workspace, "training/loop.py", "losses_of_batch", "batch_losses")
     file = workspace.root / "reports/tiny/losses.csv"
@@ -105,7 +101,6 @@ def test_outputs_that_are_not_those_of_the_lock_are_refused(workspace: Workspace
     file.write_bytes(content)
 
 
-@pytest.mark.dvc
 def test_outputs_that_are_missing_come_from_the_cache(workspace: Workspace) -> None:
     shutil.rmtree(workspace.root / "build/tiny/models/edm")
     code, _, error = accept(workspace)

@@ -31,14 +31,6 @@ curves:
   rho_3: {model: edm, rho: 3}
 sets: {}
 """
-# What solvers do on exact denoisers is measured in its own tests; here the stage takes a finished table.
-ORACLE = f"""
-import pathlib
-table = pathlib.Path("reports/digits/metrics/oracle/solvers.json")
-table.parent.mkdir(parents=True, exist_ok=True)
-table.write_text({(ROOT / "reports/digits/metrics/oracle/solvers.json").read_text()!r})
-"""
-ONLY_RESOLVE = ["resolve:", "always", "changed"]  # what `dvc status` says of a study that is up to date
 QUEUED_SECONDS = 1200  # of a busy machine
 SECONDS = 1200
 
@@ -52,7 +44,6 @@ class Walk(Workspace):
         for name in ("Makefile", ".gitignore", "requirements.txt"):
             shutil.copy(ROOT / name, self.root)
         shutil.copytree(ROOT / ".dvc/plots", self.root / ".dvc/plots", dirs_exist_ok=True)
-        (self.root / "stages/oracle.py").write_text(ORACLE)
         (self.root / "params.yaml").write_text(STUDY)
         (self.root / ".venv").mkdir()
         for entry in Path(sys.prefix).iterdir():

@@ -241,7 +241,7 @@ def design_tables(paths: Paths) -> tuple[str, str]:
     """The tables of models and of curves under "All settings"."""
     text = (paths.reports / "report.md").read_text().replace("\\", "")
     section = text.split("## All settings")[1].split("## Agreement")[0]
-    models, curves = section.split("Curves, as they were sampled")
+    models, curves = section.split("Curves as they were sampled")
     return models, curves
 
 

@@ -175,19 +175,20 @@ def test_a_stage_by_itself_refuses_rows_of_other_code(workspace: Workspace) -> N
 MODULES = """
 import runpy, sys
 stage, *arguments = sys.argv[1:]
-sys.argv = [f"stages/{stage}.py", "--name=tiny", *arguments]
+sys.argv = [f"stages/{stage}.py", *arguments]
 try:
-    runpy.run_module(f"stages.{stage}", run_name="__main__")
+    runpy.run_module(f"stages.{stage}", run_name="__main__" if arguments else stage)
 except SystemExit as end:
     assert not end.code
 print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("pipeline", "stages")), sep="\\n")
 """
+RUN = {"train": ["--name=tiny", "--row=flow"], "sweep": ["--name=tiny", "--row=rho_3"], "report": ["--name=tiny"]}
 
 
-@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"measure"}))
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"oracle"}))  # a workspace has another oracle
 def test_the_code_file_of_a_stage_holds_every_module_that_it_imported(workspace: Workspace, stage: str) -> None:
-    rows = {"train": ["--row=flow"], "sweep": ["--row=rho_3"]}
-    done = workspace.run(sys.executable, "-c", MODULES, stage, *rows.get(stage, []))
+    """Three stages run to their end; of the others the imports are enough, because none of them is dynamic."""
+    done = workspace.run(sys.executable, "-c", MODULES, stage, *RUN.get(stage, []))
     assert done.returncode == 0, done.stderr
     imported = [name for name in done.stdout.splitlines() if re.fullmatch(r"(pipeline|stages)(\.\w+)*", name)]
     files = json.loads((workspace.root / f"build/tiny/rows/code/{stage}.json").read_text())["files"]
