@@ -31,6 +31,7 @@ curves:
   rho_3: {model: edm, rho: 3}
 sets: {}
 """
+ONLY_RESOLVE = ["resolve:", "always", "changed"]  # what `dvc status` prints of a study that is up to date
 QUEUED_SECONDS = 1200  # of a busy machine
 SECONDS = 1200
 
