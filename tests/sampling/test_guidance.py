@@ -224,8 +224,8 @@ def test_an_answer_that_is_not_finite_is_named_whichever_network_gave_it(solver:
     ("guide", "labels", "message"),
     [
         ("unconditional", None, "guide: unconditional needs a model of classes"),
-        ("classifier", None, "guide: classifier needs a classifier"),
-        ("classifier", LABELS, "guide: classifier needs a classifier"),
+        ("classifier", None, "guide: classifier needs labels and a classifier"),
+        ("classifier", LABELS, "guide: classifier needs labels and a classifier"),
         ("snapshot", LABELS, "guide: snapshot needs an earlier snapshot"),
     ],
 )

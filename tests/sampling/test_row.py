@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an interval on a fitted grid": (
         {"guidance": 2, "guidance_max": 1, "discretization": "optimised"},
-        "is not known before an optimised grid is fitted; use another discretization",
+        "is unknown until the grid is fitted; use another discretization",
     ),
     "a budget below one guided step": (
         {"guidance": 2, "nfe": (1, 4)},
@@ -213,8 +213,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"guidance": 2, "guidance_max": 0.01, "sigma_min": 0.02},
         "guidance_min, guidance_max: no sigma of the range 0.02 to 80 lies between them",
     ),
-    "a truth value in a list": ({"nfe": [7, True]}, "nfe.Value error, a truth value (True) stands for nothing here"),
-    "a truth value": ({"S_churn": True}, "S_churn.Value error, a truth value (True) stands for nothing here"),
+    "a truth value in a list": ({"nfe": [7, True]}, "nfe.Value error, true is not valid here"),
+    "a truth value": ({"S_churn": True}, "S_churn.Value error, true is not valid here"),
     "no number": ({"S_max": math.nan}, "S_max.Input should be a finite number"),
 }
 
