@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "more steps than a fitted grid's levels": (
         {"solver": "ddim", "discretization": "optimised", "nfe": (LEVELS + 1,)},
-        f"nfe: {LEVELS + 1} steps, but an optimised grid has {LEVELS} at most",
+        f"nfe: {LEVELS + 1} steps, but an optimised grid has at most {LEVELS}",
     ),
     "guidance below 0": ({"guidance": -1}, "guidance.Input should be greater than or equal to 0"),
     "an unknown guide": ({"guide": "conditional"}, "guide.Input should be"),
