@@ -6,7 +6,7 @@ import torch
 # One thread, as in a study: with two, each small operation would wait for the other thread on a busy machine.
 torch.set_num_threads(1)
 
-OF_DVC = {"workspace", "walked", "machines"}  # fixtures that run DVC
+OF_DVC = {"tiny_study", "walked", "machines"}  # fixtures that run DVC
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,56 +13,56 @@ from tests.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study with a second flow and an image set, run once. The tests below go on from each other's state."""
-    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
-    workspace.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
-    workspace.study["sets"]["real"] = {"source": "digits"}
-    del workspace.study["curves"]["rho_3"]
-    workspace.repro()
-    return workspace
+    tiny_study = Workspace(tmp_path_factory.mktemp("repository"))
+    tiny_study.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
+    tiny_study.study["sets"]["real"] = {"source": "digits"}
+    del tiny_study.study["curves"]["rho_3"]
+    tiny_study.repro()
+    return tiny_study
 
 
-def accept(workspace: Workspace) -> tuple[int, str, str]:
-    done = workspace.run(sys.executable, "-m", "pipeline", "accept")
+def accept(tiny_study: Workspace) -> tuple[int, str, str]:
+    done = tiny_study.run(sys.executable, "-m", "pipeline", "accept")
     return done.returncode, done.stdout, done.stderr
 
 
-def edit(workspace: Workspace, file: str, old: str, new: str) -> None:
-    path = workspace.root / "pipeline" / file
+def edit(tiny_study: Workspace, file: str, old: str, new: str) -> None:
+    path = tiny_study.root / "pipeline" / file
     text = path.read_text()
     assert old in text, f"{file} does not hold {old!r}"
     path.write_text(text.replace(old, new))
 
 
-def split(workspace: Workspace, file: str, start: str, other: str) -> None:
+def split(tiny_study: Workspace, file: str, start: str, other: str) -> None:
     """Move the end of a module, from `start` on, into another module, which it imports."""
-    path = workspace.root / "pipeline" / file
+    path = tiny_study.root / "pipeline" / file
     text, _, moved = path.read_text().partition(start)
     name, module = start.removeprefix("def ").rstrip("("), "pipeline." + other.removesuffix(".py").replace("/", ".")
     path.write_text(text.replace("\nimport torch\n", f"\nimport torch\nfrom {module} import {name}\n", 1))
-    (workspace.root / "pipeline" / other).write_text(f"from collections.abc import Iterable\n\n\n{start}{moved}")
+    (tiny_study.root / "pipeline" / other).write_text(f"from collections.abc import Iterable\n\n\n{start}{moved}")
 
 
-def test_without_a_change_there_is_nothing_to_accept(workspace: Workspace) -> None:
-    assert accept(workspace) == (0, "tiny: no stage is stale; there is nothing to accept\n", "")
+def test_without_a_change_there_is_nothing_to_accept(tiny_study: Workspace) -> None:
+    assert accept(tiny_study) == (0, "tiny: no stage is stale; there is nothing to accept\n", "")
 
 
-def test_a_renamed_variable_and_a_split_module_are_accepted_and_nothing_runs_again(workspace: Workspace) -> None:
-    before, lock = workspace.results(), (workspace.root / "dvc.lock").read_text()
-    edit(workspace, "training/loop.py", "batch_losses", "losses_of_batch")
-    split(workspace, "sampling/batches.py", "def mean_nfe(", "sampling/costs.py")
-    code, printed, error = accept(workspace)
+def test_a_renamed_variable_and_a_split_module_are_accepted_and_nothing_runs_again(tiny_study: Workspace) -> None:
+    before, lock = tiny_study.results(), (tiny_study.root / "dvc.lock").read_text()
+    edit(tiny_study, "training/loop.py", "batch_losses", "losses_of_batch")
+    split(tiny_study, "sampling/batches.py", "def mean_nfe(", "sampling/costs.py")
+    code, printed, error = accept(tiny_study)
     assert (code, error) == (0, ""), error
     assert printed.endswith("tiny: every byte agrees; dvc.lock has the new code (reports/tiny/accepted.json)\n")
-    assert (workspace.root / "dvc.lock").read_text() != lock
-    record = json.loads((workspace.root / "reports/tiny/accepted.json").read_text())
+    assert (tiny_study.root / "dvc.lock").read_text() != lock
+    record = json.loads((tiny_study.root / "reports/tiny/accepted.json").read_text())
     assert record["train"]["first_steps"].keys() == {"edm", "flow", "again"}
     assert {"train", "sweep", "measure"} <= record["code"].keys()
     assert record["train"]["whole"] == "edm, seed 0" and record["sweep"].keys() == {"edm", "flow"}
     assert "measure@real" in record["whole"] and "report" not in record["whole"]
-    assert workspace.repro() <= {"report"}
-    changed = {name for name, content in workspace.results().items() if before.get(name) != content}
+    assert tiny_study.repro() <= {"report"}
+    changed = {name for name, content in tiny_study.results().items() if before.get(name) != content}
     assert all("/rows/" in name or name.endswith("accepted.json") for name in changed)
 
 
@@ -78,34 +78,34 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("change", REFUSED)
-def test_a_change_in_the_seventh_digit_is_refused_and_nothing_is_committed(workspace: Workspace, change: str) -> None:
+def test_a_change_in_the_seventh_digit_is_refused_and_nothing_is_committed(tiny_study: Workspace, change: str) -> None:
     file, old, new, place = REFUSED[change]
-    lock, record = ((workspace.root / name).read_bytes() for name in ("dvc.lock", "reports/tiny/accepted.json"))
-    before = (workspace.root / "pipeline" / file).read_text()
-    edit(workspace, file, old, new)
-    code, _, error = accept(workspace)
-    (workspace.root / "pipeline" / file).write_text(before)
+    lock, record = ((tiny_study.root / name).read_bytes() for name in ("dvc.lock", "reports/tiny/accepted.json"))
+    before = (tiny_study.root / "pipeline" / file).read_text()
+    edit(tiny_study, file, old, new)
+    code, _, error = accept(tiny_study)
+    (tiny_study.root / "pipeline" / file).write_text(before)
     assert code == 1 and len(error.splitlines()) == 1
     assert error.startswith(f"error: {place}") and (" before" in error or "differ" in error), error
-    assert lock == (workspace.root / "dvc.lock").read_bytes()
-    assert record == (workspace.root / "reports/tiny/accepted.json").read_bytes()
+    assert lock == (tiny_study.root / "dvc.lock").read_bytes()
+    assert record == (tiny_study.root / "reports/tiny/accepted.json").read_bytes()
 
 
-def test_outputs_that_are_not_those_of_the_lock_are_refused(workspace: Workspace) -> None:
-    edit(workspace, "training/loop.py", "losses_of_batch", "batch_losses")
-    file = workspace.root / "reports/tiny/losses.csv"
+def test_outputs_that_are_not_those_of_the_lock_are_refused(tiny_study: Workspace) -> None:
+    edit(tiny_study, "training/loop.py", "losses_of_batch", "batch_losses")
+    file = tiny_study.root / "reports/tiny/losses.csv"
     content = file.read_bytes()
     file.write_bytes(content + b"\n")
-    code, _, error = accept(workspace)
+    code, _, error = accept(tiny_study)
     assert code == 1 and error.startswith("error: reports/tiny/losses.csv: modified, so it is not the output of losses")
     file.write_bytes(content)
 
 
-def test_outputs_that_are_missing_come_from_the_cache(workspace: Workspace) -> None:
-    shutil.rmtree(workspace.root / "build/tiny/models/edm")
-    code, _, error = accept(workspace)
+def test_outputs_that_are_missing_come_from_the_cache(tiny_study: Workspace) -> None:
+    shutil.rmtree(tiny_study.root / "build/tiny/models/edm")
+    code, _, error = accept(tiny_study)
     assert (code, error) == (0, "")
-    assert (workspace.root / "build/tiny/models/edm/seed_0.safetensors").exists()
+    assert (tiny_study.root / "build/tiny/models/edm/seed_0.safetensors").exists()
 
 
 def test_a_study_without_results_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.common.processes import LOST
 from tests.imports import ROOT
 
+pytestmark = pytest.mark.torchrun
+
 STUDY = """
 study: {name: tiny, root: ., params: params.yaml}
 data: {source: digits, limit: 300}

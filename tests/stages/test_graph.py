@@ -105,44 +105,44 @@ LAST = {"agreement", "report"}
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study, run once. The tests below go on from each other's state."""
-    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+    tiny_study = Workspace(tmp_path_factory.mktemp("repository"))
     rows = {"train@edm", "train@flow", "losses", "grids", "sweep@edm", "sweep@rho_3", "sweep@flow"}
-    assert workspace.repro() == {"prepare", "features", "reference", "oracle", "propose", *rows} | LAST
-    assert len(workspace.cells()) == 3 * 2
-    return workspace
+    assert tiny_study.repro() == {"prepare", "features", "reference", "oracle", "propose", *rows} | LAST
+    assert len(tiny_study.cells()) == 3 * 2
+    return tiny_study
 
 
-def test_two_stages_at_a_time_leave_the_same_bytes(workspace: Workspace, tmp_path: Path) -> None:
+def test_two_stages_at_a_time_leave_the_same_bytes(tiny_study: Workspace, tmp_path: Path) -> None:
     other = Workspace(tmp_path)
     other.write_params(other.study)
     done = other.run(sys.executable, "-m", "pipeline", "repro", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lock file" not in done.stdout and "git add" not in done.stdout
-    assert (other.root / "dvc.lock").read_bytes() == (workspace.root / "dvc.lock").read_bytes()
-    one, two = ({os.path.relpath(p, w.root): b for p, b in w.results().items()} for w in (workspace, other))
+    assert (other.root / "dvc.lock").read_bytes() == (tiny_study.root / "dvc.lock").read_bytes()
+    one, two = ({os.path.relpath(p, w.root): b for p, b in w.results().items()} for w in (tiny_study, other))
     assert one == two and "reports/tiny/report.html" in one
 
 
-def test_a_second_run_runs_no_stage(workspace: Workspace) -> None:
-    before = workspace.results()
-    assert workspace.repro() == set()
-    assert workspace.results() == before
+def test_a_second_run_runs_no_stage(tiny_study: Workspace) -> None:
+    before = tiny_study.results()
+    assert tiny_study.repro() == set()
+    assert tiny_study.results() == before
 
 
-def edit(workspace: Workspace, file: str, old: str, new: str) -> None:
+def edit(tiny_study: Workspace, file: str, old: str, new: str) -> None:
     """Replace the first occurrence of a text in a file."""
-    path = workspace.root / file
+    path = tiny_study.root / file
     text = path.read_text()
     assert old in text, f"{file} does not hold {old!r}"
     path.write_text(text.replace(old, new, 1))
 
 
-def test_an_edited_comment_runs_no_stage(workspace: Workspace) -> None:
-    edit(workspace, "pipeline/training/loop.py", '"""', '"""Another docstring. ')
-    edit(workspace, "pipeline/sampling/singlestep.py", "def heun(", "# A comment.\ndef heun(")
-    assert workspace.repro() == set()
+def test_an_edited_comment_runs_no_stage(tiny_study: Workspace) -> None:
+    edit(repository, "pipeline/training/loop.py", '"""', '"""Another docstring. ')
+    edit(tiny_study, "pipeline/sampling/singlestep.py", "def heun(", "# A comment.\ndef heun(")
+    assert tiny_study.repro() == set()
 
 
 @pytest.mark.parametrize(
@@ -155,21 +155,21 @@ def test_an_edited_comment_runs_no_stage(workspace: Workspace) -> None:
     ids=["the report", "the losses"],
 )  # fmt: skip
 def test_edited_code_runs_the_stages_that_import_it(
-    workspace: Workspace, file: str, old: str, new: str, stages: set[str]
+    tiny_study: Workspace, file: str, old: str, new: str, stages: set[str]
 ) -> None:
-    edit(workspace, file, old, new)
-    assert workspace.repro() == stages
+    edit(tiny_study, file, old, new)
+    assert tiny_study.repro() == stages
 
 
-def test_a_stage_by_itself_refuses_rows_of_other_code(workspace: Workspace) -> None:
-    edit(workspace, "pipeline/training/loss.py", "def loss(", "UNUSED = 1\n\n\ndef loss(")
-    before = workspace.results()
+def test_a_stage_by_itself_refuses_rows_of_other_code(tiny_study: Workspace) -> None:
+    edit(tiny_study, "pipeline/training/loss.py", "def loss(", "UNUSED = 1\n\n\ndef loss(")
+    before = tiny_study.results()
     for command in (("dvc", "repro", "-s", "train@edm"), ("stages.train", "--name=tiny", "--row=edm")):
-        done = workspace.run(sys.executable, "-m", *command)
+        done = tiny_study.run(sys.executable, "-m", *command)
         assert done.returncode != 0
         assert "error: build/tiny/rows/code/train.json: other code has written the rows; run `dvc repro`" in done.stderr
-    assert workspace.results() == before
-    edit(workspace, "pipeline/training/loss.py", "UNUSED = 1\n\n\ndef loss(", "def loss(")
+    assert tiny_study.results() == before
+    edit(tiny_study, "pipeline/training/loss.py", "UNUSED = 1\n\n\ndef loss(", "def loss(")
 
 
 MODULES = """
@@ -185,78 +185,78 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("pipeli
 RUN = {"train": ["--name=tiny", "--row=flow"], "sweep": ["--name=tiny", "--row=rho_3"], "report": ["--name=tiny"]}
 
 
-@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"oracle"}))  # a workspace has another oracle
-def test_the_code_file_of_a_stage_holds_every_module_that_it_imported(workspace: Workspace, stage: str) -> None:
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"oracle"}))  # a tiny_study has another oracle
+def test_the_code_file_of_a_stage_holds_every_module_that_it_imported(tiny_study: Workspace, stage: str) -> None:
     """Three stages run to their end; of the others the imports are enough, because none of them is dynamic."""
-    done = workspace.run(sys.executable, "-c", MODULES, stage, *RUN.get(stage, []))
+    done = tiny_study.run(sys.executable, "-c", MODULES, stage, *RUN.get(stage, []))
     assert done.returncode == 0, done.stderr
     imported = [name for name in done.stdout.splitlines() if re.fullmatch(r"(pipeline|stages)(\.\w+)*", name)]
-    files = json.loads((workspace.root / f"build/tiny/rows/code/{stage}.json").read_text())["files"]
+    files = json.loads((tiny_study.root / f"build/tiny/rows/code/{stage}.json").read_text())["files"]
     known = {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files}
     assert len(imported) > 5 and set(imported) <= known
 
 
-def test_a_new_curve_and_a_new_budget_run_by_themselves(workspace: Workspace) -> None:
-    before = {path: path.stat().st_mtime_ns for path in workspace.cells()}
-    workspace.study["curves"]["rho_5"] = {"model": "edm", "rho": 5}
-    workspace.study["curves"]["rho_3"]["nfe"] = [4, 7]
-    assert workspace.repro() == {"sweep@rho_5", "sweep@rho_3"} | LAST
-    assert len(workspace.cells() - set(before)) == 2 + 2
+def test_a_new_curve_and_a_new_budget_run_by_themselves(tiny_study: Workspace) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_study.cells()}
+    tiny_study.study["curves"]["rho_5"] = {"model": "edm", "rho": 5}
+    tiny_study.study["curves"]["rho_3"]["nfe"] = [4, 7]
+    assert tiny_study.repro() == {"sweep@rho_5", "sweep@rho_3"} | LAST
+    assert len(tiny_study.cells() - set(before)) == 2 + 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    results = json.loads((workspace.root / "build/tiny/curves/rho_3/results.json").read_text())
+    results = json.loads((tiny_study.root / "build/tiny/curves/rho_3/results.json").read_text())
     assert [cell["nfe"] for cell in results["cells"]] == [3, 3, 7, 7]
 
 
-def test_a_changed_model_reruns_itself_and_what_is_built_on_it(workspace: Workspace) -> None:
-    workspace.study["models"]["flow"]["weighting"] = "snr"
-    assert workspace.repro() == {"train@flow", "losses", "grids", "sweep@flow"} | LAST
+def test_a_changed_model_reruns_itself_and_what_is_built_on_it(tiny_study: Workspace) -> None:
+    tiny_study.study["models"]["flow"]["weighting"] = "snr"
+    assert tiny_study.repro() == {"train@flow", "losses", "grids", "sweep@flow"} | LAST
 
 
-def test_a_second_flow_is_one_row_and_takes_its_teacher_from_where_it_was_trained(workspace: Workspace) -> None:
-    before = set((workspace.root / ".cache/training").iterdir())
-    workspace.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
-    workspace.study["curves"]["again"] = {"model": "again"}
-    assert workspace.repro() == {"train@again", "losses", "grids", "sweep@again"} | LAST
-    assert len(set((workspace.root / ".cache/training").iterdir()) - before) == 1
-    del workspace.study["models"]["again"], workspace.study["curves"]["again"]
-    workspace.repro()
+def test_a_second_flow_is_one_row_and_takes_its_teacher_from_where_it_was_trained(tiny_study: Workspace) -> None:
+    before = set((tiny_study.root / ".cache/training").iterdir())
+    tiny_study.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
+    tiny_study.study["curves"]["again"] = {"model": "again"}
+    assert tiny_study.repro() == {"train@again", "losses", "grids", "sweep@again"} | LAST
+    assert len(set((tiny_study.root / ".cache/training").iterdir()) - before) == 1
+    del tiny_study.study["models"]["again"], tiny_study.study["curves"]["again"]
+    tiny_study.repro()
 
 
-def test_a_proposal_is_a_row_that_can_be_adopted(workspace: Workspace) -> None:
-    proposed = yaml.safe_load((workspace.root / "reports/tiny/proposed.yaml").read_text())["models"]
-    workspace.study["models"] |= proposed
-    assert workspace.repro() == {"train@edm_proposed", "losses", "grids", "report"}
-    del workspace.study["models"]["edm_proposed"]
-    workspace.repro()
+def test_a_proposal_is_a_row_that_can_be_adopted(tiny_study: Workspace) -> None:
+    proposed = yaml.safe_load((tiny_study.root / "reports/tiny/proposed.yaml").read_text())["models"]
+    tiny_study.study["models"] |= proposed
+    assert tiny_study.repro() == {"train@edm_proposed", "losses", "grids", "report"}
+    del tiny_study.study["models"]["edm_proposed"]
+    tiny_study.repro()
 
 
-def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(workspace: Workspace) -> None:
-    workspace.study["curves"]["fitted"] = {"model": "flow", "discretization": "optimised"}
-    assert workspace.repro() == {"grids", "sweep@flow", "sweep@fitted"} | LAST
+def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspace) -> None:
+    tiny_study.study["curves"]["fitted"] = {"model": "flow", "discretization": "optimised"}
+    assert tiny_study.repro() == {"grids", "sweep@flow", "sweep@fitted"} | LAST
     grids = {
-        name: json.loads((workspace.root / f"build/tiny/grids/{name}.json").read_text()) for name in ("edm", "flow")
+        name: json.loads((tiny_study.root / f"build/tiny/grids/{name}.json").read_text()) for name in ("edm", "flow")
     }
     assert grids["edm"] == [] and [found["weights"] for found in grids["flow"]] == ["seed_0.safetensors"]
-    del workspace.study["curves"]["fitted"]
-    assert workspace.repro() == {"grids", "sweep@flow"} | LAST
+    del tiny_study.study["curves"]["fitted"]
+    assert tiny_study.repro() == {"grids", "sweep@flow"} | LAST
 
 
-def test_an_image_set_is_measured_by_itself(workspace: Workspace) -> None:
-    workspace.study["sets"]["other"] = {"source": "digits", "nfe": 9, "method": "real digits"}
-    assert workspace.repro() == {"measure@other", "report"}
-    report = (workspace.root / "reports/tiny/report.md").read_text()
+def test_an_image_set_is_measured_by_itself(tiny_study: Workspace) -> None:
+    tiny_study.study["sets"]["other"] = {"source": "digits", "nfe": 9, "method": "real digits"}
+    assert tiny_study.repro() == {"measure@other", "report"}
+    report = (tiny_study.root / "reports/tiny/report.md").read_text()
     assert "real digits" in report
-    results = json.loads((workspace.root / "build/tiny/sets/other/results.json").read_text())
+    results = json.loads((tiny_study.root / "build/tiny/sets/other/results.json").read_text())
     assert [(cell["sample_seed"], cell["samples"], cell["nfe"]) for cell in results["cells"]] == [
         (0, 40, 9), (1, 40, 9), (2, 40, 9),
     ]  # fmt: skip
 
 
-def test_a_lost_curve_comes_back_byte_for_byte(workspace: Workspace) -> None:
-    before, cells = workspace.results(), workspace.cells()
-    shutil.rmtree(workspace.root / "build/tiny/curves/edm")
-    assert workspace.repro() <= {"sweep@edm"}
-    assert workspace.results() == before and workspace.cells() == cells
+def test_a_lost_curve_comes_back_byte_for_byte(tiny_study: Workspace) -> None:
+    before, cells = tiny_study.results(), tiny_study.cells()
+    shutil.rmtree(tiny_study.root / "build/tiny/curves/edm")
+    assert tiny_study.repro() <= {"sweep@edm"}
+    assert tiny_study.results() == before and tiny_study.cells() == cells
 
 
 EVIL = "a$(touch pwned)"
@@ -294,30 +294,30 @@ def with_study_key(study: dict[str, Any], key: str) -> dict[str, Any]:
     ids=["model", "one model", "one curve", "study", "study key"],
 )
 def test_no_name_is_read_by_a_shell(
-    workspace: Workspace, change: Callable[[dict[str, Any], str], dict[str, Any]], arguments: tuple[str, ...]
+    tiny_study: Workspace, change: Callable[[dict[str, Any], str], dict[str, Any]], arguments: tuple[str, ...]
 ) -> None:
-    before = workspace.results()
-    workspace.refused(change(workspace.study, EVIL), *arguments)
-    made = list(workspace.root.rglob("pwned*"))
+    before = tiny_study.results()
+    tiny_study.refused(change(tiny_study.study, EVIL), *arguments)
+    made = list(tiny_study.root.rglob("pwned*"))
     for file in made:
         file.unlink()
     assert not made
-    assert workspace.results() == before
+    assert tiny_study.results() == before
 
 
-def test_a_name_that_leads_elsewhere_deletes_nothing(workspace: Workspace) -> None:
-    (workspace.root / "precious").mkdir()
-    (workspace.root / "precious/file").write_text("kept")
-    workspace.refused(with_model(workspace.study, "../../../precious"), "-s", "train@../../../precious")
-    assert (workspace.root / "precious/file").read_text() == "kept"
+def test_a_name_that_leads_elsewhere_deletes_nothing(tiny_study: Workspace) -> None:
+    (tiny_study.root / "precious").mkdir()
+    (tiny_study.root / "precious/file").write_text("kept")
+    tiny_study.refused(with_model(tiny_study.study, "../../../precious"), "-s", "train@../../../precious")
+    assert (tiny_study.root / "precious/file").read_text() == "kept"
 
 
-def test_a_mistake_is_one_line_and_leaves_the_results(workspace: Workspace) -> None:
-    before = workspace.results()
-    rows = workspace.study["curves"] | {"rho_3": {"model": "edm", "solver": "huen"}}
-    printed = workspace.refused(workspace.study | {"curves": rows})
+def test_a_mistake_is_one_line_and_leaves_the_results(tiny_study: Workspace) -> None:
+    before = tiny_study.results()
+    rows = tiny_study.study["curves"] | {"rho_3": {"model": "edm", "solver": "huen"}}
+    printed = tiny_study.refused(tiny_study.study | {"curves": rows})
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "curves.rho_3.solver: unknown value 'huen'; did you mean 'heun'?" in errors[0]
     assert "Traceback" not in printed
-    assert workspace.results() == before
-    assert workspace.repro() == set()
+    assert tiny_study.results() == before
+    assert tiny_study.repro() == set()
