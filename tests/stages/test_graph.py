@@ -140,7 +140,7 @@ def edit(tiny_study: Workspace, file: str, old: str, new: str) -> None:
 
 
 def test_an_edited_comment_runs_no_stage(tiny_study: Workspace) -> None:
-    edit(repository, "pipeline/training/loop.py", '"""', '"""Another docstring. ')
+    edit(tiny_study, "pipeline/training/loop.py", '"""', '"""Another docstring. ')
     edit(tiny_study, "pipeline/sampling/singlestep.py", "def heun(", "# A comment.\ndef heun(")
     assert tiny_study.repro() == set()
 
