@@ -20,11 +20,8 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths, name = arguments.paths, arguments.row
     curve = Curve(**read_json(paths.row("curves", name)))
-    model, grids, extractor = (
-        paths.model(curve.model),
-        load_grids(paths.grids(curve.model)),
-        load_extractor(paths.features),
-    )
+    model, extractor = paths.model(curve.model), load_extractor(paths.features)
+    grids = load_grids(paths.grids(curve.model))
     reference = load_reference(paths.reference, extractor.hash)
     with bar(f"sweep {name}", len(curve.cells()) * curve.samples, "image") as progress:
 
