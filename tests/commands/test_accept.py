@@ -71,7 +71,7 @@ REFUSED = {
     "one model's weighting": ("training/noise.py", "return shift * u / (1 - u)", "return shift * u / (1.0000002 - u)",
                               "train@flow: "),
     "a solver": ("sampling/ode.py", "alpha=-rate / sigma", "alpha=-rate / sigma * 1.0000001", "sweep@"),
-    "samples": ("sampling/batches.py", "to_data(samples.x0", "to_data(samples.x0 * 1.01", "sweep@"),
+    "samples": ("sampling/batches.py", "to_data(samples.x0", "to_data(1.01 * samples.x0", "sweep@"),
     "a metric": ("metrics/kernel.py", "= root.square()", "= root.square().mul_(1.0000001)", "reference: "),
     "the data": ("data/dataset.py", "total / n / 127.5 - 1", "total / n / 127.50001 - 1", "prepare: "),
 }  # fmt: skip
