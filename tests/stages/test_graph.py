@@ -164,7 +164,10 @@ def test_edited_code_runs_the_stages_that_import_it(
 def test_a_stage_by_itself_refuses_rows_of_other_code(tiny_study: Workspace) -> None:
     edit(tiny_study, "pipeline/training/loss.py", "def loss(", "UNUSED = 1\n\n\ndef loss(")
     before = tiny_study.results()
-    for command in (("dvc", "repro", "-s", "train@edm"), ("stages.train", "--name=tiny", "--row=edm")):
+    for command in (
+        ("dvc", "repro", "--force", "--single-item", "train@edm"),
+        ("stages.train", "--name=tiny", "--row=edm"),
+    ):
         done = tiny_study.run(sys.executable, "-m", *command)
         assert done.returncode != 0
         assert "error: build/tiny/rows/code/train.json: other code has written the rows; run `dvc repro`" in done.stderr
