@@ -86,9 +86,13 @@ class Workspace:
         return done.stdout + done.stderr
 
     def results(self) -> dict[str, bytes]:
-        """Everything that the study made, without its timings."""
+        """Everything that the study made, without its timings, and without what DVC writes for Git."""
         files = [file for folder in ("build/tiny", "reports") for file in (self.root / folder).rglob("*")]
-        return {str(f): f.read_bytes() for f in files if f.is_file() and f.parent.name != "timings"}
+        return {
+            str(f): f.read_bytes()
+            for f in files
+            if f.is_file() and f.parent.name != "timings" and f.name != ".gitignore"
+        }
 
     def cells(self) -> set[Path]:
         return set((self.root / ".cache/cells").iterdir())
