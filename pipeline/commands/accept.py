@@ -164,26 +164,26 @@ class Sample:
                     raise StudyError(f"{name}: {found}")
 
     def _trainings(self, names: list[str]) -> dict[str, Any]:
-        """Compare the first steps of every training, and one whole training. Returns hashes of the former."""
+        """Compare the first steps of every training, and one whole training.
+
+        Returns hashes of the former, with those of models that are not stale this time.
+        """
+        known = self.known.get("train", {}).get("first_steps", {})
         if not names:
-            return {}
+            return {"first_steps": known}
         print(f"{self.paths.study}: the first steps of {len(names)} models, and all of {names[0]}", flush=True)
         data, summary = load_prepared(self.paths.data), load_summary(self.paths.data)
         models = {name: Model(**read_json(self.paths.row("models", name))) for name in self._all_models()}
         seeds = [(name, seed) for name in names for seed in models[name].train_seeds]
         tasks = [partial(self._first_steps, name, models, seed, data, summary) for name, seed in seeds]
-        hashes = side_by_side(tasks, workers_on(default_device()))
-        first: dict[str, Any] = {}
-        for (name, seed), found in zip(seeds, hashes, strict=True):
-            first.setdefault(name, {"outputs": self._lock_hash(name), "seeds": {}})["seeds"][str(seed)] = found
-        for name, found in first.items():
-            before = self.known.get("train", {}).get("first_steps", {}).get(name, {})
-            if before.get("outputs") == found["outputs"]:
-                for seed, each in found["seeds"].items():
-                    if before["seeds"].get(seed, each) != each:
-                        raise StudyError(f"train@{name}: seed {seed}: the weights differ after the first steps")
+        first: dict[str, Any] = {name: {"outputs": self._lock_hash(name), "seeds": {}} for name in names}
+        for (name, seed), now in zip(seeds, side_by_side(tasks, workers_on(default_device())), strict=True):
+            first[name]["seeds"][str(seed)] = now
+            before = known.get(name, {})
+            if before.get("outputs") == first[name]["outputs"] and before["seeds"].get(str(seed), now) != now:
+                raise StudyError(f"train@{name}: seed {seed}: the weights differ after the first steps")
         self._whole_training(names[0], models[names[0]], data, summary)
-        return {"first_steps": first, "whole": f"{names[0]}, seed {models[names[0]].train_seeds[0]}"}
+        return {"first_steps": known | first, "whole": f"{names[0]}, seed {models[names[0]].train_seeds[0]}"}
 
     def _all_models(self) -> list[str]:
         names: list[str] = read_json(self.paths.rows / "models.json")
@@ -258,7 +258,9 @@ class Sample:
             return {"steps": steps, "seeds": list(seeds)}
 
         with _elsewhere():
-            return dict(zip(names, side_by_side([partial(task, name) for name in names]), strict=True))
+            return dict(
+                zip(names, side_by_side([partial(task, name) for name in names], workers_on(device)), strict=True)
+            )
 
     def _compare_cell(self, name: str, before: dict[str, Any], cell: Cell, folder: Path) -> None:
         place = f"sweep@{name}: {cell.steps} steps, seeds {cell.train_seed} and {cell.sample_seed}"

@@ -133,3 +133,15 @@ def test_the_first_difference_is_named(tmp_path: Path) -> None:
     assert first_difference(one, two) == "one/b.bin: the bytes differ"
     (two / "b.bin").unlink()
     assert first_difference(one, two) == "one/b.bin does not exist now"
+
+
+def test_hashes_of_trainings_stay_if_only_other_stages_are_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.commands.accept import Sample
+    from pipeline.common.files import Paths
+
+    monkeypatch.chdir(tmp_path)
+    first_steps = {"edm": {"outputs": "a", "seeds": {"0": "b"}}}
+    write_json(Path("reports/t/accepted.json"), {"train": {"first_steps": first_steps, "whole": "edm, seed 0"}})
+    assert Sample(Paths("t"), {}).compare() == {"whole": [], "train": {"first_steps": first_steps}, "sweep": {}}
