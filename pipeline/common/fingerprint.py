@@ -26,7 +26,11 @@ def syntax_hash(source: str) -> str:
 
     `ast.dump` differs between Python versions in how it prints empty fields, so they are left out here.
     """
-    return hashlib.sha256("".join(_tokens(ast.parse(source))).encode()).hexdigest()
+    return _tree_hash(ast.parse(source))
+
+
+def _tree_hash(tree: ast.Module) -> str:
+    return hashlib.sha256("".join(_tokens(tree)).encode()).hexdigest()
 
 
 def _tokens(node: Any) -> Iterator[str]:
@@ -65,15 +69,15 @@ def _file_of(module: str) -> Path | None:
 @cache
 def _read(file: Path, changed_ns: int) -> tuple[str, frozenset[str]]:
     """A module's syntax hash, and every name that it imports, with the packages around them."""
-    source = file.read_text()
+    tree = ast.parse(file.read_text())
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     around = {name.rsplit(".", count)[0] for name in names for count in range(1, name.count(".") + 1)}
-    return syntax_hash(source), frozenset(names | around)
+    return _tree_hash(tree), frozenset(names | around)
 
 
 def _modules(module: str) -> dict[Path, tuple[str, frozenset[str]]]:

@@ -297,16 +297,42 @@ def distances(name: str, sampler: Sampler, oracle: Mixture, distance: Distance) 
     return found
 
 
-def measure_solvers(images: Tensor) -> Tables:
-    """Measure all solvers on exact denoisers. images: the study's, (n, C, H, W), uint8, or points (n, 2)."""
+@dataclass(frozen=True)
+class Problem:
+    """What solvers are measured on: exact denoisers by name, noise and the ends to which the exact flow takes it, the
+    number of values of an image or a point, and the distance from the mixture, with that of its own samples."""
+
+    oracles: dict[str, Mixture]
+    noises: dict[str, Tensor]
+    ends: dict[str, Tensor]
+    sizes: dict[str, int]
+    distance: Distance
+    floor: Spread
+
+
+def problem(images: Tensor) -> Problem:
+    """The mixture in the plane, and the data: the study's first IMAGES images (n, C, H, W), uint8, or points (n, 2)."""
     plane, data = mixture(), empirical(to_range(images[:IMAGES]))
-    sizes = {"mixture": plane.means[0].numel(), "data": data.means[0].numel()}
     oracles = {"mixture": plane, "data": in_span(data)}
     draws = generator("convergence", 2)
     noises = {n: torch.randn(ENDS, *o.means.shape[1:], generator=draws) for n, o in oracles.items()}
     sigma_max = Sampler().sigma_range[1]
-    ends = {name: exact_ends(oracle, noises[name], sigma_max) for name, oracle in oracles.items()}
     distance = Distance(plane)
+    exact = [distance(plane.sample(SAMPLES, generator("convergence", 3, seed))) for seed in range(SEEDS)]
+    return Problem(
+        oracles=oracles,
+        noises=noises,
+        ends={name: exact_ends(oracle, noises[name], sigma_max) for name, oracle in oracles.items()},
+        sizes={"mixture": plane.means[0].numel(), "data": data.means[0].numel()},
+        distance=distance,
+        floor=Spread(mean(exact), stdev(exact)),
+    )
+
+
+def measure_solvers(images: Tensor) -> Tables:
+    """Measure all solvers on exact denoisers. images: the study's, (n, C, H, W), uint8, or points (n, 2)."""
+    [given] = side_by_side([partial(problem, images)])  # on one thread: last digits depend on how many share a sum
+    plane = given.oracles["mixture"]
 
     def measure(name: str, sampler: Sampler) -> tuple[Order, list[EndError], list[SampleDistance]]:
         solver, errors = sampler.build_solver(), list[EndError]()
@@ -319,24 +345,23 @@ def measure_solvers(images: Tensor) -> Tables:
             evaluations_per_step=solver.stages,
             convention=f"steps in {solver.variable}",
         )
-        for place, oracle in oracles.items() if not solver.stochastic else ():
-            errors += trajectory_errors(place, name, sampler, oracle, noises[place], ends[place], sizes[place])
-        sampled = distances(name, sampler, plane, distance) if solver.stochastic or name in COMPARED else []
+        for place, oracle in given.oracles.items() if not solver.stochastic else ():
+            noise, ends = given.noises[place], given.ends[place]
+            errors += trajectory_errors(place, name, sampler, oracle, noise, ends, given.sizes[place])
+        sampled = distances(name, sampler, plane, given.distance) if solver.stochastic or name in COMPARED else []
         return order, errors, sampled
 
     measured = side_by_side([partial(measure, name, sampler) for name, sampler in entries().items()])
     orders, errors, sampled = zip(*measured, strict=True)
-    exact = [distance(plane.sample(SAMPLES, generator("convergence", 3, seed))) for seed in range(SEEDS)]
     things = "points" if is_points(images) else "images"
     settings = Settings(
         mixture=f"{len(plane.means)} Gaussians of standard deviation {plane.std} in the plane",
-        data=f"the optimal denoiser of the study's first {len(data.means)} {things}",
+        data=f"the optimal denoiser of the study's first {len(images[:IMAGES])} {things}",
         distance=f"the mean Wasserstein distance of order 1 between projections on {DIRECTIONS} directions",
         seeds=SEEDS,
         samples=SAMPLES,
     )
-    floor = Spread(mean(exact), stdev(exact))
-    return Tables(settings, list(orders), list(chain(*errors)), list(chain(*sampled)), floor)
+    return Tables(settings, list(orders), list(chain(*errors)), list(chain(*sampled)), given.floor)
 
 
 def has_order(sampler: Sampler) -> bool:
