@@ -3,18 +3,15 @@
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from dvc.repo import Repo
-from PIL import Image
 
 import pipeline.commands.check as check
 import pipeline.commands.cost as estimate
@@ -25,13 +22,12 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import write_json
 from pipeline.common.fingerprint import with_code
 from pipeline.common.size import Size, size_of
-from pipeline.data.row import Data
-from pipeline.data.sources import glance
 from pipeline.diffusion.networks.registry import build, cost
 from pipeline.params.places import check_place
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
 from pipeline.training.row import Model
+from tests.data.small import images
 from tests.imports import ROOT
 
 HERE = Speed(2, 2e-4, 2.5e-11, 8e-5, 6.5e-12, 640.0, 2.0)
@@ -47,16 +43,6 @@ TINY: dict[str, Any] = {
     "curves": {"edm": {"model": "edm"}, "flow": {"model": "flow"}},
     "sets": {},
 }
-COUNT, SIDE = 90, 8
-
-
-def images(folder: Path, count: int = COUNT, side: int = SIDE, classes: tuple[str, ...] = ("a", "b")) -> None:
-    """PNGs of noise, in class folders where there are classes."""
-    draw = np.random.default_rng(0)
-    for i in range(count):
-        place = folder / classes[i % len(classes)] if classes else folder
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (side, side), dtype=np.uint8)).save(place / f"{i}.png")
 
 
 @pytest.fixture
@@ -163,28 +149,6 @@ def test_what_cannot_be_is_one_line_that_names_the_row(repository: Callable[...,
     curves = {"edm": {"model": "edm"}}
     message = error(repository(**{"models": {"edm": {}}, "curves": curves} | sections))
     assert message.startswith(f"{place}:") and cause in message
-
-
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_the_first_images_tell_what_all_would(tmp_path: Path, kind: str) -> None:
-    images(source := tmp_path / ".data")
-    for folder in (source / "a", source / "__MACOSX/a", source / ".thumbnails"):  # which no data set has
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "._0.png").write_bytes(b"hidden")
-    if kind == "zip":
-        with zipfile.ZipFile(archive := tmp_path / "data.zip", "w") as file:
-            for path in sorted(source.rglob("*.png")):
-                file.write(path, path.relative_to(source))
-        source = archive
-    found = glance(Data(source=str(source)))
-    assert (found["count"], found["channels"], found["height"], found["width"]) == (COUNT, 1, SIDE, SIDE)
-    assert found["classes"] == ["a", "b"]
-    assert glance(Data(source=str(source), limit=50))["count"] == 50
-
-
-def test_a_built_in_data_set_needs_no_folder() -> None:
-    found = glance(Data(source="two_moons", limit=300))
-    assert (found["count"], found["dimensions"]) == (300, 2)
 
 
 @pytest.mark.dvc

@@ -1,4 +1,4 @@
-"""A curve row: its weights, its cells, and the hash of its sampler."""
+"""A curve row: its weights, its cells, the pairs of their seeds, and the hash of its sampler."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from pipeline.common.files import SHORT_HASH, content_hash
 from pipeline.diffusion.averages import HalfLife, Power
 from pipeline.diffusion.weights import Selection
-from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.curve import Curve, seed_pairs
 from pipeline.sampling.row import Sampler
 
 BESIDE = ("labels", "precision", "compile", "guide_images", "ema_halflife_images", "ema_sigma_rel")
@@ -66,3 +66,17 @@ def test_budgets_of_equal_steps_share_a_cell() -> None:
     curve = Curve(model="edm", nfe=(5, 3, 4), seeds=((0, 0), (1, 1)))
     assert curve.step_counts == [2, 3]
     assert curve.cells() == [(2, (0, 0)), (2, (1, 1)), (3, (0, 0)), (3, (1, 1))]
+
+
+@pytest.mark.parametrize(
+    ("train", "sample", "pairs"),
+    [
+        ((0,), (3,), [(0, 3)]),
+        ((0, 1), (5, 6), [(0, 5), (1, 6)]),
+        ((4,), (0, 1, 2), [(4, 0), (4, 1), (4, 2)]),
+        ((0, 1, 2), (9,), [(0, 9), (1, 9), (2, 9)]),
+        ((0, 1), (0, 1, 2), [(0, 0), (1, 1), (0, 2)]),
+    ],
+)
+def test_seeds_are_paired_one_to_one(train: tuple, sample: tuple, pairs: list) -> None:
+    assert seed_pairs(train, sample) == pairs

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -14,40 +14,23 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
-from pipeline.common.threads import in_turns, side_by_side
+from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import to_range
 from pipeline.data.row import Data
 from pipeline.data.sources import load
 from pipeline.diffusion.classifier import save_classifier
-from pipeline.diffusion.denoiser import load_denoiser, save_denoiser
-from pipeline.diffusion.exact import LabelledMixture
+from pipeline.diffusion.denoiser import load_denoiser
 from pipeline.diffusion.weights import Weights, classifier_file
 from pipeline.evaluation import loading, sweep
-from pipeline.evaluation.cell import Cell, load_cell, save_cell
+from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.sweep import measure_curve, save_curve
-from pipeline.metrics.extractors.extractor import Extracted, Extractor
-from pipeline.metrics.extractors.registry import load_extractor, make_extractor, save_extractor
-from pipeline.metrics.extractors.row import Features
+from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.measurement import measure, measured_with
-from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
-from pipeline.params.resolve import resolve
-from pipeline.params.study import Study
-from pipeline.sampling.fitted_grids import FittedGrids, fit_model
+from pipeline.sampling.fitted_grids import fit_model
 from pipeline.sampling.guidance import sample_labels
 from pipeline.training.classifier import train_classifier
-from pipeline.training.loop import train
-from pipeline.training.row import Model
-from pipeline.training.trained import save_models
-
-SAMPLES = 40
-
-
-class Trained(NamedTuple):
-    model: Path
-    grids: list[FittedGrids]
-    extractor: Extractor
-    reference: Reference
+from tests.evaluation.small import CLASSES, MEANS, SAMPLES, Conditional, Trained, broken, curve, make, same
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +38,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A model of two seeds, an extractor and a reference, all trained briefly on one thread."""
     [made] = side_by_side([partial(make, tmp_path_factory.mktemp("trained"))])
     return made
-
-
-def make(folder: Path) -> Trained:
-    dataset = load(Data(limit=200))
-    row = Model(channels=8, multipliers=(1,), blocks=1, images=20 * 16, batch=16, warmup_images=32)
-    spec = row.spec(dataset.summary()["sigma_data"], tuple(dataset.images.shape[1:]))
-    save_models(in_turns([train(row, spec, dataset.images, seed) for seed in (0, 1)]), folder / "model")
-    save_extractor(make_extractor(Features(epochs=1, width=16), dataset)[0], folder)
-    extractor = load_extractor(folder)
-    save_reference(make_reference(extractor(dataset.images), extractor.hash)[0], folder)
-    grids = fit_model(folder / "model", [(0.002, 80.0)])
-    return Trained(folder / "model", grids, extractor, load_reference(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -86,20 +57,6 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(sweep, "generate", counted)
     return calls
-
-
-def curve(**keys: Any) -> Curve:
-    """A resolved curve row, as a stage reads it. `seeds` replaces those of the study."""
-    seeds = {key: keys.pop(key) for key in ("seeds",) if key in keys}
-    row = {"model": "edm", "nfe": [3, 5], "samples": SAMPLES, "batch": 16, "sample_seeds": [0, 1]} | keys
-    study = Study(study={"name": "t"}, models={"edm": {"train_seeds": [0, 1]}}, curves={"x": row})
-    return Curve(**json.loads(json.dumps(resolve(study).files()["curves/x"])) | seeds)
-
-
-def same(a: list[Cell], b: list[Cell]) -> bool:
-    """Whether cells are equal to the last bit."""
-    pairs = list(zip(a, b, strict=True))
-    return all(x.record() == y.record() and x.images.equal(y.images) and x.features.equal(y.features) for x, y in pairs)
 
 
 def cell_files() -> list[Path]:
@@ -234,16 +191,6 @@ def test_the_batch_is_no_part_of_the_images(trained: Trained) -> None:
     assert all(x.images.equal(y.images) for x, y in zip(a, b, strict=True))
 
 
-def broken(trained: Trained, folder: Path, *seeds: int) -> Trained:
-    """The models; those of the given seeds answer NaN."""
-    for seed in (0, 1):
-        denoiser = load_denoiser(trained.model / f"seed_{seed}.safetensors")
-        if seed in seeds:
-            next(denoiser.network.head.parameters()).fill_(torch.nan)
-        save_denoiser(denoiser, folder / f"seed_{seed}.safetensors")
-    return trained._replace(model=folder)
-
-
 def test_a_network_that_answers_nan_fails_its_own_cells_alone(trained: Trained, tmp_path: Path) -> None:
     half = broken(trained, tmp_path / "model", 1)
     cells = measure_curve(curve(), *half, workers=2)
@@ -301,16 +248,6 @@ def test_what_an_adaptive_solver_costs_is_the_mean(trained: Trained) -> None:
     assert cell.nfe - 1 < total / 80 <= cell.nfe
 
 
-def test_a_cell_survives_its_file(tmp_path: Path) -> None:
-    metrics = [{"metric": "fd", "value": 1 / 3, "se": 5e-324}]
-    images, features = torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2), torch.rand(3, 2)
-    cell = Cell(1, 2, 3, 4, 5, "0" * 64, metrics, images, features)
-    save_cell(cell, tmp_path / "cell")
-    again = load_cell(tmp_path / "cell")
-    assert again is not None and same([again], [cell])
-    assert load_cell(tmp_path / "none") is None
-
-
 def test_one_cell_a_curve_keeps_its_features(trained: Trained, generated: list[tuple[int, int]]) -> None:
     row = curve(nfe=[3, 5])
     cells = measure_curve(row, *trained, workers=1)
@@ -337,26 +274,6 @@ def test_a_curve_is_saved_with_all_its_cells_and_no_clock(trained: Trained, tmp_
     save_curve(measure_curve(curve(), *trained, workers=1), provenance, tmp_path / "b")
     for name in ("results.json", "images.safetensors", "features.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-CLASSES = (20, 30, 50)
-MEANS = torch.stack([to_range(load(Data()).images[i]).double() for i in (0, 1, 4)])  # a nought, a one and a four
-
-
-class Conditional:
-    """An exact model of three images with a little noise, one per class, in place of a network."""
-
-    shape = (1, 8, 8)
-
-    def __init__(self, classes: tuple[int, ...], std: float) -> None:
-        self.classes = list(classes)
-        self.exact = LabelledMixture(MEANS, torch.tensor(CLASSES, dtype=torch.float64) / sum(CLASSES), std)
-
-    def __call__(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.exact(z, sigma, labels)
-
-    def run_on(self, *_: object) -> "Conditional":
-        return self
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pipeline.data.row import Data
 from pipeline.diffusion.networks.registry import NETWORKS
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCHEDULES
-from pipeline.evaluation.curve import Curve, seed_pairs
+from pipeline.evaluation.curve import Curve
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN
 from pipeline.sampling.row import Sampler
@@ -201,20 +201,6 @@ def test_only_the_report_sees_a_method(tmp_path: Path) -> None:
     rows = resolved(tmp_path, **curve(method="EDM (Heun)"))
     assert rows["curves/x"] == rows["curves/edm"]
     assert rows["report"]["curves"]["x"]["row"]["method"] == "EDM (Heun)"
-
-
-@pytest.mark.parametrize(
-    ("train", "sample", "pairs"),
-    [
-        ((0,), (3,), [(0, 3)]),
-        ((0, 1), (5, 6), [(0, 5), (1, 6)]),
-        ((4,), (0, 1, 2), [(4, 0), (4, 1), (4, 2)]),
-        ((0, 1, 2), (9,), [(0, 9), (1, 9), (2, 9)]),
-        ((0, 1), (0, 1, 2), [(0, 0), (1, 1), (0, 2)]),
-    ],
-)
-def test_seeds_are_paired_one_to_one(train: tuple, sample: tuple, pairs: list) -> None:
-    assert seed_pairs(train, sample) == pairs
 
 
 def test_crossed_repetitions_are_each_training_seed_with_each_sampling_seed(tmp_path: Path) -> None:

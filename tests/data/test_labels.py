@@ -1,0 +1,49 @@
+"""Labels of images: from class folders, from dataset.json, or none."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.data.small import PAIR, listing, loaded, one_line, pixels, png
+
+
+def test_class_folders_give_sorted_labels(pack: Callable) -> None:
+    names = ["ant/1.png", "ant/deep/er/2.PNG", "bee/0.png", "cat/9.png"]
+    dataset = loaded(pack({name: png(seed) for seed, name in enumerate(names)}))
+    assert dataset.classes == ("ant", "bee", "cat")
+    assert dataset.labels is not None and dataset.labels.tolist() == [0, 0, 1, 2]
+    assert dataset.images.shape == (4, 3, 4, 6) and dataset.images.is_contiguous()
+    for i in range(4):
+        assert np.array_equal(dataset.images[i].numpy(), pixels(i).transpose(2, 0, 1))
+
+
+def test_flat_images_are_unlabelled(pack: Callable) -> None:
+    dataset = loaded(pack({"b.png": png(0), "a.png": png(1)}))
+    assert dataset.labels is None and dataset.classes == ()
+    assert dataset.summary()["classes"] == []
+
+
+@pytest.mark.parametrize("classes", [None, ["x", "y", "z"]])
+def test_dataset_json_overrules_folders_in_any_order(pack: Callable, classes: list[str] | None) -> None:
+    files = {f"00000/{i}.png": png(i) for i in range(3)}
+    labels = [["00000/2.png", 0], ["00000/0.png", 2], ["00000/1.png", 0]]
+    dataset = loaded(pack({"dataset.json": listing(labels, **({"classes": classes} if classes else {}))} | files))
+    assert dataset.labels is not None and dataset.labels.tolist() == [2, 0, 0]
+    assert dataset.classes == (tuple(classes) if classes else ("0", "1", "2"))
+    assert list(dataset.summary()["class_counts"].values()) == [2, 0, 1]
+
+
+def test_dataset_json_may_say_that_there_are_no_labels(pack: Callable) -> None:
+    dataset = loaded(pack({"00000/0.png": png(0), "00001/1.png": png(1), "dataset.json": listing(None)}))
+    assert dataset.labels is None
+
+
+def test_labels_false_reads_no_labels_at_all(pack: Callable) -> None:
+    path = pack({"a/0.png": png(0), "1.png": png(1), "dataset.json": b"{broken"})
+    assert loaded(path, labels=False).labels is None
+
+
+def test_labels_without_class_names_stay_below_the_number_of_images(pack: Callable) -> None:
+    path = pack(PAIR | {"dataset.json": listing([["0.png", 0], ["1.png", 10**12]])})
+    assert "label out of range: 1.png has 1000000000000" in one_line(lambda: loaded(path))
