@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.workspace import Workspace
 @pytest.fixture(scope="module")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study with a second flow and an image set, run once. The tests below go on from each other's state."""
-    tiny_study = Workspace(tmp_path_factory.mktemp("repository"))
+    tiny_study = Workspace(tmp_path_factory.mktemp("repository"), quick=["report"])
     tiny_study.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
     tiny_study.study["sets"]["real"] = {"source": "digits"}
     del tiny_study.study["curves"]["rho_3"]
@@ -24,7 +23,7 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def accept(tiny_study: Workspace) -> tuple[int, str, str]:
-    done = tiny_study.run(sys.executable, "-m", "pipeline", "accept")
+    done = tiny_study.run("python", "-m", "pipeline", "accept")
     return done.returncode, done.stdout, done.stderr
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dvc.repo import Repo
 
 import pipeline.commands.check as check
 import pipeline.commands.cost as estimate
+from pipeline.commands import cli
 from pipeline.commands.check import preview
 from pipeline.commands.cost import Estimate, Speed, Work, off_by
 from pipeline.commands.stale import CHANGED, NEW, ROW
@@ -29,6 +31,7 @@ from pipeline.params.study import read_study
 from pipeline.training.row import Model
 from tests.data.small import images
 from tests.imports import ROOT
+from tests.scripts import run_module
 
 HERE = Speed(2, 2e-4, 2.5e-11, 8e-5, 6.5e-12, 640.0, 2.0)
 TINY: dict[str, Any] = {
@@ -124,7 +127,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, a pa
         {"data": {"source": "plain"}, "models": {"edm": {"labels": "classes"}}}, "models.edm.labels", "with classes"
     ),
     "equal": (
-        {"models": {"edm": {}, "x": {"network": "dit", "patch": 8, "blocks": 200, "equal": "parameters"}}},
+        {"models": {"edm": {}, "x": {"network": "dit", "patch": 8, "blocks": 20, "equal": "parameters"}}},
         "models.x.equal", "use more or fewer blocks",
     ),
     "no data": ({"data": {"source": "elsewhere"}}, "data.source", "is no folder"),
@@ -307,9 +310,12 @@ def test_the_command_warns_previews_and_is_quick_the_second_time(repository: Cal
     assert written and all(path.parts[0] in (".cache", ".dvc") for path in written)
 
 
-def test_a_mistake_ends_the_command_with_one_line(repository: Callable[..., Path]) -> None:
+def test_a_mistake_ends_the_command_with_one_line(
+    repository: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     repository(models={"edm": {"multipliers": [1] * 5}, "flow": {}})
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "pipeline", "check"], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: models.edm.multipliers: ") and len(done.stderr.splitlines()) == 1
+    monkeypatch.setattr(cli, "ProcessPoolExecutor", ThreadPoolExecutor)  # DVC is loaded already
+    assert run_module("pipeline", "check") == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: models.edm.multipliers: ")
+    assert len(printed.err.splitlines()) == 1

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pipeline.commands import cli
+from pipeline.commands import cli, stale
 from pipeline.commands.cli import main, parser, study_file
 from pipeline.common.errors import StudyError
 from tests.imports import ROOT
@@ -26,8 +27,13 @@ def run(*arguments: str, code: str = "from pipeline.commands.cli import main; sy
 
 @pytest.fixture(autouse=True)
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with the study t at its root and the study other in studies/other, entered."""
+    """A repository with the study t at its root and the study other in studies/other, entered.
+
+    `check` loads DVC in no second process.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(stale, "load", lambda: None)
     Path("params.yaml").write_text(GOOD)
     (other := Path("studies/folder/params.yaml")).parent.mkdir(parents=True)
     other.write_text(GOOD.replace("{name: t}", "{name: other, root: ../.., params: studies/folder/params.yaml}"))

@@ -1,10 +1,7 @@
 """A study of somebody's own images: what is chosen for them, what is written, and what is refused."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
+from tests.scripts import run_module
 
 BY_HAND = Path("studies/template/params.yaml")  # for those who do not use `make new`
 EDM = {"channels": 128, "blocks": 4, "attention": [16], "learning_rate_decay": "none"}
@@ -92,9 +90,7 @@ def test_images_are_halved_until_they_are_small(height: int, width: int, times: 
 
 
 @pytest.mark.parametrize("scale", ["cpu", "published"])
-@pytest.mark.parametrize(
-    "shape", [(1, 8, 8), (3, 24, 24), (1, 28, 28), (3, 32, 32), (3, 25, 31), (3, 48, 64), (3, 64, 64)]
-)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 25, 31), (3, 48, 64)])
 def test_the_network_that_is_chosen_can_have_the_images(shape: tuple[int, ...], scale: str) -> None:
     row = Model(**model_choices(shape, 1000, scale))
     assert cost(row.spec(0.5, shape)).flops > 0
@@ -113,8 +109,7 @@ def test_published_settings_are_those_of_edms_table_7(size: int, published: dict
         assert cost(Model(**chosen).spec(0.5, (3, 32, 32))).parameters == 55_733_891
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("of", [1, 3])
+@pytest.mark.parametrize(("mode", "of"), [("RGB", 1), ("L", 3)])
 def test_a_new_study_resolves_and_says_what_was_found(workspace: Path, mode: str, of: int) -> None:
     draw(workspace / "images", 240, (16, 16), mode, of)
     said = new_study("pets", "images")
@@ -236,11 +231,12 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused_is_one_line_and_nothing_is_written(workspace: Path, case: str) -> None:
     name, source, line = REFUSED[case]
-    draw(workspace / "images")
-    draw(workspace / "few", 79)
-    draw(workspace / "sizes")
-    Image.new("RGB", (5, 5)).save(workspace / "sizes/z.png")
-    (draw(workspace / "broken") / "z.png").write_bytes(b"no image")
+    if source in ("images", "few", "sizes", "broken"):
+        draw(workspace / source, 79 if source == "few" else 96)
+    if source == "sizes":
+        Image.new("RGB", (5, 5)).save(workspace / "sizes/z.png")
+    if source == "broken":
+        (workspace / "broken/z.png").write_bytes(b"no image")
     (workspace / "reports/old").mkdir(parents=True)
     for folder, text in (("a", "study: {name: mine, rot: x}"), ("b", "study: ["), (".c", "study: {name: pets}")):
         (workspace / "studies" / folder).mkdir()
@@ -284,9 +280,7 @@ def test_the_cost_that_the_page_tells_is_what_is_said(workspace: Path, size: int
     assert told and re.search(rf"\b{said.partition(' ')[0]}( TFLOP)? \({told[1]} hours[^)]*\) at {size} x {size}", page)
 
 
-def test_the_command_is_one_line_on_a_mistake(workspace: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline", "new", "--study", "pets", "--images", "nowhere"]
-    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: IMAGES: 'nowhere' is no folder.*\n", done.stderr)
+def test_the_command_is_one_line_on_a_mistake(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_module("pipeline", "new", "--study", "pets", "--images", "nowhere") == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"error: IMAGES: 'nowhere' is no folder.*\n", printed.err)

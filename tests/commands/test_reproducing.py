@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -39,17 +40,16 @@ SECONDS = 1200
 class Walk(Workspace):
     """The tiny study, and what each command printed."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, study: str = STUDY, quick: Iterable[str] = ()) -> None:
+        super().__init__(folder, study, quick)
         self.printed: dict[str, str] = {}
         for name in ("Makefile", ".gitignore", "requirements.txt"):
             shutil.copy(ROOT / name, self.root)
         shutil.copytree(ROOT / ".dvc/plots", self.root / ".dvc/plots", dirs_exist_ok=True)
-        (self.root / "params.yaml").write_text(STUDY)
-        (self.root / ".venv").mkdir()
-        for entry in Path(sys.prefix).iterdir():
-            if entry.name != "installed":
-                (self.root / ".venv" / entry.name).symlink_to(entry)
+        programs = self.root / ".venv/bin"
+        programs.mkdir(parents=True)
+        for entry in Path(sys.prefix, "bin").iterdir():
+            (programs / entry.name).symlink_to(shutil.which(entry.name, path=self.environment["PATH"]) or entry)
         (self.root / ".venv/installed").touch()
         self.environment |= {
             f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
@@ -84,7 +84,7 @@ class Walk(Workspace):
             deadline = time.monotonic() + QUEUED_SECONDS
             while re.search("Queued|Running", status := self.type("dvc queue status", self.root)):
                 assert time.monotonic() < deadline, status
-                time.sleep(2)
+                time.sleep(5)
             assert status.count("Success") == 2, status
 
     def walk(self) -> None:

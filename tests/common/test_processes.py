@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.common.processes import LOST
 from tests.imports import ROOT
+from tests.preloaded import programs
 
 pytestmark = pytest.mark.torchrun
 
@@ -44,7 +45,7 @@ ENVIRONMENT = ALONE | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", 
 def stage(folder: Path, name: str, row: str = "", processes: int = 1) -> subprocess.CompletedProcess[str]:
     module = ["-m", f"stages.{name}", "--name", "tiny", "--row", row]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), *module]
+    command = [str(programs(0) / "python"), *(launcher if processes > 1 else []), *module]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
@@ -59,11 +60,10 @@ runpy.run_module(module, run_name="__main__")
 
 def stage_apart(name: str, *folders: Path) -> subprocess.CompletedProcess[str]:
     """Run a stage for the row edm with one process in each folder."""
-    script = folders[0] / "apart.py"
-    script.write_text(APART)
+    (folders[0] / "apart.py").write_text(APART)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(folders)}"]
-    command = [sys.executable, *launcher, str(script), f"stages.{name}", *map(str, folders)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    command = [str(programs(0) / "python"), *launcher, "-m", "apart", f"stages.{name}", *map(str, folders)]
+    return subprocess.run(command, cwd=folders[0], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 def succeed(folder: Path, name: str, row: str = "", processes: int = 1) -> str:

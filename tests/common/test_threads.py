@@ -1,6 +1,7 @@
 """Work side by side and in turns: results in order, the first error raised, nobody left out."""
 
 import _thread
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -80,8 +81,12 @@ def test_an_interrupt_ends_all_turns() -> None:
             time.sleep(0.01)
             yield
 
-    with pytest.raises(KeyboardInterrupt):
-        in_turns([interrupting()], 1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job of a shell ignores
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_turns([interrupting()], 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     time.sleep(0.05)
     turns = len(log)
     time.sleep(0.1)

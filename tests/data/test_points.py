@@ -192,7 +192,7 @@ def test_distances_scale_and_know_no_order(distance: Any) -> None:
 @pytest.mark.parametrize("moved", [0.0, 1.0])
 def test_standard_errors_are_those_of_drawing_samples(distance: Any, moved: float) -> None:
     real = drawn("two_moons", 250, 1)
-    found = [distance(drawn("two_moons", 250, 10 + seed) + moved * SHIFT, real) for seed in range(60)]
+    found = [distance(drawn("two_moons", 250, 10 + seed) + moved * SHIFT, real) for seed in range(40)]
     spread = float(np.std([e.value for e in found], ddof=1))
     assert mean(e.se for e in found) == pytest.approx(spread, rel=0.5 if moved == 0 else 0.3)
 

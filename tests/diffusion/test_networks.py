@@ -107,11 +107,11 @@ def test_a_missing_input_equals_zero(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("network", [{}, {"channels": 24}], ids=str)
 def test_an_image_depends_on_no_other_of_its_batch(changes: dict[str, Any], network: dict[str, Any]) -> None:
     """Bitwise, for batches of any size and content, without augmentation as in sampling."""
-    (x, c_noise, labels, _), own = inputs(changes, 66), network_of(changes | network)
+    (x, c_noise, labels, _), own = inputs(changes, 50), network_of(changes | network)
     with torch.no_grad():
         together = own(x, c_noise, labels)
         assert torch.equal(own(x.flip(0), c_noise.flip(0), labels.flip(0)), together.flip(0))
-        for size in (17, 31, 33, 50):
+        for size in (17, 31, 33):
             assert torch.equal(own(x[:size], c_noise[:size], labels[:size]), together[:size]), size
 
 

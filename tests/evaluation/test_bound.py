@@ -182,8 +182,10 @@ def test_the_decoder_s_term_of_gaussian_data(sigma: float) -> None:
     assert found.L_t == (0.0, 0.0) and found.shares == []
 
 
-@pytest.mark.parametrize("batch", [4, 256])
-@pytest.mark.parametrize(("shape", "draws"), [((4, 1, 4, 4), 320), ((7, 1, 1, 2), 64), ((3, 2, 2, 4), 5)])
+@pytest.mark.parametrize(
+    ("shape", "draws", "batch"),
+    [((4, 1, 4, 4), 320, 256), ((4, 1, 4, 4), 32, 4), ((7, 1, 1, 2), 64, 256), ((3, 2, 2, 4), 5, 4)],
+)
 def test_estimates_are_unbiased_and_their_standard_errors_right(
     shape: tuple[int, ...], draws: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Proposed noise: the moments of the gain of training, as a row for a study file."""
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -128,6 +129,12 @@ def proposal(workers: int | None = None, **keys: Any) -> Normal:
     return propose(row, row.spec(SD, SHAPE), IMAGES, workers)
 
 
+@cache
+def plain() -> Normal | None:
+    """The proposal for a row without further keys, within `brief`."""
+    return proposal()
+
+
 def test_proposals_repeat_whatever_the_number_of_workers(brief: None) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -152,7 +159,7 @@ def test_proposals_repeat_whatever_the_number_of_workers(brief: None) -> None:
     ids=str,
 )
 def test_the_rows_own_noise_weighting_and_pairs_do_not_matter(brief: None, keys: dict[str, Any]) -> None:
-    assert proposal(**keys) == proposal()
+    assert proposal(**keys) == plain()
 
 
 @pytest.mark.parametrize("keys", [{"parametrization": "vp"}, {"parametrization": "flow"}, {"augment": 0.1}], ids=str)

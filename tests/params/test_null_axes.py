@@ -1,8 +1,5 @@
 """Choices that cannot change a result are found, named with their reason, and nothing else is."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import yaml
 from pipeline.params.null_axes import remarks
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
-from tests.imports import ROOT
+from tests.scripts import run_module
 
 ABLE = {"labels": "classes", "snapshots": 2, "classifier_images": 1}  # to be guided in any way
 
@@ -198,13 +195,13 @@ def test_reflow_and_its_number_of_pairs_get_no_warning(tmp_path: Path) -> None:
     assert found(tmp_path, models=rows) == []
 
 
-def test_the_warning_comes_before_anything_runs(tmp_path: Path) -> None:
+def test_the_warning_comes_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found(tmp_path, {"x": NULL["rho, vp grid"][0]})
-    command = [sys.executable, "-m", "stages.resolve"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, *others = done.stderr.splitlines()
+    monkeypatch.chdir(tmp_path)
+    assert run_module("stages.resolve") == 0
+    first, *others = capsys.readouterr().err.splitlines()
     assert first == "warning: curves.x.rho: 3.0 changes nothing: discretization vp has no rho"
     assert [line.split()[1] for line in others] == ["models.edm.classifier_images:", "models.edm.snapshots:"]
 

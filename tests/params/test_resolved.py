@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from pipeline.params.resolved import ReportRows, Resolved
 from pipeline.params.study import parse_study, read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
+from tests.scripts import run_module
 
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
 EXTREMES: dict[str, Any] = {  # rows whose JSON differs most from what the study file says
@@ -175,13 +174,11 @@ def test_rows_that_do_not_go_with_their_data_are_one_line(folder: Path, case: st
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
-def test_nothing_is_written_if_a_row_is_refused(folder: Path) -> None:
+def test_nothing_is_written_if_a_row_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(SMALL | {"models": {"edm": {"batch": 64}}}))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "stages.resolve"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "error: models.edm.batch: 64, but the data set has 50 examples; use at most as many\n"
+    assert run_module("stages.resolve") == 1
+    line = "error: models.edm.batch: 64, but the data set has 50 examples; use at most as many\n"
+    assert capsys.readouterr() == ("", line)
     assert not (folder / "build").exists()
 
 

@@ -2,15 +2,19 @@
 
 import io
 import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
-from pipeline.common.files import write_json
+from pipeline.common.files import Paths, write_bytes, write_json
 from pipeline.report.build import build
+from pipeline.report.figures import drawing
+from pipeline.report.sections import trajectories
 from tests.report.studies import CURVES, HOSTILE, LONG, made_up_study
 
 
@@ -36,17 +40,100 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / paths.reports
 
 
+@pytest.fixture(scope="session")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the report of made-up results without failures, of three seeds; its figures are stubs."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("plain")
+        patch.chdir(root)
+        write_stubs(patch)
+        remember_trajectories(patch)
+        build(made_up_study(root, CURVES, [0, 1, 2]))
+    return root
+
+
+@pytest.fixture
+def plain(plain_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """The files of the report in `plain_folder`, entered; tests only read them."""
+    monkeypatch.chdir(plain_folder)
+    return Paths("made_up")
+
+
+def write_stubs(patch: pytest.MonkeyPatch) -> None:
+    """Write figures of one pixel."""
+    patch.setattr(FigureCanvasAgg, "print_png", print_pixel)
+    patch.setattr(FigureCanvasSVG, "print_svg", print_nothing)
+
+
+def print_pixel(canvas: FigureCanvasAgg, file: io.BytesIO, **_: Any) -> None:
+    Image.new("RGB", (1, 1)).save(file, format="PNG")
+
+
+def print_nothing(canvas: FigureCanvasSVG, file: io.BytesIO, **_: Any) -> None:
+    file.write(b"<svg/>")
+
+
+COURSES, BEND, DRAW = trajectories.courses, cache(trajectories.bend), trajectories._draw
+REMEMBERED: dict[str, Any] = {}
+
+
+def remember_trajectories(patch: pytest.MonkeyPatch) -> None:
+    """Compute and draw the trajectories of each set of schedules once: no result of a study changes them."""
+
+    def solved(*of: Any) -> Any:
+        if str(of) not in REMEMBERED:
+            REMEMBERED[str(of)] = COURSES(*of)
+        return REMEMBERED[str(of)]
+
+    def drawn(path: Path, found: Any, points: Any) -> None:
+        kind = f"{FigureCanvasAgg.print_png} {drawing.DPI} {[*found]}"
+        if kind not in REMEMBERED:
+            DRAW(path, found, points)
+            REMEMBERED[kind] = {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".png", ".svg")}
+        for suffix, content in REMEMBERED[kind].items():
+            write_bytes(path.with_suffix(suffix), content)
+
+    patch.setattr(trajectories, "courses", solved)
+    patch.setattr(trajectories, "bend", BEND)
+    patch.setattr(trajectories, "_draw", drawn)
+
+
 @pytest.fixture
 def drawn_figures() -> None:
     """For tests of the figures' files: draw them."""
 
 
+@pytest.fixture
+def rough_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of figures that must not fail: draw them, but with few pixels and without SVG.
+
+    Figures of exact denoisers and of training are stubs: no curve changes them.
+    """
+
+    def undrawn(*of: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            write_stubs(patch)
+            drawing.save(*of)
+
+    monkeypatch.setattr(drawing, "DPI", 20)
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", print_nothing)
+    monkeypatch.setattr("pipeline.report.figures.lines.save", undrawn)
+
+
 @pytest.fixture(autouse=True)
 def fast_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write figures of one pixel unless a test asks for `drawn_figures`: drawing takes most of the time of a report."""
-    if "drawn_figures" in request.fixturenames:
-        return
-    pixel = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(pixel, format="PNG")
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _, file, **__: file.write(pixel.getvalue()))
-    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **__: file.write(b"<svg/>"))
+    """Write stubs of figures unless a test asks for drawn or rough ones: drawing takes most of the time of a report."""
+    if not {"drawn_figures", "rough_figures"} & set(request.fixturenames):
+        write_stubs(monkeypatch)
+
+
+@pytest.fixture
+def solved_trajectories() -> None:
+    """For tests of trajectories: compute them."""
+
+
+@pytest.fixture(autouse=True)
+def fast_trajectories(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute and draw the trajectories of a report once unless a test asks for `solved_trajectories`."""
+    if "solved_trajectories" not in request.fixturenames:
+        remember_trajectories(monkeypatch)

@@ -108,9 +108,7 @@ def test_too_few_of_a_class_have_no_distance(tmp_path: Path, monkeypatch: pytest
     assert "too few" in text and "nan" not in text
 
 
-def test_the_report_has_escaped_results_by_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None
-) -> None:
+def test_the_report_has_escaped_results_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path)
     build(paths)
@@ -120,7 +118,13 @@ def test_the_report_has_escaped_results_by_class(
     assert "Classes of untold at NFE 7: it generates" in section
     assert "three 0.56 times" in section and "three has the largest distance" in section
     assert "100.0% of its samples are in their requested class" in section
-    assert (paths.reports / "figures/classes.png").stat().st_size > 5_000
+    assert (paths.reports / "figures/classes.png").exists()
+
+
+def test_results_by_class_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    classes.section(Report(study(tmp_path), tmp_path))
+    assert (tmp_path / "classes.png").stat().st_size > 5_000
 
 
 def test_a_failed_cell_is_reported_without_results_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from pipeline.report.sections import trajectories
 from pipeline.report.study import Report
 from tests.report.studies import made_up_study
 
+pytestmark = pytest.mark.usefixtures("solved_trajectories")
+
 CURVES = {
     "edm": {"model": "edm", "method": "EDM"},
     "rho_3": {"model": "edm", "rho": 3},
@@ -28,7 +30,7 @@ def lines(table: str) -> dict[tuple[str, str], list[str]]:
 def test_the_table_has_every_schedule_and_the_curves_that_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None
 ) -> None:
-    """A solver that uses only sigma uses no schedule; another scaling has its own line."""
+    """A solver that uses only sigma uses no schedule; another scaling has its own line. All is deterministic."""
     monkeypatch.chdir(tmp_path)
     report = Report(made_up_study(tmp_path, CURVES, [0]), tmp_path)
     found = trajectories.section(report)
@@ -45,15 +47,8 @@ def test_the_table_has_every_schedule_and_the_curves_that_use_it(
     assert found["data"].startswith("5 Gaussians") and (tmp_path / found["figure"]).stat().st_size > 10_000
     [said] = found["findings"]
     assert "highest in flow, scaling none (" in said and found["table"].count("**") >= 6
-
-
-def test_the_figure_and_the_numbers_are_deterministic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: None
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    report = Report(made_up_study(tmp_path, {"edm": CURVES["edm"]}, [0]), tmp_path)
-    first, content = trajectories.section(report), (tmp_path / "trajectories.png").read_bytes()
-    assert trajectories.section(report) == first and (tmp_path / "trajectories.png").read_bytes() == content
+    content = (tmp_path / "trajectories.png").read_bytes()
+    assert trajectories.section(report) == found and (tmp_path / "trajectories.png").read_bytes() == content
 
 
 def test_points_have_their_own_denoiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,16 +225,24 @@ def sigma_of_t(schedule: str) -> Callable[[Tensor], Tensor]:
     return lambda t: torch.sqrt(torch.exp(b_d * t**2 / 2 + (log_high - b_d / 2) * t) - 1)
 
 
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """Of a scalar's function, at t, by autograd."""
+    with torch.enable_grad():
+        at = t.detach().requires_grad_()
+        [found] = torch.autograd.grad(function(at), at)
+    return found
+
+
 @cache
 def slope_in(schedule: str, scaling: str) -> Callable[[Tensor, Tensor], Tensor]:
     """dx/dt of x = s z, where dz/dsigma = (z - D) / sigma, by autograd."""
     sigma_at, scale = sigma_of_t(schedule), S_OF_SIGMA[scaling]
-    derivative = torch.func.jacfwd(lambda t: torch.stack([sigma_at(t), scale(sigma_at(t))]))
 
     def slope(t: Tensor, x: Tensor) -> Tensor:
-        sigma, (sigma_dot, s_dot) = sigma_at(t), derivative(t)
-        z = x / scale(sigma)
-        return s_dot * z + scale(sigma) * sigma_dot * (z - MIXTURE(z, sigma)) / sigma
+        sigma, sigma_dot = sigma_at(t), derivative(sigma_at, t)
+        s, s_dot = scale(sigma), derivative(lambda t: scale(sigma_at(t)), t)
+        z = x / s
+        return s_dot * z + s * sigma_dot * (z - MIXTURE(z, sigma)) / sigma
 
     return slope
 

@@ -156,14 +156,20 @@ def test_one_step_is_the_denoised_noise_of_sigma_max(solver: str) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_images_do_not_depend_on_the_batches(row: str, exact: None) -> None:
-    """Batches may have two sizes, or fewer than MIN_BATCH: 100 images in batches of 16 are batches of 15 or 14."""
-    runs = {batch: generate(network(), SHAPE, ROWS[row], 2, 0, 100, batch) for batch in (512, 100, 64, 50, 43, 16)}
-    whole, nfe = runs.pop(512)
-    assert whole.shape == (100, *SHAPE) and whole.isfinite().all()
+def test_images_depend_neither_on_batches_nor_on_their_number(row: str, exact: None) -> None:
+    """Batches may have two sizes, or fewer than MIN_BATCH: 59 images in batches of 16 are batches of 15 or 14.
+
+    How a network rounds in a batch does not depend on the solver, so three rows stand for the others in most sizes.
+    """
+    most = row in ("euler", "rk45", "churned")
+    total = 100 if most else 59
+    whole, nfe = generate(network(), SHAPE, ROWS[row], 2, 0, total, 512)
+    assert whole.shape == (total, *SHAPE) and whole.isfinite().all()
     assert row == "rk45" or set(nfe) == {ROWS[row].build_solver().evaluations(2)}
-    for images, count in runs.values():
-        assert torch.equal(images, whole) and count == nfe
+    further = [(100, 64), (100, 43), (1, 64), (40, 64)] if most else []
+    for count, batch in [(total, 16), (MIN_BATCH - 1, 64), *further]:
+        images, of_images = generate(network(), SHAPE, ROWS[row], 2, 0, count, batch)
+        assert torch.equal(images, whole[:count]) and of_images == nfe[:count], (count, batch)
 
 
 def test_images_of_an_odd_size_do_not_depend_on_the_batches(exact: None) -> None:
@@ -191,7 +197,7 @@ def test_guided_images_depend_neither_on_batches_nor_on_their_number(guide: str,
     denoiser = ByClass(CLASSES, of_labels)
     whole, _ = generate(denoiser, SHAPE, ROWS[row], 2, 0, 100, 512)
     assert not whole.equal(generate(network(CLASSES), SHAPE, ROWS[row], 2, 0, 100, 512)[0])
-    for count, batch in [(100, 64), (100, 43), (100, 16), (40, 64), (15, 64), (1, 64)]:
+    for count, batch in [(100, 43), (100, 16), (15, 64)]:
         assert generate(denoiser, SHAPE, ROWS[row], 2, 0, count, batch)[0].equal(whole[:count])
 
 
@@ -210,14 +216,6 @@ def test_every_batch_knows_its_samples_those_that_fill_it_up_too(row: str) -> No
     assert asked == [(7, filled)] and set(sizes) == {len(filled)} and len(images) == 5
 
 
-@pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("count", [1, MIN_BATCH - 1, 40])
-def test_images_do_not_depend_on_their_number(row: str, count: int, exact: None) -> None:
-    whole, nfe = generate(network(), SHAPE, ROWS[row], 2, 0, 100, 64)
-    part, of_part = generate(network(), SHAPE, ROWS[row], 2, 0, count, 64)
-    assert torch.equal(part, whole[:count]) and of_part == nfe[:count]
-
-
 def test_an_adaptive_solver_always_gets_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for 70 images, the last of which share their steps with discarded samples."""
     sizes: list[int] = []
@@ -234,33 +232,35 @@ def test_images_are_bytes_and_seeds_differ() -> None:
     assert len(first.flatten(1).unique(dim=0)) == 20
 
 
-@all_solvers
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("discretization", GRIDS)
-def test_samplers_are_finite_and_deterministic_ones_ask_for_no_noise(
-    solver: str, schedule: str, discretization: str
-) -> None:
-    sampler = Sampler(solver=solver, schedule=schedule, discretization=discretization, nfe=(19,))
-    randn_like = torch.ones_like if sampler.build_solver().stochastic else silent
-    for steps in (1, 2, 5):
-        assert sample(GAUSSIAN, noise_of(2, 3), sampler, steps, randn_like).x0.isfinite().all()
+@pytest.mark.parametrize(("number", "solver"), list(enumerate(SOLVERS)))
+def test_samplers_are_finite_and_deterministic_ones_ask_for_no_noise(number: int, solver: str) -> None:
+    """Every solver with every grid and every schedule, and every grid with every schedule."""
+    for other, discretization in enumerate(GRIDS):
+        schedule = list(SCHEDULES)[(number + other) % len(SCHEDULES)]
+        sampler = Sampler(solver=solver, schedule=schedule, discretization=discretization, nfe=(19,))
+        randn_like = torch.ones_like if sampler.build_solver().stochastic else silent
+        for steps in (1, 2, 5):
+            x0 = sample(GAUSSIAN, noise_of(2, 3), sampler, steps, randn_like).x0
+            assert x0.isfinite().all(), (schedule, discretization, steps)
 
 
-@all_solvers
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("scaling", SCALINGS)
-def test_all_samplers_start_from_the_same_noise(solver: str, schedule: str, scaling: str) -> None:
+@pytest.mark.parametrize(("number", "solver"), list(enumerate(SOLVERS)))
+def test_all_samplers_start_from_the_same_noise(number: int, solver: str) -> None:
+    """In every schedule, and in every scaling."""
     seen: list[Tensor] = []
 
     def denoiser(z: Tensor, sigma: Tensor) -> Tensor:
         seen.append(z / sigma)
         return GAUSSIAN(z, sigma)
 
-    sampler = Sampler(solver=solver, schedule=schedule, scaling=scaling, nfe=(19,))
-    generate(denoiser, (2, 3, 4), sampler, 2, 7, 16, 16)
-    evaluations = len(seen)
-    generate(denoiser, (2, 3, 4), Sampler(), 2, 7, 16, 16)
-    torch.testing.assert_close(seen[0][:16], seen[evaluations], rtol=1e-12, atol=1e-12)
+    generate(denoiser, (2, 3, 4), Sampler(), 1, 7, 16, 16)
+    [expected] = seen
+    for other, schedule in enumerate(SCHEDULES):
+        scaling = list(SCALINGS)[(number + other) % len(SCALINGS)]
+        seen.clear()
+        sampler = Sampler(solver=solver, schedule=schedule, scaling=scaling, nfe=(19,))
+        generate(denoiser, (2, 3, 4), sampler, 2, 7, 16, 16)
+        torch.testing.assert_close(seen[0][:16], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row != "rk45"])  # whose steps are chosen for all together

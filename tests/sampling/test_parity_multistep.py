@@ -41,6 +41,7 @@ from tests.sampling.peers import (
     all_schedules,
     all_steps,
     assert_equal,
+    derivative,
     drawn,
     edm_network,
     eps,
@@ -250,10 +251,9 @@ def test_deis_and_lms_have_the_weights_of_their_integrals(schedule: str, solver:
     times = times_between(schedule, 7).tolist()
     ode = ode_of(schedule, "vp")
     sigma_at, slope = sigma_of_t(schedule), slope_in(schedule, "vp")
-    rate = torch.func.jacfwd(sigma_at)
     of_deis = solver == "deis"
     scale = (lambda sigma: 1.0) if of_deis else ode.s
-    speed = cache(lambda tau: float(rate(torch.tensor(tau, dtype=F64))) if of_deis else 1.0)
+    speed = cache(lambda tau: float(derivative(sigma_at, torch.tensor(tau, dtype=F64))) if of_deis else 1.0)
     x, past = scale(BEGIN) * BEGIN * NOISE, list[tuple[float, Tensor]]()
     for t, t_next in pairwise(times):
         tau = torch.tensor(t, dtype=F64)

@@ -51,6 +51,8 @@ OTHER: dict[str, Any] = {  # than the default
 }
 LIST = {"discretization": "explicit", "sigmas": (9.0, 3.0, 1.0)}
 
+FIXED = {name: Sampler(solver=name, nfe=(99,)).build_solver() for name in SOLVERS if name != "rk45"}
+
 all_solvers = pytest.mark.parametrize("solver", SOLVERS)
 
 
@@ -259,18 +261,35 @@ def test_guidance_halves_what_a_budget_buys(solver: str, guide: str, weight: flo
     assert [row.steps(cost * budget) for budget in range(1, 30)] == [plain.steps(budget) for budget in range(1, 30)]
 
 
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "rk45"])
-@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.2, 5.0), (30.0, None)])
-@pytest.mark.parametrize("grid", ["edm", "vp", "iddpm", "flow"])
+def of_interval(solver: str, low: float, high: float | None, grid: str) -> Sampler:
+    return Sampler(solver=solver, discretization=grid, guidance=2, guidance_min=low, guidance_max=high, nfe=(50,))
+
+
+all_grids = pytest.mark.parametrize("grid", ["edm", "vp", "iddpm", "flow"])
+ONCE = [name for name, solver in FIXED.items() if solver.stages == 1]  # one evaluation a step, at the grid's level
+
+
+@all_grids
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 5.0), (30.0, None)])
+@pytest.mark.parametrize("solver", ["euler", *(name for name in FIXED if name not in ONCE)])
 def test_an_interval_buys_the_most_steps_of_all_that_a_budget_pays(
-    solver: str, ends: tuple[float, float | None], grid: str
+    solver: str, low: float, high: float | None, grid: str
 ) -> None:
     """The cost never falls with the steps, which the bisection in `steps` requires."""
-    row = Sampler(solver=solver, discretization=grid, guidance=2, guidance_min=ends[0], guidance_max=ends[1], nfe=(50,))
-    costs = [row.evaluations(steps) for steps in range(1, 27)]
+    row = of_interval(solver, low, high, grid)
+    costs = [row.evaluations(steps) for steps in range(1, 19)]
     assert costs == sorted(costs)
-    for budget in range(2, 27):
+    for budget in range(2, 19):
         assert row.steps(budget) == max(steps for steps, cost in enumerate(costs, 1) if cost <= budget)
+
+
+@all_grids
+def test_an_interval_costs_the_same_for_all_solvers_with_an_evaluation_a_step(grid: str) -> None:
+    costs = {}
+    for solver in ONCE:
+        row = of_interval(solver, 0.2, 5.0, grid)
+        costs[solver] = [row.evaluations(steps) for steps in (1, 7, 12)]
+    assert all(cost == costs["euler"] for cost in costs.values()), costs
 
 
 def test_an_infinite_guidance_max_is_no_limit() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ LAST = {"agreement", "report"}
 @pytest.fixture(scope="module")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study, run once. The tests below go on from each other's state."""
-    tiny_study = Workspace(tmp_path_factory.mktemp("repository"))
+    tiny_study = Workspace(tmp_path_factory.mktemp("repository"), quick=["report"])
     rows = {"train@edm", "train@flow", "losses", "grids", "sweep@edm", "sweep@rho_3", "sweep@flow"}
     assert tiny_study.repro() == {"prepare", "features", "reference", "oracle", "propose", *rows} | LAST
     assert len(tiny_study.cells()) == 3 * 2
@@ -115,14 +114,15 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_two_stages_at_a_time_leave_the_same_bytes(tiny_study: Workspace, tmp_path: Path) -> None:
-    other = Workspace(tmp_path)
+    """Also with another order of Python's sets."""
+    other = Workspace(tmp_path, quick=["report"], hash_seed=1)
     other.write_params(other.study)
-    done = other.run(sys.executable, "-m", "pipeline", "repro", "--jobs", "2")
+    done = other.run("python", "-m", "pipeline", "repro", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lock file" not in done.stdout and "git add" not in done.stdout
     assert (other.root / "dvc.lock").read_bytes() == (tiny_study.root / "dvc.lock").read_bytes()
-    one, two = ({os.path.relpath(p, w.root): b for p, b in w.results().items()} for w in (tiny_study, other))
-    assert one == two and "reports/tiny/report.html" in one
+    one, two = tiny_study.results(), other.results()
+    assert one == two and "reports/tiny/losses.csv" in one
 
 
 def test_a_second_run_runs_no_stage(tiny_study: Workspace) -> None:
@@ -168,7 +168,7 @@ def test_a_stage_by_itself_refuses_rows_of_other_code(tiny_study: Workspace) -> 
         ("dvc", "repro", "--force", "--single-item", "train@edm"),
         ("stages.train", "--name=tiny", "--row=edm"),
     ):
-        done = tiny_study.run(sys.executable, "-m", *command)
+        done = tiny_study.run("python", "-m", *command)
         assert done.returncode != 0
         assert "error: build/tiny/rows/code/train.json: other code has written the rows; run `dvc repro`" in done.stderr
     assert tiny_study.results() == before
@@ -185,13 +185,14 @@ except SystemExit as end:
     assert not end.code
 print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("pipeline", "stages")), sep="\\n")
 """
-RUN = {"train": ["--name=tiny", "--row=flow"], "sweep": ["--name=tiny", "--row=rho_3"], "report": ["--name=tiny"]}
+RUN = {"train": ["--name=tiny", "--row=flow"], "sweep": ["--name=tiny", "--row=rho_3"], "losses": ["--name=tiny"]}
 
 
-@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"oracle"}))  # a tiny_study has another oracle
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"oracle", "report"}))  # tiny_study has its own
 def test_the_code_file_of_a_stage_holds_every_module_that_it_imported(tiny_study: Workspace, stage: str) -> None:
     """Three stages run to their end; of the others the imports are enough, because none of them is dynamic."""
-    done = tiny_study.run(sys.executable, "-c", MODULES, stage, *RUN.get(stage, []))
+    (tiny_study.root / "modules.py").write_text(MODULES)
+    done = tiny_study.run("python", "-m", "modules", stage, *RUN.get(stage, []))
     assert done.returncode == 0, done.stderr
     imported = [name for name in done.stdout.splitlines() if re.fullmatch(r"(pipeline|stages)(\.\w+)*", name)]
     files = json.loads((tiny_study.root / f"build/tiny/rows/code/{stage}.json").read_text())["files"]
@@ -221,16 +222,12 @@ def test_a_second_flow_is_one_row_and_takes_its_teacher_from_where_it_was_traine
     tiny_study.study["curves"]["again"] = {"model": "again"}
     assert tiny_study.repro() == {"train@again", "losses", "grids", "sweep@again"} | LAST
     assert len(set((tiny_study.root / ".cache/training").iterdir()) - before) == 1
-    del tiny_study.study["models"]["again"], tiny_study.study["curves"]["again"]
-    tiny_study.repro()
 
 
 def test_a_proposal_is_a_row_that_can_be_adopted(tiny_study: Workspace) -> None:
     proposed = yaml.safe_load((tiny_study.root / "reports/tiny/proposed.yaml").read_text())["models"]
     tiny_study.study["models"] |= proposed
     assert tiny_study.repro() == {"train@edm_proposed", "losses", "grids", "report"}
-    del tiny_study.study["models"]["edm_proposed"]
-    tiny_study.repro()
 
 
 def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspace) -> None:
@@ -247,8 +244,6 @@ def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspa
 def test_an_image_set_is_measured_by_itself(tiny_study: Workspace) -> None:
     tiny_study.study["sets"]["other"] = {"source": "digits", "nfe": 9, "method": "real digits"}
     assert tiny_study.repro() == {"measure@other", "report"}
-    report = (tiny_study.root / "reports/tiny/report.md").read_text()
-    assert "real digits" in report
     results = json.loads((tiny_study.root / "build/tiny/sets/other/results.json").read_text())
     assert [(cell["sample_seed"], cell["samples"], cell["nfe"]) for cell in results["cells"]] == [
         (0, 40, 9), (1, 40, 9), (2, 40, 9),

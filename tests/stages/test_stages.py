@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from pipeline.params.study import read_study
 from pipeline.training.row import Model
 from stages import Arguments, outcome, parse_arguments
 from tests.imports import ROOT
+from tests.scripts import run_module
 
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 GOOD = "study: {name: t}\nmodels: {edm: {}}\ncurves: {edm: {model: edm}}\nsets: {}\n"
@@ -52,48 +51,49 @@ CASES |= {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-    before: dict[Path, bytes]
-    after: dict[Path, bytes]
-
-
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Every case, run in a folder with earlier outputs; two at a time."""
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The rows of the good study, and earlier outputs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("rows"))
-        earlier = rows() | {"build/t/models/edm/seed_0.safetensors": "old", "reports/t/report.md": "old"}
-
-    def run(case: str) -> Outcome:
-        stage, arguments, files, _ = CASES[case]
-        folder = tmp_path_factory.mktemp("case")
-        for name, text in (earlier | files).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-        before = contents(folder)
-        environment = {k: v for k, v in os.environ.items() if k != "DVC_STAGE"} | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", f"stages.{stage}", *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        return Outcome(done.returncode, done.stdout, done.stderr, before, contents(folder))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+        return rows() | {"build/t/models/edm/seed_0.safetensors": "old", "reports/t/report.md": "old"}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][3]])
-def test_what_is_wrong_is_one_line_and_earlier_outputs_stay(outcomes: dict[str, Outcome], case: str) -> None:
-    outcome = outcomes[case]
-    assert (outcome.code, outcome.out) == (1, ""), outcome.err
-    assert outcome.err.startswith(f"error: {CASES[case][3]}") and len(outcome.err.splitlines()) == 1
-    assert outcome.after == outcome.before
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_wrong_is_one_line_and_earlier_outputs_stay(
+    earlier: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    stage, arguments, files, line = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    write(tmp_path, earlier | files)
+    before = contents(tmp_path)
+    code, printed = run_module(f"stages.{stage}", *arguments), capsys.readouterr()
+    assert (code, printed.out) == (1, ""), printed.err
+    assert printed.err.startswith(f"error: {line}") and len(printed.err.splitlines()) == 1
+    assert contents(tmp_path) == before
+
+
+def test_a_process_of_a_stage_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "DVC_STAGE"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stages.prepare", "--name", "other"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: build/other/") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
