@@ -372,22 +372,31 @@ def contributed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+TOLD = re.search(r'python -m pytest (.*) -k "(.*)"', (ROOT / "CONTRIBUTING.md").read_text())
+[USE] = [block for block in blocks(ROOT / "CONTRIBUTING.md") if not block.startswith("#")]
 
 
-def test_the_solver_in_contributing_samples_as_its_page_says_and_is_in_the_design_space(contributed: Path) -> None:
-    [use] = [block for block in blocks(ROOT / "CONTRIBUTING.md") if not block.startswith("#")]
-    done = run(contributed, "-c", f"{use}\nfrom pipeline.commands.docs import page\nprint(page())")
-    promised = re.findall(r"^print\(.*\)  # (.*)$", use, re.M)
+@pytest.fixture(scope="module")
+def done(contributed: Path) -> subprocess.CompletedProcess[str]:
+    """One process that uses the solver in CONTRIBUTING, prints the design space and runs the tests that it names."""
+    assert TOLD
+    tests = ["-p", "no:cacheprovider", *TOLD[1].split(), "-k", TOLD[2]]
+    more = (
+        f"import pytest\nfrom pipeline.commands.docs import page\nprint(page())\nraise SystemExit(pytest.main({tests}))"
+    )
+    command = [sys.executable, "-c", f"{USE}\n{more}"]
+    return subprocess.run(command, cwd=contributed, capture_output=True, text=True)
+
+
+def test_the_solver_in_contributing_samples_as_its_page_says_and_is_in_the_design_space(
+    done: subprocess.CompletedProcess[str],
+) -> None:
+    promised = re.findall(r"^print\(.*\)  # (.*)$", USE, re.M)
     assert len(promised) == 2 and done.stdout.splitlines()[:2] == promised, done.stderr
     line = "| `kutta3` | Kutta's method of order 3. | `x + h (d_1 + 4 d_2 + d_3) / 6` | t | 3 | 3N - 2 | no |"
     assert line in done.stdout, done.stderr
 
 
-def test_the_tests_pick_up_the_solver_in_contributing(contributed: Path) -> None:
-    told = re.search(r'python -m pytest (.*) -k "(.*)"', (ROOT / "CONTRIBUTING.md").read_text())
-    assert told
-    done = run(contributed, "-m", "pytest", "-p", "no:cacheprovider", *told[1].split(), "-k", told[2])
+def test_the_tests_pick_up_the_solver_in_contributing(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= 50

@@ -225,6 +225,7 @@ pathlib.Path(f"rank_{os.environ['RANK']}.json").write_text(json.dumps(said))
 """
 
 
+@pytest.mark.torchrun
 def test_torchrun_takes_the_script_s_options(cluster: Cluster) -> None:
     """PyTorch's own, on one node, with two processes."""
     with socket.socket() as free:  # a port that the number of the job leads to

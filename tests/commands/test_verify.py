@@ -259,8 +259,9 @@ def test_a_stage_that_fails_is_one_line(study: Path) -> None:
     ],
 )
 def test_cells_are_chosen_by_curve_budget_and_seeds(
-    study: Path, text: str, places: list[tuple[str, int, int, int]]
+    finished: Path, monkeypatch: pytest.MonkeyPatch, text: str, places: list[tuple[str, int, int, int]]
 ) -> None:
+    monkeypatch.chdir(finished)
     assert choose(text, rows_of(), read_committed(PATHS)) == [Place(*place) for place in places]
 
 

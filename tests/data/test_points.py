@@ -335,6 +335,9 @@ def test_solvers_are_measured_on_points(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_study_of_points_has_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From made-up results: the score is w2, the whole distribution is drawn, and nothing is said of images."""
     from pipeline.report.build import build
+    from pipeline.report.sections.samples import samples
+    from pipeline.report.study import Report
+    from tests.report.conftest import write_stubs
     from tests.report.studies import EXTRACTOR, PROVENANCE, made_up_study
 
     monkeypatch.chdir(tmp_path)
@@ -351,12 +354,15 @@ def test_a_study_of_points_has_its_report(tmp_path: Path, monkeypatch: pytest.Mo
     }
     for name in curves:
         write_bytes(paths.curve(name) / "images.safetensors", to_safetensors(cells))
-    build(paths)
+    with monkeypatch.context() as patch:
+        write_stubs(patch)
+        build(paths)
     text = (paths.reports / "report.md").read_text()
     assert "200 real points in 2 dimensions" in text and "**The score is the 2-Wasserstein distance**" in text
     assert "### Sliced 2-Wasserstein distance by budget" in text and "### 2-Wasserstein distance by budget" not in text
     assert "The first 64 samples of the first repetition" in text and "real images" not in text
-    assert (paths.reports / "figures/samples.png").stat().st_size > 3000
+    samples(Report(paths, tmp_path))
+    assert (tmp_path / "samples.png").stat().st_size > 3000
 
 
 def test_a_dataset_of_points_is_not_mistaken_for_images() -> None:

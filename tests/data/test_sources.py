@@ -20,6 +20,7 @@ from pipeline.data.row import Data
 from pipeline.data.sources import SOURCES, glance, load
 from stages import Arguments, prepare
 from tests.data.small import COUNT, FINE, PAIR, SIDE, encoded, folder_of, images, loaded, one_line, pixels, png, zip_of
+from tests.scripts import run_module
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -143,15 +144,22 @@ def test_the_stage_prepares_and_a_bad_source_leaves_its_outputs(
     row.write_text(json.dumps({"source": "nowhere", "limit": None, "labels": True}))
     write_json(Paths("small").code("prepare"), fingerprint("stages.prepare"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    command = [sys.executable, "-m", "stages.prepare", "--name", "small"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr.startswith("error: data.source: 'nowhere'") and len(failed.stderr.splitlines()) == 1
+    code, printed = run_module("stages.prepare", "--name", "small"), capsys.readouterr()
+    assert (code, printed.out) == (1, "")
+    assert printed.err.startswith("error: data.source: 'nowhere'") and len(printed.err.splitlines()) == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_importing_the_module_is_light() -> None:
-    code = "import sys, pipeline.data; print([m for m in ('sklearn', 'pandas', 'matplotlib') if m in sys.modules])"
+def test_importing_the_modules_is_light_and_asks_for_nothing(tmp_path: Path) -> None:
+    """In a process of its own, in which the data sets of others are imported, too, but no network may be used."""
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import pipeline.data, pipeline.data.cifar10\n"
+        "print([m for m in ('sklearn', 'pandas', 'matplotlib', 'pickle5') if m in sys.modules])"
+    )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert list(tmp_path.iterdir()) == []

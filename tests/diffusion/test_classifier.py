@@ -40,13 +40,13 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 @cache
 def of_points() -> NoisyClassifier:
     x, labels = points(4000, 0)
-    return train_classifier(x.float(), labels, torch.bincount(labels).tolist(), float(x.std()), 0, 60_000)
+    return train_classifier(x.float(), labels, torch.bincount(labels).tolist(), float(x.std()), 0, 45_000)
 
 
 @cache
 def of_images(seed: int = 0) -> NoisyClassifier:
     x, labels = images(60)
-    return train_classifier(x, labels, [40, 20], 0.5, seed, 30 * 128)
+    return train_classifier(x, labels, [40, 20], 0.5, seed, 20 * 128)
 
 
 def noisy(sigma: float, count: int = 2000) -> tuple[Tensor, Tensor, Tensor]:

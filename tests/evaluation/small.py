@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.reference import Reference, load_reference, make_reference, save_reference
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
+from pipeline.sampling import fitted_grids
 from pipeline.sampling.fitted_grids import FittedGrids, fit_model
 from pipeline.training.loop import train
 from pipeline.training.row import Model
@@ -38,13 +40,14 @@ class Trained(NamedTuple):
 
 def make(folder: Path) -> Trained:
     dataset = load(Data(limit=200))
-    row = Model(channels=8, multipliers=(1,), blocks=1, images=20 * 16, batch=16, warmup_images=32)
+    row = Model(channels=8, multipliers=(1,), blocks=1, images=10 * 16, batch=16, warmup_images=32)
     spec = row.spec(dataset.summary()["sigma_data"], tuple(dataset.images.shape[1:]))
     save_models(in_turns([train(row, spec, dataset.images, seed) for seed in (0, 1)]), folder / "model")
     save_extractor(make_extractor(Features(epochs=1, width=16), dataset)[0], folder)
     extractor = load_extractor(folder)
     save_reference(make_reference(extractor(dataset.images), extractor.hash)[0], folder)
-    grids = fit_model(folder / "model", [(0.002, 80.0)])
+    with mock.patch.object(fitted_grids, "TRAJECTORIES", 16):
+        grids = fit_model(folder / "model", [(0.002, 80.0)])
     return Trained(folder / "model", grids, extractor, load_reference(folder))
 
 

@@ -121,7 +121,7 @@ def test_the_summary_has_the_published_moments_beside_the_proposed() -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train for a few steps."""
-    monkeypatch.setattr(module, "BRIEF_IMAGES", (10 * 8, 60 * 8))
+    monkeypatch.setattr(module, "BRIEF_IMAGES", (5 * 8, 25 * 8))
 
 
 def proposal(workers: int | None = None, **keys: Any) -> Normal:
@@ -142,7 +142,7 @@ def test_proposals_repeat_whatever_the_number_of_workers(brief: None) -> None:
     low, high = (math.log(float(sigma)) for sigma in noise_levels()[[0, -1]])
     assert low < found.P_mean < high and 0 < found.P_std < (high - low) / 2
     torch.manual_seed(1)
-    assert all(proposal(workers) == found for workers in (1, 2, 3))
+    assert all(proposal(workers) == found for workers in (2, 3))
     assert torch.equal(torch.get_rng_state(), before)
 
 

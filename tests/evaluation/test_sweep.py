@@ -27,6 +27,7 @@ from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.sweep import measure_curve, save_curve
 from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.measurement import measure, measured_with
+from pipeline.sampling import fitted_grids
 from pipeline.sampling.fitted_grids import fit_model
 from pipeline.sampling.guidance import sample_labels
 from pipeline.training.classifier import train_classifier
@@ -230,7 +231,10 @@ def test_an_optimised_curve_is_sampled_on_the_grid_fitted_to_each_network(traine
         measure_curve(row, *trained._replace(grids=[]), workers=1)
 
 
-def test_a_network_to_which_no_grid_can_be_fitted_fails_its_own_cells_alone(trained: Trained, tmp_path: Path) -> None:
+def test_a_network_to_which_no_grid_can_be_fitted_fails_its_own_cells_alone(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitted_grids, "TRAJECTORIES", 16)
     half = broken(trained, tmp_path / "model", 1)
     half = half._replace(grids=fit_model(half.model, [(0.002, 80.0)]))
     cells = measure_curve(curve(nfe=[3], discretization="optimised"), *half, workers=1)
@@ -347,7 +351,7 @@ def classified(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Tr
     images = load(Data(limit=200)).images
     brightness = images.double().mean((1, 2, 3))
     labels = (brightness > brightness.median()).long()
-    classifier = train_classifier(images, labels, torch.bincount(labels).tolist(), 0.5, 0, 30 * 128)
+    classifier = train_classifier(images, labels, torch.bincount(labels).tolist(), 0.5, 0, 15 * 128)
     save_classifier(classifier, classifier_file(folder, 0))
     return trained._replace(model=folder)
 

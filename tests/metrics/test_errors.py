@@ -74,7 +74,7 @@ def simulate(a: Gaussian, b: Gaussian, n: int, m: int, repetitions: int) -> Simu
 REPETITIONS = 300
 
 
-@pytest.fixture(scope="module", params=[(8, 400, 300), (16, 300, 500)], ids=str)
+@pytest.fixture(scope="module", params=[(8, 240, 200), (12, 200, 300)], ids=str)
 def apart(request: pytest.FixtureRequest) -> Simulated:
     d, n, m = request.param
     return simulate(gaussian(d, 1), gaussian(d, 2), n, m, REPETITIONS)

@@ -63,7 +63,7 @@ def test_measures_do_not_depend_on_how_images_come(
     monkeypatch.setattr(measurement, "CHUNK", chunk)
     images = drawn(COUNT, 2)
     whole = measure([images], COUNT, Fake(), reference, 16)
-    for cut in (1, 7, 1000, 1024, 1025):
+    for cut in (1, 7, 1000, 1024, 1025) if chunk == CHUNK else (7, 1025):
         extractor = Fake()
         found = measure(iter(images.split(cut)), COUNT, extractor, reference, 16)
         assert found.metrics == whole.metrics, cut

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ def drawn(count: int, d: int = 6) -> Tensor:
 
 def made(count: int = 200, logits: bool = True) -> Extracted:
     return Extracted(drawn(count), drawn(count, 4) if logits else None)
+
+
+@cache
+def content() -> bytes:
+    return make_reference(made(), "e")[0]
 
 
 def saved(folder: Path, found: Extracted) -> Reference:
@@ -143,7 +148,7 @@ HARMS: list[Any] = [
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_broken_file_is_told_in_one_line(tmp_path: Path, harm: Callable[[Path], object]) -> None:
-    saved(tmp_path, made())
+    save_reference(content(), tmp_path)
     harm(tmp_path / "reference.safetensors")
     with pytest.raises(StudyError, match=r"reference\.safetensors: not a reference of this study") as caught:
         load_reference(tmp_path)

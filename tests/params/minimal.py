@@ -21,7 +21,9 @@ def resolved(tmp_path: Path, **sections: Any) -> dict[str, Any]:
     """The files that `resolve` writes for the minimal study with some sections replaced, as read from JSON."""
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(MINIMAL | sections, sort_keys=False))
-    return json.loads(json.dumps(resolve(read_study(path)).files(), allow_nan=False))
+    with pytest.MonkeyPatch.context() as patch:  # choices without effect, whose search takes longest, have own tests
+        patch.setattr("pipeline.params.resolve._warnings", lambda *of, **more: ())
+        return json.loads(json.dumps(resolve(read_study(path)).files(), allow_nan=False))
 
 
 def models(**rows: Any) -> dict[str, Any]:

@@ -269,6 +269,7 @@ def test_the_study_is_refused_without_its_gpu_and_at_a_preset_that_does_not_exis
 
     gpus(monkeypatch)
     monkeypatch.delenv("NFE_DEVICE", raising=False)
+    monkeypatch.setattr("pipeline.common.fingerprint.stage_fingerprints", dict)  # reading all code takes a second
     line = f"error: {NEEDED}PyTorch finds no GPU here; PRESET=tiny runs here\n"
     assert choose("small", "tiny") == "small_tiny"
     code, out, error = run("pipeline", "repro", "--study=small", "--preset=none")

@@ -2,8 +2,12 @@
 
 import io
 import json
-from functools import cache
+import os
+import pickle
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,8 +16,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
 from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.report import build as building
 from pipeline.report.build import build
-from pipeline.report.figures import drawing
+from pipeline.report.figures import drawing, lines, pictures, scores
 from pipeline.report.sections import trajectories
 from tests.report.studies import CURVES, HOSTILE, LONG, made_up_study
 
@@ -47,6 +52,7 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = tmp_path_factory.mktemp("plain")
         patch.chdir(root)
         write_stubs(patch)
+        remember_figures(patch)
         remember_trajectories(patch)
         build(made_up_study(root, CURVES, [0, 1, 2]))
     return root
@@ -73,6 +79,7 @@ def print_nothing(canvas: FigureCanvasSVG, file: io.BytesIO, **_: Any) -> None:
     file.write(b"<svg/>")
 
 
+PRINT_PNG = FigureCanvasAgg.print_png
 COURSES, BEND, DRAW = trajectories.courses, cache(trajectories.bend), trajectories._draw
 REMEMBERED: dict[str, Any] = {}
 
@@ -86,16 +93,37 @@ def remember_trajectories(patch: pytest.MonkeyPatch) -> None:
         return REMEMBERED[str(of)]
 
     def drawn(path: Path, found: Any, points: Any) -> None:
-        kind = f"{FigureCanvasAgg.print_png} {drawing.DPI} {[*found]}"
-        if kind not in REMEMBERED:
-            DRAW(path, found, points)
-            REMEMBERED[kind] = {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".png", ".svg")}
-        for suffix, content in REMEMBERED[kind].items():
-            write_bytes(path.with_suffix(suffix), content)
+        draw_once(f"{[*found]}", path, lambda: DRAW(path, found, points))
 
     patch.setattr(trajectories, "courses", solved)
     patch.setattr(trajectories, "bend", BEND)
     patch.setattr(trajectories, "_draw", drawn)
+
+
+def draw_once(what: str, path: Path, draw: Callable[[], None]) -> None:
+    """Draw a figure, or write its files again if the same one was drawn in the same way before."""
+    kind = f"{FigureCanvasAgg.print_png.__name__} {FigureCanvasSVG.print_svg.__name__} {drawing.DPI} {what}"
+    if kind not in REMEMBERED:
+        draw()
+        REMEMBERED[kind] = {own.suffix: own.read_bytes() for own in path.parent.glob(f"{path.stem}.*")}
+    for suffix, content in REMEMBERED[kind].items():
+        write_bytes(path.with_suffix(suffix), content)
+
+
+def remember_figures(patch: pytest.MonkeyPatch) -> None:
+    """Draw each figure of equal contents once."""
+
+    def drawn(draw: Callable[..., None], path: Path, *of: Any, **more: Any) -> None:
+        what = f"{draw.__name__} {path.stem} {pickle.dumps((of, more))!r}"
+        draw_once(what, path, lambda: draw(path, *of, **more))
+
+    figures = {
+        draw for own in (lines, pictures, scores) for name, draw in vars(own).items() if name.endswith("_figure")
+    }
+    for section in (own for own in vars(building).values() if isinstance(own, ModuleType)):
+        for name, draw in vars(section).copy().items():
+            if name.endswith("_figure") and draw in figures - {drawing.new_figure}:
+                patch.setattr(section, name, partial(drawn, draw))
 
 
 @pytest.fixture
@@ -105,7 +133,7 @@ def drawn_figures() -> None:
 
 @pytest.fixture
 def rough_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of figures that must not fail: draw them, but with few pixels and without SVG.
+    """For tests of figures that must not fail: draw them, but with few pixels, without a layout and without SVG.
 
     Figures of exact denoisers and of training are stubs: no curve changes them.
     """
@@ -115,6 +143,11 @@ def rough_figures(monkeypatch: pytest.MonkeyPatch) -> None:
             write_stubs(patch)
             drawing.save(*of)
 
+    def print_rough(canvas: FigureCanvasAgg, file: io.BytesIO, **more: Any) -> None:
+        canvas.figure.set_layout_engine("none")
+        PRINT_PNG(canvas, file, **more)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", print_rough)
     monkeypatch.setattr(drawing, "DPI", 20)
     monkeypatch.setattr(FigureCanvasSVG, "print_svg", print_nothing)
     monkeypatch.setattr("pipeline.report.figures.lines.save", undrawn)
@@ -122,9 +155,15 @@ def rough_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def fast_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write stubs of figures unless a test asks for drawn or rough ones: drawing takes most of the time of a report."""
-    if not {"drawn_figures", "rough_figures"} & set(request.fixturenames):
-        write_stubs(monkeypatch)
+    """Write stubs of figures unless a test asks for drawn or rough ones: drawing takes most of the time of a report.
+
+    Only drawn figures are drawn each time. No test waits for the disk: it ends with its folder.
+    """
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    if "drawn_figures" not in request.fixturenames:
+        remember_figures(monkeypatch)
+        if "rough_figures" not in request.fixturenames:
+            write_stubs(monkeypatch)
 
 
 @pytest.fixture

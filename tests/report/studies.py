@@ -1,6 +1,7 @@
 """Made-up results of studies, in the files that the stages write, and helpers of the report's tests."""
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save
 
@@ -154,6 +156,9 @@ def write_losses(folder: Path, paths: Paths, models: Mapping[str, ModelEntry]) -
     write_json(folder / paths.metrics("propose", "noise"), PROPOSAL | {"row": row})
 
 
+MADE: dict[str, dict[str, bytes]] = {}
+
+
 def made_up_study(
     folder: Path,
     curves: dict[str, dict],
@@ -161,21 +166,42 @@ def made_up_study(
     sets: dict[str, dict] | None = None,
     models: dict[str, dict] | None = None,
 ) -> Paths:
-    """Write the files of the stages for a study with made-up results."""
+    """Write the files of the stages for a study with made-up results, which are made once for each study."""
     paths = Paths("made_up")
+    study = repr((curves, seeds, sets, models, PROVENANCE))
+    if study not in MADE:
+        with tempfile.TemporaryDirectory() as place:
+            make_study(Path(place), paths, curves, seeds, sets or {}, models or MODELS)
+            MADE[study] = written(Path(place))
+    for name, content in MADE[study].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return paths
+
+
+def make_study(
+    folder: Path,
+    paths: Paths,
+    curves: dict[str, dict],
+    seeds: list[int],
+    sets: dict[str, dict],
+    models: dict[str, dict],
+) -> None:
     study = Study(
         title=HOSTILE,
         study={"name": "made_up"},
         defaults={"curves": {"nfe": [4, 8], "sample_seeds": seeds, "samples": 64}, "models": {"train_seeds": seeds}},
-        models=models or MODELS,
+        models=models,
         curves=curves,
-        sets=sets or {},
+        sets=sets,
     )
-    resolved = resolve(study)
+    with pytest.MonkeyPatch.context() as patch:  # looking for choices without effect takes longest, and none is here
+        patch.setattr("pipeline.params.resolve._warnings", lambda *of, **more: ())
+        resolved = resolve(study)
     write_json(folder / paths.row("", "report"), resolved.files()["report"])
     for name in curves:
         write_cells(folder / paths.curve(name), list(map(list, resolved.curves[name].row.seeds)), [(2, 3), (4, 7)], {})
-    for name, row in (sets or {}).items():
+    for name, row in sets.items():
         write_cells(folder / paths.set(name), [[0, 0]], [(0, row.get("nfe", 0))], {})
         write_json(folder / paths.metrics("measure", name), {"agreement": AGREED})
     data = {"count": 100, "channels": 1, "height": 8, "width": 8, "sigma_data": 0.5, "content_hash": "0" * 64}
@@ -198,7 +224,6 @@ def made_up_study(
     write_losses(folder, paths, resolved.models)
     write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
     write_json(folder / paths.metrics("oracle", "solvers"), SOLVERS)
-    return paths
 
 
 def written(folder: Path) -> dict[str, bytes]:

@@ -103,9 +103,8 @@ def test_too_few_of_a_class_have_no_distance(tmp_path: Path, monkeypatch: pytest
     keep(paths, "edm", drawn(labels, 3), {"reference_hash": report.measured["reference_hash"]})
     found = classes.view(report, classes.read_real(report), "edm")
     assert found and [own is None for own in found.distances] == [False, True, True]
-    build(paths)
-    text = (paths.reports / "report.md").read_text().split("## Results by class")[1]
-    assert "too few" in text and "nan" not in text
+    shown = classes.section(Report(paths, tmp_path))
+    assert shown and "too few" in shown["by_class"] + shown["by_curve"] and "nan" not in str(shown)
 
 
 def test_the_report_has_escaped_results_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +134,7 @@ def test_a_failed_cell_is_reported_without_results_by_class(tmp_path: Path, monk
     section = (paths.reports / "report.md").read_text().split("## Results by class")[1]
     assert "told has no results by class" in section
     write_bytes(paths.curve("edm") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
-    build(paths)
-    assert "## Results by class" not in (paths.reports / "report.md").read_text()
+    assert classes.section(Report(paths, tmp_path)) is None
 
 
 def test_another_reference_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,10 +150,9 @@ def test_tables_show_the_classes_with_the_largest_distances(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(classes, "SHOWN", 1)
     paths = study(tmp_path, {"edm": CURVES["edm"]})
-    build(paths)
-    section = (paths.reports / "report.md").read_text().split("## Results by class")[1].split("\n## ")[0]
-    assert "The table omits the 2 classes with the smallest distances" in section
-    assert "\n| three |" in section and "\n| two |" not in section
+    shown = classes.section(Report(paths, tmp_path))
+    assert shown and shown["left_out"] == 2
+    assert "\n| three |" in shown["by_class"] and "\n| two |" not in shown["by_class"]
 
 
 def test_shares_have_the_interval_of_a_ratio_of_proportions() -> None:

@@ -267,18 +267,18 @@ def test_a_grid_with_a_failed_cell_is_not_analysed(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     paths = grid_study(tmp_path)
     fail(paths, "m12", (7,), (1,))
-    build(paths)
-    text = section(paths)
-    assert "No analysis at a budget of 8: the cell of P_mean -0.4 and weighting snr (m12) failed." in text
-    assert "effect, budget" not in text and "interaction, budget" not in text and "F(" not in text
-    assert row(text, "`m12`", "score, budget 8")[3] == "failed" and "nan" not in text
-    assert (paths.reports / "figures/factorial_1.png").exists()
-    assert "models over" not in markdown(paths)
+    report = Report(paths, tmp_path)
+    [shown] = factorial.sections(report)
+    assert shown["lost"] == ["No analysis at a budget of 8: the cell of P_mean -0.4 and weighting snr (m12) failed."]
+    assert shown["effects"] == shown["sources"] == "" and "interaction, budget" not in shown["cells"]
+    assert row(shown["cells"], "`m12`", "score, budget 8")[3] == "failed" and "nan" not in shown["cells"]
+    assert (tmp_path / shown["file"]).exists()
+    assert not any("models over" in text for text in findings(report).more)
     paths = grid_study(tmp_path)
     for name in models():
         fail(paths, name, (7,))
-    build(paths)
-    assert not (paths.reports / "figures/factorial_1.png").exists() and "nan" not in section(paths)
+    [shown] = factorial.sections(Report(paths, tmp_path))
+    assert shown["file"] == "" and "nan" not in shown["cells"]
 
 
 def test_a_failed_cell_prevents_the_analysis_of_its_budget_only(
@@ -315,10 +315,9 @@ def test_scores_without_logarithm_or_repetition_are_not_analysed(
 def test_samplings_are_blocks_if_there_is_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = models(train_seeds=[4])
-    paths = made_up_study(tmp_path, curves(own), [0, 1, 2], models=own)
-    build(paths)
-    assert "3 samplings of one training of each model." in section(paths)
-    report = Report(paths, tmp_path)
+    report = Report(made_up_study(tmp_path, curves(own), [0, 1, 2], models=own), tmp_path)
+    [shown] = factorial.sections(report)
+    assert (shown["trainings"], shown["samplings"]) == (1, 3)
     [grid] = grids(report)
     found = analysed(report, grid, 8)
     assert isinstance(found, Analysis) and found.residual_df == 2 * 11

@@ -87,7 +87,7 @@ METHODS = ("edm", "flow")
     ("lost", "seeds"),
     [
         (("edm",), [0, 1]),
-        (METHODS, [0, 1]),
+        (METHODS, [0]),
         (("flow", "rho_3", "rho_5"), [0, 1]),
         (tuple(name for name in CURVES if name != "euler"), [0]),
     ],

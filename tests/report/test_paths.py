@@ -93,17 +93,14 @@ def test_failed_steps_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if name != "config_f":
             fail(study, name)
     fail(study, "config_f", (7,))
-    build(study)
-    assert not (study.reports / "figures/path_config_e.png").exists()
-    text = markdown(study).split("## Cumulative paths")[1]
-    assert row(text, "`config_d`", "change |")[2:] == ["failed", "failed", "failed"]
+    shown, _ = sections(Report(study, tmp_path))
+    assert shown["file"] == "" and row(shown["table"], "`config_d`", "change |")[2:] == ["failed", "failed", "failed"]
 
 
 def test_steps_need_no_common_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     curves = CHAIN | {"config_c": CHAIN["config_c"] | {"nfe": [35]}, "config_b": CHAIN["config_b"] | {"nfe": [4]}}
     study = made_up_study(tmp_path, curves, [0, 1], models=MODELS)
-    build(study)
-    text = markdown(study).split("## Cumulative paths")[1].split("\n## ")[0]
-    assert row(text, "step", "### From")[2:5] == ["budget 4", "budget 8", "budget 35"] and "nan" not in text
-    assert row(text, "`config_b`", "change |")[3] == ""
+    for shown in sections(Report(study, tmp_path)):
+        assert "| budget 4 | budget 8 | budget 35 |" in shown["table"] and "nan" not in shown["table"]
+        assert row(shown["table"], "`config_b`", "change |")[3] == ""

@@ -88,14 +88,6 @@ def test_what_is_wrong_is_one_line_and_earlier_outputs_stay(
     assert contents(tmp_path) == before
 
 
-def test_a_process_of_a_stage_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "DVC_STAGE"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "stages.prepare", "--name", "other"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: build/other/") and len(done.stderr.splitlines()) == 1
-
-
 @pytest.mark.parametrize(
     ("stage", "row"),
     [("train@edm", "edm"), ("studies/a@b/dvc.yaml:sweep@rho_3", "rho_3"), ("prepare", ""), ("", "")],

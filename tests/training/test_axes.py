@@ -25,7 +25,7 @@ MIXTURE = Mixture(
     torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
     0.1,
 )
-SETTINGS = {"batch": 512, "images": 512 * 250, "learning_rate": 0.02, "ema_halflife_images": 10_000}
+SETTINGS = {"batch": 512, "images": 512 * 200, "learning_rate": 0.025, "ema_halflife_images": 8000}
 POINTS = {"network": "mlp", "channels": 32, "blocks": 1}
 PIXELS = {"channels": 32, "multipliers": (1,), "blocks": 1}
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -84,7 +84,7 @@ ROWS = {
     " ".join(names): Model(**SETTINGS, **POINTS, **dict(zip(AXES, names, strict=True)), **FURTHER.get(names[0], {}))
     for names in CHOICES
 } | {"augment": Model(**SETTINGS, **PIXELS, augment=0.12)}
-FARTHEST = 0.25  # of the network's target, whose variance is about 1
+FARTHEST = 0.27  # of the network's target, whose variance is about 1
 CENTRE = (0.05, 0.95)  # the shares of a row's weighted noise distribution between which it is asked
 
 
@@ -126,7 +126,7 @@ def distance(x: Tensor) -> float:
 
 def test_pairs_generate_the_mixture_on_straighter_paths() -> None:
     """With dependent pairs D is another function, so this test compares samples."""
-    settings = SETTINGS | {"batch": 128, "images": 128 * 350}  # a matching of 512 points takes as long as ten steps
+    settings = SETTINGS | {"batch": 128, "images": 128 * 250}  # a matching of 512 points takes as long as ten steps
     flow = Model(**settings, **POINTS, parametrization="flow", noise="flow_uniform")
     rows = {name: flow.model_copy(update={"pairs": name}) for name in PAIRS}
     teacher, matched = trained(rows["independent"]), trained(rows["optimal_transport"])

@@ -4,7 +4,6 @@ import math
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,18 +17,21 @@ from safetensors.torch import load_file, save
 from pipeline.common.errors import StudyError
 from pipeline.training import loop
 from pipeline.training.checkpoint import beside, save_checkpoint, setting
+from pipeline.training.draws import Adaptive
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.row import Model
 from pipeline.training.run import Run
 from pipeline.training.trained import Trained
 from tests.imports import ROOT
+from tests.preloaded import programs
+from tests.training.killing import LONG
 from tests.training.small import COUNTS, IMAGES, LABELS, ROW, SHAPE, SMALL, SPEC, Killed, deadly, killed, same, train
 
 
 @pytest.fixture(scope="module")
 def plain() -> Trained:
-    """A training of 60 steps without further state."""
-    row = Model(**SMALL, images=60 * 8)
+    """A training of 25 steps without further state."""
+    row = Model(**SMALL, images=25 * 8)
     return train(row, row.spec(0.5, SHAPE), IMAGES, 0)
 
 
@@ -50,13 +52,14 @@ def plain() -> Trained:
     ids=str,
 )
 def test_a_training_with_further_state_continues_to_the_same_bytes(
-    tmp_path: Path, choices: dict[str, Any], plain: Trained
+    tmp_path: Path, choices: dict[str, Any], plain: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = Model(**SMALL, **choices, images=60 * 8)
+    monkeypatch.setattr(Adaptive, "ENOUGH", 1)  # so that it adapts within these steps
+    row = Model(**SMALL, **choices, images=25 * 8)
     spec = row.spec(0.5, SHAPE, COUNTS)
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Killed):
-        train(row, spec, IMAGES, 0, checkpoint, deadly(47), labels=LABELS)
+        train(row, spec, IMAGES, 0, checkpoint, deadly(19), labels=LABELS)
     assert checkpoint.exists()
     whole = train(row, spec, IMAGES, 0, labels=LABELS)
     assert same(train(row, spec, IMAGES, 0, checkpoint, labels=LABELS), whole)
@@ -88,45 +91,12 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, whole: Trained) -> 
     assert reported == [20 * ROW.batch]
 
 
-LONG = ROW.model_copy(update={"images": 160 * 8, "snapshots": 3, "draws": "adaptive"})
-KILLS = 12
-SCRIPT = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from pipeline.training.batches import Examples
-from pipeline.training.loop import advance
-from pipeline.training.run import Run
-from tests.training.small import IMAGES, SPEC, train
-from tests.training.test_checkpoint import KILLS, LONG
-
-def attempt(checkpoint, result):
-    torch.set_num_threads(1)
-    trained = train(LONG, SPEC, IMAGES, 0, checkpoint, lambda images: time.sleep(0.002))
-    save_file({k: v.contiguous() for k, v in trained.denoiser.state_dict().items()}, result)
-
-advance(Run(SPEC, LONG, 0), Examples(IMAGES))  # imports everything before the first fork
-moments, (checkpoint, result) = random.Random(int(sys.argv[1])), map(Path, sys.argv[2:])
-killed = 0
-for _ in range(KILLS):
-    if not (child := os.fork()):
-        attempt(checkpoint, result)
-        os._exit(0)
-    time.sleep(moments.uniform(0, 0.3))
-    os.kill(child, signal.SIGKILL)
-    killed += os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-attempt(checkpoint, result)
-print(killed)
-"""
-
-
 def test_a_process_killed_at_any_moment_continues_to_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL at up to twelve random moments."""
+    """SIGKILL at up to eight random moments."""
     seed = random.randrange(10**6)
     print(f"moments of seed {seed}")  # pytest shows it if the test fails
     checkpoint, result = tmp_path / "checkpoint.safetensors", tmp_path / "result.safetensors"
-    command = [sys.executable, "-c", SCRIPT, str(seed), str(checkpoint), str(result)]
+    command = [str(programs(0) / "python"), "-m", "tests.training.killing", str(seed), str(checkpoint), str(result)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
     assert done.returncode == 0 and int(done.stdout) >= 2
     whole = train(LONG, SPEC, IMAGES, 0, tmp_path / "whole.safetensors")

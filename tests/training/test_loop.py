@@ -84,12 +84,12 @@ def test_training_lowers_the_loss() -> None:
 def test_every_parametrization_trains_on_every_noise(parametrization: str) -> None:
     for noise in NOISES:
         try:
-            row = Model(**SMALL, parametrization=parametrization, noise=noise, images=3 * 8)
+            row = Model(**SMALL, parametrization=parametrization, noise=noise, images=2 * 8)
         except ValidationError as error:
             assert PARAMETRIZATIONS[parametrization].largest < 1000 and "ends at" in str(error)
             continue
         losses = [point["loss"] for point in train(row, row.spec(0.5, SHAPE), IMAGES, 0).curve]
-        assert len(losses) == 3 and all(math.isfinite(value) and value > 0 for value in losses)
+        assert len(losses) == 2 and all(math.isfinite(value) and value > 0 for value in losses)
 
 
 def test_the_head_of_a_learned_weighting_is_not_part_of_the_model() -> None:
@@ -113,7 +113,7 @@ def test_the_network_gets_the_augmentation_in_training_only() -> None:
 def test_reflow_trains_on_the_pairs_of_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each seed uses the pairs of the teacher of the same seed, which is trained exactly as the teacher's own row."""
     monkeypatch.chdir(tmp_path)
-    flow = Model(**SMALL, parametrization="flow", noise="flow_uniform", images=10 * 8, train_seeds=(0, 1))
+    flow = Model(**SMALL, parametrization="flow", noise="flow_uniform", images=5 * 8, train_seeds=(0, 1))
     row = flow.model_copy(update={"pairs": "reflow", "reflow_pairs": 40, "teacher": flow})
     found = train_seeds(row, DATA, IMAGES, lambda images: None)
     for seed, run in zip(row.train_seeds, found, strict=True):
@@ -130,7 +130,7 @@ def trained_seeds(row: Model, workers: int) -> list[Trained]:
 
 
 def test_seeds_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Model(**SMALL, images=8, train_seeds=tuple(range(24)))
+    row = Model(**SMALL, images=8, train_seeds=tuple(range(12)))
     monkeypatch.chdir(tmp_path)
     alone = trained_seeds(row, 1)
     interval = sys.getswitchinterval()

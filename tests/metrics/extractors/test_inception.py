@@ -1,7 +1,7 @@
 """Inception: equal to torch-fidelity and torchmetrics, official or not, and one line for other files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from pipeline.common.files import write_json
@@ -22,8 +22,15 @@ from pipeline.metrics.names import label
 from tests.metrics.extractors.small import Evil, colours, digits, one_line, sha256
 
 
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", autouse=True)
+def small_images() -> Iterator[None]:
+    """The network enlarges images to the least size that it takes, not to 299 x 299, which takes 16 times as long."""
+    assert FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE == 299
+    with mock.patch.object(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75):
+        yield
+
+
+def random_weights(path: Path) -> Path:
     """Random weights of the right architecture, scaled so that features are of the order of one."""
     random = torch.Generator().manual_seed(0)
     with mock.patch("torch.load", lambda *_, **__: {}), mock.patch.object(nn.Module, "load_state_dict"):
@@ -36,9 +43,25 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             value.uniform_(0.5, 1.5, generator=random)
         elif value.is_floating_point():
             value.normal_(std=0.1, generator=random)
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
     torch.save(state, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_weights(tmp_path_factory.mktemp("inception") / "random.pth")
+
+
+@pytest.fixture
+def narrow_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with a sixteenth of the channels in each convolution: such weights load, but do not run."""
+    init = BasicConv2d.__init__
+
+    def narrow(layer: BasicConv2d, in_channels: int, out_channels: int, **keys: Any) -> None:
+        init(layer, max(in_channels // 16, 1), out_channels // 16, **keys)
+
+    monkeypatch.setattr(BasicConv2d, "__init__", narrow)
+    return random_weights(tmp_path / "narrow.pth")
 
 
 def inception_row(path: Path) -> Features:
@@ -68,6 +91,15 @@ def test_inception_is_torch_fidelitys_and_torchmetrics_own(
         assert torch.equal(own, NoTrainInceptionV3("other", [layer], str(inception_file), antialias=False)(images))
 
 
+def test_an_image_of_299_pixels_has_the_features_that_torchmetrics_finds(
+    inception: tuple[dict[str, Any], Extractor], inception_file: Path
+) -> None:
+    image = colours(1)
+    with mock.patch.object(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 299):
+        found = inception[1](image).features
+        assert torch.equal(found, NoTrainInceptionV3("other", ["2048"], str(inception_file), antialias=False)(image))
+
+
 def test_grey_images_are_repeated_for_inception(inception: tuple[dict[str, Any], Extractor]) -> None:
     grey, extractor = colours(2, channels=1), inception[1]
     assert torch.equal(extractor(grey).features, extractor(grey.repeat(1, 3, 1, 1)).features)
@@ -84,16 +116,16 @@ def test_other_weights_than_the_official_ones_make_no_fid(inception: tuple[dict[
 
 
 def test_official_weights_come_from_the_cache_and_stay_official(
-    inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    narrow_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefix = sha256(inception_file)[:8]
+    prefix = sha256(narrow_file)[:8]
     monkeypatch.setattr("pipeline.metrics.extractors.inception.official_prefix", lambda: prefix)
     monkeypatch.setattr("pipeline.metrics.extractors.registry.probe", lambda *_: 2048)
     monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=AssertionError))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     cached = tmp_path / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
     cached.parent.mkdir()
-    cached.symlink_to(inception_file)
+    cached.symlink_to(narrow_file)
     files, summary = make_extractor(Features(extractor="inception"), digits(40))
     save_extractor(files, tmp_path / "made")
     assert (summary["name"], summary["official"], summary["fallback"]) == ("inception", True, None)
@@ -104,14 +136,14 @@ def test_official_weights_come_from_the_cache_and_stay_official(
     one_line(lambda: load_extractor(tmp_path / "made"), "not the extractor of the hash")
 
 
-def test_weights_may_be_safetensors_and_the_hash_changes_with_them(
-    inception: tuple[dict[str, Any], Extractor], inception_file: Path, tmp_path: Path
-) -> None:
-    state = torch.load(inception_file, weights_only=True)
-    kind, hashes = EXTRACTORS["inception"], {inception[0]["hash"]}
-    for change in (0, 1):
-        state["fc.bias"] += change
-        save_file(state, path := tmp_path / f"{change}.safetensors")
+def test_weights_may_be_safetensors_and_the_hash_changes_with_them(narrow_file: Path, tmp_path: Path) -> None:
+    state = torch.load(narrow_file, weights_only=True)
+    kind, hashes = EXTRACTORS["inception"], set()
+    for path in (narrow_file, tmp_path / "same.safetensors", tmp_path / "changed.safetensors"):
+        if path.stem == "changed":
+            state["fc.bias"] += 1
+        if path != narrow_file:
+            save_file(state, path)
         extractor = kind.build(*kind.obtain(inception_row(path), digits(40)))
         hashes.add(extractor.hash)
         assert torch.equal(extractor.network.fc.bias, state["fc.bias"]) and not extractor.official
@@ -145,9 +177,9 @@ BROKEN_WEIGHTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN_WEIGHTS)
-def test_broken_weights_are_refused_in_one_line(tmp_path: Path, inception_file: Path, case: str) -> None:
+def test_broken_weights_are_refused_in_one_line(tmp_path: Path, narrow_file: Path, case: str) -> None:
     write, cause = BROKEN_WEIGHTS[case]
-    write(path := tmp_path / "w.pth", inception_file)
+    write(path := tmp_path / "w.pth", narrow_file)
     message = one_line(lambda: make_extractor(inception_row(path), digits(40)), cause)
     assert message.startswith(f"{path}: ")
 
