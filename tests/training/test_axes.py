@@ -84,7 +84,7 @@ ROWS = {
     " ".join(names): Model(**SETTINGS, **POINTS, **dict(zip(AXES, names, strict=True)), **FURTHER.get(names[0], {}))
     for names in CHOICES
 } | {"augment": Model(**SETTINGS, **PIXELS, augment=0.12)}
-FARTHEST = 0.27  # of the network's target, whose variance is about 1
+FARTHEST = 0.3  # of the network's target, whose variance is about 1
 CENTRE = (0.05, 0.95)  # the shares of a row's weighted noise distribution between which it is asked
 
 
@@ -126,7 +126,7 @@ def distance(x: Tensor) -> float:
 
 def test_pairs_generate_the_mixture_on_straighter_paths() -> None:
     """With dependent pairs D is another function, so this test compares samples."""
-    settings = SETTINGS | {"batch": 128, "images": 128 * 250}  # a matching of 512 points takes as long as ten steps
+    settings = SETTINGS | {"batch": 128, "images": 128 * 350}  # a matching of 512 points takes as long as ten steps
     flow = Model(**settings, **POINTS, parametrization="flow", noise="flow_uniform")
     rows = {name: flow.model_copy(update={"pairs": name}) for name in PAIRS}
     teacher, matched = trained(rows["independent"]), trained(rows["optimal_transport"])
