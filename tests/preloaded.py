@@ -26,7 +26,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.imports import ROOT
+
 PRELOADED = ("stages", "pipeline/commands")  # with all that they import
 LATE = (
     "dvc.cli",
@@ -70,7 +71,8 @@ def programs(hash_seed: int) -> Path:
         (folder / name).write_text(CLIENT.format(python=sys.executable, address=address, before=before))
         (folder / name).chmod(0o755)
     server = subprocess.Popen(
-        [sys.executable, __file__, address],
+        [sys.executable, "-m", __name__, address],
+        cwd=ROOT,
         env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -85,7 +87,6 @@ def programs(hash_seed: int) -> Path:
 
 def serve(address: str) -> list[str]:
     """Import the libraries, then answer until standard input ends. Returns only in a new process: its command."""
-    sys.path[0] = str(ROOT)
     for file in [file for place in PRELOADED for file in (ROOT / place).glob("[!_]*.py")]:
         importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     for name in LATE:

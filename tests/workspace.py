@@ -50,12 +50,13 @@ def save(figure, path, drawn=None, photos=False):
 """
 QUICK = """
 import os, pathlib, yaml
-stage = yaml.safe_load(pathlib.Path("dvc.yaml").read_text())["stages"][os.environ["DVC_STAGE"]]
-for out in stage["outs"]:
-    path = pathlib.Path(next(iter(out)).replace("${study.name}", "NAME"))
-    path = path if path.suffix else path / "file"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}")
+if __name__ == "__main__":
+    stage = yaml.safe_load(pathlib.Path("dvc.yaml").read_text())["stages"][os.environ["DVC_STAGE"]]
+    for out in stage["outs"]:
+        path = pathlib.Path(next(iter(out)).replace("${study.name}", "NAME"))
+        path = path if path.suffix else path / "file"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
 """
 
 

@@ -42,10 +42,14 @@ ALONE = {key: value for key, value in os.environ.items() if not key.startswith((
 ENVIRONMENT = ALONE | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
+def launcher(processes: int) -> list[str]:
+    """The arguments with which Python starts several processes of a module."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
 def stage(folder: Path, name: str, row: str = "", processes: int = 1) -> subprocess.CompletedProcess[str]:
     module = ["-m", f"stages.{name}", "--name", "tiny", "--row", row]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [str(programs(0) / "python"), *(launcher if processes > 1 else []), *module]
+    command = [str(programs(0) / "python"), *(launcher(processes) if processes > 1 else []), *module]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
@@ -61,8 +65,8 @@ runpy.run_module(module, run_name="__main__")
 def stage_apart(name: str, *folders: Path) -> subprocess.CompletedProcess[str]:
     """Run a stage for the row edm with one process in each folder."""
     (folders[0] / "apart.py").write_text(APART)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(folders)}"]
-    command = [str(programs(0) / "python"), *launcher, "-m", "apart", f"stages.{name}", *map(str, folders)]
+    apart = ["-m", "apart", f"stages.{name}", *map(str, folders)]
+    command = [str(programs(0) / "python"), *launcher(len(folders)), *apart]
     return subprocess.run(command, cwd=folders[0], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
@@ -196,8 +200,7 @@ def test_a_job_that_loses_a_process_ends_with_one_line_and_can_be_continued(prep
     folder = copy(prepared, tmp_path)
     whole = Path(shutil.copytree(prepared, tmp_path / "whole"))
     succeed(whole, "train", "edm", 2)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "stages.train", "--name", "tiny", "--row", "edm"]
+    command = [sys.executable, *launcher(2), "-m", "stages.train", "--name", "tiny", "--row", "edm"]
     job = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while not list((folder / ".cache/training").glob("*.safetensors")):
         assert job.poll() is None, job.communicate()[1]

@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.common.files import Paths
 from tests.imports import ROOT
+from tests.preloaded import programs
 from tests.workspace import Workspace
 
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -113,6 +114,13 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return tiny_study
 
 
+REPORT = """
+from pipeline.common.files import Paths
+from pipeline.report.build import build
+build(Paths("tiny"))
+"""
+
+
 def test_two_stages_at_a_time_leave_the_same_bytes(tiny_study: Workspace, tmp_path: Path) -> None:
     """Also with another order of Python's sets."""
     other = Workspace(tmp_path, quick=["report"], hash_seed=1)
@@ -123,6 +131,13 @@ def test_two_stages_at_a_time_leave_the_same_bytes(tiny_study: Workspace, tmp_pa
     assert (other.root / "dvc.lock").read_bytes() == (tiny_study.root / "dvc.lock").read_bytes()
     one, two = tiny_study.results(), other.results()
     assert one == two and "reports/tiny/losses.csv" in one
+    (other.root / "whole.py").write_text(REPORT)
+    reports = []
+    for seed in (0, 1):
+        done = other.run(str(programs(seed) / "python"), "-m", "whole")
+        assert done.returncode == 0, done.stderr
+        reports.append(other.results())
+    assert reports[0] == reports[1] and len(reports[0]["reports/tiny/report.html"]) > 10_000
 
 
 def test_a_second_run_runs_no_stage(tiny_study: Workspace) -> None:
@@ -188,7 +203,7 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("pipeli
 RUN = {"train": ["--name=tiny", "--row=flow"], "sweep": ["--name=tiny", "--row=rho_3"], "losses": ["--name=tiny"]}
 
 
-@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"oracle", "report"}))  # tiny_study has its own
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"oracle"}))  # tiny_study has another oracle
 def test_the_code_file_of_a_stage_holds_every_module_that_it_imported(tiny_study: Workspace, stage: str) -> None:
     """Three stages run to their end; of the others the imports are enough, because none of them is dynamic."""
     (tiny_study.root / "modules.py").write_text(MODULES)
