@@ -9,7 +9,7 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     curves, reference = read_json(paths.rows / "curves.json"), load_reference(paths.reference)
-    comparisons = {name: compare_curve(paths.curve(name), reference) for name in curves}
+    comparisons = {name: compare_curve(paths.curve(name), f"curves.{name}", reference) for name in curves}
     write_json(paths.metrics("agreement", "libraries"), comparisons)
     worst = max((row["difference"] for rows in comparisons.values() for row in rows), default=0.0)
     print(f"torchmetrics and torch-fidelity agree on {len(comparisons)} curves, within {worst:.1e} relative")

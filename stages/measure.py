@@ -16,7 +16,7 @@ def main(arguments: Arguments) -> None:
     print(lines(cells, extractor, read_json(paths.metrics("reference", "floor"))))
     with whole_folder(paths.set(name)) as folder:
         summary = save_curve(cells, measured_with(extractor, reference, cells[0].samples), folder)
-        agreement = compare_curve(folder, reference)
+        agreement = compare_curve(folder, f"sets.{name}", reference)
     write_json(paths.metrics("measure", name), summary | {"agreement": agreement})
 
 

@@ -19,7 +19,9 @@ from pipeline.metrics.neighbours import PRECISION_NEIGHBOURS, neighbour_metrics
 from pipeline.metrics.reference import Reference
 
 TOLERANCE = 1e-4  # relative
-ROUNDING = 1e-9  # times the trace of the covariance, or 1: smaller numbers are rounding errors of 0
+# The rounding errors of a distance, relative to `_magnitude`. The Frechet distance takes roots of eigenvalues that are 0
+# to rounding, so its own error is about the root of float64's.
+ROUNDING = {"fd": 1e-6, "kd": 1e-12}
 
 Values = dict[str, float]
 
@@ -94,29 +96,45 @@ LIBRARIES: dict[str, Callable[[Tensor, Tensor], Values]] = {
 
 
 def compare(features: Tensor, own: Values, reference: Reference) -> list[dict[str, Any]]:
-    """The values of both libraries and ours: [{library, metric, ours, theirs, difference}], the difference relative.
+    """The values of both libraries and ours: [{library, metric, ours, theirs, difference}].
 
     features (n, d): of one cell; own: the study's values for them. We add the kernel distance at equal counts, because
-    the libraries have no other.
+    the libraries have no other. The difference is relative; it is 0 for two distances that only rounding separates.
     """
     x, y = features.double(), reference.features.double()
     count = min(len(x), len(y))
     own = own | {"kd": kernel_distance(x[:count], y[:count]).value}
-    rows = []
-    for library, measured in LIBRARIES.items():
-        for metric, theirs in measured(x, y).items():
-            least = ROUNDING * (float(reference.moments.covariance.trace()) if metric == "fd" else 1.0)
-            difference = abs(own[metric] - theirs) / max(abs(own[metric]), abs(theirs), least)
-            rows.append(
-                {"library": library, "metric": metric, "ours": own[metric], "theirs": theirs, "difference": difference}
-            )
-    return rows
+    rounding = {metric: ROUNDING[metric] * size for metric, size in _magnitude(reference).items()}
+    return [
+        {
+            "library": library,
+            "metric": metric,
+            "ours": own[metric],
+            "theirs": theirs,
+            "difference": _difference(own[metric], theirs, rounding.get(metric, 0.0)),
+        }
+        for library, measured in LIBRARIES.items()
+        for metric, theirs in measured(x, y).items()
+    ]
 
 
-def compare_curve(folder: Path, reference: Reference) -> list[dict[str, Any]]:
+def _magnitude(reference: Reference) -> Values:
+    """The size of the terms whose difference is a distance from the reference."""
+    spread, dimensions = float(reference.moments.covariance.trace()), reference.features.shape[1]
+    length = spread + float(reference.moments.mean.square().sum())
+    return {"fd": spread, "kd": (length / dimensions + 1) ** 3}
+
+
+def _difference(one: float, two: float, rounding: float) -> float:
+    """The relative difference of two values; 0 if it is too large, but the values differ by rounding errors only."""
+    gap, size = abs(one - two), max(abs(one), abs(two))
+    return 0.0 if gap == 0 or TOLERANCE * size < gap <= rounding else gap / size
+
+
+def compare_curve(folder: Path, place: str, reference: Reference) -> list[dict[str, Any]]:
     """`compare` for the cell of a curve whose features are kept; an empty list if that cell failed.
 
-    Raises StudyError if a library disagrees.
+    place: the row in the study, such as curves.edm, for errors. Raises StudyError if a library disagrees.
     """
     path = folder / "features.safetensors"
     cells = read_json(folder / "results.json")["cells"]
@@ -136,7 +154,7 @@ def compare_curve(folder: Path, reference: Reference) -> list[dict[str, Any]]:
     for row in rows:
         if not row["difference"] <= TOLERANCE or not math.isfinite(row["theirs"]):
             raise StudyError(
-                f"{folder.name}: {row['library']} finds {row['metric']} = {row['theirs']:.8g}, and this study "
+                f"{place}: {row['library']} finds {row['metric']} = {row['theirs']:.8g}, and this study "
                 f"{row['ours']:.8g}; the difference is {row['difference']:.1e}, and at most {TOLERANCE:.0e} is valid"
             )
     return rows

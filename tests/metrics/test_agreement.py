@@ -49,10 +49,23 @@ def test_the_same_features_are_compared_alike_to_the_last_digit() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_distances_of_0_agree() -> None:
+@pytest.mark.parametrize(("n", "rank", "d"), [(REAL, 6, 6), (40, 64, 64), (300, 40, 64), (300, 3, 64)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("shift", [0.0, 1e-7])
+def test_distances_of_0_agree(n: int, rank: int, d: int, scale: float, shift: float) -> None:
     """Of a set with itself every distance is 0 to rounding, and a relative difference says nothing."""
-    x = REFERENCE.features
-    assert all(row["difference"] <= 1e-4 for row in compare(x, ours(x, REFERENCE), REFERENCE))
+    x = scale * drawn(n, 2, rank) @ drawn(rank, 3, d)
+    reference, y = reference_of(x), x.flip(0) + scale * shift
+    rows = compare(y, ours(y, reference), reference)
+    assert all(row["difference"] <= TOLERANCE for row in rows)
+
+
+def test_a_small_distance_above_rounding_is_still_compared() -> None:
+    x = REFERENCE.features + 1e-2
+    values = ours(x, REFERENCE)
+    wrong = values | {"fd": values["fd"] * 1.1}
+    worst = {row["metric"]: row["difference"] for row in compare(x, wrong, REFERENCE)}
+    assert worst["fd"] > TOLERANCE >= worst["kd"]
 
 
 def saved(folder: Path, n: int = REAL + 70, samples: int | None = None, **changed: float) -> Path:
@@ -71,7 +84,7 @@ def saved(folder: Path, n: int = REAL + 70, samples: int | None = None, **change
 
 @pytest.mark.parametrize("n", [REAL - 60, REAL, REAL + 70])
 def test_a_curve_that_says_what_they_find_passes(tmp_path: Path, n: int) -> None:
-    rows = compare_curve(saved(tmp_path, n), REFERENCE)
+    rows = compare_curve(saved(tmp_path, n), "sets.pets", REFERENCE)
     said = ours(drawn(n, 2), REFERENCE)
     assert {(row["library"], row["metric"]) for row in rows} == PAIRS
     assert all(row["ours"] == said[row["metric"]] for row in rows if row["metric"] != "kd")
@@ -84,17 +97,17 @@ def test_a_curve_that_says_what_they_find_passes(tmp_path: Path, n: int) -> None
 )
 def test_a_wrong_value_is_told_in_one_line(tmp_path: Path, metric: str, wrong: Callable[[float], float]) -> None:
     right = ours(drawn(REAL + 70, 2), REFERENCE)[metric]
-    folder = saved(tmp_path / "edm", **{metric: wrong(right)})
+    folder = saved(tmp_path, **{metric: wrong(right)})
     with pytest.raises(StudyError) as caught:
-        compare_curve(folder, REFERENCE)
+        compare_curve(folder, "sets.pets", REFERENCE)
     told = str(caught.value)
-    assert told.startswith(f"edm: torch-fidelity finds {metric} = {right:.5g}"[:-1])
+    assert told.startswith(f"sets.pets: torch-fidelity finds {metric} = {right:.5g}"[:-1])
     assert f"this study {wrong(right):.8g}" in told and len(told.splitlines()) == 1
 
 
 def test_a_value_within_the_tolerance_passes(tmp_path: Path) -> None:
     right = ours(drawn(REAL + 70, 2), REFERENCE)["fd"]
-    rows = compare_curve(saved(tmp_path, fd=right * (1 + TOLERANCE / 2)), REFERENCE)
+    rows = compare_curve(saved(tmp_path, fd=right * (1 + TOLERANCE / 2)), "sets.pets", REFERENCE)
     assert all(row["difference"] == pytest.approx(TOLERANCE / 2, rel=1e-2) for row in rows if row["metric"] == "fd")
 
 
@@ -104,12 +117,12 @@ def test_a_library_that_finds_something_else_does_not_pass(
 ) -> None:
     monkeypatch.setitem(agreement.LIBRARIES, "another", lambda x, y: {"kd": value})
     with pytest.raises(StudyError, match=rf"another finds kd = {value:.8g}, and this study"):
-        compare_curve(saved(tmp_path), REFERENCE)
+        compare_curve(saved(tmp_path), "sets.pets", REFERENCE)
 
 
 def test_features_of_a_part_are_compared_among_themselves(tmp_path: Path) -> None:
     """A cell of more samples than were kept says other values than the kept ones have."""
-    rows = compare_curve(saved(tmp_path, samples=20_000, fd=7.0, precision=0.1), REFERENCE)
+    rows = compare_curve(saved(tmp_path, samples=20_000, fd=7.0, precision=0.1), "sets.pets", REFERENCE)
     assert {row["metric"] for row in rows} == {"fd", "kd", "precision", "recall"}
 
 
@@ -132,14 +145,14 @@ HARMS: list[Callable[[Path], Any]] = [
 def test_broken_features_are_told_in_one_line(tmp_path: Path, harm: Callable[[Path], Any]) -> None:
     harm(saved(tmp_path) / "features.safetensors")
     with pytest.raises(StudyError, match=r"features\.safetensors: broken or missing") as caught:
-        compare_curve(tmp_path, REFERENCE)
+        compare_curve(tmp_path, "sets.pets", REFERENCE)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_results_that_are_missing_are_told(tmp_path: Path) -> None:
     (saved(tmp_path) / "results.json").unlink()
     with pytest.raises(StudyError, match=r"results\.json: missing"):
-        compare_curve(tmp_path, REFERENCE)
+        compare_curve(tmp_path, "sets.pets", REFERENCE)
 
 
 def failed_curve(folder: Path, *reasons: str) -> Path:
@@ -152,12 +165,12 @@ def failed_curve(folder: Path, *reasons: str) -> Path:
 
 @pytest.mark.parametrize("reasons", [("not finite",), ("", "not finite")])
 def test_a_curve_whose_compared_cell_failed_has_nothing_to_compare(tmp_path: Path, reasons: tuple[str, ...]) -> None:
-    assert compare_curve(failed_curve(tmp_path, *reasons), REFERENCE) == []
+    assert compare_curve(failed_curve(tmp_path, *reasons), "sets.pets", REFERENCE) == []
 
 
 def test_features_that_are_missing_without_a_failure_are_told(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"features\.safetensors: broken or missing \(no features"):
-        compare_curve(failed_curve(tmp_path, ""), REFERENCE)
+        compare_curve(failed_curve(tmp_path, ""), "sets.pets", REFERENCE)
 
 
 def test_the_largest_difference_over_nothing_is_0(
