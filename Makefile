@@ -19,6 +19,9 @@ endif
 ifeq ($(origin DATA),environment)
 DATA :=
 endif
+# Nothing of the user's Python and plotting reaches a command: other packages, another interpreter's settings.
+unexport $(filter PYTHON% MPL% MATPLOTLIB%,$(.VARIABLES)) PIP_TARGET PIP_PREFIX PIP_ROOT
+export PIP_USER := 0
 RUN := @$(BIN)/python -m pipeline
 STUDY := --study="$$NAME" --preset="$$PRESET" --data="$$DATA"
 
@@ -26,12 +29,14 @@ STUDY := --study="$$NAME" --preset="$$PRESET" --data="$$DATA"
 
 install: .venv/installed
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt requirements-uv.txt
+	@test -e .git || { echo "error: not a Git repository, which DVC needs; clone the project, or run git init here" >&2; exit 1; }
+	@case "$$(pwd)" in *:*) echo "error: $$(pwd): PATH cannot name a folder with a colon; move the clone" >&2; exit 1;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "installing the pinned packages into .venv: 6 GB on Linux, some minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-uv.txt
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.txt
 	@touch $@
 
@@ -87,3 +92,5 @@ timings: install  # measure the seconds per image of every curve, and write them
 pins: install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate --extra dev pyproject.toml --output-file requirements.txt
+	echo uv | $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-annotate - --output-file requirements-uv.txt

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.common.environment import check_interpreter, launched, settle
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import Paths, read_json, write_json
 from pipeline.common.fingerprint import fingerprint
 
 BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 INTERRUPTED = 130
+
+settle()  # before a stage imports its libraries
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,16 @@ def outcome(main: Callable[[Arguments], None], description: str | None, shared: 
     1 after a StudyError, an unreadable file or lack of memory, 130 after an interrupt; one line on stderr names the
     reason. Seconds and peak memory are written to a file that no stage depends on.
     """
-    start, first = time.perf_counter(), os.environ.get("RANK", "0") == "0"
+    start = time.perf_counter()
     try:
+        check_interpreter()
         arguments = parse_arguments(description)
-        if not shared and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not shared and launched("WORLD_SIZE", 1) > 1:
             raise StudyError("one process runs this stage; torchrun is for stages.train and stages.sweep")
         _check_code(arguments)
         main(arguments)
         print(end="", flush=True)
-        if arguments.name and first:
+        if arguments.name and launched("RANK", 0) == 0:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_MAXRSS
             stage = "_".join(filter(None, (_stage(), arguments.row)))
             timing = {"seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak / 2**20)}

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from pipeline.common.environment import settle
+
+settle()  # as in a stage
+
 # One thread, as in a study: with two, each small operation would wait for the other thread on a busy machine.
 torch.set_num_threads(1)
 

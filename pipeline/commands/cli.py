@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.common.environment import check_interpreter, launched
 from pipeline.common.errors import StudyError, nearest
 
 Command = Callable[[argparse.Namespace], None]
@@ -166,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         chosen = parser().parse_args(arguments)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        check_interpreter()
+        if launched("WORLD_SIZE", 1) > 1:
             raise StudyError("commands run in one process; torchrun starts stages.train and stages.sweep alone")
         chosen.run(chosen)
         print(end="", flush=True)

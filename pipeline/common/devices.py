@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.common.environment import launched
 from pipeline.common.errors import StudyError
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def default_device() -> torch.device:
         )
     if (chosen or "cuda") == "cuda" and available["cuda"]:
         _make_repeatable()
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("cuda", launched("LOCAL_RANK", 0) % torch.cuda.device_count())
     return torch.device(chosen or "cpu")
 
 

@@ -3,7 +3,6 @@
 A process that was started alone is a job of one. The result of a job does not depend on the number of its processes.
 """
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.common.devices import default_device
+from pipeline.common.environment import launched
 from pipeline.common.errors import StudyError
 
 PATIENCE = timedelta(minutes=60)  # to wait for another process, which may be writing or measuring alone
@@ -31,7 +31,7 @@ def job() -> Iterator[None]:
     Raises StudyError if another process does not answer. When torchrun stops this process with SIGTERM, because
     another one has failed, it ends with one line on stderr and exit code 1.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched("WORLD_SIZE", 1) == 1:
         yield
         return
     signal.signal(signal.SIGTERM, _stop)
@@ -46,7 +46,7 @@ def job() -> Iterator[None]:
 def _connect() -> None:
     device = default_device()
     if device.type == "cuda":
-        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        here, gpus = launched("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
         if here > gpus:
             raise StudyError(f"--nproc-per-node: {here} processes, but {gpus} GPUs; use at most one process per GPU")
         torch.cuda.set_device(device)
@@ -122,7 +122,7 @@ def exchange(content: bytes) -> list[bytes]:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Turn the errors of torch.distributed, which are RuntimeErrors, into one line."""
+    """Turn the errors of torch.distributed into one line."""
     try:
         yield
     except RuntimeError as error:

@@ -19,8 +19,8 @@ from pipeline.metrics.neighbours import PRECISION_NEIGHBOURS, neighbour_metrics
 from pipeline.metrics.reference import Reference
 
 TOLERANCE = 1e-4  # relative
-# The rounding errors of a distance, relative to `_magnitude`. The Frechet distance takes roots of eigenvalues that are 0
-# to rounding, so its own error is about the root of float64's.
+# The rounding errors of a distance, relative to `_magnitude`. The Frechet distance takes roots of eigenvalues that are
+# 0 to rounding, so its own error is about the root of float64's.
 ROUNDING = {"fd": 1e-6, "kd": 1e-12}
 
 Values = dict[str, float]

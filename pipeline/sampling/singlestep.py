@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.common.errors import StudyError
+from pipeline.common.errors import NotFinite, StudyError
 from pipeline.sampling.ode import Ode, RandnLike, SingleStep, Solver
 
 
@@ -165,7 +165,10 @@ class RK45:
             def slope(t: Tensor, x: Tensor) -> Tensor:
                 time = max(float(t), end)  # the search for a first step may look beyond the end
                 sigma = ode.sigma(time)
-                return ode.slope(x / ode.s(sigma), sigma, time)
+                found = ode.slope(x / ode.s(sigma), sigma, time)
+                if not found.isfinite().all():  # torchdiffeq would try ever smaller steps
+                    raise NotFinite("solver rk45: the slope is not finite")
+                return found
 
             exactly = {"step_t": times[1:]}  # otherwise it steps beyond the end and interpolates
             try:

@@ -20,7 +20,8 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
     (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
     (program := folder / ".venv/bin/python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
-    (folder / "requirements.txt").touch()
+    for name in ("requirements.txt", "requirements-uv.txt"):
+        (folder / name).touch()
     (folder / ".venv/installed").touch()
     own = {k: v for k, v in os.environ.items() if k not in VARIABLES} | environment
     return subprocess.run(["make", *arguments], cwd=folder, env=own, capture_output=True, text=True)

@@ -2,12 +2,10 @@
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["MPLBACKEND"] = "agg"  # figures are only written to files, whatever the user's setting
 import matplotlib
 import numpy as np
 import seaborn as sns
@@ -36,9 +34,9 @@ def new_figure(
     sharex: bool = False,
     sharey: bool = False,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of `size` inches with a grid of axes (rows, columns), independent of any matplotlibrc."""
+    """A figure of `size` inches with a grid of axes (rows, columns), independent of settings and installed fonts."""
     matplotlib.rcdefaults()
-    sns.set_theme(style=style, context="notebook")
+    sns.set_theme(style=style, context="notebook", rc={"font.sans-serif": ["DejaVu Sans"]})  # comes with matplotlib
     # SVG: keep text as text, and make identifiers deterministic.
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "figure"}
     figure = Figure(figsize=size, layout="constrained")
