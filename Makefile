@@ -1,5 +1,5 @@
 # make install | repro | study NAME=solvers | check | verify | prune | new | accept | test | lint | format | docs | bench
-#      | timings | pins
+#      | gpu-check | timings | pins
 # Each target calls `python -m pipeline <command>`; `python -m pipeline <command> --help` lists the options.
 # NAME=solvers names a study for check, verify, prune, accept and timings, too. J=2 runs independent stages side by side,
 # each on its own GPU if there are GPUs. PRESET=smoke and DATA=path/to.zip choose a preset and a data set, for studies that
@@ -25,7 +25,7 @@ export PIP_USER := 0
 RUN := @$(BIN)/python -m pipeline
 STUDY := --study="$$NAME" --preset="$$PRESET" --data="$$DATA"
 
-.PHONY: install repro study check verify prune new accept test lint format docs bench timings pins
+.PHONY: install repro study check verify prune new accept test lint format docs bench gpu-check timings pins
 
 install: .venv/installed
 
@@ -84,7 +84,9 @@ bench: install
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.page
-	$(BIN)/python -m benchmarks.device
+
+gpu-check: install  # what must hold on a GPU, and how fast it is; without one, a rehearsal on the CPU
+	@$(BIN)/python -m benchmarks.gpu_check
 
 timings: install  # measure the seconds per image of every curve, and write them into the report
 	$(RUN) timings $(STUDY)

@@ -1,26 +1,23 @@
-"""What this machine's device gets out of the networks of studies/cifar10: Markdown tables of rates, beside plain loops.
+"""Rates of training and sampling on a device: images per second of the networks of studies/cifar10, beside plain loops.
 
-python -m benchmarks.device [--presets short paper] [--batches 256 1024] [--seconds 10]. The device is the GPU where
-there is one, else the CPU, which takes the `smoke` preset at smaller batches unless told otherwise.
-
-Rates of training and sampling are in images per second, and as a share of the rate at which the device multiplies
-large matrices in the same precision, which is measured first: the work is that of the network's products and
-convolutions alone, three times a call's for a step of training. A plain loop does the same with the same network,
-compiled alike, and nothing around it: no draws by name, no average, nothing noted. Both are timed in turns, by medians.
+A rate is also given as a share of that at which the device multiplies large matrices in the same precision: the work
+is that of the network's products and convolutions alone, three times a call's for a step of training. A plain loop does
+the same with the same network, compiled alike, and nothing around it: no draws by name, no average, nothing noted. Both
+are timed in turns, by medians.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from benchmarks.loop import bare_step, made_up
-from pipeline.common.devices import autocast, compiled_calls, default_device
-from pipeline.common.machine import machine
+from pipeline.common.devices import autocast, compiled_calls
+from pipeline.common.randomness import SampleNoise
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.networks.registry import cost
 from pipeline.metrics.estimate import Moments, moments
@@ -135,50 +132,45 @@ def distance_seconds(device: torch.device, budget: float) -> float:
     return seconds_of({"distance": lambda: frechet_distance(moments(one), reference)}, device, budget)["distance"]
 
 
-def main() -> None:
-    device = default_device()
-    on_cpu = device.type == "cpu"
-    parser = argparse.ArgumentParser(description=__doc__)
-    presets = list(parse_study(STUDY.read_text(), STUDY).presets)
-    parser.add_argument("--presets", nargs="+", choices=presets, default=["smoke"] if on_cpu else ["short", "paper"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[16, 64] if on_cpu else [256, 1024])
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement, about")
-    chosen = parser.parse_args()
-    print(f"{machine(device)['device']}, PyTorch {torch.__version__}\n")
-    rows = {preset: row_of(preset) for preset in chosen.presets}
-    rates = {kind: matrix_rate(kind, device, chosen.seconds) for kind in {row.precision for row in rows.values()}}
-    for kind, rate in rates.items():
-        print(f"large products in {kind}: {rate / 1e12:.3g} Tflop/s")
-    print(
-        "\n| what | network | parameters | batch | images/s | images/s, plain | ours / plain | of the products' rate |"
-    )
-    print("|" + " --- |" * 8)
-    for preset, row in rows.items():
-        size = cost(row.spec(SIGMA_DATA, SHAPE))
-        for batch in chosen.batches:
-            own = row.model_copy(update={"batch": batch, "micro_batch": None})
-            for what, make, calls in (
-                ("training", training_loops, BACKWARD),
-                ("sampling", sampling_loops, Sampler().evaluations(STEPS)),
-            ):
-                network = f"| {what} | {preset} | {size.parameters:,} | {batch} |"
-                try:
-                    seconds = seconds_of(make(own, device), device, chosen.seconds)
-                except torch.OutOfMemoryError:
-                    print(f"{network} out of memory | | | |", flush=True)
-                    continue
-                share = calls * size.flops * batch / seconds["ours"] / rates[row.precision]
-                print(
-                    f"{network} {batch / seconds['ours']:.3g} | {batch / seconds['plain']:.3g} "
-                    f"| {seconds['plain'] / seconds['ours']:.3f} | {share:.1%} |",
-                    flush=True,
-                )
-    print(f"\nFrechet distance at d = {DIMENSIONS}: {distance_seconds(device, chosen.seconds):.3g} s")
-    print(
-        f"\ngoals on one H200: training at {GOALS['training']:.0%} or more of the products' rate for `paper`, sampling "
-        f"within {GOALS['sampling']:.0%} of the plain loop, the distance in less than {GOALS['distance']} s"
-    )
+def rates(preset: str, row: Model, products: float, device: torch.device, budget: float) -> list[dict[str, Any]]:
+    """Images per second of training and sampling with a row at its batch: ours, those of plain loops, their ratio.
+
+    products: the matrices' rate in the row's precision. share: of that rate. Without rates if memory does not suffice.
+    """
+    size, found = cost(row.spec(SIGMA_DATA, SHAPE)), []
+    for what, make, calls in (
+        ("training", training_loops, BACKWARD),
+        ("sampling", sampling_loops, Sampler().evaluations(STEPS)),
+    ):
+        case = {"what": what, "network": preset, "parameters": size.parameters, "batch": row.batch}
+        try:
+            seconds = seconds_of(make(row, device), device, budget)
+        except torch.OutOfMemoryError:
+            found.append(case | {"failed": "out of memory"})
+            continue
+        ours, plain = (row.batch / seconds[name] for name in ("ours", "plain"))
+        share = calls * size.flops * ours / products
+        found.append(case | {"images_per_second": ours, "plain": plain, "ratio": ours / plain, "share": share})
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def noise_cost(preset: str, row: Model, device: torch.device, budget: float) -> dict[str, Any]:
+    """Milliseconds of the noise that a stochastic solver draws for one step, and of the network's call in that step.
+
+    Each sample has a stream of its own on the CPU, so that its noise does not depend on the batch.
+    """
+    denoiser = Denoiser(row.spec(SIGMA_DATA, SHAPE)).eval().requires_grad_(False)
+    denoiser.run_on(device, row.precision, row.compile)
+    z, sigma = torch.randn(row.batch, *SHAPE, device=device), torch.tensor(1.0, dtype=torch.float64)
+    noise = SampleNoise(0, range(row.batch))
+    loops: dict[str, Loop] = {"noise": lambda: noise.randn_like(z), "call": lambda: denoiser(z, sigma)}
+    with torch.no_grad():
+        seconds = seconds_of(loops, device, budget)
+    noise_ms, call_ms = seconds["noise"] * 1e3, seconds["call"] * 1e3
+    return {
+        "network": preset,
+        "batch": row.batch,
+        "noise_ms": noise_ms,
+        "call_ms": call_ms,
+        "ratio": noise_ms / call_ms,
+    }

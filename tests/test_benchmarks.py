@@ -1,10 +1,18 @@
 """The device's benchmark: what it is compared with does the same work, and its networks are those of the study."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
-from benchmarks import device
+from benchmarks import checks, device, gpu_check
 from pipeline.common.devices import CPU
 from pipeline.diffusion.networks.registry import build
+from pipeline.sampling.loop import Samples
 from pipeline.training.row import Model
 
 TINY = Model(channels=8, multipliers=(1,), batch=4, warmup_images=8)
@@ -38,3 +46,51 @@ def test_its_networks_are_those_of_the_study() -> None:
         networks = {preset: build(spec) for preset, spec in specs.items()}
     sizes = {preset: sum(p.numel() for p in network.parameters()) for preset, network in networks.items()}
     assert 9e6 < sizes["short"] < 11e6 and 55e6 < sizes["paper"] < 56.5e6
+
+
+@pytest.mark.parametrize("name", [name for name in checks.CHECKS if not name.startswith("bfloat16")])
+def test_a_check_passes_on_the_cpu(name: str) -> None:
+    assert checks.CHECKS[name](CPU)
+
+
+@contextmanager
+def waiting(_: torch.device) -> Iterator[list[str]]:
+    yield ["loop.py:1"] * 3
+
+
+BROKEN: dict[str, tuple[str, Any]] = {  # a check, and what is replaced in it so that it must fail
+    "solvers, schedules and grids agree with the CPU": ("solved", lambda *_: Samples(torch.rand(2), 1)),
+    "metrics agree with the CPU": ("frechet_distance", lambda *_: float(torch.rand(1))),
+    "nothing waits for the GPU": ("waits_counted", waiting),
+    "equal bytes of two runs": ("state", lambda run: {"losses": torch.rand(2)}),
+    "out of memory": ("generate", lambda *_: iter([(torch.rand(2), 1)])),
+    "resume": ("load_checkpoint", lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_check_can_fail(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(checks, *BROKEN[name])
+    with pytest.raises(checks.Failed):
+        checks.CHECKS[name](CPU)
+
+
+def test_gpu_check_writes_numbers_and_a_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its checks and its study are replaced by short ones: those above are checked by themselves."""
+
+    def fail(device: torch.device) -> str:
+        raise checks.Failed("a | b")
+
+    monkeypatch.setattr(gpu_check, "CHECKS", {"one": lambda device: "fine", "two": fail, "three": lambda device: 1 / 0})
+    monkeypatch.setattr(gpu_check, "STAGES", ("resolve", "train@edm"))
+    monkeypatch.setattr(gpu_check, "row_of", lambda preset: TINY)
+    monkeypatch.setattr(gpu_check, "distance_seconds", lambda device, budget: 0.25)
+    assert gpu_check.main(["--batches", "4", "--seconds", "0", "--folder", str(tmp_path)]) == 1
+    found, page = json.loads((tmp_path / "cpu.json").read_text()), (tmp_path / "cpu.md").read_text()
+    assert [each["result"] for each in found["checks"]] == ["passed", "failed", "failed"]
+    assert [each["result"] for each in found["study"]] == ["passed", "failed"]  # no data are prepared
+    assert "data/summary.json: missing" in found["study"][1]["detail"]
+    assert found["rehearsal"] and "A rehearsal on a CPU" in page and r"a \| b" in page
+    assert [row["what"] for row in found["rates"]] == ["training", "sampling"]
+    assert min(row["ratio"] for row in [*found["rates"], *found["noise"]]) > 0
+    assert all(f"| {name} |" in page for name in ("one", "two", "three", "resolve", "smoke"))

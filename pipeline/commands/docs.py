@@ -18,6 +18,7 @@ from pipeline.evaluation.curve import Curve
 from pipeline.params import schema
 from pipeline.params.descriptions import choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
+from pipeline.params.places import GRAPH, STUDIES, copy_graph
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
@@ -224,7 +225,13 @@ def page() -> str:
 
 
 def write_docs() -> None:
-    """Write docs/design-space.md and params.schema.json below the current folder, and print what was written."""
+    """Write what is made from other files of the repository, and print what was written.
+
+    docs/design-space.md and params.schema.json are made from the code, dvc.yaml in studies/ from the root's.
+    """
     for file, text in {PAGE: page, Path(schema.FILE): schema.text}.items():
         write_text(file, text())
         print(f"wrote {file}")
+    for study in sorted(STUDIES.glob("[!.]*/params.yaml")):
+        copy_graph(study.parent)
+        print(f"wrote {study.parent / GRAPH}")

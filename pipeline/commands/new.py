@@ -21,7 +21,7 @@ from pipeline.data.row import Data
 from pipeline.data.sources import load
 from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
 from pipeline.metrics.extractors.classifier import HELD_OUT
-from pipeline.params.places import STUDIES, flow, link_graph, names_taken
+from pipeline.params.places import STUDIES, copy_graph, flow, names_taken
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study, read_study
 
@@ -237,7 +237,7 @@ def new_study(name: str, source: str, scale: str = "cpu", labels: str = "none") 
     title = f"What a design choice buys: {name}, {images.shape[1]} x {images.shape[2]}"
     with whole_folder(STUDIES / name) as folder:
         write_text(folder / "params.yaml", study_text(title, name, data, images, scale, labels))
-        link_graph(folder)
+        copy_graph(folder)
         flops = study_flops(read_study(folder / "params.yaml"), images)
     return _said(name, found, flops)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline.common.errors import StudyError
 from pipeline.params.study import Study
 
 STUDIES = Path("studies")
-GRAPH = Path("../../dvc.yaml")  # the root's graph, from a folder in studies/
+GRAPH = Path("dvc.yaml")  # the root's graph
 
 
 def read_yaml(path: Path) -> Any:
@@ -26,13 +27,14 @@ def read_yaml(path: Path) -> Any:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
 
 
-def link_graph(folder: Path) -> None:
-    """Make dvc.yaml in a folder of studies/ a link to the graph of the root, which all studies share."""
-    link = folder / "dvc.yaml"
-    if link.is_symlink() and Path(os.readlink(link)) == GRAPH:
-        return
-    link.unlink(missing_ok=True)
-    link.symlink_to(GRAPH)
+def copy_graph(folder: Path) -> None:
+    """Copy the graph of the root, which all studies share, into a folder of studies/.
+
+    A link would not do: DVC does not follow links when it reads a Git revision (`dvc exp show`, `dvc metrics diff`).
+    """
+    copy = folder / GRAPH.name
+    copy.unlink(missing_ok=True)  # a link would lead to the root's
+    shutil.copyfile(GRAPH, copy)
 
 
 def check_place(path: Path, study: Study) -> Path:
@@ -41,11 +43,11 @@ def check_place(path: Path, study: Study) -> Path:
     Raises StudyError if it is missing, if the `study` section does not lead to the root and back, or if another study
     has the same name, whatever its case.
     """
-    graph, info = path.parent / "dvc.yaml", study.study
+    graph, info = path.parent / GRAPH.name, study.study
     if not graph.is_file():
-        raise StudyError(
-            f"{graph}: missing; make it a link to the root's: ln -s {os.path.relpath('dvc.yaml', path.parent)} {graph}"
-        )
+        raise StudyError(f"{graph}: missing; copy the root's {GRAPH}, which all studies share")
+    if GRAPH.is_file() and graph.read_bytes() != GRAPH.read_bytes():
+        raise StudyError(f"{graph}: not the root's {GRAPH}, which all studies share; `make docs` copies it")
     if (graph.parent / info.root).resolve() != Path.cwd().resolve():
         root = os.path.relpath(Path.cwd().resolve(), graph.parent.resolve())
         raise StudyError(f"study.root: {info.root!r} does not lead to the root of the repository; write {root}")

@@ -8,7 +8,7 @@ from pipeline.common.files import whole_folder, write_text
 from pipeline.common.rows import NAME
 from pipeline.data.listing import BUILT_IN, unknown_source
 from pipeline.params.editing import edited
-from pipeline.params.places import STUDIES, link_graph, names_taken
+from pipeline.params.places import STUDIES, copy_graph, names_taken
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study, parse_study, read_study
 
@@ -59,11 +59,11 @@ def _write(name: str, study: Study, preset: str, data: str) -> None:
             raise StudyError(f"PRESET: {other} already has the name {target.name}; rename that study")
     if target.exists():
         write_text(file, text)
-        link_graph(target)
+        copy_graph(target)
     else:
         with whole_folder(target) as folder:
             write_text(folder / "params.yaml", text)
-            link_graph(folder)
+            copy_graph(folder)
 
 
 def _is_ours(file: Path) -> bool:

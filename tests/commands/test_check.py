@@ -168,11 +168,13 @@ def test_what_the_machine_lacks_is_a_warning_and_the_preview_goes_on(
 
 
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
-    "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; make it a link"),
+    "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; copy the root's dvc.yaml"),
     "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the root of the "
                      "repository; write ../.."),
     "another file": ("studies/y/params.yaml", {"name": "y", "root": "../.."}, "study.params: 'params.yaml' is not this "
                      "file; write studies/y/params.yaml"),
+    "another graph": ("studies/z/params.yaml", {"name": "z"}, "studies/z/dvc.yaml: not the root's dvc.yaml, which all "
+                      "studies share; `make docs` copies it"),
     "a name twice": ("studies/y/params.yaml", {"name": "tiny", "root": "../..", "params": "studies/y/params.yaml"},
                      "study.name: params.yaml already has the name 'tiny'"),
 }  # fmt: skip
@@ -182,9 +184,10 @@ PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its se
 def test_a_copied_study_that_still_points_elsewhere_is_refused(repository: Callable[..., Path], case: str) -> None:
     file, section, line = PLACES[case]
     repository()
-    for name in ("x", "y"):
+    for name in ("x", "y", "z"):
         Path(f"studies/{name}").mkdir(parents=True)
     Path("studies/y/dvc.yaml").write_text(Path("dvc.yaml").read_text())
+    Path("studies/z/dvc.yaml").write_text("stages: {}")
     (path := Path(file)).write_text(yaml.safe_dump(TINY | {"study": section}))
     with pytest.raises(StudyError) as caught:
         check_place(path, read_study(path))

@@ -118,7 +118,7 @@ def test_a_new_study_resolves_and_says_what_was_found(workspace: Path, mode: str
     )
     assert "make study NAME=pets runs it\n" in said and "reports/pets/proposed.yaml" in said
     assert {path.name for path in Path("studies/pets").iterdir()} == {"params.yaml", "dvc.yaml"}
-    assert Path("studies/pets/dvc.yaml").readlink() == Path("../../dvc.yaml")
+    assert not Path("studies/pets/dvc.yaml").is_symlink()
     assert Path("studies/pets/dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
     study = read_study(Path("studies/pets/params.yaml"))
     assert study.study.model_dump() == {"name": "pets", "root": "../..", "params": "studies/pets/params.yaml"}

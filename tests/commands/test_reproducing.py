@@ -32,6 +32,7 @@ curves:
   rho_3: {model: edm, rho: 3}
 sets: {}
 """
+OTHERS = ("points", "cifar10", "template")  # other studies: one with results, two that were never run
 ONLY_RESOLVE = ["resolve:", "always", "changed"]  # what `dvc status` prints of a study that is up to date
 QUEUED_SECONDS = 1200  # of a busy machine
 SECONDS = 1200
@@ -46,6 +47,10 @@ class Walk(Workspace):
         for name in ("Makefile", ".gitignore", "requirements.txt"):
             shutil.copy(ROOT / name, self.root)
         shutil.copytree(ROOT / ".dvc/plots", self.root / ".dvc/plots", dirs_exist_ok=True)
+        for name in OTHERS:  # of which DVC reads the graphs and the committed results
+            for folder in (f"studies/{name}", f"reports/{name}"):
+                if (ROOT / folder).exists():
+                    shutil.copytree(ROOT / folder, self.root / folder)
         programs = self.root / ".venv/bin"
         programs.mkdir(parents=True)
         for entry in Path(sys.prefix, "bin").iterdir():
@@ -122,13 +127,13 @@ def test_the_page_has_the_commands() -> None:
     said = ("make repro J=2", "dvc queue start", "dvc repro --pull --allow-missing", "make prune", "dvc gc", "dvc push")
     said += ("make accept",)
     assert all(any(command.startswith(each) for command in commands) for each in said)
-    assert len(commands) == len({c for b in BLOCKS for c in b}) + 1, "but for dvc status in the clone, each stands once"
+    assert len(commands) == len({c for b in BLOCKS for c in b}) + 1, "but for dvc status dvc.yaml in the clone, each stands once"
 
 
 def test_a_second_run_has_nothing_to_do(walked: Walk) -> None:
     begun = re.findall(r"^\d+/\d+ (\S+) begins \(.*\)$", of(walked, "make repro J=2"), re.M)
     assert {"train@edm", "sweep@edm", "sweep@rho_3", "report"} <= set(begun)
-    assert of(walked, "dvc status").split() == ONLY_RESOLVE
+    assert of(walked, "dvc status dvc.yaml").split() == ONLY_RESOLVE
     again = of(walked, "make repro")
     assert ran(again) == ["resolve"] and "params.yaml is up to date" in again
 
@@ -154,7 +159,7 @@ def test_plots_compare_the_revisions(walked: Walk) -> None:
 
 def test_a_clean_clone_runs_nothing(walked: Walk) -> None:
     assert ran(of(walked, "dvc repro --pull --allow-missing", "clone")) == ["resolve"]
-    assert of(walked, "dvc status", "clone").split() == ONLY_RESOLVE
+    assert of(walked, "dvc status dvc.yaml", "clone").split() == ONLY_RESOLVE
     weights = "build/digits/models/edm/seed_0.safetensors"
     assert (walked.root / weights).read_bytes() == (walked.root.parent / "clone" / weights).read_bytes()
 

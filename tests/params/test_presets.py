@@ -148,7 +148,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder := tmp_path / "studies/small").mkdir(parents=True)
     (folder / "params.yaml").write_text(TEXT)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    (folder / "dvc.yaml").symlink_to("../../dvc.yaml")
+    shutil.copy(ROOT / "dvc.yaml", folder)
     (tmp_path / "x.zip").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -161,7 +161,7 @@ def files(folder: Path) -> dict[str, str]:
 def test_another_preset_gets_its_own_folder(repository: Path) -> None:
     assert choose("small", "tiny") == "small_tiny"
     folder = Path("studies/small_tiny")
-    assert (folder / "dvc.yaml").readlink() == Path("../../dvc.yaml")
+    assert not (folder / "dvc.yaml").is_symlink()
     assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
     lines, own = (folder / "params.yaml").read_text().splitlines(), TEXT.splitlines()
     assert lines.pop(1).startswith(MARK + "small PRESET=tiny`")
