@@ -187,7 +187,7 @@ def test_broken_weights_are_refused_in_one_line(tmp_path: Path, narrow_file: Pat
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("extractor", ["inception", "module"])
 def test_pickled_code_is_never_run(tmp_path: Path, extractor: str, legacy: bool) -> None:
-    path, mark = tmp_path / "w.pt", tmp_path / "mark"
+    path, mark = tmp_path / "w.pt2", tmp_path / "mark"
     torch.save({"fc.bias": Evil(mark)}, path, _use_new_zipfile_serialization=not legacy)
     row = Features(extractor=extractor, weights=str(path), hash=sha256(path))
     assert str(path) in one_line(lambda: make_extractor(row, digits(40)))
@@ -198,7 +198,7 @@ def test_pickled_code_is_never_run(tmp_path: Path, extractor: str, legacy: bool)
 
 @pytest.mark.parametrize("extractor", ["inception", "module"])
 def test_a_file_of_another_hash_is_refused(tmp_path: Path, extractor: str) -> None:
-    (path := tmp_path / "w.pt").write_bytes(b"weights")
+    (path := tmp_path / "w.pt2").write_bytes(b"weights")
     row = Features(extractor=extractor, weights=str(path), hash="0" * 8)
     one_line(lambda: make_extractor(row, digits(40)), f"{path}: its sha256 is {sha256(path)}; expected 00000000")
 
@@ -210,5 +210,5 @@ def test_a_file_without_a_hash_must_be_the_official_one(inception_file: Path) ->
 
 @pytest.mark.parametrize("extractor", ["inception", "module"])
 def test_a_missing_file_is_an_error_and_no_fallback(tmp_path: Path, extractor: str) -> None:
-    row = Features(extractor=extractor, weights=str(tmp_path / "w.pt"), hash="0" * 8)
-    one_line(lambda: make_extractor(row, digits(40)), f"{tmp_path / 'w.pt'}: cannot be read (No such file")
+    row = Features(extractor=extractor, weights=str(tmp_path / "w.pt2"), hash="0" * 8)
+    one_line(lambda: make_extractor(row, digits(40)), f"{tmp_path / 'w.pt2'}: cannot be read (No such file")

@@ -37,7 +37,7 @@ def test_widths_that_the_network_cannot_have_are_refused(width: int) -> None:
         ({"extractor": "vgg"}, "classifier.*inception.*dinov2.*module"),
         ({"weights": "w.pth"}, "weights: classifier takes no file"),
         ({"extractor": "dinov2", "weights": "w.pth"}, "weights: dinov2 takes no file"),
-        ({"extractor": "module"}, "weights: module needs the path"),
+        ({"extractor": "module"}, "weights: module takes an exported program"),
         ({"extractor": "inception", "hash": "6726825d"}, "hash: belongs to the file"),
         ({"hash": "6726825d"}, "hash: belongs to the file"),
         ({"extractor": "module", "weights": "m.pt2", "hash": "6726825"}, "hash"),
