@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json, write_bytes
 from pipeline.data.dataset import Dataset, is_points
-from pipeline.metrics.extractors import classifier, coordinates, dinov2, inception, module
+from pipeline.metrics.extractors import classifier, coordinates, inception, module
 from pipeline.metrics.extractors.extractor import Extractor, Recipe, Unavailable, probe
 from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.names import COORDINATES, label
@@ -15,7 +15,6 @@ from pipeline.metrics.names import COORDINATES, label
 EXTRACTORS = {
     "classifier": Recipe(classifier.obtain, classifier.build),
     "inception": Recipe(inception.obtain, inception.build),
-    "dinov2": Recipe(dinov2.obtain, dinov2.build),
     "module": Recipe(module.obtain, module.build),
     COORDINATES: Recipe(coordinates.obtain, coordinates.build),
 }

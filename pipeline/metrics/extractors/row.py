@@ -19,8 +19,8 @@ class Features(Row):
     uses the classifier.
     """
 
-    extractor: Literal["classifier", "inception", "dinov2", "module", "coordinates"] = "classifier"
-    """The feature extractor: classifier (trained on the data), inception (FID), dinov2, module, coordinates."""
+    extractor: Literal["classifier", "inception", "module", "coordinates"] = "classifier"
+    """The feature extractor: classifier (trained on the data), inception (FID), module, coordinates."""
     weights: Annotated[str, Field(min_length=1)] | None = None
     """File of the extractor's weights, for inception, or of an exported program (.pt2), for module."""
     hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = None

@@ -34,9 +34,8 @@ def test_widths_that_the_network_cannot_have_are_refused(width: int) -> None:
 @pytest.mark.parametrize(
     ("row", "cause"),
     [
-        ({"extractor": "vgg"}, "classifier.*inception.*dinov2.*module"),
+        ({"extractor": "vgg"}, "classifier.*inception.*module"),
         ({"weights": "w.pth"}, "weights: classifier takes no file"),
-        ({"extractor": "dinov2", "weights": "w.pth"}, "weights: dinov2 takes no file"),
         ({"extractor": "module"}, "weights: module takes an exported program"),
         ({"extractor": "inception", "hash": "6726825d"}, "hash: belongs to the file"),
         ({"hash": "6726825d"}, "hash: belongs to the file"),
@@ -55,7 +54,7 @@ def test_a_row_of_each_extractor() -> None:
     assert Features().extractor == "classifier" and set(get_args(Features.model_fields["extractor"].annotation)) == set(
         EXTRACTORS
     )
-    assert Features(extractor="inception").weights is None and Features(extractor="dinov2").hash is None
+    assert Features(extractor="inception").weights is None
     assert Features(extractor="inception", weights="w.pth", hash="0" * 64).hash == "0" * 64
     assert Features(extractor="module", weights="m.pt2").weights == "m.pt2"
 
