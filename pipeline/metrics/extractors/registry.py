@@ -37,13 +37,19 @@ def check_suits(extractor: str, points: bool) -> None:
 def make_extractor(row: Features, dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The extractor of a row, or the classifier if published weights are unavailable: its files and a summary.
 
-    The summary's `fallback` is the reason for the classifier, or None. Raises StudyError for every other problem.
+    The summary's `fallback` is the reason for the classifier, or None. Raises StudyError for every other problem, and
+    with both causes if the classifier fails, too.
     """
     check_suits(row.extractor, is_points(dataset.images))
     try:
         fallback, (files, summary) = None, _make(row.extractor, row, dataset)
     except Unavailable as error:
-        fallback, (files, summary) = str(error), _make("classifier", row, dataset)
+        fallback = str(error)
+        try:
+            files, summary = _make("classifier", row, dataset)
+        except StudyError as second:
+            unavailable = f"{row.extractor}: weights are unavailable ({fallback})"
+            raise StudyError(f"{unavailable}, and the classifier cannot replace it: {second}") from None
     return files, summary | {"wanted": row.extractor, "fallback": fallback}
 
 

@@ -15,7 +15,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from pipeline.common.files import write_json
 from pipeline.metrics.extractors.extractor import Extractor
-from pipeline.metrics.extractors.inception import official_prefix
+from pipeline.metrics.extractors.inception import lacking, official_prefix
 from pipeline.metrics.extractors.registry import EXTRACTORS, load_extractor, make_extractor, save_extractor
 from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.names import label
@@ -124,8 +124,14 @@ def test_official_weights_come_from_the_cache_and_stay_official(
     monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=AssertionError))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     cached = tmp_path / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+    assert str(cached) in (lacking(Features(extractor="inception")) or "")
+    assert lacking(Features()) is lacking(inception_row(narrow_file)) is None
     cached.parent.mkdir()
+    cached.write_bytes(b"half a download")
+    assert str(cached) in (lacking(Features(extractor="inception")) or "")
+    cached.unlink()
     cached.symlink_to(narrow_file)
+    assert lacking(Features(extractor="inception")) is None
     files, summary = make_extractor(Features(extractor="inception"), digits(40))
     save_extractor(files, tmp_path / "made")
     assert (summary["name"], summary["official"], summary["fallback"]) == ("inception", True, None)
