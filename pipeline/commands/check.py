@@ -13,6 +13,7 @@ from pipeline.commands.stale import Reason, reasons_of_rows
 from pipeline.common.files import Paths, read_json
 from pipeline.common.machine import machine
 from pipeline.data.dataset import described, shape_of
+from pipeline.metrics.extractors.inception import lacking
 from pipeline.params.null_axes import notes
 from pipeline.params.places import check_place
 from pipeline.params.resolve import resolve_with_data
@@ -38,7 +39,7 @@ class Preview:
     start_seconds: float
     """The time that a stage's process takes to start."""
     cores: int
-    lack: str | None = None
+    lacks: tuple[str, ...] = ()
     """What this machine lacks to run it."""
 
     @property
@@ -46,7 +47,7 @@ class Preview:
         return [stage for stage, reason in self.stages.items() if reason]
 
     def warnings(self) -> list[str]:
-        return [*([self.lack] if self.lack else []), *notes(self.rows)]
+        return [*self.lacks, *notes(self.rows)]
 
     def lines(self) -> Iterator[str]:
         """The preview, to be printed."""
@@ -129,5 +130,6 @@ def preview(path: Path, start_seconds: float, beside: Executor | None = None) ->
         timing = paths.timing(stage.replace("@", "_"))
         if timing.exists():
             timings[stage] = read_json(timing)["seconds"]
-    cores = speed_here.cores
-    return Preview(path, rows, about, stages, work, timings, speed_here.start_seconds, cores, unmet(study))
+    weights = lacking(rows.features) if stages["features"] else None
+    lacks = tuple(line for line in (unmet(study), weights) if line)
+    return Preview(path, rows, about, stages, work, timings, speed_here.start_seconds, speed_here.cores, lacks)

@@ -55,7 +55,7 @@ REFERENCE_SECONDS = {"images": 1.6, "points": 15.0}
 AGREEMENT_SECONDS = (8.0, 0.2)  # once, and for each curve
 CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, without their features
 MATCHING_SECONDS = 4e-5  # to match the noise of one image of a batch
-EXTRACTOR_FLOPS = {"inception": 1.14e10, "dinov2": 1.6e11}  # for one image
+EXTRACTOR_FLOPS = {"inception": 1.14e10}  # for one image
 METRICS_MIB, STAGE_MIB = 150, 100  # memory besides networks: of metrics, and of the libraries that a stage loads
 DVC_SECONDS = 1.0  # DVC's share of a stage, besides the start of its process
 

@@ -167,6 +167,17 @@ def test_what_the_machine_lacks_is_a_warning_and_the_preview_goes_on(
     assert list(small.lines()) == list(large.lines())
 
 
+@pytest.mark.dvc
+def test_weights_that_are_not_on_this_machine_are_a_warning(
+    repository: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    warnings = preview(repository(features={"extractor": "inception"}), 2.0).warnings()
+    assert warnings[0].startswith(f"features: Inception's weights are not at {tmp_path / 'hub'}")
+    assert not (tmp_path / "hub").exists()
+
+
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
     "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; copy the root's dvc.yaml"),
     "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the root of the "

@@ -20,7 +20,7 @@ def test_results_measured_in_the_same_way_are_comparable() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("extractor", "dinov2", "extractor is classifier for the first and dinov2 for the second"),
+        ("extractor", "inception", "extractor is classifier for the first and inception for the second"),
         ("samples", 4999, "samples is 5000 for the first and 4999 for the second"),
         ("libraries", {"torch": "2.13"}, r"libraries is \{'torch': '2.14'\} for the first and \{'torch': '2.13'\}"),
         ("device", "cuda", "device is None for the first and cuda for the second"),

@@ -245,14 +245,14 @@ def test_the_extractor_of_points_is_the_points(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(EXTRACTORS.keys() - {"coordinates"}))
 def test_other_extractors_are_refused_on_points(name: str) -> None:
-    row = Features(extractor=name, weights="x.pt" if name == "module" else None)
+    row = Features(extractor=name, weights="x.pt2" if name == "module" else None)
     with pytest.raises(StudyError, match=r"features\.extractor") as error:
         make_extractor(row, load(Data(source="spiral", limit=100)))
     assert f"{name} takes images" in one_line(error) and "write `coordinates`" in one_line(error)
 
 
 def test_coordinates_are_refused_on_images_and_take_no_file() -> None:
-    with pytest.raises(StudyError, match=r"coordinates takes points.*valid: classifier, dinov2"):
+    with pytest.raises(StudyError, match=r"coordinates takes points.*valid: classifier, inception"):
         make_extractor(Features(extractor="coordinates"), load(Data(source="digits", limit=100)))
     with pytest.raises(ValueError, match="coordinates takes no file"):
         Features(extractor="coordinates", weights="x.pt")

@@ -55,12 +55,10 @@ class Extractor:
     batch: int = BATCH
     rgb: bool = False  # repeat grey images to three channels
     official: bool = False
-    movable: bool = True  # to a GPU; an exported program stays on the device of its export
 
     def on(self, device: torch.device) -> Self:
-        """The same extractor, after its network has moved to the device if it can."""
-        if self.movable:
-            self.network.to(device)
+        """The same extractor, after its network has moved to the device."""
+        self.network.to(device)
         return self
 
     @property

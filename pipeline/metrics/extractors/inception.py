@@ -53,11 +53,28 @@ def build(content: bytes, record: Record) -> Extractor:
     return Extractor("inception", weights, PREPROCESSING, network, LARGE_BATCH, rgb=True, official=official)
 
 
+def lacking(row: Features) -> str | None:
+    """One line if the row takes the official weights and they are not on this machine, else None. Downloads nothing."""
+    if row.extractor != "inception" or row.weights or _begins_with(path := _official_path(), official_prefix()):
+        return None
+    return (
+        f"features: Inception's weights are not at {path}; the stage downloads them there, and if that fails, the "
+        "classifier replaces them and no score is FID; or name a file in features.weights"
+    )
+
+
+def _official_path() -> Path:
+    """The place of torch-fidelity's Inception weights in torch hub's cache."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+
+
 def _official_file() -> Path:
     """torch-fidelity's Inception weights in torch hub's cache, downloaded if missing. Raises Unavailable."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    path = _official_path()
     try:
         if not _begins_with(path, official_prefix()):
             download(URL_INCEPTION_V3, path, official_prefix())

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json, write_bytes
 from pipeline.data.dataset import Dataset, is_points
-from pipeline.metrics.extractors import classifier, coordinates, dinov2, inception, module
+from pipeline.metrics.extractors import classifier, coordinates, inception, module
 from pipeline.metrics.extractors.extractor import Extractor, Recipe, Unavailable, probe
 from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.names import COORDINATES, label
@@ -15,7 +15,6 @@ from pipeline.metrics.names import COORDINATES, label
 EXTRACTORS = {
     "classifier": Recipe(classifier.obtain, classifier.build),
     "inception": Recipe(inception.obtain, inception.build),
-    "dinov2": Recipe(dinov2.obtain, dinov2.build),
     "module": Recipe(module.obtain, module.build),
     COORDINATES: Recipe(coordinates.obtain, coordinates.build),
 }
@@ -38,13 +37,19 @@ def check_suits(extractor: str, points: bool) -> None:
 def make_extractor(row: Features, dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The extractor of a row, or the classifier if published weights are unavailable: its files and a summary.
 
-    The summary's `fallback` is the reason for the classifier, or None. Raises StudyError for every other problem.
+    The summary's `fallback` is the reason for the classifier, or None. Raises StudyError for every other problem, and
+    with both causes if the classifier fails, too.
     """
     check_suits(row.extractor, is_points(dataset.images))
     try:
         fallback, (files, summary) = None, _make(row.extractor, row, dataset)
     except Unavailable as error:
-        fallback, (files, summary) = str(error), _make("classifier", row, dataset)
+        fallback = str(error)
+        try:
+            files, summary = _make("classifier", row, dataset)
+        except StudyError as second:
+            unavailable = f"{row.extractor}: weights are unavailable ({fallback})"
+            raise StudyError(f"{unavailable}, and the classifier cannot replace it: {second}") from None
     return files, summary | {"wanted": row.extractor, "fallback": fallback}
 
 

@@ -6,6 +6,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.common.rows import Row
 
+EXPORT = (
+    "write it with torch.export.save(torch.export.export(module.eval(), (images,), "
+    "dynamic_shapes=({0: torch.export.Dim.AUTO},)), 'name.pt2'), where images is an example, uint8 (2, 3, H, W)"
+)
+
 
 class Features(Row):
     """The `features` section: the extractor, its file, and how the classifier is trained.
@@ -14,10 +19,10 @@ class Features(Row):
     uses the classifier.
     """
 
-    extractor: Literal["classifier", "inception", "dinov2", "module", "coordinates"] = "classifier"
-    """The feature extractor: classifier (trained on the data), inception (FID), dinov2, module, coordinates."""
+    extractor: Literal["classifier", "inception", "module", "coordinates"] = "classifier"
+    """The feature extractor: classifier (trained on the data), inception (FID), module, coordinates."""
     weights: Annotated[str, Field(min_length=1)] | None = None
-    """File of the extractor's weights. For inception and module."""
+    """File of the extractor's weights, for inception, or of an exported program (.pt2), for module."""
     hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = None
     """First digits of the sha256 of that file, at least 8."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
@@ -37,8 +42,8 @@ class Features(Row):
     def _check_weights(self) -> Self:
         if self.weights and self.extractor not in ("inception", "module"):
             raise ValueError(f"weights: {self.extractor} takes no file; inception and module do")
-        if self.extractor == "module" and not self.weights:
-            raise ValueError("weights: module needs the path of a TorchScript file or an exported program")
+        if self.extractor == "module" and not (self.weights or "").endswith(".pt2"):
+            raise ValueError(f"weights: module takes an exported program (.pt2); {EXPORT}")
         if self.hash and not self.weights:
             raise ValueError("hash: belongs to the file in weights, but weights is missing; leave hash out")
         return self

@@ -15,7 +15,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from pipeline.common.files import write_json
 from pipeline.metrics.extractors.extractor import Extractor
-from pipeline.metrics.extractors.inception import official_prefix
+from pipeline.metrics.extractors.inception import lacking, official_prefix
 from pipeline.metrics.extractors.registry import EXTRACTORS, load_extractor, make_extractor, save_extractor
 from pipeline.metrics.extractors.row import Features
 from pipeline.metrics.names import label
@@ -124,8 +124,14 @@ def test_official_weights_come_from_the_cache_and_stay_official(
     monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=AssertionError))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     cached = tmp_path / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+    assert str(cached) in (lacking(Features(extractor="inception")) or "")
+    assert lacking(Features()) is lacking(inception_row(narrow_file)) is None
     cached.parent.mkdir()
+    cached.write_bytes(b"half a download")
+    assert str(cached) in (lacking(Features(extractor="inception")) or "")
+    cached.unlink()
     cached.symlink_to(narrow_file)
+    assert lacking(Features(extractor="inception")) is None
     files, summary = make_extractor(Features(extractor="inception"), digits(40))
     save_extractor(files, tmp_path / "made")
     assert (summary["name"], summary["official"], summary["fallback"]) == ("inception", True, None)
@@ -187,7 +193,7 @@ def test_broken_weights_are_refused_in_one_line(tmp_path: Path, narrow_file: Pat
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("extractor", ["inception", "module"])
 def test_pickled_code_is_never_run(tmp_path: Path, extractor: str, legacy: bool) -> None:
-    path, mark = tmp_path / "w.pt", tmp_path / "mark"
+    path, mark = tmp_path / "w.pt2", tmp_path / "mark"
     torch.save({"fc.bias": Evil(mark)}, path, _use_new_zipfile_serialization=not legacy)
     row = Features(extractor=extractor, weights=str(path), hash=sha256(path))
     assert str(path) in one_line(lambda: make_extractor(row, digits(40)))
@@ -198,7 +204,7 @@ def test_pickled_code_is_never_run(tmp_path: Path, extractor: str, legacy: bool)
 
 @pytest.mark.parametrize("extractor", ["inception", "module"])
 def test_a_file_of_another_hash_is_refused(tmp_path: Path, extractor: str) -> None:
-    (path := tmp_path / "w.pt").write_bytes(b"weights")
+    (path := tmp_path / "w.pt2").write_bytes(b"weights")
     row = Features(extractor=extractor, weights=str(path), hash="0" * 8)
     one_line(lambda: make_extractor(row, digits(40)), f"{path}: its sha256 is {sha256(path)}; expected 00000000")
 
@@ -210,5 +216,5 @@ def test_a_file_without_a_hash_must_be_the_official_one(inception_file: Path) ->
 
 @pytest.mark.parametrize("extractor", ["inception", "module"])
 def test_a_missing_file_is_an_error_and_no_fallback(tmp_path: Path, extractor: str) -> None:
-    row = Features(extractor=extractor, weights=str(tmp_path / "w.pt"), hash="0" * 8)
-    one_line(lambda: make_extractor(row, digits(40)), f"{tmp_path / 'w.pt'}: cannot be read (No such file")
+    row = Features(extractor=extractor, weights=str(tmp_path / "w.pt2"), hash="0" * 8)
+    one_line(lambda: make_extractor(row, digits(40)), f"{tmp_path / 'w.pt2'}: cannot be read (No such file")

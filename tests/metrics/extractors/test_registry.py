@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from pipeline.common.files import write_json
-from pipeline.data.dataset import save
+from pipeline.data.dataset import Dataset, save
 from pipeline.metrics.extractors.registry import EXTRACTORS, load_extractor, make_extractor, save_extractor
 from pipeline.metrics.extractors.row import Features
 from stages import Arguments
@@ -34,10 +34,9 @@ def test_widths_that_the_network_cannot_have_are_refused(width: int) -> None:
 @pytest.mark.parametrize(
     ("row", "cause"),
     [
-        ({"extractor": "vgg"}, "classifier.*inception.*dinov2.*module"),
+        ({"extractor": "vgg"}, "classifier.*inception.*module"),
         ({"weights": "w.pth"}, "weights: classifier takes no file"),
-        ({"extractor": "dinov2", "weights": "w.pth"}, "weights: dinov2 takes no file"),
-        ({"extractor": "module"}, "weights: module needs the path"),
+        ({"extractor": "module"}, "weights: module takes an exported program"),
         ({"extractor": "inception", "hash": "6726825d"}, "hash: belongs to the file"),
         ({"hash": "6726825d"}, "hash: belongs to the file"),
         ({"extractor": "module", "weights": "m.pt2", "hash": "6726825"}, "hash"),
@@ -55,7 +54,7 @@ def test_a_row_of_each_extractor() -> None:
     assert Features().extractor == "classifier" and set(get_args(Features.model_fields["extractor"].annotation)) == set(
         EXTRACTORS
     )
-    assert Features(extractor="inception").weights is None and Features(extractor="dinov2").hash is None
+    assert Features(extractor="inception").weights is None
     assert Features(extractor="inception", weights="w.pth", hash="0" * 64).hash == "0" * 64
     assert Features(extractor="module", weights="m.pt2").weights == "m.pt2"
 
@@ -84,6 +83,14 @@ def test_the_classifier_stands_in_for_inception(
     assert summary | {"fallback": None} == plain | {"wanted": "inception"}
     assert files == plain_files and not summary["official"]
     assert socket.getdefaulttimeout() is None
+
+
+def test_both_causes_are_named_if_the_classifier_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    images = Dataset(torch.zeros(8, 1, 8, 6, dtype=torch.uint8), None, ())
+    causes = ("inception: weights are unavailable (URLError", "no network", "images without classes must be square")
+    one_line(lambda: make_extractor(QUICK.model_copy(update={"extractor": "inception"}), images), *causes)
 
 
 def test_the_stage_says_what_stands_in(
