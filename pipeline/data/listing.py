@@ -25,7 +25,7 @@ def expanded(source: str) -> Path:
     """The path that a study file names, with `~` expanded. Raises StudyError if there is no such home folder."""
     try:
         return Path(source).expanduser()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise StudyError(f"{source!r} names no home folder ({error})") from None
 
 
