@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.common.environment import check_interpreter, launched
-from pipeline.common.errors import StudyError, nearest
+from pipeline.common.errors import StudyError, is_text, nearest
 
 Command = Callable[[argparse.Namespace], None]
 ROOT_STUDY = Path("params.yaml")
@@ -169,6 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_interpreter()
         if launched("WORLD_SIZE", 1) > 1:
             raise StudyError("commands run in one process; torchrun starts stages.train and stages.sweep alone")
+        for option, value in vars(chosen).items():
+            if value == []:  # argparse's result for "--"
+                raise StudyError(f"--{option}: '--' is not valid; write a name or a path")
+            if isinstance(value, str) and not is_text(value):
+                raise StudyError(f"--{option}: {value!r} is not valid UTF-8; rename it")
         chosen.run(chosen)
         print(end="", flush=True)
     except (StudyError, OSError, MemoryError) as error:

@@ -1,30 +1,55 @@
 """Labels of images from a list in `dataset.json` or from class folders."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+import posixpath
 from typing import Any
 
-from pipeline.common.errors import StudyError
-from pipeline.data.listing import LABELS_FILE, blame
+from pipeline.common.errors import StudyError, is_text, note
+from pipeline.data.files import Files
+from pipeline.data.listing import LABELS_FILE, blame, is_read
 
-Read = Callable[[str], bytes]  # the content of a file, from its path below the folder or in the zip
 Labels = tuple[list[int] | None, tuple[str, ...]]  # a class index for each image, or None; the names of the classes
 
 
-def find_labels(root: Path, visible: list[str], images: list[str], read: Read) -> Labels:
-    """The labels of `images`, from a top-level `dataset.json` among the `visible` files, else from top-level folders.
+def find_labels(files: Files, images: list[str]) -> Labels:
+    """The labels of `images`, from a top-level `dataset.json` among the files, else from top-level folders.
 
-    Raises StudyError if the list is invalid, or if images lie beside class folders.
+    If one folder holds all images, and in it are class folders or a `dataset.json`, it counts as the top level.
+    Raises StudyError if the list is invalid, if images lie beside class folders, or if the name of a class is no text.
     """
-    if LABELS_FILE in visible:
+    names = list(filter(is_read, files.names))
+    top = _top(names)
+    labels, classes = _found_labels(files, top, [name.removeprefix(top) for name in names], images)
+    for name in classes:
+        if not is_text(name):
+            raise StudyError(
+                f"{files.root}: the name of class {name!r} is not valid UTF-8; rename it, or set labels: false"
+            )
+    return labels, classes
+
+
+def _top(names: list[str]) -> str:
+    """The folder, such as "pets/", of all files, if it holds class folders or a list of labels; else ""."""
+    folder = posixpath.commonpath([name.rpartition("/")[0] for name in names])
+    top = folder and f"{folder}/"
+    below = [name.removeprefix(top) for name in names]
+    return top if LABELS_FILE in below or all("/" in name for name in below) else ""
+
+
+def _found_labels(files: Files, top: str, names: list[str], images: list[str]) -> Labels:
+    """The labels of `images`. names: of all files that are read, below the folder `top`."""
+    root = f"{files.root}/{top}".removesuffix("/")
+    images = [name.removeprefix(top) for name in images]
+    if top:
+        note(f"{files.root}: labels are those of its only folder, {top}")
+    if LABELS_FILE in names:
         place = f"{root}/{LABELS_FILE}"
         with blame(place, "not valid JSON"):
-            listed = json.loads(read(LABELS_FILE))
+            listed = json.loads(files.read(top + LABELS_FILE))
         return _listed_labels(place, listed, images)
-    if astray := [name for name in visible if name.endswith(f"/{LABELS_FILE}")]:
+    if astray := [name for name in names if name.endswith(f"/{LABELS_FILE}")]:
         raise StudyError(f"{root}/{astray[0]}: not at the top level; pack or name the folder that holds it")
-    tops = [PurePosixPath(name).parts[0] if len(PurePosixPath(name).parts) > 1 else "" for name in images]
+    tops = [name.partition("/")[0] if "/" in name else "" for name in images]
     classes = tuple(sorted(set(tops) - {""}))
     if not classes:
         return None, ()

@@ -1,6 +1,5 @@
 """Data sets by name or path: load one, or take a glance at it."""
 
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 from pipeline.common.errors import StudyError
 from pipeline.data import cifar10, points
 from pipeline.data.dataset import Dataset, mean_and_sigma
+from pipeline.data.files import opened
 from pipeline.data.images import collect
-from pipeline.data.listing import ARCHIVE_SUFFIX, blame, expanded, is_image, unknown_source, walk
+from pipeline.data.listing import ARCHIVE_SUFFIX, expanded, is_image, unknown_source
 from pipeline.data.row import Data
 
 GLANCED = 32  # images of a folder or zip that a glance decodes
@@ -30,11 +30,9 @@ def load(row: Data, place: str = "data.source") -> Dataset:
     path = _path(row, place)
     if row.source in SOURCES:
         dataset = _selected(SOURCES[row.source](), row)
-    elif path.is_dir():
-        dataset = collect(path, walk(path), lambda name: (path / name).read_bytes(), row)
-    elif path.is_file() and path.suffix.lower() == ".zip":
-        with _zip(path) as archive:
-            dataset = collect(path, _members(archive), archive.read, row)
+    elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+        with opened(path) as files:
+            dataset = collect(files, row)
     elif _is_archive(path):
         dataset = _selected(_cifar10(path), row)
     else:
@@ -57,12 +55,8 @@ def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
     if row.source in SOURCES:
         return load(row, place).summary()
     summary = load(row.model_copy(update={"limit": min(GLANCED, row.limit or GLANCED)}), place).summary()
-    if path.is_dir():
-        names = walk(path)
-    else:
-        with _zip(path) as archive:
-            names = _members(archive)
-    count = sum(map(is_image, names))
+    with opened(path) as files:
+        count = sum(map(is_image, files.names))
     return summary | {"count": min(count, row.limit or count)}
 
 
@@ -75,15 +69,6 @@ def _path(row: Data, place: str) -> Path:
 
 def _is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIX)
-
-
-def _zip(path: Path) -> zipfile.ZipFile:
-    with blame(path, "not a readable zip archive; make it again"):
-        return zipfile.ZipFile(path)
-
-
-def _members(archive: zipfile.ZipFile) -> list[str]:
-    return list(dict.fromkeys(archive.namelist()))
 
 
 def _selected(dataset: Dataset, row: Data) -> Dataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import whole_folder, write_text
 from pipeline.common.rows import NAME
-from pipeline.data.listing import BUILT_IN, unknown_source
+from pipeline.data.listing import BUILT_IN, expanded, unknown_source
 from pipeline.params.editing import edited
 from pipeline.params.places import STUDIES, copy_graph, names_taken
 from pipeline.params.resolve import resolve
@@ -35,7 +35,7 @@ def choose(name: str, preset: str, data: str = "") -> str:
         raise StudyError(f"PRESET: missing; write one of {', '.join(study.presets)}")
     if chosen not in study.presets:
         raise StudyError(f"PRESET: no preset {chosen!r}; {nearest(chosen, study.presets)}")
-    if data and data not in BUILT_IN and not Path(data).expanduser().exists():
+    if data and data not in BUILT_IN and not expanded(data).exists():
         raise StudyError(f"DATA: {unknown_source(data)}")
     if chosen == study.preset and data in ("", study.data.source):
         return name

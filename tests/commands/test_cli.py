@@ -164,3 +164,17 @@ def test_a_mistake_is_one_line_and_writes_nothing(case: str, capsys: pytest.Capt
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1 and printed.err.startswith(f"error: {line}")
     assert sorted(Path().rglob("*")) == before
+
+
+NO_NAMES = {
+    "caf\udce9": "'caf\\udce9' is not valid UTF-8; rename it",
+    "--": "'--' is not valid; write a name or a path",
+}
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("option", ["study", "images", "scale", "labels"])
+def test_a_name_that_cannot_be_one_is_one_line(option: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"study": "pets", "images": "x", option: name}
+    assert main(["new", *(f"--{key}={value}" for key, value in given.items())]) == 1
+    assert capsys.readouterr().err == f"error: --{option}: {NO_NAMES[name]}\n"

@@ -73,9 +73,15 @@ def test_make_passes_names_on_without_a_shell_reading_them(tmp_path: Path, case:
     assert not list(tmp_path.rglob("pwned"))
 
 
+@pytest.mark.parametrize("value", [HOSTILE, "-h", "--help", "-x y", "-1", "", "="])
 @pytest.mark.parametrize("case", GIVEN)
-def test_the_command_line_takes_what_make_passes(case: str) -> None:
-    parser().parse_args(GIVEN[case][1])
+def test_the_command_line_takes_what_make_passes(case: str, value: str) -> None:
+    """No value is taken for an option."""
+    called = [argument.replace(HOSTILE, value) for argument in GIVEN[case][1]]
+    found = vars(parser().parse_args(called))
+    for argument in called[1:]:
+        option, _, given = argument.removeprefix("--").partition("=")
+        assert found[option] == (True if option == "dry" else given)
 
 
 def test_a_name_from_the_environment_names_no_study(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Images of folders and zips: their formats and modes, those that were stored with loss, and one line for bad input."""
 
+import io
 import json
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.data.dataset import load_prepared, load_summary, save
 from stages import Arguments, prepare
@@ -143,20 +145,142 @@ def test_lossless_images_of_every_mode_keep_their_pixels(
         assert np.array_equal(tensor.permute(1, 2, 0).numpy(), expected)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(header: bytes, rows: bytes) -> bytes:
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks.items())
+
+
 def bomb() -> bytes:
     """A PNG of a few bytes whose header claims 60,000 x 60,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png_of(struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"")
 
 
 def see_through() -> Image.Image:
     image = Image.fromarray(pixels(1)).convert("RGBA")
     image.putpixel((0, 0), (1, 2, 3, 254))
     return image
+
+
+def deep_png(colour: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow cannot write. colour: its colour type."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    rows = (b"\0" + bytes(range(2 * channels * 6))) * 4
+    return png_of(struct.pack(">IIBBBBB", 6, 4, 16, colour, 0, 0, 0), rows)
+
+
+def deep_tiff() -> bytes:
+    """A TIFF of 16 bits a channel in colour, uncompressed."""
+    offset = 8 + 2 + 9 * 12 + 4
+    tags = [(256, 3, 1, 6), (257, 3, 1, 4), (258, 3, 3, offset), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, offset + 6), (277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 1, 144)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 16, 16, 16) + bytes(144)
+
+
+DEEP = {
+    **{f"{colour}.png": deep_png(colour) for colour in (0, 2, 4, 6)},
+    "colour.tif": deep_tiff(),
+    "float.tif": encoded(Image.new("F", (6, 4)), "TIFF"),
+    "integer.tif": encoded(Image.new("I", (6, 4)), "TIFF"),
+    "big-endian.tif": encoded(Image.new("I;16B", (6, 4)), "TIFF"),
+    "colour.ppm": b"P6 6 4 65535\n" + bytes(144),
+    "10 bits.ppm": b"P6 6 4 1000\n" + bytes(144),
+    "text.ppm": b"P3 6 4 1000\n" + b"5 " * 72,
+    "grey.pgm": b"P5 6 4 65535\n" + bytes(48),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_are_refused_and_not_cut(tmp_path: Path, name: str) -> None:
+    path = folder_of(tmp_path, {"a.png": png(0), f"b {name}": DEEP[name]})
+    assert one_line(lambda: loaded(path)).startswith(f"{path}/b {name}: more than 8 bits a channel; save it with 8")
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], orientation: int, format: str
+) -> None:
+    stored = pixels(1) if orientation < 5 else pixels(1, 6, 4)
+    content = encoded(stored, format, exif=exif(orientation), **({"lossless": True} if format == "WEBP" else {}))
+    dataset = loaded(folder_of(tmp_path, {"0.png": png(0), f"1.{format.lower()}": content}))
+    with Image.open(io.BytesIO(content)) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(dataset.images[1].permute(1, 2, 0).numpy(), upright)
+    line = f"note: {tmp_path}: images are turned upright by their EXIF orientation, such as 1.{format.lower()}\n"
+    assert capsys.readouterr().err == (line if orientation > 1 else "")
+
+
+def test_an_orientation_behind_the_pixels_is_applied_or_refused(tmp_path: Path) -> None:
+    end = chunk(b"IEND", b"")
+    behind = {o: png(1).removesuffix(end) + chunk(b"eXIf", exif(o).tobytes()[6:]) + end for o in (3, 6)}
+    dataset = loaded(folder_of(tmp_path, {"0.png": png(0), "1.png": behind[3]}))
+    assert np.array_equal(dataset.images[1].permute(1, 2, 0).numpy(), pixels(1)[::-1, ::-1])
+    path = folder_of(tmp_path, {"1.png": behind[6]})
+    assert "1.png: EXIF turns it from 6 x 4; save it upright" in one_line(lambda: loaded(path))
+
+
+@pytest.mark.parametrize("broken", [b"Exif\0\0garbage", exif(0), exif(9)])
+def test_a_broken_orientation_changes_nothing(tmp_path: Path, broken: bytes | Image.Exif) -> None:
+    files = {"0.jpg": encoded(pixels(1), "JPEG"), "1.jpg": encoded(pixels(1), "JPEG", exif=broken)}
+    images = loaded(folder_of(tmp_path, files)).images
+    assert torch.equal(images[0], images[1])
+
+
+def test_colours_that_rgb_cannot_keep_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cmyk = Image.fromarray(pixels(1)).convert("CMYK")
+    dataset = loaded(folder_of(tmp_path, {"0.png": png(0), "1.tif": encoded(cmyk, "TIFF")}))
+    assert np.array_equal(dataset.images[1].permute(1, 2, 0).numpy(), np.asarray(cmyk.convert("RGB")))
+    assert (
+        capsys.readouterr().err
+        == f"note: {tmp_path}: CMYK is converted to RGB without its colour profile, such as 1.tif\n"
+    )
+
+
+OTHERS = {
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\nshowpage\n%%EOF\n",
+    "avif": encoded(pixels(1), "AVIF"),
+    "icon": encoded(pixels(1), "ICO"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_formats_are_not_opened_whatever_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a program")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    path = folder_of(tmp_path, {"0.png": png(0), "zz.png": OTHERS[case]})
+    message = one_line(lambda: loaded(path))
+    assert message == f"{path}/zz.png: {UNREADABLE} (UnidentifiedImageError: cannot identify image file)"
+
+
+UNREADABLE = "cannot be read as an image; mend or remove it"
+
+
+@pytest.mark.parametrize("place", [4, 12, 20, 100, -40])
+def test_a_damaged_tiff_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], place: int) -> None:
+    content = bytearray(encoded(pixels(1), "TIFF", compression="tiff_lzw"))
+    content[place] ^= 0xFF
+    path = folder_of(tmp_path, {"0.png": png(0), "1.tif": bytes(content)})
+    assert f"1.tif: {UNREADABLE}" in one_line(lambda: loaded(path))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_jfif_file_is_a_jpeg(pack: Callable) -> None:
+    assert loaded(pack({"0.jfif": jpeg(0), "1.JFIF": jpeg(1)})).lossy == "JPEG"
 
 
 NESTED = {"a/0.png": png(0), "b/1.png": png(1)}

@@ -1,11 +1,15 @@
 """Labels of images: from class folders, from dataset.json, or none."""
 
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.data.small import PAIR, listing, loaded, one_line, pixels, png
+from pipeline.common.files import write_json
+from tests.data.small import PAIR, folder_of, listing, loaded, one_line, pixels, png
 
 
 def test_class_folders_give_sorted_labels(pack: Callable) -> None:
@@ -47,3 +51,46 @@ def test_labels_false_reads_no_labels_at_all(pack: Callable) -> None:
 def test_labels_without_class_names_stay_below_the_number_of_images(pack: Callable) -> None:
     path = pack(PAIR | {"dataset.json": listing([["0.png", 0], ["1.png", 10**12]])})
     assert "label out of range: 1.png has 1000000000000" in one_line(lambda: loaded(path))
+
+
+TOPS = {  # files below one folder, what is in it
+    "classes": ({"cat/0.png": png(0), "dog/1.png": png(1)}, ("cat", "dog"), [0, 1]),
+    "a list": (
+        {"0/0.png": png(0), "1.png": png(1), "dataset.json": listing([["0/0.png", 1], ["1.png", 0]])},
+        ("0", "1"),
+        [1, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("top", ["pets", "pets/train"])
+@pytest.mark.parametrize("case", TOPS)
+def test_one_folder_around_all_is_entered(
+    pack: Callable, capsys: pytest.CaptureFixture[str], top: str, case: str
+) -> None:
+    files, classes, labels = TOPS[case]
+    path = pack({f"{top}/{name}": content for name, content in files.items()} | {"README.md": b""})
+    dataset = loaded(path)
+    assert dataset.labels is not None and dataset.labels.tolist() == labels
+    assert dataset.classes == classes
+    assert f"note: {path}: labels are those of its only folder, {top}/\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["0.png", "deep/er/0.png"])
+def test_one_folder_of_images_is_one_class(pack: Callable, name: str) -> None:
+    dataset = loaded(pack({f"all/{name}": png(0), f"all/{name.replace('0', '1')}": png(1)}))
+    assert dataset.classes == ("all",) and dataset.labels is not None and dataset.labels.tolist() == [0, 0]
+
+
+def test_a_class_must_have_a_name_that_can_be_written(tmp_path: Path) -> None:
+    listed = {"labels": [["0.png", 0], ["1.png", 1]], "classes": ["\ud800", "b"]}
+    path = folder_of(tmp_path / "listed", PAIR | {"dataset.json": json.dumps(listed).encode()})
+    assert "the name of class '\\ud800' is not valid UTF-8" in one_line(lambda: loaded(path))
+    path = folder_of(tmp_path / "set", {os.fsdecode(b"caf\xe9/0.png"): png(0), "dog/1.png": png(1)})
+    assert "the name of class 'caf\\udce9' is not valid UTF-8" in one_line(lambda: loaded(path))
+    write_json(tmp_path / "summary.json", loaded(path, labels=False).summary())
+
+
+def test_names_of_images_may_have_any_bytes(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"a/\xff.png"), "b/1.png"]
+    assert loaded(folder_of(tmp_path, {name: png(i) for i, name in enumerate(names)})).classes == ("a", "b")

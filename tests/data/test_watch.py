@@ -84,6 +84,13 @@ def swap(folder: Path) -> None:
     (folder / "x").rename(folder / "b/2.jpg")
 
 
+def elsewhere() -> Path:
+    """A folder of images beside the set."""
+    (other := Path("other").absolute()).mkdir()
+    (other / "0.png").write_bytes(b"zero")
+    return other
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "content": rewrite,
     "size": lambda folder: (folder / "a/1.png").write_bytes(b"a longer one"),
@@ -94,7 +101,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "swapped": swap,
     "labels": lambda folder: (folder / "dataset.json").write_bytes(b'{"labels": []}'),
     "labels elsewhere": lambda folder: (folder / "a/dataset.json").write_bytes(b"{}"),
-    "a linked folder": lambda folder: (folder / "c").symlink_to((folder / "a").resolve()),
+    "a linked folder": lambda folder: (folder / "c").symlink_to(elsewhere()),
 }
 
 

@@ -231,6 +231,7 @@ REFUSED: dict[str, tuple[tuple[str, str, str], str]] = {
     "a preset": (("small", "tinny", ""), "PRESET: no preset 'tinny'; did you mean 'tiny'? valid: large, tiny"),
     "no presets": (("bare", "tiny", ""), "PRESET: studies/bare/params.yaml has no presets; leave PRESET and DATA out"),
     "no data": (("small", "tiny", "digit"), "DATA: 'digit' is no folder, no .zip file, no .tar.gz of CIFAR-10 and no"),
+    "no home": (("small", "tiny", "~no_such_user/x.zip"), "'~no_such_user/x.zip' names no home folder"),
     "a set source": (("fixed", "tiny", "x.zip"), "presets.tiny.data.source: overrides DATA=x.zip"),
     "somebody's folder": (("small", "tiny", ""), "PRESET: studies/small_tiny exists and was not written by PRESET"),
     "somebody's name": (("small", "large", "x.zip"), "PRESET: studies/mine/params.yaml already has the name small_la"),
