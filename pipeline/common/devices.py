@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
+from pipeline.common.text import one_line
 
 CPU = torch.device("cpu")
 CHOICE = "NFE_DEVICE"  # the environment variable that overrides the default device
@@ -28,7 +29,7 @@ Network = Callable[..., Tensor]  # network(x, c_noise, labels, augmentation), se
 @cache
 def say_once(message: str) -> None:
     """Print one line on stderr, the first time that it is called with this message."""
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
 
 
 def default_device() -> torch.device:

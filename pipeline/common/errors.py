@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from pipeline.common.text import one_line
+
+LONGEST_NAME = 60  # characters of a name that are compared with others
+
 
 class StudyError(Exception):
     """A mistake in the study or its inputs. The message is one line: where, what is wrong, what to write instead."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 class NotFinite(StudyError):
@@ -18,6 +22,6 @@ class NotFinite(StudyError):
 def nearest(name: object, valid: Iterable[str]) -> str:
     """What to write instead of `name`: the most similar choice, if there is one, then all valid choices."""
     choices = sorted(valid)
-    close = get_close_matches(str(name), choices, n=1)
+    close = get_close_matches(str(name)[:LONGEST_NAME], choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {', '.join(choices)}"
