@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.common.errors import StudyError
+from pipeline.common.text import code_point, hidden
 from pipeline.data.listing import LABELS_FILE, blame
 
 Read = Callable[[str], bytes]  # the content of a file, from its path below the folder or in the zip
@@ -15,8 +16,17 @@ Labels = tuple[list[int] | None, tuple[str, ...]]  # a class index for each imag
 def find_labels(root: Path, visible: list[str], images: list[str], read: Read) -> Labels:
     """The labels of `images`, from a top-level `dataset.json` among the `visible` files, else from top-level folders.
 
-    Raises StudyError if the list is invalid, or if images lie beside class folders.
+    Raises StudyError if the list is invalid, if images lie beside class folders, or if something hides in the name of a
+    class.
     """
+    labels, classes = _find_labels(root, visible, images, read)
+    for name in classes:
+        if character := hidden(name):
+            raise StudyError(f"{root}: class {name!r} has the invisible character {code_point(character)}; rename it")
+    return labels, classes
+
+
+def _find_labels(root: Path, visible: list[str], images: list[str], read: Read) -> Labels:
     if LABELS_FILE in visible:
         place = f"{root}/{LABELS_FILE}"
         with blame(place, "not valid JSON"):

@@ -47,3 +47,12 @@ def test_labels_false_reads_no_labels_at_all(pack: Callable) -> None:
 def test_labels_without_class_names_stay_below_the_number_of_images(pack: Callable) -> None:
     path = pack(PAIR | {"dataset.json": listing([["0.png", 0], ["1.png", 10**12]])})
     assert "label out of range: 1.png has 1000000000000" in one_line(lambda: loaded(path))
+
+
+@pytest.mark.parametrize("name", ["a\ue0000\ue001b\ue002", "a\u202eb", "a\x85b", "a\x1b[31m"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_class_name_that_could_forge_a_link_or_hide_text_is_refused(pack: Callable, listed: bool, name: str) -> None:
+    list_of_one = {"dataset.json": listing([["0.png", 0], ["1.png", 0]], classes=[name])}
+    path = pack(PAIR | list_of_one if listed else {f"{name}/{i}.png": png(i) for i in range(2)})
+    line = one_line(lambda: loaded(path))
+    assert "has the invisible character U+" in line and line.isprintable()
