@@ -58,7 +58,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "rho inf": (curve(rho=float("inf")), "curves.x.rho", "finite"),
     "rho nan": (curve(rho=float("nan")), "curves.x.rho", ""),
     "rho too small": (curve(rho=0.001), "curves.x", "rho"),
-    "rho too large": (curve(rho=1e12), "curves.x", "rho"),
+    "rho too large": (curve(rho=1e13), "curves.x", "rho"),
     "sigma_max too large": (curve(sigma_max=1e200, schedule="vp"), "curves.x", "sigma_max"),
     "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler does not use it; eta is for ddim"),
     "eta above 1": (curve(solver="ddim", eta=1.5), "curves.x.eta", "less than or equal to 1"),
