@@ -17,6 +17,7 @@ from pipeline.common.environment import check_interpreter, launched, settle
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import Paths, read_json, write_json
 from pipeline.common.fingerprint import fingerprint
+from pipeline.common.text import one_line
 
 BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 INTERRUPTED = 130
@@ -93,7 +94,7 @@ def outcome(main: Callable[[Arguments], None], description: str | None, shared: 
             timing = {"seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak / 2**20)}
             write_json(arguments.paths.timing(stage), timing)
     except (StudyError, OSError) as error:
-        message, code = "error: " + " ".join(str(error).split()), 1
+        message, code = f"error: {one_line(str(error))}", 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's class; importing it takes seconds
             raise

@@ -7,6 +7,7 @@ import torch
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, whole_folder, write_json
 from pipeline.common.fingerprint import with_code
+from pipeline.common.text import one_line
 from pipeline.params.null_axes import notes
 from pipeline.params.resolve import resolve_with_data
 from pipeline.params.study import read_study, unmet
@@ -20,7 +21,7 @@ def main(arguments: Arguments) -> None:
         raise StudyError(lack)
     rows, _ = resolve_with_data(study)
     for note in notes(rows):
-        print(f"warning: {note}", file=sys.stderr)
+        print(f"warning: {one_line(note)}", file=sys.stderr)
     paths = Paths(study.study.name)
     with whole_folder(paths.rows) as folder:
         for name, content in with_code(rows.files()).items():

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.common.environment import check_interpreter, launched
-from pipeline.common.errors import StudyError, is_text, nearest
+from pipeline.common.errors import StudyError, nearest
+from pipeline.common.text import is_text, one_line
 
 Command = Callable[[argparse.Namespace], None]
 ROOT_STUDY = Path("params.yaml")
@@ -24,8 +25,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False} | keywords)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        line = " ".join(message.split())
-        self.exit(WRONG_COMMAND_LINE, f"error: {line}; `{self.prog} --help` lists what is valid\n")
+        self.exit(WRONG_COMMAND_LINE, f"error: {one_line(message)}; `{self.prog} --help` lists what is valid\n")
 
 
 def study_file(arguments: argparse.Namespace) -> Path:
@@ -63,7 +63,7 @@ def check(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(1)  # all tensors are small: several threads would take up to ten times as long
         found = preview(study_file(arguments), start_seconds, beside)
     for warning in found.warnings():
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {one_line(warning)}", file=sys.stderr)
     print("\n".join(found.lines()))
 
 
@@ -187,5 +187,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     else:
         return 0
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("error: " + one_line(message), file=sys.stderr, flush=True)
     return 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.commands.axes import AXES, COEFFICIENTS, Axis, coefficients
 from pipeline.common.files import write_text
-from pipeline.common.rows import Row
+from pipeline.common.rows import MOST, Row
 from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, VP_BETA_D, VP_BETA_MIN, VP_STEPS
 from pipeline.evaluation.curve import Curve
 from pipeline.params import schema
@@ -70,9 +70,9 @@ def _takes(part: dict[str, Any]) -> str:
         return "null"
     words = {"integer": "whole", "number": "number"}.get(kind, kind)
     low = [f"> {part['exclusiveMinimum']:g}"] if "exclusiveMinimum" in part else []
-    low += [f">= {part['minimum']:g}"] if "minimum" in part else []
+    low += [f">= {part['minimum']:g}"] if part.get("minimum", -MOST) > -MOST else []
     high = [f"< {part['exclusiveMaximum']:.4g}"] if "exclusiveMaximum" in part else []
-    high += [f"<= {part['maximum']:.10g}"] if "maximum" in part else []
+    high += [f"<= {part['maximum']:.10g}"] if part.get("maximum", MOST) < MOST else []
     many = [f"a multiple of {part['multipleOf']}"] if "multipleOf" in part else []
     return ", ".join([words, *low, *high, *many])
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from pipeline.commands.cost import PASSES, Estimate, Speed, model_size
-from pipeline.common.errors import StudyError, nearest, printable
+from pipeline.common.errors import StudyError, nearest, 
 from pipeline.common.files import Paths, whole_folder, write_text
 from pipeline.common.rows import NAME
+from pipeline.common.text import one_line
 from pipeline.data.dataset import Dataset, is_points
 from pipeline.data.row import Data
 from pipeline.data.sources import load
@@ -201,7 +202,7 @@ def _classes(dataset: Dataset) -> tuple[tuple[int, ...], str]:
     number = len(dataset.classes)
     counts = tuple(torch.bincount(dataset.labels, minlength=number).tolist())
     if number == 1:
-        return (), f"one class ({printable(dataset.classes[0])}), ignored"
+        return (), f"one class ({one_line(dataset.classes[0])}), ignored"
     if len(dataset.images) < FEWEST_PER_CLASS * number:
         return (), f"{number} classes of fewer than {FEWEST_PER_CLASS} images on average, ignored"
     return counts, f"{number} classes"

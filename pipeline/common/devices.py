@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.common.environment import launched
 from pipeline.common.errors import StudyError
+from pipeline.common.text import one_line
 
 CPU = torch.device("cpu")
 CHOICE = "NFE_DEVICE"  # the environment variable that overrides the default device
@@ -29,7 +30,7 @@ Network = Callable[..., Tensor]  # network(x, c_noise, labels, augmentation), se
 @cache
 def say_once(message: str) -> None:
     """Print one line on stderr, the first time that it is called with this message."""
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
 
 
 def default_device() -> torch.device:

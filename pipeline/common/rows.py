@@ -6,6 +6,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 NAME = r"^[A-Za-z0-9_]{1,60}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+MOST = 10**12  # the largest number that a key takes, which no study needs; most keys that need a lower one have it
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MOST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MOST)]
+RealFloat = Annotated[float, Field(ge=-MOST, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\n]*$")]  # printed in figures
 
 
@@ -22,7 +29,7 @@ class Row(BaseModel):
         if cls.model_fields[info.field_name or ""].annotation is bool:
             return value
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, bool):  # YAML reads yes, no, on and off as booleans, which would pass for 1 and 0
+            if isinstance(item, bool):  # they would pass for 1 and 0
                 raise ValueError(f"{str(item).lower()} is not valid here")
         return value
 
@@ -38,4 +45,4 @@ def _unique(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1), AfterValidator(_unique)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)]

@@ -4,7 +4,8 @@ import json
 import posixpath
 from typing import Any
 
-from pipeline.common.errors import StudyError, is_text, note
+from pipeline.common.errors import StudyError, note
+from pipeline.common.text import code_point, hidden, is_text
 from pipeline.data.files import Files
 from pipeline.data.listing import LABELS_FILE, blame, is_read
 
@@ -15,7 +16,8 @@ def find_labels(files: Files, images: list[str]) -> Labels:
     """The labels of `images`, from a top-level `dataset.json` among the files, else from top-level folders.
 
     If one folder holds all images, and in it are class folders or a `dataset.json`, it counts as the top level.
-    Raises StudyError if the list is invalid, if images lie beside class folders, or if the name of a class is no text.
+    Raises StudyError if the list is invalid, if images lie beside class folders, or if the name of a class is no text
+    or hides characters.
     """
     names = list(filter(is_read, files.names))
     top = _top(names)
@@ -24,6 +26,10 @@ def find_labels(files: Files, images: list[str]) -> Labels:
         if not is_text(name):
             raise StudyError(
                 f"{files.root}: the name of class {name!r} is not valid UTF-8; rename it, or set labels: false"
+            )
+        if character := hidden(name):
+            raise StudyError(
+                f"{files.root}: class {name!r} has the invisible character {code_point(character)}; rename it"
             )
     return labels, classes
 

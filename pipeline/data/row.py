@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from pipeline.common.rows import Row
+from pipeline.common.rows import MOST, Row
 
 
 class Data(Row):
@@ -10,7 +10,7 @@ class Data(Row):
 
     source: str = Field(default="digits", min_length=1)  # "./digits" is a folder of that name
     """digits, cifar10, two_moons, spiral, checkerboard, mixture, or a path: folder, .zip, CIFAR-10's .tar.gz."""
-    limit: int | None = Field(default=None, ge=2)
+    limit: int | None = Field(default=None, ge=2, le=MOST)
     """Use only the first so many images; null: all."""
     labels: bool = True
     """Whether to read classes, from class folders or dataset.json."""

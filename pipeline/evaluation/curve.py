@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from pipeline.common.files import SHORT_HASH, content_hash
-from pipeline.common.rows import Label, Name, Seeds, axis
+from pipeline.common.rows import MOST, Label, Name, PositiveInt, Seed, Seeds, axis
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL, HalfLife, Power, Profile
 from pipeline.diffusion.weights import Selection
 from pipeline.sampling.row import Sampler
@@ -26,7 +26,7 @@ class Curve(Sampler):
     """Sample from another average of the weights, with this half-life; null: the model's own."""
     ema_sigma_rel: Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)] | None = axis(None, "EMA length")
     """Sample from another average of the weights, with this relative width; null: the model's own."""
-    samples: Annotated[int, Field(ge=40)] = 1024
+    samples: Annotated[int, Field(ge=40, le=MOST)] = 1024
     """Images per measurement; the same for all curves."""
     batch: PositiveInt | Literal["auto"] = 512
     """Images per call of the network; auto: as many as a GPU's memory holds."""
@@ -38,7 +38,7 @@ class Curve(Sampler):
     """Seeds of sampling."""
     repetitions: Literal["paired", "crossed"] = "paired"
     """Whether training and sampling seeds are paired one to one or fully crossed."""
-    seeds: tuple[tuple[int, int], ...] = ()
+    seeds: tuple[tuple[Seed, Seed], ...] = ()
     """(training seed, sampling seed) of each repetition; `resolve` fills it in."""
 
     @property

@@ -3,14 +3,14 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from pipeline.common.devices import default_device, exact_device
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
 from pipeline.common.randomness import generator
-from pipeline.common.rows import Label, Row
+from pipeline.common.rows import Label, PositiveInt, Row
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import described, load_summary, shape_of, to_hash
 from pipeline.data.row import Data

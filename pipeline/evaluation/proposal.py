@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from pipeline.common import processes
 from pipeline.common.devices import default_device, exact_device, to_device
+from pipeline.common.scalars import in_a_line
 from pipeline.common.threads import in_turns, side_by_side
 from pipeline.data.dataset import to_range
 from pipeline.diffusion.denoiser import Denoiser
@@ -92,9 +92,7 @@ def row_text(name: str, row: Model, found: Normal) -> str:
     """The proposal as a line of params.yaml."""
     noise = {} if row.noise == "lognormal" else {"noise": "lognormal"}
     written = {"base": name} | noise | asdict(found)
-    return (
-        f"{name[:50]}_proposed: {yaml.safe_dump(written, default_flow_style=True, sort_keys=False, width=1000).strip()}"
-    )
+    return f"{name[:50]}_proposed: {in_a_line(written, sort_keys=False)}"
 
 
 def file_text(name: str, row: Model, found: Normal | None) -> str:

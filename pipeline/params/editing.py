@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
@@ -12,6 +11,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from pipeline.common.errors import StudyError
+from pipeline.common.scalars import is_text
 
 
 class _Representer(RoundTripRepresenter):
@@ -63,12 +63,4 @@ def _node(value: Any) -> Any:
         items = CommentedSeq(map(_node, value))
         items.fa.set_flow_style()
         return items
-    return DoubleQuotedScalarString(value) if isinstance(value, str) and _is_misread(value) else value
-
-
-def _is_misread(text: str) -> bool:
-    """Whether the loader of study files, which reads YAML 1.1, takes plain text for something else, as "no"."""
-    try:
-        return bool(yaml.safe_load(text) != text)
-    except yaml.YAMLError:
-        return True
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and not is_text(value) else value

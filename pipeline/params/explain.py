@@ -5,7 +5,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.common.rows import NAME, Row
+from pipeline.common.rows import MOST, NAME, Row
+from pipeline.common.text import shortened
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 
@@ -56,22 +57,23 @@ def _accepted(part: dict[str, Any], plural: bool = False) -> str:
     least = "at least 1 " if part.get("minItems", part.get("minProperties")) else ""
     if least or "items" in part:
         words.append(f"of {least}{_accepted(part['items'], plural=True) if 'items' in part else 'row'}")
-    words.append(" and ".join(f"{text} {_limit(part[key])}" for key, text in BOUNDS.items() if key in part))
+    limits = {key: part[key] for key in BOUNDS if abs(part.get(key, MOST)) < MOST}
+    words.append(" and ".join(f"{BOUNDS[key]} {_limit(limit)}" for key, limit in limits.items()))
     return " ".join(filter(None, words))
 
 
 def _as_yaml(value: Any) -> str:
     """A value as a study file has it."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true (or yes, on)", False: "false (or no, off)"}[value]
-    return repr(value)
+        return {None: "null", True: "true", False: "false"}[value]
+    return shortened(repr(value))
 
 
 def _correction(part: dict[str, Any], value: Any) -> str:
     """The value that was probably meant; "" if that is unclear."""
     options = part.get("anyOf", [part])
     kinds = {option.get("type") for option in options}
-    if "null" in kinds and str(value).lower() in ("none", "off", "no", "false"):
+    if "null" in kinds and str(value).lower() in ("none", "off", "no", "false", "inf"):
         return "; write null"
     if "array" in kinds and isinstance(value, int | float) and not isinstance(value, bool):
         return f"; write [{value}]"
@@ -95,7 +97,7 @@ def _keys(schema: type[Row], sections: list[str]) -> list[str]:
 def explain(error: ValidationError, place: str, schema: type[Row]) -> StudyError:
     """The first mistake that pydantic found in a row of `schema` at `place`, as one line."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part != "[key]"]
+    location = [shortened(str(part)) for part in first["loc"] if part != "[key]"]
     where = ".".join([place, *location] if place else location)
     value, is_key = first["input"], first["loc"][-1:] == ("[key]",)
     part = {} if is_key else _part(schema, first["loc"])
@@ -111,12 +113,12 @@ def explain(error: ValidationError, place: str, schema: type[Row]) -> StudyError
             message = str(first["ctx"]["error"])
         case "string_pattern_mismatch" if is_key or first["ctx"]["pattern"] == NAME:
             message = f"{_as_yaml(value)}: a name has 1 to 60 letters, digits and underscores"
-        case "finite_number":
-            message = f"takes a finite number, not {value!r}"
-        case _ if is_key:
-            message = "a key must be text; put it in quotes, or write numbers without commas"
+        case "less_than_equal" | "greater_than_equal" if MOST in map(abs, first["ctx"].values()):
+            message = f"takes numbers of size {MOST:.0e} at most, not {_as_yaml(value)}"
+        case "finite_number" if not isinstance(value, str):
+            message = f"takes a finite number, not {_as_yaml(value)}"
         case _ if part:
             message = f"takes {_accepted(part)}, not {_as_yaml(value)}{_correction(part, value)}"
         case _:
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {value!r}"
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {_as_yaml(value)}"
     return StudyError(f"{where}: {message}")

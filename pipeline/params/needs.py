@@ -1,13 +1,11 @@
 """What a study needs of the machine, and the message if the machine has less."""
 
 import os
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
 from pipeline.common.devices import CHOICE
-from pipeline.common.rows import Row
+from pipeline.common.rows import NonNegativeFloat, Row
 
 GIB = 2**30
 
@@ -15,7 +13,7 @@ GIB = 2**30
 class Needs(Row):
     """The `needs` section: what the study needs of the machine."""
 
-    gpu_gib: Annotated[float, Field(ge=0)] = 0
+    gpu_gib: NonNegativeFloat = 0
     """Memory of the GPU that the study needs, in GiB; 0: no GPU."""
 
 

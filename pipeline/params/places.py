@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from pipeline.common.errors import StudyError
+from pipeline.common.scalars import in_a_line, is_text
+from pipeline.params.reading import parse, text_of
 from pipeline.params.study import Study
 
 STUDIES = Path("studies")
@@ -20,7 +22,7 @@ GRAPH = Path("dvc.yaml")  # the root's graph
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file, {} if there is no file. Raises StudyError if it is not valid."""
     try:
-        return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, ValueError) as error:
@@ -48,8 +50,11 @@ def check_place(path: Path, study: Study) -> Path:
         raise StudyError(f"{graph}: missing; copy the root's {GRAPH}, which all studies share")
     if GRAPH.is_file() and graph.read_bytes() != GRAPH.read_bytes():
         raise StudyError(f"{graph}: not the root's {GRAPH}, which all studies share; `make docs` copies it")
+    root = os.path.relpath(Path.cwd().resolve(), graph.parent.resolve())
+    if missing := [key for key in ("root", "params") if key not in info.model_fields_set]:
+        written = f"{{name: {info.name}, root: {root}, params: {os.path.relpath(path)}}}"
+        raise StudyError(f"study.{missing[0]}: missing, but dvc.yaml reads it; write study: {written}")
     if (graph.parent / info.root).resolve() != Path.cwd().resolve():
-        root = os.path.relpath(Path.cwd().resolve(), graph.parent.resolve())
         raise StudyError(f"study.root: {info.root!r} does not lead to the root of the repository; write {root}")
     if Path(info.params).resolve() != path.resolve():
         raise StudyError(f"study.params: {info.params!r} is not this file; write {os.path.relpath(path)}")
@@ -63,7 +68,7 @@ def names_taken() -> Iterator[tuple[Path, str]]:
     """Every study file here, with its name in lower case, because some file systems ignore case."""
     for path in [Path("params.yaml"), *sorted(Path("studies").glob("[!.]*/params.yaml"))]:
         with suppress(StudyError, KeyError, TypeError):  # each study's own check reports these
-            yield path, str(read_yaml(path)["study"]["name"]).lower()
+            yield path, str(parse(text_of(path), path)["study"]["name"]).lower()
 
 
 def flow(value: Any) -> str:
@@ -72,11 +77,7 @@ def flow(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, str):
         plain = re.fullmatch(r"[A-Za-z_][\w/]*|\.\./\.\.|studies/\w+/params\.yaml", value, re.A)
-        if plain and yaml.safe_load(value) == value:  # not so for "no" and "null"
+        if plain and is_text(value):  # not so for "no" and "null"
             return value
-        return _one_line(value, default_style='"', allow_unicode=True)
-    return _one_line(value, default_flow_style=True)
-
-
-def _one_line(value: Any, **style: Any) -> str:
-    return yaml.safe_dump(value, width=float("inf"), **style).removesuffix("\n").removesuffix("\n...")
+        return in_a_line(value, default_style='"', allow_unicode=True)
+    return in_a_line(value)

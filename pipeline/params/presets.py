@@ -9,6 +9,7 @@ from pipeline.common.rows import NAME
 from pipeline.data.listing import BUILT_IN, expanded, unknown_source
 from pipeline.params.editing import edited
 from pipeline.params.places import STUDIES, copy_graph, names_taken
+from pipeline.params.reading import text_of
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study, parse_study, read_study
 
@@ -47,7 +48,7 @@ def _write(name: str, study: Study, preset: str, data: str) -> None:
     """Write the folder of a study at a preset. Checks everything before it writes anything."""
     target = STUDIES / f"{name}_{preset}"
     file = target / "params.yaml"
-    text = preset_text((STUDIES / name / "params.yaml").read_text(), name, preset, data)
+    text = preset_text(text_of(STUDIES / name / "params.yaml"), name, preset, data)
     written = parse_study(text, file)
     if written.data.source != (data or study.presets[preset].data.get("source", study.data.source)):
         raise StudyError(f"presets.{preset}.data.source: overrides DATA={data}; remove it from the preset")
@@ -68,7 +69,7 @@ def _write(name: str, study: Study, preset: str, data: str) -> None:
 
 def _is_ours(file: Path) -> bool:
     """Whether this module wrote a study file, and so may overwrite it."""
-    return file.is_file() and any(line.startswith(MARK) for line in file.read_text().splitlines()[:3])
+    return file.is_file() and any(line.startswith(MARK) for line in text_of(file).splitlines()[:3])
 
 
 def preset_text(text: str, name: str, preset: str, data: str = "") -> str:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.rows import Row
+from pipeline.common.text import shortened
 from pipeline.data.listing import ARCHIVE_SUFFIX, BUILT_IN
 from pipeline.data.watch import watched
 from pipeline.diffusion.networks.registry import KEYS
@@ -31,6 +32,8 @@ from pipeline.sampling.row import Sampler
 from pipeline.training.row import NETWORK_KEYS, Model
 
 COMBINATIONS = "combinations"
+MOST_BASES = 100  # in a chain
+MOST_NESTED = 8  # rows whose teacher, or the row whose cost they have, is such a row again
 
 Written = dict[str, dict[str, Any] | None]  # the rows of a section, as the study file has them
 
@@ -43,7 +46,8 @@ def resolve(study: Study) -> Resolved:
     check_defaults(study.defaults, "defaults")
     check_data(study)
     rows, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
-    models = {name: _complete(study, rows, name) for name in rows}
+    done: dict[str, Model] = {}
+    models = {name: _complete(study, rows, name, done) for name in rows}
     for name in curves:
         check_curve(study, name, curves, models)
     samples = common_samples(curves)
@@ -98,19 +102,28 @@ def _content(source: str, place: str) -> str:
         raise StudyError(f"{place}: {error}") from None
 
 
-def _inherited(rows: Written, name: str, section: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+def _chain(rows: Written, name: str, section: str) -> list[str]:
+    """A row, the base that it names, the base of that one, and so on."""
+    chain = [name]
+    while (base := (rows[chain[-1]] or {}).get("base")) is not None:
+        place = f"{section}.{chain[-1]}.base"
+        if not isinstance(base, str) or base not in rows:
+            raise StudyError(f"{place}: no row {shortened(repr(base))}; {nearest(base, rows)}")
+        if base in chain:
+            raise StudyError(f"{place}: the bases {' -> '.join((*chain, base))} form a circle; remove one of them")
+        if len(chain) > MOST_BASES:
+            raise StudyError(f"{place}: {name} has more than {MOST_BASES} bases in a chain; name an earlier row")
+        chain.append(base)
+    return chain
+
+
+def _inherited(rows: Written, name: str, section: str) -> dict[str, Any]:
     """The keys of a row and of all its bases; the row's own override theirs. A `method` is not inherited."""
-    row = dict(rows[name] or {})
-    base = row.pop("base", None)
-    if base is None:
-        return row
-    if not isinstance(base, str) or base not in rows:
-        raise StudyError(f"{section}.{name}.base: no row {base!r}; {nearest(base, rows)}")
-    if base in (*heirs, name):
-        circle = " -> ".join((*heirs, name, base))
-        raise StudyError(f"{section}.{name}.base: the bases {circle} form a circle; remove one of them")
-    inherited = _inherited(rows, base, section, (*heirs, name))
-    return {key: value for key, value in inherited.items() if key != "method"} | row
+    keys: dict[str, Any] = {}
+    for heir in reversed(_chain(rows, name, section)):
+        keys = {key: value for key, value in keys.items() if key != "method"} | (rows[heir] or {})
+    keys.pop("base", None)
+    return keys
 
 
 def _base(rows: Written, name: str) -> str:
@@ -127,14 +140,16 @@ def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict
     written: Written = getattr(study, section)
     defaults = study.defaults.get(section, {})
     rows = {}
-    for name in written:
-        keys = _inherited(written, name, section)
-        full = {str(key): value for key, value in (_defaults(defaults, keys, schema) | keys).items()}
+    inherited = {name: _inherited(written, name, section) for name in written}
+    for name, keys in inherited.items():
+        full = _defaults(defaults, keys, schema) | keys
         refuse_filled_in(full, f"{section}.{name}")
         try:
             rows[name] = schema(**full)
         except ValidationError as error:
             raise explain(error, f"{section}.{name}", schema) from None
+        except ArithmeticError as error:
+            raise StudyError(f"{section}.{name}: its numbers lead out of the range of float64: {error}") from None
     return rows
 
 
@@ -143,12 +158,12 @@ def _defaults(defaults: dict[str, Any], row: dict[str, Any], schema: type[Model]
     if schema is not Model:
         return defaults
     network = row.get("network", defaults.get("network", schema.model_fields["network"].default))
-    others = NETWORK_KEYS - set(KEYS[network]) if network in KEYS else set()
+    others = NETWORK_KEYS - set(KEYS[network]) if isinstance(network, str) and network in KEYS else set()
     return {key: value for key, value in defaults.items() if key not in others}
 
 
-def _with_teacher(study: Study, models: dict[str, Model], name: str) -> Model:
-    """A model row with its teacher, if it takes pairs from one: the base that it names."""
+def _with_teacher(study: Study, models: dict[str, Model], name: str, done: dict[str, Model]) -> Model:
+    """A model row with its teacher, if it takes pairs from one: the base that it names. done: as for `_complete`."""
     row = models[name]
     if row.pairs != "reflow":
         return row
@@ -157,7 +172,7 @@ def _with_teacher(study: Study, models: dict[str, Model], name: str) -> Model:
     if base is None:
         raise StudyError(f"models.{name}.pairs: reflow takes its pairs from a trained flow; name that row as base")
     if "pairs" not in written:  # the row inherits `pairs`, and with it the teacher
-        teacher = _with_teacher(study, models, base).teacher
+        teacher = _with_teacher(study, models, base, done).teacher
         check_teacher(row, teacher, f"models.{name}", f"the teacher of base {base}")
         return row.model_copy(update={"teacher": teacher})
     if not PARAMETRIZATIONS[models[base].parametrization].flow:
@@ -165,14 +180,30 @@ def _with_teacher(study: Study, models: dict[str, Model], name: str) -> Model:
             f"models.{name}.pairs: reflow takes its pairs from a flow, but the base {base} has parametrization "
             f"{models[base].parametrization}; name a flow as base"
         )
-    teacher = _complete(study, models, base)
+    teacher = _complete(study, models, base, done)
     check_teacher(row, teacher, f"models.{name}", f"base {base}")
     return row.model_copy(update={"teacher": teacher})
 
 
-def _complete(study: Study, models: dict[str, Model], name: str) -> Model:
-    """A model row with the other rows that it needs: its teacher, and the row whose cost its network must have."""
-    row = _with_teacher(study, models, name)
+def _complete(study: Study, models: dict[str, Model], name: str, done: dict[str, Model]) -> Model:
+    """A model row with the other rows that it needs: its teacher, and the row whose cost its network must have.
+
+    done: the rows that are complete, which this one is added to.
+    """
+    if name not in done:
+        done[name] = row = _with_like(study, models, name, done)
+        if _nested(row) > MOST_NESTED:
+            key = "equal" if row.like and _nested(row.like) == MOST_NESTED else "pairs"
+            raise StudyError(f"models.{name}.{key}: more than {MOST_NESTED} rows need each other in turn; use fewer")
+    return done[name]
+
+
+def _nested(row: Model) -> int:
+    return max((1 + _nested(other) for other in (row.teacher, row.like) if other), default=0)
+
+
+def _with_like(study: Study, models: dict[str, Model], name: str, done: dict[str, Model]) -> Model:
+    row = _with_teacher(study, models, name, done)
     check_model(study, name, row)
     if not row.equal:
         return row
@@ -183,7 +214,7 @@ def _complete(study: Study, models: dict[str, Model], name: str) -> Model:
         raise StudyError(
             f"models.{name}.equal: the first row has no base whose {row.equal} its network could have; leave it out"
         )
-    return row.model_copy(update={"like": _complete(study, models, base)})
+    return row.model_copy(update={"like": _complete(study, models, base, done)})
 
 
 def _model_differences(row: Model, base: Model) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def study_schema() -> dict[str, Any]:
     }
     preset = {key: {"description": part["description"]} | scaled[key] for key, part in _keys(Preset).items()}
     sections = scaled | {
-        "study": _mapping(_keys(StudyInfo), ("name",)),
+        "study": _mapping(_keys(StudyInfo), ("name", "root", "params")),  # dvc.yaml reads all three
         "presets": _rows(_mapping(preset)),
         "models": _rows(_mapping(base | model, type=["object", "null"]), least=1),
         "curves": _rows(_mapping(base | curve, ("model",)), least=1),

@@ -1,20 +1,20 @@
-"""The study file, params.yaml: its outline, and how it is read. No other module reads it."""
+"""The study file, params.yaml: its outline, and its content as an object."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.common.rows import Name, Row
+from pipeline.common.rows import Name, PositiveFloat, PositiveInt, Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN, explain
 from pipeline.params.needs import Needs, shortfall
+from pipeline.params.reading import parse, text_of
 from pipeline.training.row import Model
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\n]*$")]
@@ -91,42 +91,21 @@ class Study(Row):
     """Published values, which the report shows beside those of this study's curves."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key which a mapping has twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i] and isinstance(node.value[i][0], yaml.ScalarNode)]
-        if twice:
-            problem = f"the key {twice[0][1]!r} appears twice; delete one of the two"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)  # resolves merge keys (<<), which may repeat keys
-
-
 def read_study(path: Path) -> Study:
     """Read a study file and apply its preset; rows are validated by `resolve`.
 
     Raises StudyError, one line that says where and what.
     """
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise StudyError(f"{path}: no such study file") from None
-    except ValueError as error:
-        raise StudyError(f"{path}: not valid YAML: {error}") from None
-    return parse_study(text, path)
+    return parse_study(text_of(path), path)
 
 
 def parse_study(text: str, path: Path) -> Study:
     """Do the work of `read_study` on the text of a study file; `path` is its place in messages."""
-    try:
-        content = yaml.load(text, _UniqueKeys)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise StudyError(f"{path}: not valid YAML: {error}") from None
+    content = parse(text, path)
     if not isinstance(content, dict):
         raise StudyError(f"{path}: a study file must be a mapping with the keys {', '.join(Study.model_fields)}")
     try:
-        study = Study(**{str(key): value for key, value in content.items()})
+        study = Study(**content)
     except ValidationError as error:
         raise explain(error, "", Study) from None
     if "sets" not in content:
@@ -165,7 +144,7 @@ def _overridden(study: Study, name: str, preset: Preset) -> Study:
         keys = getattr(study, section).model_dump(exclude_unset=True) | getattr(preset, section)
         refuse_filled_in(keys, f"{place}.{section}")
         try:
-            sections[section] = schema(**{str(key): value for key, value in keys.items()})
+            sections[section] = schema(**keys)
         except ValidationError as error:
             raise explain(error, f"{place}.{section}", schema) from None
     defaults = {section: dict(values) for section, values in study.defaults.items()}

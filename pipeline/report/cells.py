@@ -3,8 +3,7 @@
 import math
 from typing import Any
 
-import yaml
-
+from pipeline.common.scalars import dump
 from pipeline.params.resolved import Filed
 from pipeline.report.charts import rounded
 from pipeline.report.results import FAILED
@@ -72,15 +71,15 @@ def _curve(report: Report, name: str, metrics: list[str]) -> dict[str, Any]:
 def _short(name: str, entry: Filed | None) -> str:
     """A row as YAML, with its base and its changes."""
     if not entry or not entry.differences:
-        return yaml.safe_dump({name: {}})
+        return dump({name: {}})
     changes = {key: _plain(value) for key, value in entry.differences.items()}
-    return yaml.safe_dump({name: {"base": entry.base, **changes}}, sort_keys=False, width=10_000)
+    return dump({name: {"base": entry.base, **changes}}, sort_keys=False, width=10_000)
 
 
 def _text(report: Report, section: str, name: str) -> str:
     """A row as YAML with all defaults."""
     full = {key: _plain(value) for key, value in report.rows.flat(section, name).items() if key not in DERIVED}
-    return yaml.safe_dump({name: full}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000)
+    return dump({name: full}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000)
 
 
 def _plain(value: Any) -> Any:

@@ -51,6 +51,8 @@ def sample(
     except StudyError:  # an adaptive solver gives up on answers that are not finite
         _check_finite(counted, z, nfe_by_step, steps)
         raise
+    except ArithmeticError as error:
+        raise NotFinite(f"step {len(nfe_by_step) + 1} of {steps}: out of the range of float64: {error}") from None
     _check_finite(counted, z, nfe_by_step, steps)
     return Samples(z, counted.nfe)
 

@@ -1,6 +1,5 @@
 """A sampler row: how one curve is sampled from a model."""
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -8,11 +7,11 @@ from inspect import signature
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.common.rows import Row, axis
+from pipeline.common.rows import MOST, NonNegativeFloat, PositiveFloat, Row, axis
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
 from pipeline.sampling.counting import Counted
 from pipeline.sampling.grids import DISCRETIZATIONS, LEVELS, SPACINGS
@@ -23,8 +22,9 @@ from pipeline.sampling.solvers import SOLVERS, VARIANCES
 from pipeline.sampling.stochastic import Churned
 
 Budgets = Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(min_length=1)]
-Upper = Annotated[PositiveFloat | None, BeforeValidator(lambda v: None if v == math.inf else v)]  # None: no limit
-Sigmas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+_NO_LIMIT = BeforeValidator(lambda value: None if isinstance(value, int | float) and value > MOST else value)
+Upper = Annotated[Annotated[float, Field(gt=0)] | None, _NO_LIMIT]  # None: no limit, because no sigma is above MOST
+Sigmas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=10_000)]
 
 
 def keys_of(solver: str) -> list[str]:
@@ -50,7 +50,7 @@ class Sampler(Row):
     """Variance of the noise that a step adds. For ddpm."""
     diffusion: NonNegativeFloat = axis(1.0, "diffusion")
     """Strength of the SDE: 0 the ODE, 1 the reverse of the noising SDE. For euler_maruyama."""
-    corrector_steps: NonNegativeInt = axis(0, "Langevin corrector")
+    corrector_steps: Annotated[int, Field(ge=0, le=100)] = axis(0, "Langevin corrector")
     """Langevin steps after each step. For euler_maruyama."""
     corrector_snr: PositiveFloat = axis(0.16, "Langevin corrector")
     """Signal-to-noise ratio that sets the size of Langevin steps. For euler_maruyama."""
@@ -157,9 +157,11 @@ class Sampler(Row):
             times = self.build_schedule().t(sigmas)
         except StudyError as error:
             raise ValueError(str(error)) from None
-        except OverflowError:
+        except ArithmeticError:
             return False
-        return bool((sigmas.diff() < 0).all() and (times.diff() < 0).all() and times.isfinite().all())
+        first, last = times[0], times[-2]
+        spans = self.build_schedule().sigma(first + (last - first)) > 0  # one step from the first level to the last one
+        return bool((sigmas.diff() < 0).all() and (times.diff() < 0).all() and times.isfinite().all() and spans)
 
     @property
     def sigma_range(self) -> tuple[float, float]:

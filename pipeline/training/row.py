@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipeline.common.rows import Row, Seeds, axis
+from pipeline.common.rows import NonNegativeInt, PositiveFloat, PositiveInt, RealFloat, Row, Seeds, axis
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
@@ -26,6 +26,7 @@ SLACK = 1.1  # factor by which all draws may exceed that path
 NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
 TRIED = 65_536  # evenly spaced draws at which the weights are compared
 TRIED_SIGMA_DATA = 0.5
+MOST_STEPS = 10**7  # of a training; EDM's for CIFAR-10 has 390,625
 LEAST_EFFECTIVE = 4e-3  # smallest effective share of draws: half a draw in a batch of 128
 
 
@@ -36,13 +37,13 @@ class Model(Row):
     """The target that the network predicts, and the path on which it is told the noise level."""
     noise: Literal[tuple(NOISES)] = axis("lognormal", "noise distribution")  # type: ignore[valid-type]
     """The distribution of training noise levels sigma."""
-    P_mean: float = axis(-1.2, "noise distribution")
+    P_mean: RealFloat = axis(-1.2, "noise distribution")
     """Mean of ln sigma. For noise lognormal; `reports/<study>/proposed.yaml` suggests a value for your data."""
     P_std: PositiveFloat = axis(1.2, "noise distribution")
     """Standard deviation of ln sigma. For noise lognormal; `reports/<study>/proposed.yaml` suggests one."""
     shift: PositiveFloat = axis(1.0, "noise distribution")
     """Factor on sigma. For noise flow_uniform, logit_normal, mode and cosmap."""
-    logit_mean: float = axis(0.0, "noise distribution")
+    logit_mean: RealFloat = axis(0.0, "noise distribution")
     """Mean of logit t, t being the flow's time. For noise logit_normal."""
     logit_std: PositiveFloat = axis(1.0, "noise distribution")
     """Standard deviation of logit t, t being the flow's time. For noise logit_normal."""
@@ -74,15 +75,17 @@ class Model(Row):
     """Share of labels hidden in training, so that the network also learns to predict without one."""
     network: Literal[tuple(NETWORKS)] = axis("unet", "network")  # type: ignore[valid-type]
     """The network: unet, ddpmpp or dit for images, mlp for points."""
-    channels: Annotated[int, Field(multiple_of=8, ge=8)] = axis(16, "network")
+    channels: Annotated[int, Field(multiple_of=8, ge=8, le=16_384)] = axis(16, "network")
     """Width of the network; for unet and ddpmpp, channels of the first level."""
-    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = axis((1, 2, 4), "network")
+    multipliers: Annotated[tuple[Annotated[int, Field(gt=0, le=256)], ...], Field(min_length=1, max_length=16)] = axis(
+        (1, 2, 4), "network"
+    )
     """Channels of each level as multiples of `channels`; a level halves the image. For unet and ddpmpp."""
-    blocks: PositiveInt = axis(1, "network")
+    blocks: Annotated[int, Field(gt=0, le=256)] = axis(1, "network")
     """Blocks per level for unet and ddpmpp, blocks in all for dit and mlp."""
-    attention: tuple[PositiveInt, ...] = axis((), "network")
+    attention: tuple[Annotated[int, Field(gt=0, le=65_536)], ...] = axis((), "network")
     """Heights, in pixels, of the levels with attention. For ddpmpp."""
-    patch: PositiveInt = axis(2, "network")
+    patch: Annotated[int, Field(gt=0, le=65_536)] = axis(2, "network")
     """Side of a patch in pixels. For dit."""
     embedding: Literal["positional", "fourier"] = axis("positional", "noise embedding")
     """How the network embeds c_noise."""
@@ -120,7 +123,7 @@ class Model(Row):
     """Half-lives of further averages, which curves select by `ema_halflife_images`."""
     ema_sigma_rels: tuple[Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)], ...] = ()
     """Relative widths of further power-function averages, which curves select by `ema_sigma_rel`."""
-    snapshots: NonNegativeInt = 0
+    snapshots: Annotated[int, Field(ge=0, le=1000)] = 0
     """Number of snapshots of all averages, for autoguidance and for averages of other lengths."""
     classifier_images: NonNegativeInt = 0
     """Images on which a noise-aware classifier is trained for guidance; 0: no classifier."""
@@ -155,6 +158,8 @@ class Model(Row):
                 raise ValueError("labels: the images of pairs reflow have no classes; use none")
         if self.pairs == "optimal_transport" and self.batch == 1:
             raise ValueError("pairs: optimal_transport needs a batch of at least 2; use independent")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"images: {self.images} are {self.steps} steps; the most is {MOST_STEPS}")
         if self.snapshots > self.steps:
             raise ValueError(f"snapshots: {self.snapshots}, but the training has {self.steps} steps; use fewer")
         self._check_range()

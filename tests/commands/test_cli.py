@@ -15,7 +15,7 @@ from pipeline.common.errors import StudyError
 from tests.imports import ROOT
 
 COMMANDS = ("check", "new", "prune", "verify", "accept", "measure", "timings", "docs", "repro")
-GOOD = "study: {name: t}\nmodels: {edm: {}}\ncurves: {edm: {model: edm}}\nsets: {}\n"
+GOOD = "study: {name: t, root: ., params: params.yaml}\nmodels: {edm: {}}\ncurves: {edm: {model: edm}}\nsets: {}\n"
 
 
 def run(*arguments: str, code: str = "from pipeline.commands.cli import main; sys.exit(main())", **environment: str):  # type: ignore[no-untyped-def]
@@ -36,7 +36,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(stale, "load", lambda: None)
     Path("params.yaml").write_text(GOOD)
     (other := Path("studies/folder/params.yaml")).parent.mkdir(parents=True)
-    other.write_text(GOOD.replace("{name: t}", "{name: other, root: ../.., params: studies/folder/params.yaml}"))
+    other.write_text(
+        GOOD.replace(
+            "{name: t, root: ., params: params.yaml}", "{name: other, root: ../.., params: studies/folder/params.yaml}"
+        )
+    )
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from pipeline.common.errors import StudyError
 from tests.imports import ROOT
 
 STUDY: dict[str, Any] = {
-    "study": {"name": "tiny"},
+    "study": {"name": "tiny", "root": ".", "params": "params.yaml"},
     "models": {"edm": {}, "flow": {"parametrization": "flow", "noise": "flow_uniform"}},
     "curves": {"edm": {"model": "edm"}, "flow": {"model": "flow"}},
     "sets": {},

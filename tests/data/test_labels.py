@@ -94,3 +94,12 @@ def test_a_class_must_have_a_name_that_can_be_written(tmp_path: Path) -> None:
 def test_names_of_images_may_have_any_bytes(tmp_path: Path) -> None:
     names = [os.fsdecode(b"a/\xff.png"), "b/1.png"]
     assert loaded(folder_of(tmp_path, {name: png(i) for i, name in enumerate(names)})).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["a\ue0000\ue001b\ue002", "a\u202eb", "a\x85b", "a\x1b[31m"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_class_name_that_could_forge_a_link_or_hide_text_is_refused(pack: Callable, listed: bool, name: str) -> None:
+    list_of_one = {"dataset.json": listing([["0.png", 0], ["1.png", 0]], classes=[name])}
+    path = pack(PAIR | list_of_one if listed else {f"{name}/{i}.png": png(i) for i in range(2)})
+    line = one_line(lambda: loaded(path))
+    assert "has the invisible character U+" in line and line.isprintable()

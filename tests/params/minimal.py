@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipeline.common.errors import StudyError
+from pipeline.common.scalars import dump
+from pipeline.common.text import LONGEST_LINE
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
 
@@ -20,7 +21,7 @@ CLASSES = {"labels": "classes"}
 def resolved(tmp_path: Path, **sections: Any) -> dict[str, Any]:
     """The files that `resolve` writes for the minimal study with some sections replaced, as read from JSON."""
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(MINIMAL | sections, sort_keys=False))
+    path.write_text(dump(MINIMAL | sections, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:  # choices without effect, whose search takes longest, have own tests
         patch.setattr("pipeline.params.resolve._warnings", lambda *of, **more: ())
         return json.loads(json.dumps(resolve(read_study(path)).files(), allow_nan=False))
@@ -46,10 +47,10 @@ def error(tmp_path: Path, text: str | bytes | None) -> str:
     with pytest.raises(StudyError) as caught:
         resolve(read_study(path))
     message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
+    assert message.isprintable() and len(message) <= LONGEST_LINE, message
     return message.replace(f"{tmp_path}/", "")
 
 
 def refusal(tmp_path: Path, **sections: Any) -> str:
     """The one line that refuses the minimal study with some sections replaced."""
-    return error(tmp_path, yaml.safe_dump(MINIMAL | sections, sort_keys=False, allow_unicode=True))
+    return error(tmp_path, dump(MINIMAL | sections, sort_keys=False, allow_unicode=True))

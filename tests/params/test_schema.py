@@ -25,7 +25,7 @@ from tests.imports import ROOT
 STUDIES = [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))]
 VALIDATOR = Draft7Validator(study_schema())
 GOOD = """
-study: {name: t}
+study: {name: t, root: ., params: params.yaml}
 preset: small
 presets:
   small: {data: {limit: 200}, features: {epochs: 1}, defaults: {models: {batch: 64}, curves: {nfe: [4]}}}
@@ -99,7 +99,7 @@ MISTAKES = {  # what is replaced, by what, the place, a part of the complaint
     "a negative need": ("12.5", "-1", "presets.large.needs.gpu_gib", "less than the minimum of 0"),
     "a need of nobody": ("needs: {gpu_gib: 0}", "needs: {gpu: 0}", "needs", "'gpu' was unexpected"),
     "a published value of nothing": ("value: 1.97, ", "", "published.0", "'value' is a required property"),
-    "no name": ("{name: t}", "{root: .}", "study", "'name' is a required property"),
+    "no name": ("{name: t, root: .,", "{root: .,", "study", "'name' is a required property"),
 }
 
 

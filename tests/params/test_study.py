@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.params.resolve import resolve
-from pipeline.params.study import read_study
 from tests.params.minimal import curve, curves, error, models, refusal, resolved
 
 NAME = "a name has 1 to 60 letters, digits and underscores"
@@ -22,7 +20,6 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "unknown curve key": (curve(roh=3), "curves.x.roh", "unknown key; did you mean 'rho'?"),
     "key with newline": (curve(**{"r\no": 3}), "curves.x.r", "unknown key"),
     "section with newline": ({"a\nb": 3}, "a", "unknown key"),
-    "key not a string": (models(x={3: 4}), "models.x.3", "a key must be text"),
     "unknown value": (curve(solver="huen"), "curves.x.solver", "unknown value 'huen'; did you mean 'heun'?"),
     "unknown grid": (curve(discretization="edn"), "curves.x.discretization", "did you mean 'edm'?"),
     "unknown weighting": (models(x={"weighting": "minsnr"}), "models.x.weighting", "did you mean 'min_snr'?"),
@@ -61,7 +58,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "rho inf": (curve(rho=float("inf")), "curves.x.rho", "finite"),
     "rho nan": (curve(rho=float("nan")), "curves.x.rho", ""),
     "rho too small": (curve(rho=0.001), "curves.x", "rho"),
-    "rho too large": (curve(rho=1e300), "curves.x", "rho"),
+    "rho too large": (curve(rho=1e13), "curves.x", "rho"),
     "sigma_max too large": (curve(sigma_max=1e200, schedule="vp"), "curves.x", "sigma_max"),
     "eta with euler": (curve(solver="euler", eta=1), "curves.x", "eta: solver euler does not use it; eta is for ddim"),
     "eta above 1": (curve(solver="ddim", eta=1.5), "curves.x.eta", "less than or equal to 1"),
@@ -145,8 +142,8 @@ REST = "\nstudy: {name: t}\ncurves: {edm: {model: edm}}\nsets: {}\n"
         ("models: {edm: {rho: *nowhere}}", "not valid YAML"),
         (b"models: \xff", "not valid YAML"),
         ("models: \0", "not valid YAML"),
-        ("models: {[a]: {}}" + REST, "not valid YAML"),
-        ("models: {edm: {images: 2001-13-45}}" + REST, "not valid YAML"),
+        ("models: {[a]: {}}" + REST, "line 1: models: a key must be text"),
+        ("models: {x: {3: 4}}" + REST, 'line 1: models.x.3: a key must be text; write "3" in quotes'),
         ("models: " + "[" * 5000, "not valid YAML"),
         ("models: {edm: {}, edm: {}}" + REST, "the key 'edm' appears twice"),
         ("models: {edm: {images: 5, batch: 1, images: 6}}" + REST, "the key 'images' appears twice"),
@@ -174,9 +171,12 @@ def test_an_unreadable_file_is_one_line_with_its_name(
             "ema_sigma_rels: takes a list of numbers greater than 0 and less than 0.2887, not 0.1; write [0.1]",
         ),
         ({"clip_norm": "none"}, "clip_norm: takes a number greater than 0 or null, not 'none'; write null"),
-        ({"compile": True}, "compile: takes none, default, not true (or yes, on)"),
+        ({"compile": True}, "compile: takes none, default, not true"),
         ({"images": "1e6"}, "images: takes a whole number greater than 0, not '1e6'; write 1000000"),
-        ({"snapshots": -1}, "snapshots: takes a whole number greater than or equal to 0, not -1"),
+        (
+            {"snapshots": -1},
+            "snapshots: takes a whole number greater than or equal to 0 and less than or equal to 1000, not -1",
+        ),
         ({"train_seeds": 3}, "train_seeds: takes a list of at least 1 whole numbers"),
         ({"base": "edm", "equal": "flops", "channels": 64}, "channels: equal: flops chooses the channels"),
     ],
@@ -185,11 +185,3 @@ def test_an_unreadable_file_is_one_line_with_its_name(
 def test_the_line_for_a_wrong_type_has_a_right_value(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     found = refusal(tmp_path, **models(x=row))
     assert found.startswith(f"models.x.{message}")
-
-
-def test_yaml_merge_keys_may_repeat_keys(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(
-        "models: {edm: &edm {images: 500, batch: 5}, x: {<<: *edm, images: 600}}" + REST
-    )
-    row = resolve(read_study(tmp_path / "params.yaml")).models["x"].row
-    assert (row.images, row.batch) == (600, 5)

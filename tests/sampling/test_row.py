@@ -148,7 +148,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "levels that rise": (LIST | {"sigmas": (1, 3, 9), "nfe": (9,)}, "the noise levels must fall from step to step"),
     "a level twice": (LIST | {"sigmas": (9, 3, 3), "nfe": (9,)}, "the noise levels must fall from step to step"),
     "levels beyond float64": ({"rho": 1e-3}, "the noise levels must fall from step to step"),
-    "levels that rounding makes one": ({"rho": 1e300}, "the noise levels must fall from step to step"),
+    "levels that rounding makes one": (
+        {"sigma_min": 3, "sigma_max": 3 + 2**-51},
+        "the noise levels must fall from step to step",
+    ),
     "more steps than iDDPM's levels": (
         {"solver": "ddim", "discretization": "iddpm", "nfe": (993,)},
         "discretization iddpm: 993 steps, but only 992 noise levels",
@@ -200,7 +203,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "nfe: solver rk45 needs at least 18 evaluations",
     ),
     "an interval on a grid that doesn't fall": (
-        {"guidance": 2, "guidance_max": 5, "rho": 1e300},
+        {"guidance": 2, "guidance_max": 5, "sigma_min": 3, "sigma_max": 3 + 2**-51},
         "the noise levels must fall from step to step",
     ),
     "an interval on more steps than levels": (

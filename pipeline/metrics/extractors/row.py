@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.common.rows import Row
+from pipeline.common.rows import PositiveFloat, PositiveInt, Row, Seed
 
 EXPORT = (
     "write it with torch.export.save(torch.export.export(module.eval(), (images,), "
@@ -25,7 +25,7 @@ class Features(Row):
     """File of the extractor's weights, for inception, or of an exported program (.pt2), for module."""
     hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = None
     """First digits of the sha256 of that file, at least 8."""
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    width: Annotated[int, Field(ge=8, le=65_536, multiple_of=8)] = 64
     """Channels of the classifier, which is the number of features."""
     epochs: PositiveInt = 30
     """Epochs of the classifier's training."""
@@ -33,7 +33,7 @@ class Features(Row):
     """Images per step of the classifier's training."""
     learning_rate: PositiveFloat = 2e-3
     """Learning rate of the classifier's training."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the classifier's training."""
     content: str = ""
     """Digest of the weights' file; `resolve` fills it in."""
