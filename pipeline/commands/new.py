@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.commands.cost import PASSES, Estimate, Speed, model_size
-from pipeline.common.errors import StudyError, nearest, 
+from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import Paths, whole_folder, write_text
 from pipeline.common.rows import NAME
 from pipeline.common.text import one_line
