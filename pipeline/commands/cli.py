@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from pipeline.common.environment import check_interpreter, launched
 from pipeline.common.errors import StudyError, nearest
-from pipeline.common.text import is_text, one_line
+from pipeline.common.text import is_utf8, one_line
 
 Command = Callable[[argparse.Namespace], None]
 ROOT_STUDY = Path("params.yaml")
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for option, value in vars(chosen).items():
             if value == []:  # argparse's result for "--"
                 raise StudyError(f"--{option}: '--' is not valid; write a name or a path")
-            if isinstance(value, str) and not is_text(value):
+            if isinstance(value, str) and not is_utf8(value):
                 raise StudyError(f"--{option}: {value!r} is not valid UTF-8; rename it")
         chosen.run(chosen)
         print(end="", flush=True)

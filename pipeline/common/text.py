@@ -18,7 +18,7 @@ def hidden(text: str) -> str | None:
     return next((each for each in text if unicodedata.category(each) in INVISIBLE and each not in USED), None)
 
 
-def is_text(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     """Whether UTF-8 can hold a name. It cannot if the name on the disk or the command line is in another encoding."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 

@@ -5,7 +5,7 @@ import posixpath
 from typing import Any
 
 from pipeline.common.errors import StudyError, note
-from pipeline.common.text import code_point, hidden, is_text
+from pipeline.common.text import code_point, hidden, is_utf8
 from pipeline.data.files import Files
 from pipeline.data.listing import LABELS_FILE, blame, is_read
 
@@ -23,7 +23,7 @@ def find_labels(files: Files, images: list[str]) -> Labels:
     top = _top(names)
     labels, classes = _found_labels(files, top, [name.removeprefix(top) for name in names], images)
     for name in classes:
-        if not is_text(name):
+        if not is_utf8(name):
             raise StudyError(
                 f"{files.root}: the name of class {name!r} is not valid UTF-8; rename it, or set labels: false"
             )

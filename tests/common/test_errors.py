@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from pipeline.common.errors import StudyError, is_text, note
+from pipeline.common.errors import StudyError, note
+from pipeline.common.text import is_utf8
 
 LINES = {
     "a plain one: Größe 猫": "a plain one: Größe 猫",
@@ -27,4 +28,4 @@ def test_a_message_is_one_line_without_control_characters_and_addresses(
 
 
 def test_names_in_other_encodings_are_no_text() -> None:
-    assert is_text("Größe") and is_text("😀") and not is_text("caf\udce9") and not is_text("\ud800")
+    assert is_utf8("Größe") and is_utf8("😀") and not is_utf8("caf\udce9") and not is_utf8("\ud800")
