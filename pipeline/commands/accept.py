@@ -21,8 +21,6 @@ from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from pipeline.commands.differences import first_difference
 from pipeline.commands.remake import run_stage, scratch_folder
@@ -32,6 +30,8 @@ from pipeline.common.files import SHORT_HASH, Paths, content_hash, read_json, wh
 from pipeline.common.fingerprint import ROOT, code_hash, with_code
 from pipeline.common.machine import machine
 from pipeline.common.processes import workers_on
+from pipeline.common.sealed import load_json
+from pipeline.common.tensors import load_tensors
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import Dataset, load_prepared, load_summary
 from pipeline.diffusion.denoiser import load_denoiser
@@ -247,7 +247,7 @@ class Sample:
 
         def task(name: str) -> dict[str, Any]:
             curve = curves[name]
-            before = read_json(build / "curves" / name / "results.json")["cells"]
+            before = load_json(build / "curves" / name / "results.json")["cells"]
             places = [(cell["steps"], (cell["train_seed"], cell["sample_seed"])) for cell in before]
             if places != curve.cells():
                 raise StudyError(f"sweep@{name}: its row asks for other cells than it has; run `make repro`")
@@ -272,10 +272,7 @@ class Sample:
                 if old != new:
                     raise StudyError(f"{place}: {old['metric']} is {new['value']!r}, and {old['value']!r} before")
             raise StudyError(f"{place}: {key} is {now.get(key)!r}, and {before.get(key)!r} before")
-        try:
-            shown = load_file(folder / "images.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise StudyError(f"{folder / 'images.safetensors'}: {error}") from None
+        shown, _ = load_tensors(folder / "images.safetensors", "images")
         key = f"{cell.steps}/{cell.train_seed}/{cell.sample_seed}"
         if not cell.failed and not shown[key].equal(cell.images):
             raise StudyError(f"{place}: the images differ")

@@ -1,7 +1,9 @@
-"""The errors that a user can correct."""
+"""The errors that a user can correct, and lines on stderr about those that need no correction."""
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
 
 class StudyError(Exception):
@@ -13,6 +15,12 @@ class StudyError(Exception):
 
 class NotFinite(StudyError):
     """A denoiser's output or a sample is not finite."""
+
+
+@cache
+def say_once(message: str) -> None:
+    """Print one line on stderr, the first time that it is called with this message."""
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
