@@ -24,6 +24,7 @@ from dvc.stage import Stage
 
 from pipeline.commands.differences import first_difference
 from pipeline.commands.remake import run_stage, scratch_folder
+from pipeline.commands.restore import restore
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import StudyError
 from pipeline.common.files import SHORT_HASH, Paths, content_hash, read_json, whole_folder, write_json
@@ -87,7 +88,8 @@ def accept_study(params: Path) -> None:
             stale = {key: stage for key, stage in sampled.items() if _stale(stage)}
             if stale:
                 print(f"{name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
-                _check_outputs(repo, sampled)
+                restore(repo, params.with_name("dvc.yaml"))
+                _check_outputs(sampled)
                 compared = Sample(paths, stale).compare()
                 for key in ("resolve", *stale):
                     repo.commit(stages[key].addressing, force=True)
@@ -109,12 +111,10 @@ def _stale(stage: Stage) -> bool:
     return bool(stage.changed_stage() or stage.changed_deps())
 
 
-def _check_outputs(repo: Repo, stages: dict[str, Stage]) -> None:
-    """Restore missing outputs from DVC's cache. Raises StudyError unless all are those in dvc.lock."""
+def _check_outputs(stages: dict[str, Stage]) -> None:
+    """Raise StudyError unless all outputs are those in dvc.lock."""
     for name, stage in stages.items():
         for out in stage.outs:
-            if out.status() and out.use_cache and not Path(out.fs_path).exists():
-                repo.checkout([str(out.fs_path)], allow_missing=True)
             if status := out.status():
                 reason = " ".join(status.values())
                 raise StudyError(
