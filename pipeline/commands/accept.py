@@ -21,17 +21,18 @@ from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from pipeline.commands.differences import first_difference
 from pipeline.commands.remake import run_stage, scratch_folder
+from pipeline.commands.restore import restore
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import StudyError
 from pipeline.common.files import SHORT_HASH, Paths, content_hash, read_json, whole_folder, write_json
 from pipeline.common.fingerprint import ROOT, code_hash, with_code
 from pipeline.common.machine import machine
 from pipeline.common.processes import workers_on
+from pipeline.common.sealed import load_json
+from pipeline.common.tensors import load_tensors
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import Dataset, load_prepared, load_summary
 from pipeline.diffusion.denoiser import load_denoiser
@@ -87,7 +88,8 @@ def accept_study(params: Path) -> None:
             stale = {key: stage for key, stage in sampled.items() if _stale(stage)}
             if stale:
                 print(f"{name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
-                _check_outputs(repo, sampled)
+                restore(repo, params.with_name("dvc.yaml"))
+                _check_outputs(sampled)
                 compared = Sample(paths, stale).compare()
                 for key in ("resolve", *stale):
                     repo.commit(stages[key].addressing, force=True)
@@ -109,12 +111,10 @@ def _stale(stage: Stage) -> bool:
     return bool(stage.changed_stage() or stage.changed_deps())
 
 
-def _check_outputs(repo: Repo, stages: dict[str, Stage]) -> None:
-    """Restore missing outputs from DVC's cache. Raises StudyError unless all are those in dvc.lock."""
+def _check_outputs(stages: dict[str, Stage]) -> None:
+    """Raise StudyError unless all outputs are those in dvc.lock."""
     for name, stage in stages.items():
         for out in stage.outs:
-            if out.status() and out.use_cache and not Path(out.fs_path).exists():
-                repo.checkout([str(out.fs_path)], allow_missing=True)
             if status := out.status():
                 reason = " ".join(status.values())
                 raise StudyError(
@@ -247,7 +247,7 @@ class Sample:
 
         def task(name: str) -> dict[str, Any]:
             curve = curves[name]
-            before = read_json(build / "curves" / name / "results.json")["cells"]
+            before = load_json(build / "curves" / name / "results.json")["cells"]
             places = [(cell["steps"], (cell["train_seed"], cell["sample_seed"])) for cell in before]
             if places != curve.cells():
                 raise StudyError(f"sweep@{name}: its row asks for other cells than it has; run `make repro`")
@@ -272,10 +272,7 @@ class Sample:
                 if old != new:
                     raise StudyError(f"{place}: {old['metric']} is {new['value']!r}, and {old['value']!r} before")
             raise StudyError(f"{place}: {key} is {now.get(key)!r}, and {before.get(key)!r} before")
-        try:
-            shown = load_file(folder / "images.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise StudyError(f"{folder / 'images.safetensors'}: {error}") from None
+        shown, _ = load_tensors(folder / "images.safetensors", "images")
         key = f"{cell.steps}/{cell.train_seed}/{cell.sample_seed}"
         if not cell.failed and not shown[key].equal(cell.images):
             raise StudyError(f"{place}: the images differ")

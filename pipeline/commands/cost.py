@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.common.devices import CPU_BATCH, default_device
-from pipeline.common.files import CACHE, content_hash, read_json, write_json
+from pipeline.common.files import CACHE, content_hash
 from pipeline.common.fingerprint import code_hash
 from pipeline.common.machine import machine
+from pipeline.common.sealed import cached_json
 from pipeline.common.size import FLOAT_BYTES, Size, size_of
 from pipeline.common.threads import cores, side_by_side
 from pipeline.data.dataset import shape_of
@@ -95,9 +96,7 @@ class Work:
 def _kept(parts: Sequence[object], measure: Callable[[], Size]) -> Size:
     """A size from `.cache`, or measured and kept there: PyTorch loads modules for seconds to count operations."""
     kept = CACHE / "sizes" / f"{content_hash(*parts, code_hash('pipeline.diffusion.networks.registry'))}.json"
-    if not kept.exists():
-        write_json(kept, measure())
-    return Size(*read_json(kept))
+    return Size(**cached_json(kept, lambda: measure()._asdict()))
 
 
 def model_size(row: Model, about: dict[str, Any]) -> Size:
@@ -205,9 +204,7 @@ def speed(start_seconds: float) -> Speed:
         / "speed"
         / f"{content_hash(code_hash('pipeline.commands.cost'), machine(default_device()), cores())}.json"
     )
-    if not kept.exists():
-        write_json(kept, asdict(measure_speed(start_seconds)))
-    return Speed(**read_json(kept))
+    return Speed(**cached_json(kept, lambda: asdict(measure_speed(start_seconds))))
 
 
 @dataclass(frozen=True)

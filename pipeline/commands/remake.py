@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from pipeline.commands.repro import Device, Plan, devices, run
 from pipeline.common.errors import StudyError
-from pipeline.common.files import Paths, read_json, write_json
+from pipeline.common.files import Paths, write_json
 from pipeline.common.fingerprint import ROOT, with_code
 from pipeline.common.progress import bar
+from pipeline.common.sealed import load_json
 from pipeline.common.threads import cores
 from pipeline.data.dataset import load_summary
 from pipeline.evaluation.curve import Curve
@@ -166,8 +167,8 @@ class _Remaking:
         needs = before | {"features": before.keys() & {"prepare"}, "reference": {"features"}}
         needs |= {stage: {"reference", *(before.keys() & {"grids"})} for stage in own}
         self._run(needs)
-        contents = {name: read_json(self.folder / self.paths.curve(name) / "results.json") for name in self.rows.curves}
-        contents |= {name: read_json(self.folder / self.paths.set(name) / "results.json") for name in sets}
+        contents = {name: load_json(self.folder / self.paths.curve(name) / "results.json") for name in self.rows.curves}
+        contents |= {name: load_json(self.folder / self.paths.set(name) / "results.json") for name in sets}
         found = {
             Place(name, cell["steps"], cell["train_seed"], cell["sample_seed"]): cell
             for name, content in contents.items()

@@ -10,21 +10,21 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
-from dvc.utils.serialize import modify_yaml
+from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
+from pipeline.commands.restore import dvc_errors, restore
 from pipeline.commands.single import run_single
 from pipeline.common.errors import StudyError
-from pipeline.common.files import Paths
+from pipeline.common.files import Paths, write_text
 from pipeline.params.needs import gpu_count
 from pipeline.params.places import check_place, read_yaml
 from pipeline.params.resolve import resolve
@@ -52,11 +52,25 @@ def run_study(params: Path, jobs: int) -> None:
     graph = check_place(params, study)
     # A stage's command is `python -m stages.x`: it needs this Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    ran = run_side_by_side(graph, jobs, devices(jobs)) if jobs > 1 else []
-    if jobs == 1 or ran:
-        ran += reproduce(str(graph))
+    ran = run_graph(graph, jobs)
     if not set(ran) - {_address(graph, RESOLVE)}:
         print(f"{params} is up to date; its report: {Paths(study.study.name).reports / 'report.html'}")
+
+
+def run_graph(graph: Path, jobs: int) -> list[str]:
+    """Run the changed stages of a dvc.yaml, `jobs` at a time; their addresses. It also sorts dvc.lock, in any case.
+
+    Missing outputs that DVC's cache has are restored first. Raises StudyError if a stage fails.
+    """
+    try:
+        with dvc_errors(), Repo(_wait_for_lock=True) as repo:
+            restore(repo, graph)
+        ran = run_side_by_side(graph, jobs, devices(jobs)) if jobs > 1 else []
+        if jobs == 1 or ran:
+            ran += reproduce(str(graph))
+        return ran
+    finally:
+        sort_lock(graph.with_suffix(".lock"))
 
 
 def reproduce(target: str, quiet: bool = False, **options: bool) -> list[str]:
@@ -65,11 +79,8 @@ def reproduce(target: str, quiet: bool = False, **options: bool) -> list[str]:
     quiet: print only what the stages print. Raises StudyError.
     """
     logging.getLogger("dvc").setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
-        with Repo() as repo:
-            return [stage.addressing for stage in repo.reproduce([target], **options)]
-    except DvcException as error:
-        raise StudyError(f"{error}{f': {error.__cause__}' if error.__cause__ else ''}") from None
+    with dvc_errors(), Repo() as repo:
+        return [stage.addressing for stage in repo.reproduce([target], **options)]
 
 
 def _address(graph: Path, stage: str) -> str:
@@ -86,14 +97,9 @@ def locked_stages(graph: Path) -> list[str]:
 def run_side_by_side(graph: Path, jobs: int, devices: Sequence["Device"]) -> list[str]:
     """Resolve a study, then run the changed stages of its dvc.yaml, `jobs` at a time, on these devices; their
     addresses. Raises StudyError if one fails."""
-    before = locked_stages(graph)
     reproduce(_address(graph, RESOLVE), quiet=True, single_item=True)
     plan = read_plan(graph)
-    try:
-        run(plan, jobs, devices)
-    finally:
-        if plan.todo:
-            sort_lock(graph.with_suffix(".lock"), before, plan.order)
+    run(plan, jobs, devices)
     return plan.todo
 
 
@@ -108,13 +114,10 @@ class Plan:
 
 def read_plan(graph: Path) -> Plan:
     """The plan for a dvc.yaml whose rows are resolved. Raises StudyError if DVC cannot read it."""
-    try:
-        with Repo(_wait_for_lock=True) as repo:
-            stages = plan_repro(repo.index.graph, repo.stage.collect(str(graph)))
-            changed = repo.status([str(graph)])
-            needs = {s.addressing: {each.addressing for each in repo.index.graph.successors(s)} for s in stages}
-    except DvcException as error:
-        raise StudyError(str(error)) from None
+    with dvc_errors(), Repo(_wait_for_lock=True) as repo:
+        stages = plan_repro(repo.index.graph, repo.stage.collect(str(graph)))
+        changed = repo.status([str(graph)])
+        needs = {s.addressing: {each.addressing for each in repo.index.graph.successors(s)} for s in stages}
     # The teacher of a reflow model is its base. If both began together, both would train the teacher.
     for name, row in read_yaml(graph.with_name("params.yaml"))["models"].items():
         stage, base = (_address(graph, f"train@{each}") for each in (name, (row or {}).get("base")))
@@ -217,11 +220,11 @@ def _run_stage(stage: str, label: str, device: Device) -> int:
     return process.exitcode or 0
 
 
-def sort_lock(lock: Path, before: Collection[str], order: list[str]) -> None:
-    """Sort the new entries of a dvc.lock, which follow the stages `before`, into the order of `dvc repro`."""
-    if not lock.exists():
-        return
-    with Repo(_wait_for_lock=True) as repo, repo.lock, modify_yaml(lock, fs=repo.fs) as content:
-        stages = dict(content.get("stages", {}))
-        known = [*before, *(stage.rpartition(":")[2] for stage in order)]
-        content["stages"] = {name: stages[name] for name in dict.fromkeys([*known, *stages]) if name in stages}
+def sort_lock(lock: Path) -> None:
+    """Sort the stages of a dvc.lock by name. DVC writes independent stages in an order that changes from run to run."""
+    with Repo(_wait_for_lock=True) as repo, repo.lock:
+        content = parse_yaml_for_update(lock.read_text(), lock) if lock.exists() else {}
+        stages = content.get("stages", {})
+        if list(stages) != sorted(stages):
+            content["stages"] = dict(sorted(stages.items()))
+            write_text(lock, dumps_yaml(content))

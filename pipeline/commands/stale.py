@@ -80,7 +80,7 @@ class _Stale:
 
     def __init__(self, repo: "Repo", graph: Path, rows: Path, scratch: Path) -> None:
         self.stages = [stage for stage in repo.stage.collect(str(graph)) if stage.name != "resolve"]
-        self.cache, self.rows, self.scratch = repo.cache.local, rows, scratch
+        self.rows, self.scratch = rows, scratch
         self.found: dict[str, Reason | None] = {}
         for stage in self.stages:
             for dep in stage.deps:
@@ -97,6 +97,8 @@ class _Stale:
 
     def own(self, stage: "PipelineStage") -> Reason | None:
         """What changed in the stage's rows, code, command or outputs since it ran."""
+        from pipeline.commands.restore import restorable
+
         if not any(entry.hash_info for entry in (*stage.deps, *stage.outs)):
             return Reason(NEW)
         if stage.cmd_changed:
@@ -105,7 +107,7 @@ class _Stale:
             code = Path(dep.fs_path).is_relative_to(self.scratch / "code")
             return Reason(CHANGED, CODE if code else ROW)
         for out in stage.outs:
-            if out.status() and (out.exists or not self.cache.exists(out.hash_info.value)):  # DVC puts back what it has
+            if out.status() and not restorable(out):  # `repro` brings back what DVC's cache has
                 return Reason(CHANGED, ANOTHER if out.exists else MISSING)
         return None
 
@@ -117,7 +119,7 @@ class _Stale:
                 if self.reason(out.stage) and not self.part_stays(out.stage, dep.fs_path):
                     return Reason(AFTER, out.stage.name)
             same = [out.hash_info == dep.hash_info for out in outs if out.fs_path == dep.fs_path]
-            lost = not all(out.exists for out in outs)  # DVC puts it back, as it was
+            lost = any(out.status() for out in outs)  # `repro` brings it back, as it was
             if outs and not any(self.reason(out.stage) for out in outs) and (not all(same) if lost else dep.status()):
                 return Reason(CHANGED, INPUT)
         return None

@@ -4,7 +4,6 @@ If a device lacks a feature, one line on stderr says so, and the work continues 
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.environment import launched
-from pipeline.common.errors import StudyError
-from pipeline.common.text import one_line
+from pipeline.common.errors import StudyError, say_once
 
 CPU = torch.device("cpu")
 CHOICE = "NFE_DEVICE"  # the environment variable that overrides the default device
@@ -25,12 +23,6 @@ RECOMPILED = 64  # compilations of a network, one for each combination of shapes
 FREE_SHARE = 0.6  # of free memory, for a batch; the allocator and the solvers' states need the rest
 
 Network = Callable[..., Tensor]  # network(x, c_noise, labels, augmentation), see pipeline.diffusion.networks
-
-
-@cache
-def say_once(message: str) -> None:
-    """Print one line on stderr, the first time that it is called with this message."""
-    print(one_line(message), file=sys.stderr, flush=True)
 
 
 def default_device() -> torch.device:

@@ -1,8 +1,9 @@
-"""The errors that a user can correct, and notes on what was done with an input."""
+"""The errors that a user can correct, and lines on stderr about those that need no correction."""
 
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
 from pipeline.common.text import one_line
 
@@ -18,6 +19,12 @@ class StudyError(Exception):
 
 class NotFinite(StudyError):
     """A denoiser's output or a sample is not finite."""
+
+
+@cache
+def say_once(message: str) -> None:
+    """Print one line on stderr, the first time that it is called with this message."""
+    print(one_line(message), file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:

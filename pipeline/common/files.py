@@ -129,11 +129,11 @@ def read_json(path: Path) -> Any:
 
 
 def content_hash(*parts: object) -> str:
-    """sha256 over parts: bytes unchanged, a Path as its file's content, everything else as canonical JSON."""
+    """sha256 over parts: bytes unchanged, a function as what it returns, everything else as canonical JSON."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            part = part.read_bytes()
+        if callable(part):
+            part = part()
         if not isinstance(part, bytes):
             part = json.dumps(part, sort_keys=True, allow_nan=False).encode()
         digest.update(len(part).to_bytes(8, "little"))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
-from pipeline.common.errors import NotFinite, StudyError
-from pipeline.common.files import content_hash, read_json, write_bytes, write_json
+from pipeline.common.errors import NotFinite
+from pipeline.common.files import content_hash, write_bytes
+from pipeline.common.sealed import load_json, reading, save_json
 
 DIVERGED = 1e6  # a sampler whose samples lie farther out has diverged; one such sample would dominate every metric
 
@@ -127,31 +127,24 @@ def save(dataset: Dataset, folder: Path) -> None:
     if dataset.labels is not None:
         tensors["labels"] = dataset.labels
     write_bytes(folder / "images.safetensors", to_safetensors(tensors))
-    write_json(folder / "summary.json", dataset.summary())
+    save_json(folder / "summary.json", dataset.summary())
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
     """The `Dataset.summary` that `save` wrote into `folder`. Raises StudyError if it is missing or broken."""
-    summary = read_json(folder / "summary.json")
-    if not isinstance(summary, dict) or not {"classes", "content_hash", "sigma_data"} <= summary.keys():
-        raise StudyError(f"{folder / 'summary.json'}: not a data summary; delete it and run `dvc repro`")
-    return summary
+    return load_json(folder / "summary.json")
 
 
 def load_prepared(folder: Path) -> Dataset:
     """The data set that `save` wrote into `folder`. Raises StudyError if a file is missing, broken or changed."""
     path = folder / "images.safetensors"
     summary = load_summary(folder)
-    try:
-        tensors = load_file(path)
+    with reading(path):
+        tensors = from_safetensors(path.read_bytes())
         classes, lossy = tuple(summary["classes"]), summary.get("lossy", "")
         dataset = Dataset(tensors["images"], tensors.get("labels"), classes, lossy)
-    except FileNotFoundError:
-        raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise StudyError(f"{path}: broken ({error}); delete it and run `dvc repro`") from None
-    if dataset.content_hash != summary["content_hash"]:
-        raise StudyError(f"{path}: differs from the content hash in summary.json; delete it and run `dvc repro`")
+        if dataset.content_hash != summary["content_hash"]:
+            raise ValueError("it differs from the content hash in summary.json")
     return dataset
 
 

@@ -5,7 +5,6 @@ the stages that read the files depend on these rows.
 """
 
 import hashlib
-import json
 import os
 import stat
 import time
@@ -15,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import CACHE, content_hash, write_bytes
+from pipeline.common.files import CACHE, content_hash
+from pipeline.common.sealed import kept, load_json, save_json
 from pipeline.data.listing import BUILT_IN, expanded, is_read, walk
 
 FOLDER = CACHE / "watched"
@@ -49,28 +49,25 @@ def watched(source: str) -> str:
 def _listing(source: Path, root: Path, names: list[str]) -> Listing:
     """The listing of the files `names` below `root`, in this order. Updates the kept listing of `source`."""
     place = FOLDER / f"{hashlib.sha256(os.fsencode(source)).hexdigest()}.json"
-    kept = _read(place, source)
+    known = _read(place, source)
     now, entries = time.time_ns(), {}
     for name in tqdm(names, desc="hash", unit=" files", disable=None, delay=1):
         file = os.stat(path := f"{root}/{name}")
         stamp = [file.st_size, file.st_mtime_ns, file.st_ctime_ns]
-        entry = kept.get(name)
-        if not (isinstance(entry, list) and entry[:-1] == stamp and isinstance(entry[-1], str)):
+        entry = known.get(name)
+        if not entry or entry[:-1] != stamp:
             if not stat.S_ISREG(file.st_mode):
                 raise StudyError(f"{path}: neither a file nor a folder")
             with open(path, "rb") as opened:
                 entry = [*stamp, hashlib.file_digest(opened, "sha256").hexdigest()]
         entries[name] = entry
     trusted = {name: entry for name, entry in entries.items() if max(entry[1:3]) < now - RACY_NS}
-    if trusted != kept:
-        write_bytes(place, json.dumps({"source": str(source), "files": trusted}).encode())
+    if trusted != known:
+        save_json(place, {"source": str(source), "files": trusted})
     return entries
 
 
-def _read(place: Path, source: Path) -> dict[str, Any]:
+def _read(place: Path, source: Path) -> Listing:
     """The kept listing of a source; an empty one if the file is missing, broken or of another source."""
-    try:
-        kept = json.loads(place.read_bytes())
-        return dict(kept["files"]) if kept["source"] == str(source) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    found = kept(load_json, place) or {}
+    return found["files"] if found.get("source") == str(source) else {}

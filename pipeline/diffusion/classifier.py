@@ -1,20 +1,16 @@
 """A classifier of noisy data, p(y | z; sigma), whose gradient guides a model that knows no classes."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.common.devices import to_device
-from pipeline.common.errors import StudyError
-from pipeline.common.files import write_bytes
+from pipeline.common.sealed import reading
+from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.diffusion.denoiser import per_sample
 from pipeline.diffusion.parametrization import edm_path
 
@@ -106,25 +102,14 @@ class NoisyClassifier(nn.Module):
 
 def save_classifier(classifier: NoisyClassifier, path: Path) -> None:
     """Write weights and arguments as one safetensors file."""
-    tensors = {name: value.contiguous() for name, value in classifier.state_dict().items()}
-    arguments = {key: getattr(classifier, key) for key in ("sigma_data", "shape", "classes")}
-    write_bytes(path, save(tensors, {"classifier": json.dumps(arguments, sort_keys=True)}))
-
-
-def missing(path: Path) -> StudyError:
-    """The error for a classifier's file that does not exist."""
-    return StudyError(f"{path}: missing; set classifier_images in the model's row")
+    arguments = {key: getattr(classifier, key) for key in ("classes", "shape", "sigma_data")}
+    save_tensors(path, classifier.state_dict(), "classifier", arguments)
 
 
 def load_classifier(path: Path) -> NoisyClassifier:
-    """Read a file by `save_classifier`, in eval mode. Raises StudyError if it is missing, cut or not a classifier's."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            arguments = json.loads((file.metadata() or {})["classifier"])
+    """Read a file by `save_classifier`, in eval mode. Raises StudyError if it is missing, broken or no classifier's."""
+    with reading(path):
+        tensors, arguments = load_tensors(path, "classifier")
         classifier = NoisyClassifier(**arguments)
-        classifier.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise missing(path) from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StudyError(f"{path}: not a classifier of this study ({shorten(str(error), 300)})") from None
+        classifier.load_state_dict(tensors)
     return classifier.eval().requires_grad_(False)

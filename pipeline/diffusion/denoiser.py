@@ -5,22 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.common.devices import Network, autocast, compiled_calls, to_device
-from pipeline.common.errors import StudyError
-from pipeline.common.files import write_bytes
 from pipeline.common.randomness import generator
+from pipeline.common.sealed import reading
+from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.diffusion.networks.registry import build
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.spec import Spec
 
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
 
-FOREIGN = (StudyError, safetensors.SafetensorError, LookupError, ArithmeticError, TypeError, ValueError, RuntimeError)
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 _INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generator that all threads share
@@ -77,20 +74,14 @@ def new_denoiser(spec: Spec, seed: int) -> Denoiser:
 
 def save_denoiser(denoiser: Denoiser, path: Path) -> None:
     """Write weights and spec as one safetensors file."""
-    tensors = {name: value.contiguous() for name, value in denoiser.state_dict().items()}
-    write_bytes(path, save(tensors, {"spec": denoiser.spec.to_json()}))
+    save_tensors(path, denoiser.state_dict(), "spec", denoiser.spec.record())
 
 
 def load_denoiser(path: Path) -> Denoiser:
-    """Read a file by `save_denoiser`, in eval mode. Raises StudyError if it is missing, cut or not a denoiser's."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            spec = Spec.from_json((file.metadata() or {})["spec"])
+    """Read a file by `save_denoiser`, in eval mode. Raises StudyError if it is missing, broken or not a denoiser's."""
+    with reading(path):
+        tensors, record = load_tensors(path, "spec")
         with torch.device("meta"):  # draws no initial weights from the generator that all threads share
-            denoiser = Denoiser(spec)
-        denoiser.to_empty(device="cpu").load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise StudyError(f"{path}: missing; `dvc repro` trains it") from None
-    except FOREIGN as error:
-        raise StudyError(f"{path}: not a model of this study ({error})") from None
+            denoiser = Denoiser(Spec.of(record))
+        denoiser.to_empty(device="cpu").load_state_dict(tensors)
     return denoiser.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """What a denoiser is built from."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -30,12 +30,13 @@ class Spec:
     augmentation: int
     classes: tuple[int, ...]
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+    def record(self) -> dict[str, Any]:
+        """The fields in alphabetical order, for JSON."""
+        return dict(sorted(asdict(self).items()))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`. Raises TypeError or ValueError if the text is not a spec."""
-        values = dict[str, Any](json.loads(text))
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `record`. Raises TypeError or ValueError if it is not that of a spec."""
+        values = dict[str, Any](record)
         lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return cls(**values | lists)

@@ -1,23 +1,24 @@
 """Which weights in a model's folder a curve samples with, and the files that hold them."""
 
 import copy
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import content_hash, write_bytes
+from pipeline.common.files import content_hash
+from pipeline.common.sealed import reading
+from pipeline.common.tensors import load_tensors, read_sealed, save_tensors
 from pipeline.diffusion.averages import LARGEST_ERROR, Averages, HalfLife, Power, Profile, synthesis
-from pipeline.diffusion.classifier import NoisyClassifier, load_classifier, missing
+from pipeline.diffusion.classifier import NoisyClassifier, load_classifier
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser
 
 
@@ -71,22 +72,16 @@ class Snapshot:
 
 def save_snapshot(averages: Averages, step: int, batch: int, path: Path) -> None:
     """Write the values of all averages after `step` steps, as tensors `<average>.<parameter>`."""
-    tensors = {name: value.contiguous() for name, value in averages.tensors().items()}
-    about = {"step": step, "batch": batch, "profiles": [asdict(profile) for profile in averages.profiles]}
-    write_bytes(path, save(tensors, {"snapshot": json.dumps(about, sort_keys=True)}))
+    about = {"batch": batch, "profiles": [asdict(profile) for profile in averages.profiles], "step": step}
+    save_tensors(path, averages.tensors(), "snapshot", about)
 
 
 def load_snapshot(path: Path) -> Snapshot:
-    """The description of a snapshot file. Raises StudyError if the file is missing, truncated or of another kind."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["snapshot"])
+    """The description of a snapshot file. Raises StudyError if the file is missing, broken or of another kind."""
+    with reading(path):
+        _, about = load_tensors(path, "snapshot")
         profiles = [Power(**entry) if "sigma_rel" in entry else HalfLife(**entry) for entry in about["profiles"]]
         return Snapshot(path, about["step"], about["batch"], tuple(profiles))
-    except FileNotFoundError:
-        raise StudyError(f"{path}: missing; `dvc repro` trains it") from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StudyError(f"{path}: not a snapshot of this study ({error})") from None
 
 
 def load_snapshots(folder: Path, seed: int) -> list[Snapshot]:
@@ -134,7 +129,7 @@ class _Origin:
     def parts(self) -> list[object]:
         """Everything that determines the weights, for `content_hash`."""
         names = [self.wanted.name] if self.wanted else []
-        return [self.file, *names, *(snapshot.path for snapshot in self.snapshots)]
+        return [partial(read_sealed, self.file), *names, *(partial(read_sealed, each.path) for each in self.snapshots)]
 
     def load(self) -> Denoiser:
         denoiser = load_denoiser(self.file)
@@ -228,13 +223,20 @@ def _snapshot(folder: Path, seed: int, selection: Selection) -> _Origin | None:
     return _Origin(main, (nearest,), nearest.profiles[0])
 
 
+def _classifier(folder: Path, seed: int) -> Path:
+    """The file of the classifier that guides."""
+    if not (path := classifier_file(folder, seed)).exists():
+        raise StudyError(f"{path}: missing; set classifier_images in the model's row")
+    return path
+
+
 def weights_for(folder: Path, seed: int, selection: Selection) -> Weights:
     """Load the selected weights from a model's folder.
 
     Raises StudyError if the training kept no such average or guide; the message names the keys to set.
     """
     average, snapshot = _average(folder, seed, selection), _snapshot(folder, seed, selection)
-    classifier = load_classifier(classifier_file(folder, seed)) if selection.guide == "classifier" else None
+    classifier = load_classifier(_classifier(folder, seed)) if selection.guide == "classifier" else None
     return Weights(average.load(), snapshot.load() if snapshot else None, classifier)
 
 
@@ -247,7 +249,5 @@ def content_key(folder: Path, seed: int, selection: Selection) -> str:
     if snapshot := _snapshot(folder, seed, selection):
         parts += ["guide", *snapshot.parts]
     if selection.guide == "classifier":
-        if not (classifier := classifier_file(folder, seed)).exists():
-            raise missing(classifier)
-        parts += ["guide", classifier]
+        parts += ["guide", partial(read_sealed, _classifier(folder, seed))]
     return content_hash(*parts)

@@ -1,18 +1,17 @@
 """A cell: the measurement of one set of samples, its file and its key in the cache."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipeline.common.files import CACHE, content_hash, write_bytes
+from pipeline.common.files import CACHE, content_hash
 from pipeline.common.fingerprint import code_hash
 from pipeline.common.machine import machine
+from pipeline.common.sealed import kept, reading
+from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.evaluation.curve import SAMPLING_KEYS, Curve
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.names import headline, label
@@ -78,16 +77,15 @@ def cache_file(
 
 
 def save_cell(cell: Cell, path: Path) -> None:
-    tensors = {"images": cell.images, "features": cell.features.contiguous()}
-    write_bytes(path, save(tensors, {"cell": json.dumps(cell.record())}))
+    save_tensors(path, {"images": cell.images, "features": cell.features}, "cell", cell.record())
 
 
 def load_cell(path: Path) -> Cell | None:
-    """The cell in a file; None if the file is missing or cannot be read."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            record = json.loads(file.metadata()["cell"])
-        tensors = load_file(path)
+    """The cell in a file; None if the file is missing or broken."""
+    return kept(_read_cell, path)
+
+
+def _read_cell(path: Path) -> Cell:
+    with reading(path):
+        tensors, record = load_tensors(path, "cell")
         return Cell(**record, images=tensors["images"], features=tensors["features"])
-    except (FileNotFoundError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
-        return None

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.common import processes
 from pipeline.common.devices import default_device, exact_device
 from pipeline.common.errors import NotFinite, StudyError
-from pipeline.common.files import write_bytes, write_json
 from pipeline.common.machine import machine
+from pipeline.common.sealed import save_json
+from pipeline.common.tensors import save_tensors
 from pipeline.common.threads import side_by_side
 from pipeline.diffusion.weights import content_key, main_file
 from pipeline.evaluation.cell import AGREEMENT_SAMPLES, Cell, cache_file, failed_cell, load_cell, save_cell
@@ -130,13 +130,12 @@ def save_curve(cells: Sequence[Cell], provenance: dict[str, Any], folder: Path) 
     """
     done = [cell for cell in cells if not cell.failed]
     images = {f"{cell.steps}/{cell.train_seed}/{cell.sample_seed}": cell.images for cell in done}
-    write_bytes(folder / "images.safetensors", save(images))
+    save_tensors(folder / "images.safetensors", images, "images")
     compared = next((index for index, cell in enumerate(cells) if len(cell.features)), 0)
-    features = cells[compared].features.contiguous()
-    write_bytes(folder / "features.safetensors", save({"features": features}, {"cell": str(compared)}))
+    save_tensors(folder / "features.safetensors", {"features": cells[compared].features}, "cell", compared)
     records = [cell.record() for cell in cells]
     about = {"provenance": provenance, "machine": machine(default_device())}
-    write_json(folder / "results.json", about | {"cells": records})
+    save_json(folder / "results.json", about | {"cells": records})
     score, by_nfe = headline(provenance["extractor"]), dict[int, list[float]]()
     for cell in done:
         by_nfe.setdefault(cell.nfe, []).append(cell.value(score))

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import read_json
+from pipeline.common.sealed import load_json, reading
+from pipeline.common.tensors import load_tensors
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.neighbours import PRECISION_NEIGHBOURS, neighbour_metrics
@@ -137,17 +136,14 @@ def compare_curve(folder: Path, place: str, reference: Reference) -> list[dict[s
     place: the row in the study, such as curves.edm, for errors. Raises StudyError if a library disagrees.
     """
     path = folder / "features.safetensors"
-    cells = read_json(folder / "results.json")["cells"]
-    try:
-        features = load_file(path)["features"]
+    with reading(path):
+        cells = load_json(folder / "results.json")["cells"]
+        tensors, index = load_tensors(path, "cell")
+        features, cell = tensors["features"], cells[index]
         if not len(features):
-            if any(cell.get("failed") for cell in cells):
+            if any(each.get("failed") for each in cells):
                 return []
             raise ValueError("no features, though no cell failed")
-        with safetensors.safe_open(path, "pt") as file:
-            cell = cells[int(file.metadata()["cell"])]
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise StudyError(f"{path}: broken or missing ({error}); `dvc repro` makes it") from None
     whole = len(features) == cell["samples"]
     reported = {m["metric"]: m["value"] for m in cell["metrics"] if m["metric"] in ("fd", "precision", "recall")}
     rows = compare(features, reported if whole else ours(features, reference), reference)

@@ -1,20 +1,19 @@
 """The reference: features of the real images or points, and the floor, which is the score of real ones against real
 ones."""
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import content_hash, write_bytes
+from pipeline.common.files import content_hash
 from pipeline.common.randomness import generator
+from pipeline.common.sealed import reading
+from pipeline.common.tensors import decode, encode, read_sealed, write_sealed
 from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, BlockMoments, Estimate, Moments, moments
 from pipeline.metrics.extractors.coordinates import COORDINATES_HASH
 from pipeline.metrics.extractors.extractor import Extracted
@@ -110,7 +109,7 @@ def make_reference(extracted: Extracted, extractor_hash: str, seed: int = 0) -> 
         "kernel_squares": reference.sums.squares,
     }
     extra = {"duplicate_distance": reference.duplicate_distance, "extractor_hash": extractor_hash}
-    content = save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"reference": json.dumps(extra)})
+    content = encode(tensors, "reference", extra)
     summary = {
         "reference_hash": content_hash(content),
         "extractor_hash": extractor_hash,
@@ -140,16 +139,15 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def save_reference(content: bytes, folder: Path) -> None:
-    write_bytes(folder / "reference.safetensors", content)
+    write_sealed(folder / "reference.safetensors", content)
 
 
 def load_reference(folder: Path, extractor_hash: str | None = None) -> Reference:
     """The reference in a folder. Raises StudyError if it is missing, broken, or of another extractor."""
     path = folder / "reference.safetensors"
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            extra = json.loads((file.metadata() or {})["reference"])
-        tensors = load_file(path)
+    with reading(path):
+        content = read_sealed(path)
+        tensors, extra = decode(content, "reference")
         rows = tensors["kernel_rows"]
         reference = Reference(
             tensors["features"],
@@ -157,12 +155,8 @@ def load_reference(folder: Path, extractor_hash: str | None = None) -> Reference
             KernelSums(rows, rows, tensors["kernel_squares"]),
             extra["duplicate_distance"],
             extra["extractor_hash"],
-            content_hash(path),
+            content_hash(content),
         )
-    except FileNotFoundError:
-        raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StudyError(f"{path}: not a reference of this study ({error})") from None
     if extractor_hash not in (None, reference.extractor_hash):
         raise StudyError(f"{path}: made with another extractor than the present one; run `dvc repro`")
     return reference

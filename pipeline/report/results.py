@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import SHORT_HASH, Paths, read_json
+from pipeline.common.files import SHORT_HASH, Paths
 from pipeline.common.machine import check_comparable
+from pipeline.common.sealed import load_json
 from pipeline.params.resolved import ReportRows
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
@@ -43,8 +44,8 @@ def read_results(paths: Paths, rows: ReportRows) -> Results:
     folders = {name: (paths.curve(name), entry.row.model) for name, entry in rows.curves.items()}
     folders |= {name: (paths.set(name), "") for name in rows.sets}
     for name, (folder, model) in folders.items():
-        content = read_json(folder / "results.json")
-        if not isinstance(content, dict) or not {"machine", "provenance", "cells"} <= content.keys():
+        content = load_json(folder / "results.json")
+        if not {"machine", "provenance", "cells"} <= content.keys():
             raise StudyError(f"{folder / 'results.json'}: written by another version of the code; run `dvc repro`")
         machines[name], own = content["machine"], content["provenance"]
         provenance[name] = own

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from torch import Tensor
 from pipeline.common import processes
 from pipeline.common.devices import default_device, state_type, to_device
 from pipeline.common.errors import NotFinite, StudyError
-from pipeline.common.files import CACHE, content_hash, read_json, write_json
+from pipeline.common.files import CACHE, content_hash
 from pipeline.common.fingerprint import code_hash
 from pipeline.common.machine import machine
 from pipeline.common.randomness import generator
+from pipeline.common.sealed import cached_json, load_json, reading, save_json
+from pipeline.common.tensors import read_sealed
 from pipeline.common.threads import side_by_side
 from pipeline.diffusion.denoiser import DenoiserFunction, load_denoiser
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
@@ -119,16 +121,24 @@ class FittedGrids:
 def _fit_weights(weights: Path, sigma_min: float, sigma_max: float) -> FittedGrids:
     """Fit grids to one training, or take them from the cache."""
     device = default_device()
-    key = content_hash(weights, sigma_min, sigma_max, code_hash("pipeline.sampling.fitted_grids"), machine(device))
-    file = CACHE / "grids" / f"{key}.json"
-    if not file.exists():
+    key = content_hash(
+        partial(read_sealed, weights),
+        sigma_min,
+        sigma_max,
+        code_hash("pipeline.sampling.fitted_grids"),
+        machine(device),
+    )
+
+    def make() -> dict[str, Any]:
         denoiser = load_denoiser(weights).run_on(device)
         noise = to_device(torch.randn(TRAJECTORIES, *denoiser.shape, generator=generator("optimised")), device)
-        try:
-            write_json(file, fit(denoiser, noise, sigma_min, sigma_max))
-        except NotFinite as error:
-            return FittedGrids(weights.name, sigma_min, sigma_max, failed=str(error))
-    return FittedGrids(weights.name, sigma_min, sigma_max, tuple(map(tuple, read_json(file))))
+        return {"grids": fit(denoiser, noise, sigma_min, sigma_max)}
+
+    try:
+        grids = cached_json(CACHE / "grids" / f"{key}.json", make)["grids"]
+    except NotFinite as error:
+        return FittedGrids(weights.name, sigma_min, sigma_max, failed=str(error))
+    return FittedGrids(weights.name, sigma_min, sigma_max, tuple(map(tuple, grids)))
 
 
 def fit_model(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[FittedGrids]:
@@ -138,15 +148,13 @@ def fit_model(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[Fitte
 
 
 def save_grids(fitted: Sequence[FittedGrids], path: Path) -> None:
-    write_json(path, [grids.record() for grids in fitted])
+    save_json(path, {"grids": [grids.record() for grids in fitted]})
 
 
 def load_grids(path: Path) -> list[FittedGrids]:
     """Read what save_grids wrote. Raises StudyError if the file is missing or of another kind."""
-    try:
-        return [FittedGrids(**record) for record in read_json(path)]
-    except TypeError as error:
-        raise StudyError(f"{path}: not grids of this study ({error})") from None
+    with reading(path):
+        return [FittedGrids(**record) for record in load_json(path)["grids"]]
 
 
 def on_fitted_grid(sampler: SamplerRow, fitted: Sequence[FittedGrids], weights: str, steps: int) -> SamplerRow:

@@ -2,20 +2,20 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pipeline.common import processes
 from pipeline.common.errors import StudyError
-from pipeline.common.files import content_hash, write_bytes
+from pipeline.common.files import content_hash
 from pipeline.common.fingerprint import code_hash
 from pipeline.common.machine import machine
+from pipeline.common.sealed import kept
+from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.data.dataset import to_hash
 from pipeline.diffusion.spec import Spec
 from pipeline.training.row import Model
@@ -58,20 +58,21 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> s
 def save_checkpoint(run: Run, path: Path, setting: dict[str, Any]) -> None:
     """Write the checkpoint of a training with this setting, whole or not at all. One process of a job writes."""
     if processes.first():
-        tensors = {name: value.contiguous() for name, value in state(run).items()}
-        write_bytes(path, to_safetensors(tensors, {"setting": json.dumps(setting, sort_keys=True)}))
+        save_tensors(path, state(run), "setting", setting)
 
 
-def load_checkpoint(run: Run, path: Path, setting: dict[str, Any]) -> None:
-    """Restore a run from a checkpoint. Raises StudyError if the file is broken or has another setting."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            saved = json.loads((file.metadata() or {})["setting"])
-        if different := differences(saved, json.loads(json.dumps(setting))):
-            raise StudyError(f"{path}: checkpoint of another training: {different}; delete it or undo the change")
-        _restore(run, load_file(path))
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StudyError(f"{path}: a broken checkpoint ({error}); delete it to train from the start") from None
+def load_checkpoint(run: Run, path: Path, setting: dict[str, Any]) -> bool:
+    """Restore a run from a checkpoint; False if the file is missing or broken.
+
+    Raises StudyError if the file has another setting.
+    """
+    if not (found := kept(partial(load_tensors, kind="setting"), path)):
+        return False
+    tensors, saved = found
+    if different := differences(saved, json.loads(json.dumps(setting))):
+        raise StudyError(f"{path}: checkpoint of another training: {different}; delete it or undo the change")
+    _restore(run, tensors)
+    return True
 
 
 def state(run: Run) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pipeline.common import processes
 from pipeline.common.devices import CPU, to_device
 from pipeline.common.randomness import generator
+from pipeline.common.sealed import kept
 from pipeline.data.dataset import to_range
 from pipeline.diffusion.classifier import Network, NoisyClassifier, load_classifier, save_classifier
 from pipeline.diffusion.denoiser import per_sample
@@ -85,9 +86,9 @@ def kept_classifier(
     count_images: int,
     device: torch.device = CPU,
 ) -> NoisyClassifier:
-    """The classifier in the file `path`. If there is none, `train_classifier` trains it, and it is saved there."""
-    if path and path.exists():
-        return load_classifier(path)
+    """The classifier in the file `path`. If it is missing or broken, `train_classifier` trains it for that file."""
+    if path and (found := kept(load_classifier, path)):
+        return found
     classes = torch.bincount(labels).tolist()
     classifier = train_classifier(images, labels, classes, sigma_data, seed, count_images, device)
     if path and processes.first():

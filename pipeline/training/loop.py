@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from pipeline.common import processes
-from pipeline.common.devices import CPU, default_device, say_once, to_device, to_device_together
-from pipeline.common.errors import StudyError
+from pipeline.common.devices import CPU, default_device, to_device, to_device_together
+from pipeline.common.errors import StudyError, say_once
 from pipeline.common.files import CACHE, content_hash
 from pipeline.common.randomness import generator
+from pipeline.common.sealed import kept
 from pipeline.common.threads import in_turns
 from pipeline.diffusion.averages import snapshot_steps
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.spec import Spec
-from pipeline.diffusion.weights import save_snapshot, with_weights
+from pipeline.diffusion.weights import load_snapshot, save_snapshot, with_weights
 from pipeline.training.batches import Batch, Examples, Pairs, batch_indices, draw_batch
 from pipeline.training.checkpoint import beside, load_checkpoint, save_checkpoint, setting
 from pipeline.training.checks import check_examples, spec_of
@@ -88,7 +89,7 @@ def train(
     call, which is negative after a step back.
 
     A generator, for `in_turns`: it pauses after every step and returns the result. Raises StudyError if the row does
-    not fit the data, if the checkpoint is broken or has another setting, if memory does not suffice, and, naming the
+    not fit the data, if the checkpoint has another setting, if memory does not suffice, and, naming the
     step, if the loss is not finite; the last good checkpoint stays.
     """
     check_examples(row, images, labels)
@@ -100,10 +101,9 @@ def train(
 
     def begin(micro_batch: int | None) -> Run:
         run = Run(spec, row, seed, device, micro_batch)
-        if checkpoint and checkpoint.exists():
-            load_checkpoint(run, checkpoint, own_setting)
-            if missing := [path for step, path in snapshots.items() if step <= run.step and not path.exists()]:
-                say_once(f"{missing[0]}: missing, so {checkpoint} cannot be used; training from the start")
+        if checkpoint and load_checkpoint(run, checkpoint, own_setting):
+            if lost := [path for step, path in snapshots.items() if step <= run.step and not kept(load_snapshot, path)]:
+                say_once(f"{lost[0]}: missing or broken, so {checkpoint} cannot be used; training from the start")
                 run = Run(spec, row, seed, device, micro_batch)
             progress(run.step * row.batch)
         return run

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from pipeline.common.devices import say_once
+from pipeline.common.errors import say_once
 from pipeline.training.row import Model
 
 

@@ -20,8 +20,8 @@ from pipeline.commands.repro import (
     jobs_of,
     locked_stages,
     read_plan,
-    reproduce,
     run,
+    run_graph,
     run_side_by_side,
 )
 from pipeline.common.errors import StudyError
@@ -86,15 +86,17 @@ def test_independent_stages_run_side_by_side_and_leave_the_same_lock(repository:
     Path("meet").mkdir()
     assert set(repro(2)) == {"train@a", "train@b", "train@c", "report"}
     assert {path.name for path in Path("meet").iterdir()} == {"b", "c"}, "both were running at one time"
+    run_graph(Path("dvc.yaml"), 1)
     together = Path("dvc.lock").read_bytes()
+    assert locked_stages(Path("dvc.yaml")) == ["report", "resolve", "train@a", "train@b", "train@c"]
     assert read_plan(Path("dvc.yaml")).todo == []
     Path("dvc.lock").unlink()
     (Path("meet") / "b").rename("b")
     (Path("meet") / "c").rename("c")
     Path("meet").rmdir()
-    assert set(reproduce("dvc.yaml")) >= {"resolve", "train@a", "train@b", "train@c"}
+    assert set(run_graph(Path("dvc.yaml"), 1)) >= {"resolve", "train@a", "train@b", "train@c"}
     assert Path("dvc.lock").read_bytes() == together
-    assert reproduce("dvc.yaml") == ["resolve"]
+    assert run_graph(Path("dvc.yaml"), 1) == ["resolve"]
 
 
 @pytest.mark.dvc
@@ -116,7 +118,9 @@ def test_only_what_changed_and_what_is_built_on_it_is_run(repository: Path) -> N
 def test_a_failure_ends_it_and_keeps_what_is_done(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("broken").touch()
     with pytest.raises(StudyError, match="train@b: failed"):
-        repro(2)
+        run_graph(Path("dvc.yaml"), 2)
+    locked = locked_stages(Path("dvc.yaml"))
+    assert locked == sorted(locked) and "train@c" in locked
     assert "what went wrong" in capfd.readouterr().out
     assert not Path("out/report").exists() and "train@b" not in locked_stages(Path("dvc.yaml"))
     Path("broken").unlink()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
+from pipeline.commands.restore import restore
 from pipeline.commands.stale import AFTER, ANOTHER, CHANGED, CODE, COMMAND, INPUT, MISSING, NEW, ROW, Reason, reasons
 from pipeline.common.errors import StudyError
 
@@ -35,23 +38,24 @@ stages:
       deps:
         - "build/${study.name}/rows/models/${key}.json"
         - "build/${study.name}/rows/code/train.json"
-      outs: ["build/${study.name}/models/${key}"]
+      outs: ["build/${study.name}/models/${key}": {persist: true}]
   grids:
     cmd: python toy.py grids
     deps: ["build/${study.name}/rows/grids.json", "build/${study.name}/models"]
-    outs: ["build/${study.name}/grids"]
+    outs: ["build/${study.name}/grids": {persist: true}]
   sweep:
     foreach: ${curves}
     do:
       cmd: cat "build/${study.name}/models/${item.model}" > "build/${study.name}/curve_${key}"
       deps: ["build/${study.name}/models/${item.model}", "build/${study.name}/grids/${item.model}.json"]
-      outs: ["build/${study.name}/curve_${key}"]
+      outs: ["build/${study.name}/curve_${key}": {persist: true}]
   report:
     cmd: ls "build/${study.name}/rows/models" > report.txt
     deps: ["build/${study.name}/rows/models", "build/${study.name}/rows/code/report.json"]
     metrics:
       - report.txt:
           cache: false
+          persist: true
 """
 TOY = """
 import json, pathlib, sys, yaml
@@ -104,6 +108,8 @@ class Toy:
         return {stage: reason for stage, reason in found.items() if reason}
 
     def ran(self) -> set[str]:
+        with Repo() as repo:
+            restore(repo, Path("dvc.yaml"))
         return set(re.findall(r"Running stage '(.*?)'", self.dvc("repro"))) - {"resolve"}
 
 
@@ -142,10 +148,20 @@ def test_what_would_run_is_what_dvc_runs(toy: Toy, tmp_path: Path) -> None:
     assert toy.reasons() == {"report": Reason(CHANGED, CODE)}
     assert toy.ran() == {"report"}
 
-    (tmp_path / "report.txt").unlink()
     (tmp_path / "build/t t/models/a").unlink()
+    (tmp_path / "build/t t/grids/a.json").unlink()
     assert toy.reasons() == {} and toy.ran() == set()  # DVC has both in its cache
-    assert (tmp_path / "report.txt").exists() and (tmp_path / "build/t t/models/a").exists()
+    assert (tmp_path / "build/t t/models/a").exists() and (tmp_path / "build/t t/grids/a.json").exists()
+    (tmp_path / "report.txt").unlink()
+    shutil.rmtree(tmp_path / "build/t t/models")
+    assert toy.reasons() == {"report": Reason(CHANGED, MISSING)} and toy.ran() == {"report"}
+
+    (tmp_path / "build/t t/grids/a.json").unlink()
+    (tmp_path / "build/t t/grids/b.json").write_text("of somebody else")
+    assert toy.reasons()["grids"] == Reason(CHANGED, ANOTHER) and "grids" in toy.ran()
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    (tmp_path / "build/t t/models/b").unlink()
+    assert toy.reasons()["train@b"] == Reason(CHANGED, MISSING) and "train@b" in toy.ran()
 
     (tmp_path / "build/t t/curve_x").write_text("of somebody else")
     assert toy.reasons() == {"sweep@x": Reason(CHANGED, ANOTHER)}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.common import devices
-from pipeline.common.devices import CPU, compiled_calls, default_device, fitting_batch, say_once, state_type, to_device
-from pipeline.common.errors import StudyError
+from pipeline.common.devices import CPU, compiled_calls, default_device, fitting_batch, state_type, to_device
+from pipeline.common.errors import StudyError, say_once
 from pipeline.common.randomness import SampleNoise
 from pipeline.common.threads import in_turns
 from pipeline.diffusion.denoiser import Denoiser

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.common.processes import LOST
+from pipeline.common.tensors import load_tensors, save_tensors
 from tests.imports import ROOT
 from tests.preloaded import programs
 
@@ -141,10 +141,8 @@ def test_a_failure_in_one_process_fails_the_cell_in_all(trained: Path, tmp_path:
     for processes in (1, 2):
         folder = Path(shutil.copytree(trained, tmp_path / str(processes)))
         file = folder / "build/tiny/models/edm/seed_0.safetensors"
-        with safe_open(file, "pt") as opened:
-            about = opened.metadata()
-        weights = load_file(file)
-        save_file({name: torch.full_like(value, torch.nan) for name, value in weights.items()}, file, about)
+        weights, spec = load_tensors(file, "spec")
+        save_tensors(file, {name: torch.full_like(value, torch.nan) for name, value in weights.items()}, "spec", spec)
         succeed(folder, "sweep", "edm", processes)
         found[processes] = (folder / "build/tiny/curves/edm/results.json").read_text()
     assert found[1] == found[2] and "not finite" in found[1]

@@ -87,7 +87,7 @@ def test_images_are_hashed_once_until_they_change(tmp_path: Path, monkeypatch: p
     sha256 = hashlib.sha256
 
     def spy(*content: object) -> object:
-        hashed.extend(content)
+        hashed.extend(part for part in content if isinstance(part, memoryview))
         return sha256(*content)
 
     monkeypatch.setattr(hashlib, "sha256", spy)
@@ -124,12 +124,12 @@ def flip_last_byte(path: Path) -> None:
     ("file", "harm", "cause"),
     [
         ("images.safetensors", Path.unlink, "missing"),
-        ("images.safetensors", truncate, "broken"),
-        ("images.safetensors", lambda path: path.write_bytes(b""), "broken"),
+        ("images.safetensors", truncate, "not as this study wrote it"),
+        ("images.safetensors", lambda path: path.write_bytes(b""), "not as this study wrote it"),
         ("images.safetensors", flip_last_byte, "differs from the content hash"),
         ("summary.json", Path.unlink, "missing"),
-        ("summary.json", truncate, "not valid JSON"),
-        ("summary.json", lambda path: path.write_text("[]"), "not a data summary"),
+        ("summary.json", truncate, "not as this study wrote it"),
+        ("summary.json", lambda path: path.write_text("[]"), "not as this study wrote it"),
     ],
 )
 def test_harmed_preparations_are_refused(tmp_path: Path, file: str, harm: Callable, cause: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import write_bytes, write_json
 from pipeline.common.randomness import SampleNoise
+from pipeline.common.tensors import save_tensors
 from pipeline.data import points
 from pipeline.data.dataset import Dataset, load_prepared, load_summary, save, shape_of, to_data, to_range, to_uint8
 from pipeline.data.points import POINTS, draw
@@ -353,7 +354,7 @@ def test_a_study_of_points_has_its_report(tmp_path: Path, monkeypatch: pytest.Mo
         f"{n}/{s}/{s}": (drawn("checkerboard", 64, s) * (2 if n == 2 else 1)).float() for n in (2, 4) for s in (0, 1, 2)
     }
     for name in curves:
-        write_bytes(paths.curve(name) / "images.safetensors", to_safetensors(cells))
+        save_tensors(paths.curve(name) / "images.safetensors", cells, "images")
     with monkeypatch.context() as patch:
         write_stubs(patch)
         build(paths)

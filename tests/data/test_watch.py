@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import StudyError
+from pipeline.common.sealed import sealed_json
 from pipeline.data import watch
 from pipeline.data.listing import BUILT_IN
 from pipeline.data.watch import watched
@@ -186,11 +187,8 @@ BROKEN: dict[str, Callable[[str], str]] = {
     "empty": lambda text: "",
     "cut short": lambda text: text[:-20],
     "no mapping": lambda text: "[]",
-    "no files": lambda text: '{"source": "x"}',
-    "of another source": lambda text: text.replace("/set", "/other"),
-    "files are a list": lambda text: json.dumps(json.loads(text) | {"files": [1, 2]}),
-    "entries are numbers": lambda text: json.dumps(json.loads(text) | {"files": {name: 3 for name in FILES}}),
-    "no digests": lambda text: text.replace('"]', '", null]'),
+    "of another source": lambda text: sealed_json(json.loads(text) | {"source": "/other"}).decode(),
+    "without a seal": lambda text: json.dumps(json.loads(text)),
 }
 
 

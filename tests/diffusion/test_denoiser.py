@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
+from pipeline.common.tensors import save_tensors
 from pipeline.diffusion.denoiser import MEMORY_FORMATS, Denoiser, load_denoiser, per_sample, save_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.spec import Spec
@@ -130,7 +130,7 @@ def test_a_spec_is_json_with_sorted_keys() -> None:
         '"embedding": "positional", "memory_format": "channels_last", "multipliers": [1, 2], "network": "unet", '
         '"parametrization": "edm", "patch": 2, "shape": [1, 8, 8], "sigma_data": 0.6}'
     )
-    assert SPEC.to_json() == text and Spec.from_json(text) == SPEC
+    assert json.dumps(SPEC.record()) == text and Spec.of(json.loads(text)) == SPEC
 
 
 @pytest.mark.parametrize(
@@ -167,42 +167,49 @@ def test_loading_does_not_use_the_global_generator(tmp_path: Path, network: str)
     assert torch.equal(torch.get_rng_state(), before)
 
 
+FOREIGN = "not as this study wrote it"
+
+
 def other_tensors(path: Path) -> None:
-    save_file({"x": torch.zeros(3)}, path, {"spec": SPEC.to_json()})
+    save_tensors(path, {"x": torch.zeros(3)}, "spec", SPEC.record())
 
 
 def other_shapes(path: Path) -> None:
-    save_file(
-        {k: v.contiguous() for k, v in denoiser_of().state_dict().items()},
-        path,
-        {"spec": replace(SPEC, channels=8).to_json()},
-    )
+    save_tensors(path, denoiser_of().state_dict(), "spec", replace(SPEC, channels=8).record())
 
 
 def spec_of(value: Any) -> Callable[[Path], None]:
-    return lambda path: save_file({"x": torch.zeros(3)}, path, {"spec": json.dumps(value)})
+    return lambda path: save_tensors(path, {"x": torch.zeros(3)}, "spec", value)
 
 
 @pytest.mark.parametrize(
     ("harm", "cause"),
     [
         (Path.unlink, "missing"),
-        (lambda path: path.write_bytes(b""), "not a model"),
-        (lambda path: path.write_bytes(b"not a model at all, but long enough for a header"), "not a model"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-10]), "not a model"),
-        (lambda path: path.write_bytes(path.read_bytes()[:100]), "not a model"),
-        (lambda path: save_file({"x": torch.zeros(3)}, path), "not a model"),
-        (lambda path: save_file({"x": torch.zeros(3)}, path, {"spec": "{"}), "not a model"),
-        (spec_of({}), "not a model"),
-        (spec_of([]), "not a model"),
-        (spec_of(asdict(SPEC) | {"parametrization": "other"}), "not a model"),
-        (spec_of(asdict(SPEC) | {"shape": None}), "not a model"),
+        (lambda path: path.write_bytes(b""), FOREIGN),
+        (
+            lambda path: path.write_bytes(b"not a model at all, but long enough for a header"),
+            FOREIGN,
+        ),
+        (lambda path: path.write_bytes(path.read_bytes()[:-10]), FOREIGN),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), FOREIGN),
+        (
+            lambda path: save_tensors(path, denoiser_of().state_dict(), "snapshot", SPEC.record()),
+            FOREIGN,
+        ),
+        (spec_of({}), FOREIGN),
+        (spec_of([]), FOREIGN),
+        (spec_of(asdict(SPEC) | {"parametrization": "other"}), FOREIGN),
+        (spec_of(asdict(SPEC) | {"shape": None}), FOREIGN),
         (spec_of(asdict(SPEC) | {"shape": (1, 9, 9)}), "use fewer levels"),
-        (spec_of(asdict(SPEC) | {"network": "other"}), "not a model"),
-        (spec_of(asdict(SPEC) | {"network": "dit", "patch": 0}), "not a model"),
-        (spec_of({key: value for key, value in asdict(SPEC).items() if key != "classes"}), "not a model"),
-        (other_tensors, "not a model"),
-        (other_shapes, "not a model"),
+        (spec_of(asdict(SPEC) | {"network": "other"}), FOREIGN),
+        (spec_of(asdict(SPEC) | {"network": "dit", "patch": 0}), FOREIGN),
+        (
+            spec_of({key: value for key, value in asdict(SPEC).items() if key != "classes"}),
+            FOREIGN,
+        ),
+        (other_tensors, FOREIGN),
+        (other_shapes, FOREIGN),
     ],
 )
 def test_files_that_are_not_models_are_refused_in_one_line(

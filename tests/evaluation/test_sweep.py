@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
+from pipeline.common.tensors import read_sealed
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import to_range
 from pipeline.data.row import Data
@@ -378,7 +379,7 @@ def test_cells_that_a_classifier_guides_are_its_own(classified: Trained, trained
     [plain] = measure_curve(curve(nfe=[20], seeds=[[0, 0]]), *trained, workers=1)
     [none] = measure_curve(by_classifier(0.0), *classified, workers=1)
     assert none.images.equal(plain.images) and none.checkpoint == plain.checkpoint
-    assert plain.checkpoint == content_hash(trained.model / "seed_0.safetensors") != guided.checkpoint
+    assert plain.checkpoint == content_hash(read_sealed(trained.model / "seed_0.safetensors")) != guided.checkpoint
 
 
 def test_a_missing_classifier_says_what_to_set(classified: Trained) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.common.files import Paths, write_json
+from pipeline.common.sealed import save_json
+from pipeline.common.tensors import save_tensors
 from pipeline.metrics import agreement
 from pipeline.metrics.agreement import TOLERANCE, compare, compare_curve, ours
 from pipeline.metrics.reference import reference_of
@@ -77,8 +78,8 @@ def saved(folder: Path, n: int = REAL + 70, samples: int | None = None, **change
         {"samples": 40, "metrics": [{"metric": "fd", "value": 1e9, "se": 0.0}]},
         {"samples": samples or n, "metrics": metrics},
     ]
-    write_bytes(folder / "features.safetensors", save({"features": x.contiguous()}, {"cell": "1"}))
-    write_json(folder / "results.json", {"provenance": {}, "machine": {}, "cells": cells})
+    save_tensors(folder / "features.safetensors", {"features": x}, "cell", 1)
+    save_json(folder / "results.json", {"provenance": {}, "machine": {}, "cells": cells})
     return folder
 
 
@@ -126,25 +127,21 @@ def test_features_of_a_part_are_compared_among_themselves(tmp_path: Path) -> Non
     assert {row["metric"] for row in rows} == {"fd", "kd", "precision", "recall"}
 
 
-def rewritten(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Any:
-    path.write_bytes(save(tensors, metadata))
-
-
 HARMS: list[Callable[[Path], Any]] = [
     Path.unlink,
     partial(Path.write_bytes, data=b""),
     lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    partial(rewritten, tensors={"features": drawn(50, 2)}, metadata=None),
-    partial(rewritten, tensors={"features": drawn(50, 2)}, metadata={"cell": "x"}),
-    partial(rewritten, tensors={"features": drawn(50, 2)}, metadata={"cell": "2"}),
-    partial(rewritten, tensors={"images": drawn(50, 2)}, metadata={"cell": "1"}),
+    partial(save_tensors, tensors={"features": drawn(50, 2)}, kind="images"),
+    partial(save_tensors, tensors={"features": drawn(50, 2)}, kind="cell", record="x"),
+    partial(save_tensors, tensors={"features": drawn(50, 2)}, kind="cell", record=2),
+    partial(save_tensors, tensors={"images": drawn(50, 2)}, kind="cell", record=1),
 ]
 
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_broken_features_are_told_in_one_line(tmp_path: Path, harm: Callable[[Path], Any]) -> None:
     harm(saved(tmp_path) / "features.safetensors")
-    with pytest.raises(StudyError, match=r"features\.safetensors: broken or missing") as caught:
+    with pytest.raises(StudyError, match=r"features\.safetensors: (not as this study wrote it|missing)") as caught:
         compare_curve(tmp_path, "sets.pets", REFERENCE)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -157,9 +154,9 @@ def test_results_that_are_missing_are_told(tmp_path: Path) -> None:
 
 def failed_curve(folder: Path, *reasons: str) -> Path:
     """A curve's folder with cells that failed for these reasons, or for none, and no features."""
-    write_bytes(folder / "features.safetensors", save({"features": torch.zeros(0, 6)}, {"cell": "0"}))
+    save_tensors(folder / "features.safetensors", {"features": torch.zeros(0, 6)}, "cell", 0)
     cells = [{"samples": 40, "metrics": [], "failed": reason} for reason in reasons]
-    write_json(folder / "results.json", {"provenance": {}, "machine": {}, "cells": cells})
+    save_json(folder / "results.json", {"provenance": {}, "machine": {}, "cells": cells})
     return folder
 
 
@@ -169,7 +166,7 @@ def test_a_curve_whose_compared_cell_failed_has_nothing_to_compare(tmp_path: Pat
 
 
 def test_features_that_are_missing_without_a_failure_are_told(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"features\.safetensors: broken or missing \(no features"):
+    with pytest.raises(StudyError, match=r"features\.safetensors: not as this study wrote it \(no features"):
         compare_curve(failed_curve(tmp_path, ""), "sets.pets", REFERENCE)
 
 

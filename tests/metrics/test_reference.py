@@ -1,6 +1,5 @@
 """The reference: the same bytes again, a random order of all features, and a floor that halves of the images make."""
 
-import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.randomness import generator
+from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.metrics.estimate import BlockMoments
 from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.frechet import frechet_distance
@@ -127,9 +127,9 @@ def test_too_few_images_are_refused() -> None:
 
 def without(name: str) -> Callable[[Path], object]:
     def harm(path: Path) -> None:
-        tensors = load_file(path)
+        tensors, record = load_tensors(path, "reference")
         del tensors[name]
-        path.write_bytes(save(tensors, {"reference": json.dumps({"duplicate_distance": 1.0})}))
+        save_tensors(path, tensors, "reference", record)
 
     return harm
 
@@ -138,10 +138,9 @@ HARMS: list[Any] = [
     partial(Path.write_bytes, data=b""),
     partial(Path.write_bytes, data=b"not a reference at all"),
     lambda path: path.write_bytes(path.read_bytes()[:-10]),
-    lambda path: path.write_bytes(save(load_file(path))),
-    lambda path: path.write_bytes(save(load_file(path), {"reference": "{}"})),
-    lambda path: path.write_bytes(save(load_file(path), {"reference": "["})),
-    lambda path: path.write_bytes(save(load_file(path), {"reference": "[]"})),
+    lambda path: save_tensors(path, load_file(path), "features", {}),
+    lambda path: save_tensors(path, load_file(path), "reference", {}),
+    lambda path: save_tensors(path, load_file(path), "reference", []),
     *map(without, ["features", "mean", "covariance", "kernel_rows", "kernel_squares"]),
 ]
 
@@ -150,7 +149,7 @@ HARMS: list[Any] = [
 def test_a_broken_file_is_told_in_one_line(tmp_path: Path, harm: Callable[[Path], object]) -> None:
     save_reference(content(), tmp_path)
     harm(tmp_path / "reference.safetensors")
-    with pytest.raises(StudyError, match=r"reference\.safetensors: not a reference of this study") as caught:
+    with pytest.raises(StudyError, match=r"reference\.safetensors: not as this study wrote it") as caught:
         load_reference(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
 from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.common.sealed import save_json
 from pipeline.report import build as building
 from pipeline.report.build import build
 from pipeline.report.figures import drawing, lines, pictures, scores
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 metric["value"] *= 1 + 3 * place % 8  # no two curves alike, and in no order
             if name == "failing":
                 results["cells"][-1] |= {"failed": HOSTILE, "metrics": []}
-            write_json(paths.curve(name) / "results.json", results)
+            save_json(paths.curve(name) / "results.json", results)
         rows = json.loads((paths.rows / "report.json").read_text())
         rows["curves"]["rho_5"]["differences"] = {"rho": LONG}
         write_json(paths.rows / "report.json", rows)

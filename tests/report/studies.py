@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save
 
-from pipeline.common.files import Paths, write_bytes, write_csv, write_json
+from pipeline.common.files import Paths, write_csv, write_json
+from pipeline.common.sealed import load_json, save_json
+from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.params.resolve import resolve
 from pipeline.params.resolved import ModelEntry
 from pipeline.params.study import Study
@@ -119,9 +120,9 @@ def write_cells(folder: Path, seeds: list[list[int]], points: list[tuple[int, in
         for a, b in seeds
     ]
     content = {"provenance": PROVENANCE | changed, "machine": MACHINE, "cells": cells}
-    write_json(folder / "results.json", content)
+    save_json(folder / "results.json", content)
     images = {f"{c['steps']}/{c['train_seed']}/{c['sample_seed']}": torch.zeros(16, 1, 8, 8).byte() for c in cells}
-    write_bytes(folder / "images.safetensors", save(images))
+    save_tensors(folder / "images.safetensors", images, "images")
 
 
 MODELS: dict[str, dict] = {"edm": {}, "edm_snr": {"weighting": "snr"}}
@@ -236,13 +237,13 @@ REASON = "step 3, sigma 0.53: the denoiser's answer is not finite"
 def fail(paths: Paths, curve: str, nfes: tuple[int, ...] = (3, 7), seeds: tuple[int, ...] = (0, 1, 2)) -> None:
     """Make cells of a curve fail, as a sweep writes them."""
     folder = paths.curve(curve)
-    results, images = json.loads((folder / "results.json").read_text()), load_file(folder / "images.safetensors")
+    results, (images, _) = load_json(folder / "results.json"), load_tensors(folder / "images.safetensors", "images")
     for cell in results["cells"]:
         if cell["nfe"] in nfes and cell["train_seed"] in seeds:
             cell |= {"failed": REASON, "metrics": []}
             del images[f"{cell['steps']}/{cell['train_seed']}/{cell['sample_seed']}"]
-    write_json(folder / "results.json", results)
-    write_bytes(folder / "images.safetensors", save(images))
+    save_json(folder / "results.json", results)
+    save_tensors(folder / "images.safetensors", images, "images")
 
 
 def change(paths: Paths, curve: str, scores: dict[int, list[float]] | None = None, costs: dict | None = None) -> None:
@@ -256,7 +257,7 @@ def change(paths: Paths, curve: str, scores: dict[int, list[float]] | None = Non
         if costs:
             cost = costs[cell["nfe"]]
             cell["nfe"] = cost[cell["train_seed"]] if isinstance(cost, list) else cost
-    write_json(file, results)
+    save_json(file, results)
 
 
 def markdown(paths: Paths) -> str:
@@ -279,4 +280,4 @@ def score(paths: Paths, values: dict[str, Any]) -> None:
             for metric in cell["metrics"]:
                 if metric["metric"] == "fd_corrected" and cell["nfe"] in by_nfe:
                     metric["value"] = float(by_nfe[cell["nfe"]][cell["train_seed"]])
-        write_json(file, results)
+        save_json(file, results)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
 from scipy import stats
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import Paths, write_bytes, write_json
+from pipeline.common.files import Paths, write_json
+from pipeline.common.sealed import save_json
+from pipeline.common.tensors import save_tensors
+from pipeline.data.dataset import Dataset, save
 from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.reference import make_reference, save_reference
 from pipeline.report.build import build
@@ -45,7 +47,7 @@ def study(folder: Path, curves: dict[str, dict] | None = None) -> Paths:
     data = paths.metrics("prepare", "data")
     known = {"classes": list(COUNTS), "class_counts": COUNTS, "count": 300}
     write_json(data, json.loads(data.read_text()) | known)
-    write_bytes(paths.data / "images.safetensors", save({"images": torch.zeros(300, 1, 2, 2).byte(), "labels": labels}))
+    save(Dataset(torch.zeros(300, 1, 2, 2).byte(), labels, tuple(COUNTS)), paths.data)
     untold = torch.tensor([0] * 150 + [1] * 100 + [2] * 50)
     told = sample_labels(0, range(300), list(COUNTS.values()))
     for name in curves or CURVES:
@@ -58,9 +60,9 @@ def keep(paths: Paths, name: str, features: torch.Tensor, own: dict[str, str]) -
     """The features of a curve's last step and first seeds, and the reference that it was measured against."""
     file = paths.curve(name) / "results.json"
     results = json.loads(file.read_text()) | {"provenance": PROVENANCE | own}
-    write_json(file, results)
+    save_json(file, results)
     place = next(i for i, cell in enumerate(results["cells"]) if cell["nfe"] == 7)
-    write_bytes(paths.curve(name) / "features.safetensors", save({"features": features}, {"cell": str(place)}))
+    save_tensors(paths.curve(name) / "features.safetensors", {"features": features}, "cell", place)
 
 
 def test_real_features_are_in_their_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,11 +131,11 @@ def test_results_by_class_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_failed_cell_is_reported_without_results_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = study(tmp_path)
-    write_bytes(paths.curve("told") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
+    save_tensors(paths.curve("told") / "features.safetensors", {"features": torch.empty(0, 3)}, "cell", 0)
     build(paths)
     section = (paths.reports / "report.md").read_text().split("## Results by class")[1]
     assert "told has no results by class" in section
-    write_bytes(paths.curve("edm") / "features.safetensors", save({"features": torch.empty(0, 3)}, {"cell": "0"}))
+    save_tensors(paths.curve("edm") / "features.safetensors", {"features": torch.empty(0, 3)}, "cell", 0)
     assert classes.section(Report(paths, tmp_path)) is None
 
 

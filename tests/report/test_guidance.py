@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pipeline.common.files import Paths, write_json
+from pipeline.common.sealed import save_json
 from pipeline.report.build import build
 from pipeline.report.figures import scores
 from pipeline.report.page import unmarked
@@ -49,7 +50,7 @@ def measure(paths: Paths, curve: str, metric: str, value: float) -> None:
     results = json.loads(file.read_text())
     for own in (m for cell in results["cells"] for m in cell["metrics"] if m["metric"] == metric):
         own["value"] = value
-    write_json(file, results)
+    save_json(file, results)
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, write_json, write_text
+from pipeline.common.sealed import save_json
 from pipeline.report.build import build
 from pipeline.report.figures.lines import Line, noise_levels_figure
 from pipeline.report.results import LOSS_COLUMNS, read_losses
@@ -251,7 +252,7 @@ def moved_study(folder: Path, curves: dict[str, dict], scores: list[float], seed
         for cell in found["cells"]:
             for metric in [m for m in cell["metrics"] if m["metric"] == "fd_corrected"]:
                 metric["value"] = scores[cell["train_seed"]] if name != "edm" else 5.0
-        write_json(file, found)
+        save_json(file, found)
     return paths
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import read_json, write_json
+from pipeline.common.sealed import save_json
 from pipeline.data.row import Data
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
@@ -86,7 +87,7 @@ def test_missing_values_are_marked_and_a_true_fid_is_called_fid(
     results = read_json(paths.curve("rho_3") / "results.json")
     for cell in results["cells"]:
         cell |= {"failed": "it flew away", "metrics": []}
-    write_json(paths.curve("rho_3") / "results.json", results)
+    save_json(paths.curve("rho_3") / "results.json", results)
     write_json(paths.metrics("features", "extractor"), EXTRACTOR | {"name": "inception", "official": True})
     presets = {"presets": {"small": {}}, "preset": "small"}
     add(tmp_path, paths.rows / "report.json", VALUES[1:2], **presets)

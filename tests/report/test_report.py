@@ -10,6 +10,7 @@ from scipy import stats
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, write_csv, write_json, write_text
+from pipeline.common.sealed import save_json
 from pipeline.evaluation import seconds as timing
 from pipeline.params.resolved import ReportRows
 from pipeline.report import findings
@@ -157,7 +158,7 @@ def test_labels_and_floors_of_another_measurement_are_refused(
 def test_results_of_another_version_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = made_up_study(tmp_path, FEW, [0, 1])
-    write_json(paths.curve("edm") / "results.json", {"cells": [], "machine": MACHINE})
+    save_json(paths.curve("edm") / "results.json", {"cells": [], "machine": MACHINE})
     with pytest.raises(StudyError, match=r"results\.json: written by another version of the code"):
         build(paths)
 
@@ -180,7 +181,7 @@ def test_a_score_that_is_not_above_0_is_drawn(
     for cell in results["cells"]:
         for metric in cell["metrics"]:
             metric["value"] = -metric["value"]
-    write_json(paths.curve("edm") / "results.json", results)
+    save_json(paths.curve("edm") / "results.json", results)
     build(paths)
     assert (paths.reports / "figures/methods.png").stat().st_size > 500  # a stub has 69 bytes
 

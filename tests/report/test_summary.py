@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.common.files import Paths
+from pipeline.common.sealed import save_json
 from pipeline.report.results import FAILED
 from pipeline.report.study import Report
 from pipeline.report.summary import CURVE_COLUMNS, summary
@@ -50,6 +51,6 @@ def test_a_failed_method_is_omitted_and_counted(tmp_path: Path, monkeypatch: pyt
     file = paths.curve(name) / "results.json"
     content = json.loads(file.read_text())
     content["cells"][-1] |= {FAILED: "not finite at step 1", "metrics": []}
-    file.write_text(json.dumps(content))
+    save_json(file, content)
     found = summary(Report(paths, tmp_path))
     assert found["failed"] == 1 and name not in found["methods"]

@@ -4,13 +4,25 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths
+from pipeline.common.sealed import load_json
+from pipeline.common.tensors import load_tensors
+from pipeline.data.dataset import load_prepared
+from pipeline.diffusion.denoiser import load_denoiser
+from pipeline.evaluation.cell import load_cell
+from pipeline.metrics.extractors.registry import load_extractor
+from pipeline.metrics.reference import load_reference
+from pipeline.sampling.fitted_grids import load_grids
 from tests.imports import ROOT
 from tests.preloaded import programs
 from tests.workspace import Workspace
@@ -112,6 +124,37 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     assert tiny_study.repro() == {"prepare", "features", "reference", "oracle", "propose", *rows} | LAST
     assert len(tiny_study.cells()) == 3 * 2
     return tiny_study
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "build/tiny/data/*": lambda path: load_prepared(path.parent),
+    "build/tiny/features/*": lambda path: load_extractor(path.parent),
+    "build/tiny/reference/*": lambda path: load_reference(path.parent),
+    "build/tiny/models/*/*": load_denoiser,
+    "build/tiny/grids/*": load_grids,
+    "build/tiny/curves/*/results.json": load_json,
+    "build/tiny/curves/*/images.safetensors": partial(load_tensors, kind="images"),
+    "build/tiny/curves/*/features.safetensors": partial(load_tensors, kind="cell"),
+    ".cache/cells/*": load_cell,
+    ".cache/training/*": partial(load_tensors, kind="setting"),
+}
+NOT_READ_LATER = {".gitignore", "rows", "timings"}  # rows are written in each run
+
+
+def test_every_file_has_a_reader_that_notices_a_changed_bit(tiny_study: Workspace) -> None:
+    random = Random(0)
+    files = [path for folder in ("build", ".cache") for path in (tiny_study.root / folder).rglob("*") if path.is_file()]
+    for path in (path for path in files if not NOT_READ_LATER & {*path.parts}):
+        [read] = [READERS[pattern] for pattern in READERS if path.match(pattern)]
+        content = path.read_bytes()
+        assert read(path) is not None
+        for place in (random.randrange(end) for end in (min(200, len(content)), len(content)) for _ in range(10)):
+            changed = bytearray(content)
+            changed[place] ^= 1 << random.randrange(8)
+            path.write_bytes(changed)
+            with suppress(StudyError):
+                assert read(path) is None, (path, place)
+        path.write_bytes(content)
 
 
 REPORT = """
@@ -248,9 +291,7 @@ def test_a_proposal_is_a_row_that_can_be_adopted(tiny_study: Workspace) -> None:
 def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspace) -> None:
     tiny_study.study["curves"]["fitted"] = {"model": "flow", "discretization": "optimised"}
     assert tiny_study.repro() == {"grids", "sweep@flow", "sweep@fitted"} | LAST
-    grids = {
-        name: json.loads((tiny_study.root / f"build/tiny/grids/{name}.json").read_text()) for name in ("edm", "flow")
-    }
+    grids = {name: load_json(tiny_study.root / f"build/tiny/grids/{name}.json")["grids"] for name in ("edm", "flow")}
     assert grids["edm"] == [] and [found["weights"] for found in grids["flow"]] == ["seed_0.safetensors"]
     del tiny_study.study["curves"]["fitted"]
     assert tiny_study.repro() == {"grids", "sweep@flow"} | LAST

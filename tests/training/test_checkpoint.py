@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from pipeline.common.errors import StudyError
+from pipeline.common.tensors import read_sealed
 from pipeline.training import loop
-from pipeline.training.checkpoint import beside, save_checkpoint, setting
+from pipeline.training.checkpoint import beside
 from pipeline.training.draws import Adaptive
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.row import Model
-from pipeline.training.run import Run
 from pipeline.training.trained import Trained
 from tests.imports import ROOT
 from tests.preloaded import programs
@@ -110,28 +110,24 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def foreign(path: Path) -> None:
-    path.write_bytes(save({"step": torch.tensor(3)}))
-
-
-def of_another_network(path: Path) -> None:
-    own = setting(ROW, SPEC, IMAGES, None, 0, torch.device("cpu"))
-    save_checkpoint(Run(replace(SPEC, channels=16), ROW, 0), path, own)
+def unsealed(path: Path) -> None:
+    path.write_bytes(read_sealed(path))
 
 
 @pytest.mark.parametrize(
     "harm",
-    [truncate, foreign, of_another_network, partial(Path.write_bytes, data=b"")],
-    ids=["truncated", "foreign", "of another network", "empty"],
+    [truncate, unsealed, partial(Path.write_bytes, data=b"")],
+    ids=["truncated", "without a seal", "empty"],
 )
-def test_a_broken_checkpoint_is_refused_by_name_in_one_line(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+def test_a_broken_checkpoint_is_named_in_a_line_and_made_again(
+    tmp_path: Path, harm: Callable[[Path], object], whole: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = tmp_path / "checkpoint"
     killed(3, checkpoint)
     harm(checkpoint)
-    with pytest.raises(StudyError) as caught:
-        train(ROW, SPEC, IMAGES, 0, checkpoint)
-    message = str(caught.value)
-    assert message.startswith(f"{checkpoint}: a broken checkpoint") and len(message.splitlines()) == 1
+    assert same(train(ROW, SPEC, IMAGES, 0, checkpoint), whole)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{checkpoint}: not as this study wrote it") and line.endswith("; it is made again")
 
 
 def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(

@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +221,15 @@ def test_an_interrupted_training_writes_all_snapshots(tmp_path: Path, deaths: tu
             assert all(torch.equal(kept[name], value) for name, value in expected.items())
 
 
-def test_missing_snapshots_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])
+def test_lost_snapshots_are_made_again(
+    tmp_path: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     first = train(SHOTS, SPEC, IMAGES, 0, checkpoint)
     gone = first.snapshots[10 * ROW.batch]
     content = gone.read_bytes()
-    gone.unlink()
+    harm(gone)
     assert same(train(SHOTS, SPEC, IMAGES, 0, checkpoint), first)
     assert gone.read_bytes() == content
     assert str(gone) in capsys.readouterr().err
@@ -240,5 +244,6 @@ def test_the_classifier_is_trained_once(tmp_path: Path) -> None:
     saved = (tmp_path / "models/seed_0_classifier.safetensors").read_bytes()
     assert saved == beside(checkpoint, "classifier").read_bytes()
     beside(checkpoint, "classifier").write_bytes(b"")
-    with pytest.raises(StudyError, match="not a classifier"):
-        train(row, SPEC, IMAGES, 0, checkpoint, labels=LABELS)
+    again = train(row, SPEC, IMAGES, 0, checkpoint, labels=LABELS)
+    assert saved == beside(checkpoint, "classifier").read_bytes()
+    assert again.classifier_accuracy == first.classifier_accuracy

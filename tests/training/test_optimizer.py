@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common import devices
-from pipeline.common.devices import CPU, autocast, compiled, default_device, say_once, to_device
+from pipeline.common.devices import CPU, autocast, compiled, default_device, to_device
+from pipeline.common.errors import say_once
 from pipeline.training.optimizer import DECAYS, adam, clip, learning_rate
 from pipeline.training.row import Model
 

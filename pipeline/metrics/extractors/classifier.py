@@ -1,12 +1,9 @@
 """The default extractor: a small classifier that the study trains on its own images."""
 
-import json
 from textwrap import shorten
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +11,8 @@ from pipeline.common.devices import default_device, to_device
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.randomness import generator
+from pipeline.common.sealed import FOREIGN
+from pipeline.common.tensors import decode, encode
 from pipeline.data.dataset import Dataset, to_range
 from pipeline.metrics.extractors.extractor import BATCH, Extractor, Record
 from pipeline.metrics.extractors.row import Features
@@ -95,8 +94,7 @@ def train_classifier(row: Features, dataset: Dataset) -> tuple[bytes, dict[str, 
     with torch.no_grad():
         guesses = torch.cat([network(batch)[1].argmax(1) for batch in images[held].split(BATCH)])
     accuracy = float((guesses == labels[held]).cpu().double().mean()) if len(guesses) else 0.0
-    # One key of metadata: safetensors writes several in an order that changes from run to run.
-    content = save(network.cpu().state_dict(), {"extractor": json.dumps({"name": name, "shape": shape})})
+    content = encode(network.state_dict(), "extractor", {"name": name, "shape": shape})
     return content, {"held_out_images": len(guesses), "held_out_accuracy": accuracy}
 
 
@@ -107,11 +105,10 @@ def obtain(row: Features, dataset: Dataset) -> tuple[bytes, Record]:
 
 def build(content: bytes, record: Record) -> Extractor:
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        extractor = json.loads(header["__metadata__"]["extractor"])
+        tensors, extractor = decode(content, "extractor")
         with torch.random.fork_rng(devices=[]):
             name, network = extractor["name"], FeatureNetwork(**extractor["shape"])
-        network.load_state_dict(load(content))
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        network.load_state_dict(tensors)
+    except FOREIGN as error:
         raise StudyError(f"not an extractor of this study ({shorten(str(error), 300)})") from None
     return Extractor(name, content_hash(PREPROCESSING, content), PREPROCESSING, network.eval().requires_grad_(False))

@@ -1,11 +1,11 @@
 """Feature extractors by name: make one for a study, save it and load it again."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import read_json, write_bytes
+from pipeline.common.files import write_bytes
+from pipeline.common.sealed import Missing, load_json, sealed_json
 from pipeline.data.dataset import Dataset, is_points
 from pipeline.metrics.extractors import classifier, coordinates, inception, module
 from pipeline.metrics.extractors.extractor import Extractor, Recipe, Unavailable, probe
@@ -63,7 +63,7 @@ def _make(name: str, row: Features, dataset: Dataset) -> tuple[dict[str, bytes],
     except StudyError as error:
         raise StudyError(f"{row.weights or name}: {error}") from None
     record = {"extractor": name, "hash": extractor.hash} | record
-    files = {"extractor.json": (json.dumps(record, indent=1) + "\n").encode()}
+    files = {"extractor.json": sealed_json(record)}
     if record["file"]:
         files[record["file"]] = content
     summary = {
@@ -104,14 +104,14 @@ def save_extractor(files: dict[str, bytes], folder: Path) -> None:
 def load_extractor(folder: Path) -> Extractor:
     """The extractor in a folder, in eval mode. Raises StudyError if it is missing, broken or has another hash."""
     place = folder / "extractor.json"
-    record = read_json(place)
+    record = load_json(place)
     try:
         build, expected = EXTRACTORS[record["extractor"]].build, record["hash"]
         file = record["file"]
         place = folder / (file or "extractor.json")
         extractor = build(place.read_bytes() if file else b"", record)
     except FileNotFoundError:
-        raise StudyError(f"{place}: missing; `dvc repro` makes it") from None
+        raise Missing(f"{place}: missing; `dvc repro` makes it") from None
     except Unavailable as error:
         raise StudyError(f"{place}: weights are unavailable ({error})") from None
     except StudyError as error:

@@ -5,16 +5,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load_file
 from scipy.special import chdtrc, ndtri
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import read_json
 from pipeline.common.randomness import generator
+from pipeline.common.sealed import load_json, reading
+from pipeline.common.tensors import load_tensors
 from pipeline.common.threads import side_by_side
+from pipeline.data.dataset import load_prepared
 from pipeline.metrics.estimate import Estimate
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.reference import load_reference
@@ -91,7 +91,8 @@ def read_real(report: Report) -> Real:
     reference = load_reference(report.paths.reference)
     if reference.hash != report.measured["reference_hash"]:
         raise StudyError(f"{report.paths.reference}: the curves were measured against another one; run `dvc repro`")
-    labels = load_file(report.paths.data / "images.safetensors")["labels"]
+    labels = load_prepared(report.paths.data).labels
+    assert labels is not None
     # The reference holds the images in the random order of pipeline.metrics.reference.
     own = labels[torch.randperm(len(labels), generator=generator("reference", 0))]
     names, features = list(report.data["classes"]), reference.features.double()
@@ -116,12 +117,9 @@ def _conditioned(report: Report, name: str) -> bool:
 def view(report: Report, real: Real, name: str) -> View | None:
     """The stored cell of a curve by class; None if it failed."""
     path = report.paths.curve(name) / "features.safetensors"
-    try:
-        features = load_file(path)["features"]
-        with safetensors.safe_open(path, "pt") as file:
-            cell = read_json(path.with_name("results.json"))["cells"][int(file.metadata()["cell"])]
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise StudyError(f"{path}: missing or broken ({error}); run `dvc repro`") from None
+    with reading(path):
+        tensors, index = load_tensors(path, "cell")
+        features, cell = tensors["features"], load_json(path.with_name("results.json"))["cells"][index]
     if not len(features):
         return None
     nearest = regions(features, real.centroids)

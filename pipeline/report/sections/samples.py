@@ -1,8 +1,9 @@
 """The section of samples."""
 
 import numpy as np
-from safetensors.numpy import load_file
 
+from pipeline.common.sealed import reading
+from pipeline.common.tensors import load_tensors
 from pipeline.data.dataset import load_prepared
 from pipeline.report.figures.pictures import points_figure, samples_figure
 from pipeline.report.results import cells
@@ -28,6 +29,7 @@ def samples(report: Report) -> int:
 def shown_samples(report: Report, name: str, steps: int) -> np.ndarray:
     """The stored samples of a curve's first repetition at a number of steps: images (n, C, H, W) or points (n, 2)."""
     train_seed, sample_seed = report.curves[name].row.seeds[0]
-    kept = load_file(report.paths.curve(name) / "images.safetensors")
-    found: np.ndarray = kept[f"{steps}/{train_seed}/{sample_seed}"]
-    return found
+    path = report.paths.curve(name) / "images.safetensors"
+    with reading(path):
+        found: np.ndarray = load_tensors(path, "images")[0][f"{steps}/{train_seed}/{sample_seed}"].numpy()
+        return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from pipeline.common.files import write_json
+from pipeline.common.sealed import save_json
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.extractors.inception import lacking, official_prefix
 from pipeline.metrics.extractors.registry import EXTRACTORS, load_extractor, make_extractor, save_extractor
@@ -138,7 +138,7 @@ def test_official_weights_come_from_the_cache_and_stay_official(
     extractor = load_extractor(tmp_path / "made")
     assert extractor.official and label("fd", extractor.name, extractor.official) == "FID"
     record = json.loads(files["extractor.json"]) | {"file_hash": "0" * 64}
-    write_json(tmp_path / "made" / "extractor.json", record)
+    save_json(tmp_path / "made" / "extractor.json", record)
     one_line(lambda: load_extractor(tmp_path / "made"), "not the extractor of the hash")
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from pipeline.common.files import write_json
+from pipeline.common.sealed import load_json, save_json
 from pipeline.data.dataset import Dataset, save
 from pipeline.metrics.extractors.registry import EXTRACTORS, load_extractor, make_extractor, save_extractor
 from pipeline.metrics.extractors.row import Features
@@ -160,9 +161,7 @@ def test_broken_weights_in_a_folder_are_refused_in_one_line(tmp_path: Path, harm
     assert one_line(lambda: load_extractor(tmp_path)).startswith(f"{path}: {HARMS[harm][1]}")
 
 
-RECORDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "list": (lambda record: [], "not the description"),
-    "number": (lambda record: 3, "not the description"),
+RECORDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "no hash": (lambda record: {k: v for k, v in record.items() if k != "hash"}, "not the description"),
     "no file": (lambda record: {k: v for k, v in record.items() if k != "file"}, "not the description"),
     "no extractor": (lambda record: {k: v for k, v in record.items() if k != "extractor"}, "not the description"),
@@ -179,7 +178,7 @@ def test_broken_descriptions_are_refused_in_one_line(tmp_path: Path, case: str) 
     save_extractor(made()[0], tmp_path)
     path = tmp_path / "extractor.json"
     change, cause = RECORDS[case]
-    write_json(path, change(json.loads(path.read_text())))
+    save_json(path, change(load_json(path)))
     assert one_line(lambda: load_extractor(tmp_path), cause).startswith(str(tmp_path))
 
 
