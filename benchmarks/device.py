@@ -37,14 +37,13 @@ SHAPE, SIGMA_DATA = (3, 32, 32), 0.5
 STEPS = 18  # of Heun's method, 35 evaluations
 BACKWARD = 3  # a step of training takes three calls' products
 FEATURES, DIMENSIONS = 10_000, 2048
-GOALS = {"training": 0.40, "sampling": 0.03, "distance": 0.5}
 
 Loop = Callable[[], object]
 
 
 def row_of(preset: str) -> Model:
     """The baseline model of the study at a preset."""
-    text = preset_text(STUDY.read_text(), "cifar10", preset)
+    text = preset_text(STUDY.read_text(encoding="utf-8"), "cifar10", preset)
     return resolve(parse_study(text, STUDY)).models["edm"].row
 
 

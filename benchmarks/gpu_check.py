@@ -79,9 +79,7 @@ def tiny_study() -> list[dict[str, Any]]:
                 [sys.executable, "-m", f"stages.{kind}", "--name=tiny", f"--row={row}"],
             )
             environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8"
-            )
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
             line = next(reversed((done.stderr if done.returncode else done.stdout).strip().splitlines()), "")
             missing = re.fullmatch(r"ModuleNotFoundError: No module named '(\w+).*'", line)
             result = "passed" if not done.returncode else "not run" if missing else "failed"

@@ -34,7 +34,7 @@ def made_up(folder: Path) -> tuple[Path, list[Row]]:
     start = time.perf_counter()
     build(paths)
     seconds = time.perf_counter() - start
-    rows = len((paths.reports / "results.csv").read_text().splitlines()) - 1
+    rows = len((paths.reports / "results.csv").read_text(encoding="utf-8").splitlines()) - 1
     return folder / paths.reports / "report.html", [
         ("curves and rows of results", f"{CURVES} and {rows}", ""),
         ("building the report", f"{seconds:.1f} s", "< 15 s"),

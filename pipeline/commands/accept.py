@@ -206,7 +206,7 @@ class Sample:
             advance(run, examples)
         now = {key: str(value) for key, value in run.curve()[0].items()}
         file = self.paths.training_curve(name)
-        with open(file, newline="") as lines:
+        with open(file, newline="", encoding="utf-8") as lines:
             before = next((line for line in csv.DictReader(lines) if line["seed"] == str(seed)), None)
         if before != now:
             raise StudyError(f"train@{name}: {file}: the first point of seed {seed} is {now}, and {before} before")

@@ -136,7 +136,7 @@ def study_text(
     """The study file for some images."""
     size = " x ".join(map(str, images.shape[1:]))
     models = model_choices(images.shape, images.count, scale)
-    return Template(TEMPLATE.read_text()).substitute(
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         found=f"{images.count} {_colours(images.shape)} images of {size}",
         name=name,
         quoted_name=flow(name),

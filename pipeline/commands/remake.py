@@ -91,7 +91,7 @@ def run_stage(stage: str, study: str, folder: Path, device: Device = Device()) -
     if device.cores:
         os.sched_setaffinity(0, device.cores)  # of this thread, whose processes inherit it
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | device.environment
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         line = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
         raise StudyError(f"{stage}: {line.removeprefix('error: ')}")

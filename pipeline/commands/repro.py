@@ -223,7 +223,7 @@ def _run_stage(stage: str, label: str, device: Device) -> int:
 def sort_lock(lock: Path) -> None:
     """Sort the stages of a dvc.lock by name. DVC writes independent stages in an order that changes from run to run."""
     with Repo(_wait_for_lock=True) as repo, repo.lock:
-        content = parse_yaml_for_update(lock.read_text(), lock) if lock.exists() else {}
+        content = parse_yaml_for_update(lock.read_text(encoding="utf-8"), lock) if lock.exists() else {}
         stages = content.get("stages", {})
         if list(stages) != sorted(stages):
             content["stages"] = dict(sorted(stages.items()))

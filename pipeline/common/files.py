@@ -121,7 +121,7 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, object
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises StudyError if it is missing or broken."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path}: missing; `dvc repro` makes it") from None
     except ValueError as error:

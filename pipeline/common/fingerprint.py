@@ -69,7 +69,7 @@ def _file_of(module: str) -> Path | None:
 @cache
 def _read(file: Path, changed_ns: int) -> tuple[str, frozenset[str]]:
     """A module's syntax hash, and every name that it imports, with the packages around them."""
-    tree = ast.parse(file.read_text())
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -96,7 +96,7 @@ def _modules(module: str) -> dict[Path, tuple[str, frozenset[str]]]:
 def _pins() -> dict[str, str]:
     """The pinned version of each library, by its name in the lock of requirements; several where platforms differ."""
     found: dict[str, list[str]] = {}
-    for name, pinned in re.findall(r"^([\w.-]+)==([^\s;\\]+)", PINS.read_text(), re.M):
+    for name, pinned in re.findall(r"^([\w.-]+)==([^\s;\\]+)", PINS.read_text(encoding="utf-8"), re.M):
         found.setdefault(name.lower(), []).append(pinned)
     return {name: " ".join(sorted(set(versions))) for name, versions in found.items()}
 

@@ -15,7 +15,7 @@ LIBRARIES = ("numpy", "torch-fidelity", "torchdiffeq", "torchmetrics")
 def _processor() -> str:
     """The processor's name as the system reports it, or its architecture."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

@@ -97,7 +97,9 @@ def render(report: Report) -> str:
     guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
     by_class = classes.section(report)
     others = [part["findings"] for part in (guided, averaged) if part]
-    return environment.from_string(files("pipeline.report").joinpath("template.md.j2").read_text()).render(
+    return environment.from_string(
+        files("pipeline.report").joinpath("template.md.j2").read_text(encoding="utf-8")
+    ).render(
         bullets=bullets,
         paragraphs=paragraphs,
         title=report.rows.title,

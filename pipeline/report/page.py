@@ -140,7 +140,7 @@ def library() -> str:
 
 @cache
 def _asset(name: str) -> str:
-    return files("pipeline.report").joinpath(name).read_text()
+    return files("pipeline.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
@@ -227,7 +227,7 @@ def _caption(alt: str, path: Path) -> str:
     link = f' <a href="figures/{html.escape(vectors.name)}" download>SVG</a>' if vectors.exists() else ""
     found = f"<figcaption>{html.escape(alt)}{link}</figcaption>"
     if chart.exists():
-        drawn = json.loads(chart.read_text()) | {"description": alt}
+        drawn = json.loads(chart.read_text(encoding="utf-8")) | {"description": alt}
         found += f'<script type="application/json" class="chart">{data(drawn)}</script>'
     return found
 
