@@ -1,6 +1,8 @@
 """Each target of the Makefile calls one command, and names reach it as they were typed."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -103,3 +105,23 @@ def test_a_study_without_a_name_is_one_line(tmp_path: Path) -> None:
 def test_fast_tests_leave_out_the_slow_ones(tmp_path: Path, options: tuple[str, ...]) -> None:
     printed = make(tmp_path, "--silent", "test", *options).stdout.splitlines()
     assert ("not dvc and not browser and not torchrun" in printed) == bool(options)
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+TYPED = sorted(
+    {line for page in PAGES for line in re.findall(r"^(?: {4})?(make [^#\n]*?) *(?:#.*)?$", page.read_text(), re.M)}
+)
+OWN = {"pets"}  # studies that a reader makes
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_what_the_documents_tell_to_type_is_a_command(tmp_path: Path, line: str) -> None:
+    printed = make(tmp_path, *shlex.split(line)[1:]).stdout.splitlines()
+    if printed[:2] == ["-m", "pipeline"]:
+        chosen = vars(parser().parse_args(printed[2:]))
+        study = chosen.get("study", "")
+        assert not study or study in OWN or (ROOT / "studies" / study / "params.yaml").exists()
+        if chosen.get("preset"):
+            assert f"\n  {chosen['preset']}:" in (ROOT / "studies" / study / "params.yaml").read_text()
+    else:
+        assert printed, "no target of the Makefile"
