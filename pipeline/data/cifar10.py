@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.common.download import download
 from pipeline.common.errors import StudyError
-from pipeline.common.files import CACHE
+from pipeline.common.files import CACHE, SHORT_HASH
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def check(path: Path | None = None) -> None:
     except OSError as error:
         raise StudyError(f"{path}: cannot be read ({type(error).__name__}: {error}); {cure}") from None
     if sha256 != ARCHIVE.sha256:
-        raise StudyError(f"{path}: its sha256 is {sha256}, {wanted} has {ARCHIVE.sha256}; {cure}")
+        raise StudyError(
+            f"{path}: its sha256 is {sha256[:SHORT_HASH]}..., {wanted} has {ARCHIVE.sha256[:SHORT_HASH]}...; {cure}"
+        )
 
 
 def _kept() -> Path:
@@ -86,8 +88,8 @@ def _download() -> None:
     instead = "`data.source` also takes the path of a copy of this archive, or a folder or .zip of images"
     try:
         download(ARCHIVE.url, _kept(), ARCHIVE.sha256)
-    except RuntimeError as error:  # it names both checksums
-        cause = f"the download was cut short, or it is another file ({error})"
+    except RuntimeError:  # another sha256
+        cause = "the download was cut short, or it is another file"
         raise StudyError(f"{ARCHIVE.url}: {cause}; try again; {instead}") from None
     except Exception as error:  # a network, a proxy or a full disk can raise anything
         cause = f"{type(error).__name__}: {error}"

@@ -180,9 +180,11 @@ def test_weights_that_are_not_on_this_machine_are_a_warning(
 
 PLACES: dict[str, tuple[str, dict[str, str], str]] = {  # the study file, its section, the line
     "no graph": ("studies/x/params.yaml", {"name": "x"}, "studies/x/dvc.yaml: missing; copy the root's dvc.yaml"),
-    "another root": ("studies/y/params.yaml", {"name": "y"}, "study.root: '.' does not lead to the root of the "
+    "another root": ("studies/y/params.yaml", {"name": "y", "root": ".", "params": "studies/y/params.yaml"},
+                     "study.root: '.' does not lead to the root of the "
                      "repository; write ../.."),
-    "another file": ("studies/y/params.yaml", {"name": "y", "root": "../.."}, "study.params: 'params.yaml' is not this "
+    "another file": ("studies/y/params.yaml", {"name": "y", "root": "../..", "params": "params.yaml"},
+                     "study.params: 'params.yaml' is not this "
                      "file; write studies/y/params.yaml"),
     "another graph": ("studies/z/params.yaml", {"name": "z"}, "studies/z/dvc.yaml: not the root's dvc.yaml, which all "
                       "studies share; `make docs` copies it"),

@@ -103,7 +103,8 @@ def test_a_preset_is_written_and_a_study_without_presets_is_refused(capsys: pyte
     assert capsys.readouterr().err.startswith("error: PRESET: studies/folder/params.yaml has no presets")
     file = Path("studies/folder/params.yaml")
     file.write_text(f"{file.read_text()}preset: large\npresets: {{small: {{data: {{limit: 9}}}}, large: {{}}}}\n")
-    file.with_name("dvc.yaml").write_text("")
+    for graph in (Path("dvc.yaml"), file.with_name("dvc.yaml")):
+        graph.write_text("")
     arguments = parser().parse_args(["check", "--study=folder", "--preset=small"])
     assert study_file(arguments) == Path("studies/folder_small/params.yaml")
     assert capsys.readouterr().err == "studies/folder_small/params.yaml: written from studies/folder\n"

@@ -160,11 +160,6 @@ def test_class_folders_that_are_no_classes_are_ignored(workspace: Path, of: int,
         new_study("others", "images", labels="classes")
 
 
-def test_what_was_found_is_printable(workspace: Path) -> None:
-    draw(workspace / "images/\x1b[2J\n", 96, (8, 8))
-    assert "one class (\\x1b[2J), ignored\n" in new_study("pets", "images")
-
-
 def test_the_classes_of_edms_tools_are_found(workspace: Path) -> None:
     folder = draw(workspace / "images", 96, (8, 8))
     labels = [[path.name, i % 2] for i, path in enumerate(sorted(folder.iterdir()))]

@@ -52,7 +52,7 @@ curves:
   again: {model: again}
   fitted: {model: flow, discretization: optimised, nfe: [4]}
   adaptive: {model: edm, solver: rk45, rtol: 0.1, atol: 0.1, nfe: [35]}
-  diverging: {model: edm, solver: euler_maruyama, corrector_steps: 1, corrector_snr: 1.0e+30, nfe: [8]}
+  diverging: {model: edm, solver: euler_maruyama, corrector_steps: 1, corrector_snr: 1.0e+12, nfe: [8]}
 sets:
   other: {source: images, nfe: 9}
 """

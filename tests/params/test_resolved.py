@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"defaults": {"curves": {"samples": 46}}, "models": {"edm": {"batch": 8}}}, "sets.other.source: 45 images, but"
     ),
     "no such weights": (
-        {"features": {"extractor": "module", "weights": "x.pt"}}, "features.weights: 'x.pt': no such file or folder"
+        {"features": {"extractor": "module", "weights": "x.pt2"}}, "features.weights: 'x.pt2': no such file or folder"
     ),
 }  # fmt: skip
 

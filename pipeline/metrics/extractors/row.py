@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from pipeline.common.rows import PositiveFloat, PositiveInt, Row, Seed
 
 EXPORT = (
-    "write it with torch.export.save(torch.export.export(module.eval(), (images,), "
-    "dynamic_shapes=({0: torch.export.Dim.AUTO},)), 'name.pt2'), where images is an example, uint8 (2, 3, H, W)"
+    "write it with torch.export.save(torch.export.export(module.eval(), (uint8 images,), "
+    "dynamic_shapes=({0: torch.export.Dim.AUTO},)), 'name.pt2')"
 )
 
 
@@ -43,7 +43,7 @@ class Features(Row):
         if self.weights and self.extractor not in ("inception", "module"):
             raise ValueError(f"weights: {self.extractor} takes no file; inception and module do")
         if self.extractor == "module" and not (self.weights or "").endswith(".pt2"):
-            raise ValueError(f"weights: module takes an exported program (.pt2); {EXPORT}")
+            raise ValueError(f"weights: module needs the path of an exported program (.pt2); {EXPORT}")
         if self.hash and not self.weights:
             raise ValueError("hash: belongs to the file in weights, but weights is missing; leave hash out")
         return self

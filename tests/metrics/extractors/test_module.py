@@ -167,7 +167,7 @@ def test_files_that_are_no_programs_are_refused(tmp_path: Path, exported_file: P
 @pytest.mark.parametrize("name", ["net.pt", "net.ts", "net.onnx", "net"])
 def test_only_exported_programs_are_modules(name: str) -> None:
     with pytest.raises(
-        ValidationError, match=r"weights: module takes an exported program \(.pt2\); write it with torch"
+        ValidationError, match=r"weights: module needs the path of an exported program \(.pt2\); write it with torch"
     ):
         Features(extractor="module", weights=name)
 

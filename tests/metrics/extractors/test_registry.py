@@ -37,7 +37,7 @@ def test_widths_that_the_network_cannot_have_are_refused(width: int) -> None:
     [
         ({"extractor": "vgg"}, "classifier.*inception.*module"),
         ({"weights": "w.pth"}, "weights: classifier takes no file"),
-        ({"extractor": "module"}, "weights: module takes an exported program"),
+        ({"extractor": "module"}, "weights: module needs the path of an exported program"),
         ({"extractor": "inception", "hash": "6726825d"}, "hash: belongs to the file"),
         ({"hash": "6726825d"}, "hash: belongs to the file"),
         ({"extractor": "module", "weights": "m.pt2", "hash": "6726825"}, "hash"),
