@@ -1,7 +1,5 @@
 """Messages are one line that a terminal prints as it is."""
 
-import io
-
 import pytest
 
 from pipeline.common.errors import StudyError, note
@@ -13,7 +11,7 @@ LINES = {
     "\x1b[31mred": "\\x1b[31mred",
     "left \u202e right": "left \\u202e right",
     "\ue000 \udcff \x00": "\\ue000 \\udcff \\x00",
-    f"cannot identify {io.BytesIO()!r} (x)": "cannot identify (x)",
+    "cannot identify <_io.BytesIO object at 0x7f00> (x)": "cannot identify (x)",
     "a < b at 0x1 and <b> > 0": "a < b at 0x1 and <b> > 0",
 }
 
