@@ -1,8 +1,10 @@
 """`python -m pipeline <command>`; `python -m pipeline --help` lists the commands."""
 
+import signal
 import sys
 
-from pipeline.commands.cli import main
+from pipeline.commands.cli import main, terminate
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(main())
