@@ -1,10 +1,12 @@
 """`python -m pipeline <command>`; `python -m pipeline --help` lists the commands."""
 
+import signal
 import sys
 
-from pipeline.commands.cli import main
+from pipeline.commands.cli import main, terminate
 from pipeline.common.environment import settle
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, terminate)
     settle()
     sys.exit(main())

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from pipeline.common.environment import check_interpreter, launched, settle
 from pipeline.common.errors import StudyError, nearest
@@ -21,6 +22,7 @@ from pipeline.common.text import one_line
 
 BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 INTERRUPTED = 130
+INTERRUPTION = "interrupted: finished work is kept; run the same command again to continue"
 
 settle()  # before a stage imports its libraries
 
@@ -63,6 +65,7 @@ def parse_arguments(description: str | None) -> Arguments:
 
 def run_stage(main: Callable[[Arguments], None], description: str | None, shared: bool = False) -> NoReturn:
     """Run a stage and exit with the code of `outcome`. shared: torchrun may start several processes of it."""
+    _handle_signals(signal.default_int_handler)
     code = outcome(main, description, shared)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # `outcome` has reported output that cannot be written
@@ -71,6 +74,24 @@ def run_stage(main: Callable[[Arguments], None], description: str | None, shared
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     sys.exit(code)
+
+
+def _handle_signals(handler: Callable[[int, FrameType | None], Any]) -> None:
+    """Let SIGTERM and Ctrl-C call a handler. A signal that this process was started to ignore stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Handle a signal while the script imports its libraries: say so in one line and end by the signal."""
+    print(INTERRUPTION, file=sys.stderr, flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+if sys.argv[0] == "-m":  # Python imports this package before the script of the stage, which imports for seconds
+    _handle_signals(_end)
 
 
 def outcome(main: Callable[[Arguments], None], description: str | None, shared: bool = False) -> int:
@@ -100,7 +121,7 @@ def outcome(main: Callable[[Arguments], None], description: str | None, shared: 
             raise
         message, code = f"error: out of memory; finished work is kept ({str(error).splitlines()[0][:200]})", 1
     except KeyboardInterrupt:
-        message, code = "interrupted: finished work is kept; run the same command again to continue", INTERRUPTED
+        message, code = INTERRUPTION, INTERRUPTED
     else:
         return 0
     print(message, file=sys.stderr, flush=True)

@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from pipeline.common.environment import check_interpreter, launched
@@ -156,6 +158,16 @@ def parser() -> Parser:
     command.add_argument("--study", default="", metavar="NAME", help="a folder in studies/, or all; default: root")
     add(docs, "write docs/design-space.md and params.schema.json, which are made from the code", ())
     return found
+
+
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM as a terminal handles Ctrl-C, which every process gets."""
+    import psutil  # DVC needs it anyway
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,19 +11,28 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo
+from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.tree import Tree
 
 from pipeline.common.errors import StudyError
 
+RWLOCK = Path(".dvc/tmp/rwlock")
+
 
 @contextmanager
 def dvc_errors() -> Iterator[None]:
-    """Turn an error of DVC into a StudyError of one line."""
+    """Turn an error of DVC into a StudyError of one line, which says what helps if a full disk has cut DVC's list of
+    running commands off."""
     try:
         yield
     except DvcException as error:
         cause = error.__cause__
+        if any(isinstance(each, RWLockFileCorruptedError | RWLockFileFormatError) for each in (error, cause)):
+            raise StudyError(
+                f"{RWLOCK}: broken, as a full disk leaves it; if no DVC command runs here, delete it, and run the same "
+                "command again"
+            ) from None
         raise StudyError(f"{error}{f': {cause}' if cause else ''}") from None
 
 
@@ -34,9 +43,9 @@ def restorable(out: Output) -> bool:
     if not out.exists:
         return True
     known = out.get_obj()
-    if not isinstance(known, Tree) or not out.isdir():
-        return False
     _, _, now = build(out.cache, out.fs_path, out.fs, out.hash_name, ignore=out.dvcignore, dry_run=True)
+    if not isinstance(known, Tree) or not isinstance(now, Tree):
+        return False
     hashes = {key: found for key, _, found in known}
     return now.hash_info != out.hash_info and all(hashes.get(key) == found for key, _, found in now)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def run_single(stage: str, label: str, device: str, environment: dict[str, str],
 
     stage: its address in DVC. label: how the printed lines name it. device: how they name the device.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # its command gets one, too, and ends this process
     os.environ.update(environment)
     if cores:
         os.sched_setaffinity(0, cores)

@@ -2,11 +2,13 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -25,6 +27,7 @@ from pipeline.commands.repro import (
     run_side_by_side,
 )
 from pipeline.common.errors import StudyError
+from tests.imports import ROOT
 
 # Each stage adds its name to the source, and notes below `saw` what it may use. With `meet` two trainings wait until
 # both of them have begun.
@@ -46,6 +49,9 @@ if pathlib.Path("broken").exists() and out.name == "b":
 if pathlib.Path("saw").exists():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     pathlib.Path("saw", out.name).write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {cores}")
+if pathlib.Path("slow").exists() and out.name in ("b", "c"):
+    pathlib.Path("slow", out.name).touch()
+    time.sleep(600)
 out.write_text(pathlib.Path("source").read_text() + out.name)
 """
 STAGES = {
@@ -126,6 +132,48 @@ def test_a_failure_ends_it_and_keeps_what_is_done(repository: Path, capfd: pytes
     Path("broken").unlink()
     assert {"train@b", "report"} <= set(repro(2)) < set(read_plan(Path("dvc.yaml")).order)
     assert read_plan(Path("dvc.yaml")).todo == []
+
+
+RUN = """
+import signal, sys
+from pathlib import Path
+from pipeline.commands.cli import terminate
+from pipeline.commands.repro import run_graph
+signal.signal(signal.SIGTERM, terminate)
+run_graph(Path("dvc.yaml"), int(sys.argv[1]))
+"""
+
+
+@pytest.mark.dvc
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_sigterm_ends_every_process(repository: Path, jobs: int) -> None:
+    Path("slow").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", RUN, str(jobs)], env=environment, stderr=subprocess.PIPE) as process:
+        while len(list(Path("slow").iterdir())) < jobs:
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) >= jobs
+        process.terminate()
+        assert process.wait(60) != 0
+        assert not psutil.wait_procs(started, timeout=20)[1]
+    Path("slow/b").unlink(missing_ok=True)
+    Path("slow").rename("fast")
+    run_graph(Path("dvc.yaml"), 1)
+    assert Path("out/report").exists()
+
+
+@pytest.mark.dvc
+@pytest.mark.parametrize("left", ["", '{"write": {"', "[]"])
+def test_a_list_of_running_commands_that_a_full_disk_cut_off_is_named(repository: Path, left: str) -> None:
+    Path(".dvc/tmp").mkdir(exist_ok=True)
+    Path(".dvc/tmp/rwlock").write_text(left)
+    for count in (1, 2):
+        with pytest.raises(StudyError, match=r"^\.dvc/tmp/rwlock: broken.* delete it, and run the same command again$"):
+            run_graph(Path("dvc.yaml"), count)
+    Path(".dvc/tmp/rwlock").unlink()
+    assert run_graph(Path("dvc.yaml"), 1)
 
 
 def test_nothing_begins_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.common.processes import LOST
 from pipeline.common.tensors import load_tensors, save_tensors
+from pipeline.sampling.fitted_grids import save_grids
 from tests.imports import ROOT
 from tests.preloaded import programs
 
@@ -91,7 +92,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_no_grids(folder: Path) -> None:
     (folder / "build/tiny/grids").mkdir()
     for model in ("edm", "hard"):
-        (folder / f"build/tiny/grids/{model}.json").write_text("[]\n")
+        save_grids([], folder / f"build/tiny/grids/{model}.json")
 
 
 def copy(prepared: Path, tmp_path: Path) -> Path:

@@ -118,7 +118,8 @@ def with_data(**sections: Any) -> Resolved:
 
 
 def test_changed_images_change_the_rows_of_the_stages_that_read_them_alone(folder: Path) -> None:
-    weights = {"extractor": "module", "weights": "own/000.png"}  # any file will do
+    weights = {"extractor": "module", "weights": "network.pt2"}
+    (network := folder / "network.pt2").write_bytes(b"any file will do")
     before = with_data(features=weights).files()
     assert with_data(features=weights).files() == before
     os.utime(folder / "own/001.png")
@@ -128,6 +129,7 @@ def test_changed_images_change_the_rows_of_the_stages_that_read_them_alone(folde
     after = with_data(features=weights).files()
     assert {name for name in before if before[name] != after[name]} == {"sets/other"}
     write_images(folder / "own", 1, seed=8)
+    network.write_bytes(b"another one")
     last = with_data(features=weights).files()
     assert {name for name in after if after[name] != last[name]} == {"data", "features"}
 

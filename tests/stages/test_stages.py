@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from pipeline.common.fingerprint import fingerprint, stage_fingerprints
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
 from pipeline.training.row import Model
-from stages import Arguments, outcome, parse_arguments
+from stages import INTERRUPTION, Arguments, outcome, parse_arguments
 from tests.imports import ROOT
 from tests.scripts import run_module
 
@@ -33,7 +35,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {  # stage,
     "unknown key": ("resolve", BY_DVC, {"params.yaml": GOOD + "modles: {}\n"}, "modles: unknown key; did you mean"),
     "unknown study key": ("resolve", (*BY_DVC, "--rot", "x"), {"params.yaml": GOOD.replace("t}", "t, rot: x}")},
                           "study.rot: unknown key; did you mean 'root'?"),
-    "broken params": ("resolve", (), {"params.yaml": "models: {"}, "params.yaml: not valid YAML"),
+    "broken params": ("resolve", (), {"params.yaml": "models: {"}, "params.yaml: line 2: not valid YAML"),
     "unknown option": ("train", (*BY_DVC, "--rows=edm"), {}, "study.rows: unknown key; "),
     "other code": ("train", (*BY_DVC, "--row", "edm"), {"build/t/rows/code/train.json": "{}"},
                    "build/t/rows/code/train.json: other code has written the rows; run `dvc repro`"),
@@ -181,6 +183,25 @@ def test_a_stage_prints_everything_before_it_ends(row: str, code: int, message: 
     command = [sys.executable, "-c", ENDING, "--row", row]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (code, message) and done.stdout == "line\n" * 100_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_stopped_while_it_imports_says_so_in_one_line(tmp_path: Path, number: signal.Signals) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "torch.py").write_text(f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(60)")
+    with subprocess.Popen(
+        [sys.executable, "-m", "stages.train"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert (process.communicate(timeout=20)[1], process.returncode) == (f"{INTERRUPTION}\n", -number)
 
 
 def test_a_stage_whose_output_nobody_takes_has_failed() -> None:
