@@ -8,6 +8,7 @@ imports the standard library alone: it must give the same hashes on every suppor
 import ast
 import hashlib
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ PACKAGES = ("pipeline", "stages")
 PINS = ROOT / "requirements.txt"
 SKIPPED = {"kind", "type_comment", "type_ignores"}  # fields of a syntax tree that no result depends on
 BYSTANDERS = {"tqdm", "pydantic", "pyyaml", "dvc"}  # libraries that no result depends on
+_PARSING = threading.Lock()  # Python 3.11's parser fails now and then if several threads use it
 PROJECT_OF_IMPORT = {"PIL": "pillow", "sklearn": "scikit-learn", "ot": "pot", "yaml": "pyyaml"}
 
 
@@ -69,7 +71,8 @@ def _file_of(module: str) -> Path | None:
 @cache
 def _read(file: Path, changed_ns: int) -> tuple[str, frozenset[str]]:
     """A module's syntax hash, and every name that it imports, with the packages around them."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    with _PARSING:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

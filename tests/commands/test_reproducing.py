@@ -44,7 +44,7 @@ class Walk(Workspace):
     def __init__(self, folder: Path, study: str = STUDY, quick: Iterable[str] = ()) -> None:
         super().__init__(folder, study, quick)
         self.printed: dict[str, str] = {}
-        for name in ("Makefile", ".gitignore", "requirements.txt"):
+        for name in ("Makefile", ".gitignore", "requirements.txt", "requirements-uv.txt"):
             shutil.copy(ROOT / name, self.root)
         shutil.copytree(ROOT / ".dvc/plots", self.root / ".dvc/plots", dirs_exist_ok=True)
         for name in OTHERS:  # of which DVC reads the graphs and the committed results
@@ -127,7 +127,7 @@ def test_the_page_has_the_commands() -> None:
     said = ("make repro J=2", "dvc queue start", "dvc repro --pull --allow-missing", "make prune", "dvc gc", "dvc push")
     said += ("make accept",)
     assert all(any(command.startswith(each) for command in commands) for each in said)
-    assert len(commands) == len({*commands}) + 1, "dvc status stands twice, everything else once"
+    assert len(commands) == len({*commands}) + 2, "dvc status and dvc checkout stand twice, everything else once"
 
 
 def test_a_second_run_has_nothing_to_do(walked: Walk) -> None:
