@@ -40,9 +40,7 @@ from pipeline.training.row import Model
 from pipeline.training.weighting import WEIGHTINGS
 from tests.imports import ROOT
 
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md") if (ROOT / name).exists()] + sorted(
-    [*ROOT.glob("docs/*.md"), *ROOT.glob("reports/*/report.md")]
-)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("reports/*/report.md"))]
 ARXIV = r"\d\d(0[1-9]|1[0-2])\.\d{4,5}(v\d+)?"
 PLAIN = {"explicit", "independent", "linear", "none"}  # too plain to need a source
 AXES_BY_TITLE = {axis.title: axis for axis in AXES}
