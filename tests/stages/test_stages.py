@@ -191,8 +191,8 @@ def test_a_stage_that_is_stopped_while_it_imports_says_so_in_one_line(tmp_path: 
     (tmp_path / "torch.py").write_text(f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(60)")
     with subprocess.Popen(
         [sys.executable, "-m", "stages.train"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
