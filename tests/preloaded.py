@@ -40,7 +40,10 @@ LATE = (
     "torchmetrics.image.kid",
 )
 OWN = ("pipeline", "stages", "tests")
-CLIENT = """#!{python} -SE
+# The first two lines start Python from a path with spaces, too, and are a text to Python itself.
+CLIENT = """#!/bin/sh
+'''exec' "{python}" -SE "$0" "$@"
+'''
 import json, os, socket, sys
 arguments = {before!r} + sys.argv[1:]
 if arguments[:1] == ["-u"]:

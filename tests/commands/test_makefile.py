@@ -13,7 +13,7 @@ from pipeline.commands.cli import parser
 from tests.imports import ROOT
 
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # what the make that runs the tests tells those below it
-VARIABLES = ("NAME", "CELLS", "J", "DRY", "IMAGES", "SCALE", "LABELS", "PRESET", "DATA", *OF_MAKE)
+VARIABLES = ("NAME", "CELLS", "J", "DRY", "FAST", "IMAGES", "SCALE", "LABELS", "PRESET", "DATA", *OF_MAKE)
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
