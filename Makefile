@@ -20,7 +20,8 @@ ifeq ($(origin DATA),environment)
 DATA :=
 endif
 # Nothing of the user's Python and plotting reaches a command: other packages, another interpreter's settings.
-unexport $(filter PYTHON% MPL% MATPLOTLIB%,$(.VARIABLES)) PIP_TARGET PIP_PREFIX PIP_ROOT
+HARMLESS := PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX
+unexport $(filter-out $(HARMLESS),$(filter PYTHON% MPL% MATPLOTLIB%,$(.VARIABLES))) PIP_TARGET PIP_PREFIX PIP_ROOT
 export PIP_USER := 0
 RUN := @$(BIN)/python -m pipeline
 STUDY := --study="$$NAME" --preset="$$PRESET" --data="$$DATA"
