@@ -70,7 +70,7 @@ def run_graph(graph: Path, jobs: int) -> list[str]:
             ran += reproduce(str(graph))
         return ran
     finally:
-        sort_lock(graph.with_suffix(".lock"))
+        sort_lock(graph)
 
 
 def reproduce(target: str, quiet: bool = False, **options: bool) -> list[str]:
@@ -220,11 +220,12 @@ def _run_stage(stage: str, label: str, device: Device) -> int:
     return process.exitcode or 0
 
 
-def sort_lock(lock: Path) -> None:
+def sort_lock(graph: Path) -> None:
     """Sort the stages of a dvc.lock by name. DVC writes independent stages in an order that changes from run to run."""
-    with Repo(_wait_for_lock=True) as repo, repo.lock:
-        content = parse_yaml_for_update(lock.read_text(encoding="utf-8"), lock) if lock.exists() else {}
-        stages = content.get("stages", {})
-        if list(stages) != sorted(stages):
-            content["stages"] = dict(sorted(stages.items()))
-            write_text(lock, dumps_yaml(content))
+    stages, lock = locked_stages(graph), graph.with_suffix(".lock")
+    if stages == sorted(stages):
+        return
+    with dvc_errors(), Repo(_wait_for_lock=True) as repo, repo.lock:
+        content = parse_yaml_for_update(lock.read_text(encoding="utf-8"), lock)
+        content["stages"] = dict(sorted(content["stages"].items()))
+        write_text(lock, dumps_yaml(content))

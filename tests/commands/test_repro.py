@@ -315,3 +315,10 @@ def test_the_output_of_a_stage_comes_in_one_piece_without_dvcs_own_lines(
 def test_a_number_of_stages_must_be_a_whole_number(number: str) -> None:
     with pytest.raises(StudyError, match=re.escape(f"--jobs {number!r}: the number of stages at a time must be")):
         jobs_of(number)
+
+
+def test_a_folder_that_dvc_does_not_know_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").write_text("stages: {}\n")
+    with pytest.raises(StudyError, match="not inside of a DVC repository"):
+        run_graph(Path("dvc.yaml"), 1)
