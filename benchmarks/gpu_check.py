@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,8 @@ def tiny_study() -> list[dict[str, Any]]:
         (Path(folder) / "dvc.yaml").symlink_to(ROOT / "dvc.yaml")
         for stage in STAGES:
             kind, _, row = stage.partition("@")
-            start, command = (
-                time.perf_counter(),
-                [sys.executable, "-m", f"stages.{kind}", "--name=tiny", f"--row={row}"],
-            )
+            start = time.perf_counter()
+            command = [sys.executable, "-m", f"stages.{kind}", "--name=tiny", f"--row={row}"]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
             line = next(reversed((done.stderr if done.returncode else done.stdout).strip().splitlines()), "")
@@ -109,8 +108,7 @@ def page(found: dict[str, Any]) -> str:
     own = found["machine"]
     rehearsal = ["", "**A rehearsal on a CPU: no GPU took part, and these rates say nothing about one.**"]
     products = ", ".join(f"{rate / 1e12:.3g} Tflop/s in {kind}" for kind, rate in found["products"].items())
-    steps = {name: lambda row, name=name: row[name] for name in ("check", "stage", "result", "detail")}
-    steps["seconds"] = number("seconds", ".1f")
+    result = {name: itemgetter(name) for name in ("result", "detail")} | {"seconds": number("seconds", ".1f")}
     return "\n".join(
         [
             f"# {own['device']}",
@@ -121,11 +119,11 @@ def page(found: dict[str, Any]) -> str:
             "",
             "## What must hold",
             "",
-            *table(found["checks"], {name: steps[name] for name in ("check", "result", "detail", "seconds")}),
+            *table(found["checks"], {"check": itemgetter("check"), **result}),
             "",
             "## A tiny study",
             "",
-            *table(found["study"], {name: steps[name] for name in ("stage", "result", "detail", "seconds")}),
+            *table(found["study"], {"stage": itemgetter("stage"), **result}),
             "",
             "## Rates",
             "",
@@ -134,8 +132,8 @@ def page(found: dict[str, Any]) -> str:
             *table(
                 found["rates"],
                 {
-                    "what": lambda row: row["what"],
-                    "network": lambda row: row["network"],
+                    "what": itemgetter("what"),
+                    "network": itemgetter("network"),
                     "parameters": number("parameters", ","),
                     "batch": number("batch", "d"),
                     "images/s": number("images_per_second"),
@@ -150,7 +148,7 @@ def page(found: dict[str, Any]) -> str:
             *table(
                 found["noise"],
                 {
-                    "network": lambda row: row["network"],
+                    "network": itemgetter("network"),
                     "batch": number("batch", "d"),
                     "noise, ms": number("noise_ms"),
                     "call of the network, ms": number("call_ms"),

@@ -17,14 +17,13 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage
 
 from pipeline.commands.differences import first_difference
 from pipeline.commands.remake import run_stage, scratch_folder
-from pipeline.commands.restore import restore
+from pipeline.commands.restore import dvc_errors, restore
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import StudyError
 from pipeline.common.files import SHORT_HASH, Paths, content_hash, read_json, whole_folder, write_json
@@ -80,21 +79,18 @@ def accept_study(params: Path) -> None:
     with whole_folder(paths.rows) as folder:
         for file, content in with_code(rows.files()).items():
             write_json(folder / f"{file}.json", content)
-    try:
-        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-            graph = repo.stage.collect(str(params.with_name("dvc.yaml")))
-            stages = {stage.addressing.rpartition(":")[2]: stage for stage in graph}
-            sampled = {key: stage for key, stage in stages.items() if _kind(key) not in NOT_SAMPLED}
-            stale = {key: stage for key, stage in sampled.items() if _stale(stage)}
-            if stale:
-                print(f"{name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
-                restore(repo, params.with_name("dvc.yaml"))
-                _check_outputs(sampled)
-                compared = Sample(paths, stale).compare()
-                for key in ("resolve", *stale):
-                    repo.commit(stages[key].addressing, force=True)
-    except DvcException as error:
-        raise StudyError(str(error)) from None
+    with dvc_errors(), Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+        graph = repo.stage.collect(str(params.with_name("dvc.yaml")))
+        stages = {stage.addressing.rpartition(":")[2]: stage for stage in graph}
+        sampled = {key: stage for key, stage in stages.items() if _kind(key) not in NOT_SAMPLED}
+        stale = {key: stage for key, stage in sampled.items() if _stale(stage)}
+        if stale:
+            print(f"{name}: {len(stale)} of {len(stages)} stages are stale", flush=True)
+            restore(repo, params.with_name("dvc.yaml"))
+            _check_outputs(sampled)
+            compared = Sample(paths, stale).compare()
+            for key in ("resolve", *stale):
+                repo.commit(stages[key].addressing, force=True)
     if not stale:
         print(f"{name}: no stage is stale; there is nothing to accept")
         return

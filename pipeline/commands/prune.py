@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
 from pipeline.commands.repro import locked_stages
+from pipeline.commands.restore import dvc_errors
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths
 from pipeline.common.rows import NAME
@@ -97,16 +97,13 @@ def _outputs(study: Study) -> list[Path]:
 
 def delete(found: Leftovers, lock: Path) -> None:
     """Delete what `leftovers` found. A symbolic link is deleted, its target is not."""
-    try:
-        with Repo() as repo, repo.lock:
-            if found.stages:
-                with modify_yaml(lock, fs=repo.fs) as content:
-                    for stage in found.stages:
-                        content["stages"].pop(stage, None)
-            for path in found.outputs:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)
-    except DvcException as error:
-        raise StudyError(str(error)) from None
+    with dvc_errors(), Repo() as repo, repo.lock:
+        if found.stages:
+            with modify_yaml(lock, fs=repo.fs) as content:
+                for stage in found.stages:
+                    content["stages"].pop(stage, None)
+        for path in found.outputs:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)

@@ -38,7 +38,7 @@ def dvc_errors() -> Iterator[None]:
 
 def restorable(out: Output) -> bool:
     """Whether DVC's cache has all of an output, of which files are missing and none is changed or new."""
-    if not out.use_cache or not out.hash_info or out.changed_cache():
+    if not out.use_cache or not out.hash_info or not out.status() or out.changed_cache():
         return False
     if not out.exists:
         return True
@@ -47,7 +47,7 @@ def restorable(out: Output) -> bool:
     if not isinstance(known, Tree) or not isinstance(now, Tree):
         return False
     hashes = {key: found for key, _, found in known}
-    return now.hash_info != out.hash_info and all(hashes.get(key) == found for key, _, found in now)
+    return all(hashes.get(key) == found for key, _, found in now)
 
 
 def restore(repo: Repo, graph: Path) -> None:
