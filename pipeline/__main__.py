@@ -4,9 +4,12 @@ import signal
 import sys
 
 from pipeline.commands.cli import main, terminate
-from pipeline.common.environment import settle
+from pipeline.common.environment import drop_unwritten, settle
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, terminate)
     settle()
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        drop_unwritten()

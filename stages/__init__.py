@@ -8,13 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from pipeline.common.environment import check_interpreter, launched, settle
+from pipeline.common.environment import check_interpreter, drop_unwritten, launched, settle
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import Paths, read_json, write_json
 from pipeline.common.fingerprint import fingerprint
@@ -67,9 +66,7 @@ def run_stage(main: Callable[[Arguments], None], description: str | None, shared
     """Run a stage and exit with the code of `outcome`. shared: torchrun may start several processes of it."""
     _handle_signals(signal.default_int_handler)
     code = outcome(main, description, shared)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # `outcome` has reported output that cannot be written
-            print(end="", file=stream, flush=True)
+    drop_unwritten()  # `outcome` has reported output that cannot be written
     if code == INTERRUPTED:  # end by the signal, as a shell expects, without waiting for threads
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)

@@ -37,3 +37,12 @@ def launched(name: str, default: int) -> int:
     if not text.isascii() or not text.isdigit():
         raise StudyError(f"{name}={text!r}: torchrun sets it to a whole number; unset it")
     return int(text)
+
+
+def drop_unwritten() -> None:
+    """Drop output that nobody reads or that has no room. Python would try again when it ends, and report it again."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            print(end="", file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -23,14 +23,9 @@ def find_labels(files: Files, images: list[str]) -> Labels:
     top = _top(names)
     labels, classes = _found_labels(files, top, [name.removeprefix(top) for name in names], images)
     for name in classes:
-        if not is_utf8(name):
-            raise StudyError(
-                f"{files.root}: the name of class {name!r} is not valid UTF-8; rename it, or set labels: false"
-            )
         if character := hidden(name):
-            raise StudyError(
-                f"{files.root}: class {name!r} has the invisible character {code_point(character)}; rename it"
-            )
+            fault = f"the invisible character {code_point(character)}" if is_utf8(name) else "letters outside UTF-8"
+            raise StudyError(f"{files.root}: class {name!r} has {fault}; rename it, or set labels: false")
     return labels, classes
 
 

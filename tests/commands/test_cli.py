@@ -1,6 +1,7 @@
 """The command line: strict, quick to help, and one line on stderr for whatever is wrong."""
 
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -183,3 +184,15 @@ def test_a_name_that_cannot_be_one_is_one_line(option: str, name: str, capsys: p
     given = {"study": "pets", "images": "x", option: name}
     assert main(["new", *(f"--{key}={value}" for key, value in given.items())]) == 1
     assert capsys.readouterr().err == f"error: --{option}: {NO_NAMES[name]}\n"
+
+
+@pytest.mark.parametrize("buffering", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_command_whose_output_nobody_takes_has_failed(buffering: dict[str, str]) -> None:
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    read, write = os.pipe()
+    os.close(read)
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)} | buffering
+    command = [sys.executable, "-m", "pipeline", "prune", "--dry"]
+    done = subprocess.run(command, env=own, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 32] Broken pipe\n")

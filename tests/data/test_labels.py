@@ -85,9 +85,9 @@ def test_one_folder_of_images_is_one_class(pack: Callable, name: str) -> None:
 def test_a_class_must_have_a_name_that_can_be_written(tmp_path: Path) -> None:
     listed = {"labels": [["0.png", 0], ["1.png", 1]], "classes": ["\ud800", "b"]}
     path = folder_of(tmp_path / "listed", PAIR | {"dataset.json": json.dumps(listed).encode()})
-    assert "the name of class '\\ud800' is not valid UTF-8" in one_line(lambda: loaded(path))
+    assert "class '\\ud800' has letters outside UTF-8" in one_line(lambda: loaded(path))
     path = folder_of(tmp_path / "set", {os.fsdecode(b"caf\xe9/0.png"): png(0), "dog/1.png": png(1)})
-    assert "the name of class 'caf\\udce9' is not valid UTF-8" in one_line(lambda: loaded(path))
+    assert "class 'caf\\udce9' has letters outside UTF-8" in one_line(lambda: loaded(path))
     write_json(tmp_path / "summary.json", loaded(path, labels=False).summary())
 
 

@@ -22,7 +22,11 @@ PREPROCESSING = "uint8 to [-1, 1]: x / 127.5 - 1"
 
 
 class FeatureNetwork(nn.Module):
-    """A small convolutional classifier. The features are the inputs of its last layer, averaged over the image."""
+    """A small convolutional classifier. The features are the inputs of its last layer, averaged over the image.
+
+    All layers are convolutions: the training of a linear layer rounds differently on processors of different makers,
+    and two classifiers that begin alike end with features on another scale.
+    """
 
     def __init__(self, image_channels: int, size: int, width: int, classes: int) -> None:
         super().__init__()
@@ -36,12 +40,12 @@ class FeatureNetwork(nn.Module):
             layers += [nn.GroupNorm(4, width), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2, padding=1)]
             size = (size + 1) // 2
         self.body = nn.Sequential(*layers, nn.GroupNorm(4, width), nn.ReLU())
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, C, H, W), uint8, to features (N, width) and logits (N, classes)."""
-        features = self.body(to_range(images)).mean((2, 3))
-        return features, self.head(features)
+        pooled = self.body(to_range(images)).mean((2, 3), keepdim=True)
+        return pooled.flatten(1), self.head(pooled).flatten(1)
 
 
 def pretext(dataset: Dataset) -> tuple[str, Tensor, Tensor, int]:

@@ -12,13 +12,13 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from textwrap import shorten
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.common.errors import StudyError
+from pipeline.common.text import shortened
 from pipeline.metrics.extractors.operators import function_of
 
 SCHEMA = 8  # the major version of the program's schema, which PyTorch raises if old readers cannot read new files
@@ -264,4 +264,4 @@ WRAPPERS = {
 
 
 def _quoted(text: str) -> str:
-    return repr(shorten(text, 60))
+    return repr(shortened(text))

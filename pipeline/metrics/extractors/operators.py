@@ -3,12 +3,12 @@
 import math
 import operator
 from collections.abc import Callable
-from textwrap import shorten
 from typing import Any
 
 import torch
 
 from pipeline.common.errors import StudyError
+from pipeline.common.text import shortened
 
 LARGEST = 1 << 63  # every size is smaller
 LARGEST_EXPONENT = 64
@@ -90,7 +90,7 @@ def function_of(target: str) -> Callable[..., Any]:
         packet = getattr(torch.ops.aten, name)
         if overload in packet.overloads() and _is_on_tensors(getattr(packet, overload)._schema):
             return getattr(packet, overload)  # type: ignore[no-any-return]
-    raise StudyError(f"the program calls {shorten(target, 60)!r}, which is not among the operators that we allow")
+    raise StudyError(f"the program calls {shortened(target)!r}, which is not among the operators that we allow")
 
 
 def _is_on_tensors(schema: Any) -> bool:
