@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.params.study import Published
-from tests.params.test_presets import EVERY, of_cifar10
+from pipeline.params.study import Published, read_study
+from tests.params.test_presets import CIFAR10, EVERY, of_cifar10
 
 DDPM = {"parametrization": "vp", "noise": "vp_uniform", "weighting": "unit"}
 OURS = {"flip": 0.5, "clip_norm": None, "batch": 512, "learning_rate": 1e-3, "warmup_images": 10_000_000}
@@ -50,7 +50,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {  # words of a published row, and what th
     r"^VP probability flow, RK45 at 1e-5": TOLERANCE | {"discretization": "vp", "schedule": "vp"},
     r"^1-rectified flow, RK45 at 1e-5": TOLERANCE | {"discretization": "flow", "schedule": "flow"},
 }
-PUBLISHED = of_cifar10("paper").published
+PUBLISHED = read_study(CIFAR10).published
 
 
 def where(row: Published) -> str:
