@@ -100,6 +100,7 @@ def model_choices(shape: Sequence[int], count: int, scale: str) -> dict[str, Any
         "attention": [min(heights, key=lambda level: abs(level - 16))],
         "dropout": 0.13 if small else 0.05,
         "augment": 0.12 if small else 0.15,
+        "flip": 0.5,
         "batch": min(512 if small else 256, max(64, 2 ** (count.bit_length() - 1))),
         "learning_rate": 1e-3 if small else 2e-4,
         "warmup_images": 10_000_000,

@@ -75,6 +75,7 @@ def study_schema() -> dict[str, Any]:
         for kind in ("model.", "curve.")
     )
     base = {"base": {"$ref": "#/definitions/base"}}
+    without_model = {key: part for key, part in curve.items() if key != "model"}
     top = _keys(Study)
     scaled = {
         "needs": _mapping(_keys(Needs)),
@@ -82,7 +83,8 @@ def study_schema() -> dict[str, Any]:
         "features": _mapping(_keys(Features)),
         "defaults": _mapping({"models": _mapping(model), "curves": _mapping(curve)}),
     }
-    preset = {key: {"description": part["description"]} | scaled[key] for key, part in _keys(Preset).items()}
+    overridden = scaled | {"models": _rows(_mapping(model)), "curves": _rows(_mapping(without_model))}
+    preset = {key: {"description": part["description"]} | overridden[key] for key, part in _keys(Preset).items()}
     sections = scaled | {
         "study": _mapping(_keys(StudyInfo), ("name", "root", "params")),  # dvc.yaml reads all three
         "presets": _rows(_mapping(preset)),

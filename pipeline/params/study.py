@@ -43,6 +43,10 @@ class Preset(Row):
     """Keys of `features` that this preset overrides."""
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keys of `defaults` that this preset overrides."""
+    models: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Keys of rows of `models` that this preset overrides; rows based on them inherit these."""
+    curves: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Keys of rows of `curves` that this preset overrides, except `model`."""
 
 
 class Published(Row):
@@ -58,8 +62,12 @@ class Published(Row):
     """What was measured: method, network, setting."""
     source: Line
     """Citation: authors, year, arXiv number, table."""
+    checked: bool = False
+    """Whether somebody has read the value in the text of its source."""
     images: PositiveInt | None = None
     """Images that the published network was trained on; null: unknown."""
+    our_nfe: PositiveInt | None = None
+    """Evaluations with which the curve visits the same noise levels, if they differ from nfe; null: nfe."""
 
 
 class Study(Row):
@@ -151,7 +159,19 @@ def _overridden(study: Study, name: str, preset: Preset) -> Study:
     for section, values in preset.defaults.items():
         check_defaults({section: values}, f"{place}.defaults")
         defaults[section] = defaults.get(section, {}) | values
+    for section in DEFAULTS:
+        sections[section] = _overridden_rows(getattr(study, section), getattr(preset, section), f"{place}.{section}")
     return study.model_copy(update=sections | {"defaults": defaults, "needs": preset.needs, "preset": name})
+
+
+def _overridden_rows(rows: Mapping[str, Any], overrides: Mapping[str, dict[str, Any]], place: str) -> dict[str, Any]:
+    """The rows of a section with the keys that a preset overrides in them. Raises StudyError."""
+    section = place.rpartition(".")[2]
+    for name, keys in overrides.items():
+        if name not in rows:
+            raise StudyError(f"{place}.{name}: no such row; {nearest(name, rows)}")
+        _check_keys(keys, section, f"{place}.{name}", ("model",))  # dvc.yaml reads a curve's model in its row
+    return {name: (row or {}) | overrides[name] if name in overrides else row for name, row in rows.items()}
 
 
 def check_defaults(defaults: dict[str, dict[str, Any]], place: str) -> None:
@@ -159,9 +179,14 @@ def check_defaults(defaults: dict[str, dict[str, Any]], place: str) -> None:
     for section, values in defaults.items():
         if section not in DEFAULTS:
             raise StudyError(f"{place}.{section}: unknown key; {nearest(section, DEFAULTS)}")
-        keys = [key for key in DEFAULTS[section].model_fields if key not in FILLED_IN]
-        if unknown := [key for key in values if key not in keys]:
-            raise StudyError(f"{place}.{section}.{unknown[0]}: unknown key; {nearest(unknown[0], keys)}")
+        _check_keys(values, section, f"{place}.{section}")
+
+
+def _check_keys(values: Mapping[str, Any], section: str, place: str, without: tuple[str, ...] = ()) -> None:
+    """Refuse keys that the rows of a section do not have, and those of `without`. Raises StudyError."""
+    keys = [key for key in DEFAULTS[section].model_fields if key not in (*FILLED_IN, *without)]
+    if unknown := [key for key in values if key not in keys]:
+        raise StudyError(f"{place}.{unknown[0]}: unknown key; {nearest(unknown[0], keys)}")
 
 
 def unmet(study: Study) -> str | None:

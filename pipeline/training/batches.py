@@ -78,9 +78,9 @@ def draw_batch(
     a = augmentation.draw(count, row.augment, draw) if row.augment else None
     n = pairs[1][indices] if pairs else torch.randn(count, *examples.images.shape[1:], generator=draw)
     u, importance = draws.draw(count, draw)
-    conditioning = None if a is None else augmentation.conditioning(a)[part]
     if row.flip:
         a = augmentation.mirror(torch.zeros(count, 8, dtype=torch.float64) if a is None else a, row.flip, draw)
+    conditioning = augmentation.conditioning(a)[part] if a is not None and row.augment else None
     labels = None
     if row.labels == "classes" and examples.labels is not None:
         dropped = torch.rand(count, generator=draw) < row.label_dropout

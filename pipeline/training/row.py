@@ -66,7 +66,7 @@ class Model(Row):
     augment: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "augmentation")
     """Probability of each of EDM's augmentations (arXiv 2206.00364, app. F.2), which the network is told."""
     flip: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "augmentation")
-    """Probability of mirroring an image, which the network is not told (arXiv 2006.11239)."""
+    """Probability of mirroring an image in x. The network is told if `augment` is above 0, as in EDM, else not."""
     sigma_data: PositiveFloat | None = axis(None, "sigma_data")
     """Standard deviation of the data; null: measured on the data set."""
     labels: Literal["none", "classes"] = axis("none", "labels")

@@ -142,16 +142,26 @@ def test_the_default_network_has_known_weights_and_outputs() -> None:
         for parameter in denoiser.parameters():
             parameter.data += 0.05 * torch.arange(parameter.numel()).cos().reshape(parameter.shape)
         answer = denoiser(z, torch.logspace(-1, 1, 6).double())
-        assert float(answer.sum()) == pytest.approx(-19.884475030600917, rel=1e-4)
-        assert float(answer.square().sum()) == pytest.approx(106.52989133278322, rel=1e-5)
+        assert float(answer.sum()) == pytest.approx(-19.89052874405627, rel=1e-4)
+        assert float(answer.square().sum()) == pytest.approx(106.52854660963385, rel=1e-5)
 
 
 def test_positional_embedding_is_its_formula() -> None:
     c_noise = torch.tensor([0.0, 0.3, -2.0])
     found = positional_embedding(c_noise, 8)
     for i in range(4):
-        torch.testing.assert_close(found[:, i], (c_noise * 10.0**-i).cos())
-        torch.testing.assert_close(found[:, 4 + i], (c_noise * 10.0**-i).sin())
+        frequency = 10.0 ** (-4 * i / 3)
+        torch.testing.assert_close(found[:, i], (c_noise * frequency).cos())
+        torch.testing.assert_close(found[:, 4 + i], (c_noise * frequency).sin())
+
+
+@pytest.mark.parametrize("width", [4, 8, 32, 128])
+def test_frequencies_of_the_positional_embedding_reach_from_1_to_1e_4(width: int) -> None:
+    """At a small c_noise the sines are c_noise times the frequencies."""
+    frequencies = positional_embedding(torch.tensor([1e-3]), width)[0, width // 2 :] * 1e3
+    assert frequencies[[0, -1]].tolist() == pytest.approx([1, 1e-4], rel=1e-5)
+    ratios = frequencies[1:] / frequencies[:-1]
+    torch.testing.assert_close(ratios, ratios[:1].expand(len(ratios)), rtol=1e-4, atol=0)
 
 
 def test_fourier_embedding_is_its_formula() -> None:
@@ -207,6 +217,16 @@ def test_attention_of_ddpmpp_equals_its_formula() -> None:
     weights = torch.einsum("nchw,ncij->nhwij", q, k).div(math.sqrt(8)).flatten(3).softmax(3).reshape(2, 3, 5, 3, 5)
     expected = (x + attention.project(torch.einsum("nhwij,ncij->nchw", weights, v))) / math.sqrt(2)
     torch.testing.assert_close(attention(x), expected)
+
+
+def test_attention_of_ddpmpp_starts_with_weights_of_variance_a_tenth_over_the_channels() -> None:
+    """Over 3 * 256^2 independent uniform numbers, whose square has a coefficient of variation of 0.9."""
+    network = build(replace(CIFAR10, channels=128, blocks=1))
+    weights = [module.qkv.weight for module in network.modules() if isinstance(module, ddpmpp.Attention)]
+    assert weights
+    for weight in weights:
+        variance = float(weight.detach().square().mean())
+        assert variance == pytest.approx(0.1 / 256, rel=5 * 0.9 / math.sqrt(weight.numel()))
 
 
 def test_patches_return_to_their_place() -> None:

@@ -67,6 +67,16 @@ def test_a_preset_overrides_the_studys_sections_key_by_key() -> None:
     assert resolve(tiny).models["edm"].row.images == 512
 
 
+def test_a_preset_overrides_keys_of_rows_and_their_heirs_inherit_them() -> None:
+    text = TEXT.replace("  edm: {}  #", "  edm: {batch: 32, channels: 24}\n  deep: {base: edm, blocks: 2}  #")
+    text = text.replace("    needs: {gpu_gib: 20}", "    models: {edm: {batch: 16}}\n    curves: {edm: {rho: 3}}")
+    large, tiny = (resolve(parse_study(text.replace("preset: large", f"preset: {p}"), HERE)) for p in ("large", "tiny"))
+    assert [(entry.row.batch, entry.row.channels) for entry in large.models.values()] == [(16, 24), (16, 24)]
+    assert [(entry.row.batch, entry.row.channels) for entry in tiny.models.values()] == [(32, 24), (32, 24)]
+    assert large.models["deep"].differences == {"blocks": 2}
+    assert (large.curves["edm"].row.rho, tiny.curves["edm"].row.rho) == (3, 7)
+
+
 def test_without_an_active_preset_the_study_stays_as_it_is() -> None:
     bare = yaml.safe_load(TEXT)
     del bare["preset"], bare["presets"]
@@ -82,7 +92,28 @@ MISTAKES = {  # what is replaced, by what, the line
         "",
         "preset: 'large', but the study has no presets",
     ),
-    "another section": ("    needs: {gpu_gib: 20}", "    models: {}", "presets.large.models: unknown key; "),
+    "another section": ("    needs: {gpu_gib: 20}", "    sets: {}", "presets.large.sets: unknown key; "),
+    "a row": (
+        "    needs: {gpu_gib: 20}",
+        "    models: {edn: {}}",
+        "presets.large.models.edn: no such row; did you mean",
+    ),
+    "a row's key": (
+        "    needs: {gpu_gib: 20}",
+        "    models: {edm: {bach: 2}}",
+        "presets.large.models.edm.bach: unknown key; did you mean 'batch'?",
+    ),
+    "a row's key in a preset that is not active": (
+        "    features: {epochs: 1}",
+        "    curves: {edm: {rhoo: 2}}",
+        "presets.tiny.curves.edm.rhoo: unknown key; did you mean 'rho'?",
+    ),
+    "a row's value": ("    needs: {gpu_gib: 20}", "    curves: {edm: {rho: none}}", "curves.edm.rho: takes a number"),
+    "a curve's model": (
+        "    needs: {gpu_gib: 20}",
+        "    curves: {edm: {model: edm}}",
+        "presets.large.curves.edm.model: unknown key; ",
+    ),
     "a data key": ("{limit: 300}", "{limits: 300}", "presets.tiny.data.limits: unknown key; did you mean 'limit'?"),
     "a data value": ("{limit: 300}", "{limit: 1}", "presets.tiny.data.limit: takes "),
     "a feature key": ("{epochs: 1}", "{epoch: 1}", "presets.tiny.features.epoch: unknown key; did you mean 'epochs'?"),
@@ -319,7 +350,7 @@ def test_networks_of_cifar10_have_the_documented_size(preset: str, millions: flo
 
 def test_paper_is_the_published_scale_of_make_new() -> None:
     chosen = model_choices((3, 32, 32), 50_000, "published") | {"train_seeds": [0]}
-    row = of_cifar10("paper").models["edm"].row.model_dump(mode="json")
+    row = of_cifar10("paper").models["edm_augmented"].row.model_dump(mode="json")
     assert {key: row[key] for key in chosen} == chosen
 
 

@@ -24,6 +24,7 @@ VALUES = [
         "what": HOSTILE,
         "source": "A 2022, <b>table 2</b>",
         "images": 200_000_000,
+        "checked": True,
     },
     {"curve": "rho_3", "nfe": 3, "value": 41.07, "what": "else", "source": "B 2023"},
     {"curve": "rho_3", "nfe": 1000, "value": 2, "what": "more", "source": "C 2024"},
@@ -69,6 +70,8 @@ def test_published_values_are_compared_with_the_nearest_measurement(
         values = [m["value"] for c in fd[name] if c["nfe"] == nfe for m in c["metrics"] if m["metric"] == "fd"]
         assert line[-4].startswith(f"{sum(values) / 3:.2f} ± ")
     assert [line[-2] for line in lines] == ["200,000,000", "", ""] and lines[0][-1] == "140,000 |"
+    assert [line[2].partition(" (")[2] for line in lines] == ["", "not checked)", "not checked)"]
+    assert "Sources: nobody has compared" in part and "Evaluations:" not in part
     assert "our networks were trained on 140,000 images, published networks on 200,000,000, where known." in part
     assert "ours are FD (classifier) of 64 samples" in part
     assert "ours are mine.zip, which was JPEG-compressed." in part and "/home" not in part
@@ -77,6 +80,19 @@ def test_published_values_are_compared_with_the_nearest_measurement(
     page, without = (ParsedPage(files["report.html"].decode()) for files in (after, before))
     assert page.tags["script"] == without.tags["script"] and "b" not in page.tags
     assert HOSTILE in page.text and "A 2022, <b>table 2</b>" in page.text
+
+
+def test_a_value_is_compared_at_the_evaluations_that_visit_the_same_noise_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0])
+    add(tmp_path, paths.rows / "report.json", [VALUES[0] | {"nfe": 3, "our_nfe": 7}])
+    build(paths)
+    part = (paths.reports / "report.md").read_text().partition("## Published and")[2].partition("## How to")[0]
+    (line,) = [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("| `")]
+    assert (line[-6], line[-3]) == ("3", "7")
+    assert "ours need one evaluation more for the same noise levels" in part and "Sources:" not in part
 
 
 def test_missing_values_are_marked_and_a_true_fid_is_called_fid(

@@ -72,6 +72,14 @@ def time(n: int, low: float, high: float) -> list[float]:
     return [math.sqrt((math.cos(0.008 / 1.008 * math.pi / 2) / math.cos(angle)) ** 2 - 1) for angle in angles]
 
 
+def time_quadratic(n: int, low: float, high: float) -> list[float]:
+    """As `time`, uniform in the square root of the angle from that of sigma = 0."""
+    none = 0.008 / 1.008 * math.pi / 2
+    first, last = (math.sqrt(math.acos(math.cos(none) / math.sqrt(1 + v * v)) - none) for v in (high, low))
+    angles = [none + (first + i * (last - first)) ** 2 for i in ramp(n)]
+    return [math.sqrt((math.cos(none) / math.cos(angle)) ** 2 - 1) for angle in angles]
+
+
 def explicit(n: int, low: float, high: float) -> list[float]:
     return [high - i * (high - low) for i in ramp(n)]
 
@@ -84,6 +92,7 @@ GRIDS: dict[str, Callable[[int, float, float], list[float]] | None] = {
     "flow": flow,
     "ddpm": ddpm,
     "time": time,
+    "time_quadratic": time_quadratic,
     "log_snr": geometric,
     "exponential": geometric,
     "explicit": explicit,
@@ -98,12 +107,14 @@ PUBLISHED = {
     "flow": (None, None),  # t = 1 is sigma = infinity: any large number will do
     "ddpm": (math.sqrt(1e-4 / (1 - 1e-4)), 157.40728081),
     "time": (0.002, 80),
+    "time_quadratic": VP_ENDS,
     "log_snr": VP_ENDS,
     "exponential": (0.002, 80),
     "explicit": (0.002, 80),
     "optimised": (0.002, 80),
 }
-KEYS = {"edm": ["rho"], "flow": ["shift"], "ddpm": ["spacing"], "time": ["schedule"], "explicit": ["sigmas"]}
+KEYS = {"edm": ["rho"], "flow": ["shift"], "ddpm": ["spacing"], "explicit": ["sigmas"]}
+KEYS |= {"time": ["schedule"], "time_quadratic": ["schedule"]}
 OF_LEVELS = {"iddpm", "ddpm"}  # whose ends are levels, and the range's own only where that is made of levels
 EXACT_ENDS = set(DISCRETIZATIONS) - OF_LEVELS - {"flow", "optimised"}  # the flow's ends at 0
 
@@ -179,6 +190,24 @@ def test_time_grid_is_uniform_in_the_time_of_its_row(schedule: str) -> None:
     assert row.grid(1).tolist() == [50.0, 0.0]
 
 
+@all_schedules
+def test_quadratic_time_grid_is_uniform_in_the_root_of_the_time_of_its_row(schedule: str) -> None:
+    row = Sampler(schedule=schedule, discretization="time_quadratic", sigma_min=0.01, sigma_max=50.0)
+    sigmas = row.grid(12)
+    assert sigmas[[0, -2, -1]].tolist() == [50.0, 0.01, 0.0]
+    steps = row.build_schedule().t(sigmas[:-1]).sqrt().diff()
+    torch.testing.assert_close(steps, steps[:1].expand(11), rtol=1e-8, atol=0)
+    assert row.grid(1).tolist() == [50.0, 0.0]
+
+
+def test_quadratic_time_grid_of_deis() -> None:
+    """On VP with its published range: t = (1 + i / (N - 1) (sqrt(eps_s) - 1))^2."""
+    row = Sampler(schedule="vp", discretization="time_quadratic")
+    t = [(1 + i * (math.sqrt(EPS_S) - 1)) ** 2 for i in ramp(11)]
+    expected = [math.sqrt(math.expm1(19.9 * v * v / 2 + 0.1 * v)) for v in t]
+    assert row.grid(11)[:-1].tolist() == pytest.approx(expected, rel=1e-8)
+
+
 def test_time_grids_that_go_by_other_names() -> None:
     """VP's own grid, and EDM's with rho = 1, which is uniform in sigma."""
     for schedule, same in (("vp", grid("vp", 9, 0.01, 50.0)), ("linear", grid("edm", 9, 0.01, 50.0, rho=1.0))):
@@ -233,7 +262,29 @@ SPACED = {  # steps of a thousand, and of ten: the indices from 0, the smallest 
         (1, 10): [9],
         (10, 10): [*range(9, -1, -1)],
     },
+    "quadratic": {
+        (5, 1000): [800, 450, 200, 50, 0],
+        (4, 10): [8, 3, 1, 0],
+        (1, 10): [8],
+        (1, 1): [0],
+        (10, 10): [*range(9, -1, -1)],
+    },
 }
+
+
+@pytest.mark.parametrize("steps", [2, 7, 10, 20, 28])
+def test_quadratic_spacing_is_the_published_one(steps: int) -> None:
+    """The whole parts of evenly spaced numbers up to sqrt(0.8 T), squared; with more steps some of them are equal."""
+    squares = np.linspace(0, math.sqrt(800), steps) ** 2
+    assert SPACINGS["quadratic"](steps, 1000).tolist() == [int(square) for square in squares[::-1]]
+
+
+@pytest.mark.parametrize("steps", [50, 100, 500])
+def test_quadratic_spacing_takes_the_next_level_where_the_published_one_repeats_a_level(steps: int) -> None:
+    published = [int(square) for square in np.linspace(0, math.sqrt(800), steps) ** 2]
+    ours = SPACINGS["quadratic"](steps, 1000).flip(0).tolist()
+    assert len(set(ours)) == steps > len(set(published))
+    assert ours == [max(index, place) for place, index in enumerate(published)]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -254,7 +305,7 @@ def test_ddpm_grids_fall_and_take_all_levels_in_the_end(spacing: str, steps: int
     row = Sampler(solver="ddpm", discretization="ddpm", spacing=spacing)
     sigmas = row.grid(steps)
     assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
-    if spacing != "leading":
+    if spacing not in ("leading", "quadratic") or (spacing, steps) == ("quadratic", 1000):
         assert float(sigmas[0]) == row.sigma_range[1]
     if spacing != "trailing" and steps > 1:
         assert float(sigmas[-2]) == row.sigma_range[0]

@@ -49,11 +49,21 @@ def test_labels_and_flips_do_not_change_the_other_draws(choices: dict[str, Any])
     examples, indices = Examples(IMAGES, LABELS), torch.arange(30)
     one, two = (draw_batch(row, examples, indices, Independent(), generator("step", 0, 0)) for row in (plain, other))
     assert torch.equal(one.n, two.n) and torch.equal(one.u, two.u)
-    assert (
-        one.augmentation is not None
-        and two.augmentation is not None
-        and torch.equal(one.augmentation, two.augmentation)
-    )
+    assert one.augmentation is not None and two.augmentation is not None
+    assert torch.equal(one.augmentation[:, 1:], two.augmentation[:, 1:])  # column 0 is the flip in x
+    assert torch.equal(one.augmentation, two.augmentation) == ("flip" not in choices)
+
+
+def test_an_augmented_network_is_told_about_every_flip() -> None:
+    """EDM's setting: half of all images are mirrored, and the network knows which."""
+    row, count = Model(**SMALL, augment=1e-9, flip=0.5), 2000
+    indices = torch.arange(count) % len(IMAGES)
+    batch = draw_batch(row, Examples(IMAGES), indices, Independent(), generator("step", 0, 0))
+    x0 = to_range(IMAGES[indices])
+    assert batch.augmentation is not None and not batch.augmentation[:, 1:].any()
+    mirrored = batch.augmentation[:, 0] == 1
+    assert torch.equal(batch.x0, torch.where(mirrored[:, None, None, None], x0.flip(3), x0))
+    assert abs(float(mirrored.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(count)
 
 
 def test_flips_mirror_their_share_of_images_and_nothing_else() -> None:

@@ -12,6 +12,7 @@ from pipeline.diffusion.networks.layers import dropout as dropout_layer
 
 RESCALE = 0.5**0.5  # keeps the variance of a sum of two branches
 MOST_GROUPS, LEAST_GROUP_CHANNELS = 32, 4
+QKV_GAIN = 0.2**0.5  # gives the weights of q, k and v a variance of 0.1 / channels, as in Song et al.'s code
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -110,8 +111,10 @@ class DDPMpp(Conditioned):
         self.norm, self.head = norm(width), nn.Conv2d(width, image_channels, 3, padding=1)
         self.told = Told(common, channels)
         residual = [module.conv2 for module in self.modules() if isinstance(module, Block)]
-        attending = [module.project for module in self.modules() if isinstance(module, Attention)]
-        initialize(self, last=[*residual, *attending, self.head])
+        attending = [module for module in self.modules() if isinstance(module, Attention)]
+        initialize(self, last=[*residual, *(module.project for module in attending), self.head])
+        for module in attending:
+            module.qkv.weight.data *= QKV_GAIN
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
         skips = [self.stem(x)]

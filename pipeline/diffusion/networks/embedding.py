@@ -21,18 +21,22 @@ def embedding_width(channels: int) -> int:
 
 
 def positional_embedding(c_noise: Tensor, width: int) -> Tensor:
-    """Cosines and sines of c_noise (N,) at geometric frequencies from 1 to 1e-4: (N, width)."""
-    frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=c_noise.device) / (width // 2))
+    """Cosines and sines of c_noise (N,) at width / 2 geometric frequencies from 1 to 1e-4, both included: (N, width).
+
+    So do DDPM's code and EDM's DDPM++. Vaswani et al. and DiT have 1e-4^(2 i / width), which stops before 1e-4.
+    """
+    last = max(width // 2 - 1, 1)
+    frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=c_noise.device) / last)
     angles = c_noise[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class Positional(nn.Module):
-    """Cosines and sines of c_noise at geometric frequencies from 1 to 1e-4.
+    """Cosines and sines of c_noise at geometric frequencies from 1 to 1e-4, both included.
 
     c_noise (N,) to (N, width).
 
-    Source: Vaswani et al. 2017, arXiv 1706.03762
+    Source: Ho et al. 2020, arXiv 2006.11239, the authors' code; after Vaswani et al. 2017, arXiv 1706.03762
     """
 
     def __init__(self, width: int) -> None:

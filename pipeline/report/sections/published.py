@@ -10,6 +10,7 @@ from pipeline.report.text import listed, stated
 
 PLAIN = "fd"  # publications report the plain distance, with its bias
 USUAL_SAMPLES = 50_000
+UNCHECKED = "not checked"
 
 
 def section(report: Report) -> dict[str, Any] | None:
@@ -23,7 +24,8 @@ def section(report: Report) -> dict[str, Any] | None:
         lines.append(
             [
                 code(row.curve),
-                *(row.what, row.source, row.nfe, _as_published(row.value), ours, nfe),
+                *(row.what, row.source if row.checked else f"{row.source} ({UNCHECKED})"),
+                *(row.nfe, _as_published(row.value), ours, nfe),
                 *(f"{theirs:,}" if theirs else "", f"{trained:,}"),
             ]
         )
@@ -38,11 +40,11 @@ def _as_published(value: float) -> str:
 
 
 def _ours(report: Report, row: Published) -> tuple[object, str]:
-    """The measured NFE nearest to the published one, and the value there, or "not measured"."""
-    points = report.points(row.curve, PLAIN)
+    """The measured NFE nearest to the published one, or to `our_nfe`, and the value there, or "not measured"."""
+    points, wanted = report.points(row.curve, PLAIN), row.our_nfe or row.nfe
     if not points:
         return "", "not measured"
-    nfe = min(points, key=lambda own: (abs(math.log(own / row.nfe)), own))
+    nfe = min(points, key=lambda own: (abs(math.log(own / wanted)), own))
     return nfe, report.linked(stated(points[nfe]), row.curve, nfe, PLAIN)
 
 
@@ -53,6 +55,13 @@ def _differs(report: Report) -> list[str]:
     scale = f" This is preset {report.rows.preset} of the study." if report.rows.preset else ""
     published = f", published networks on {_range(theirs)}, where known" if theirs else ""
     found = [f"Training: our networks were trained on {ours} images{published}.{scale}"]
+    if any(row.our_nfe for row in report.rows.published):
+        found.append(
+            "Evaluations: some published samplers stop at their lowest noise level, and ours go on to 0. So ours need "
+            "one evaluation more for the same noise levels."
+        )
+    if not all(row.checked for row in report.rows.published):
+        found.append(f'Sources: nobody has compared values marked "{UNCHECKED}" with the text of their source yet.')
     metric, samples = report.metric(PLAIN), f"{report.rows.samples:,} samples"
     if not report.extractor["official"]:
         found.append(
