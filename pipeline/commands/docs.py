@@ -20,7 +20,6 @@ from pipeline.params.descriptions import choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.places import GRAPH, STUDIES, copy_graph
 from pipeline.sampling.row import Sampler
-from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
 
 PAGE = Path("docs/design-space.md")
@@ -96,7 +95,7 @@ def _orders(solver: str) -> str:
 
     def has(order: int) -> bool:
         try:
-            SOLVERS[solver](order=order)
+            Sampler.model_construct(solver=solver, order=order).build_solver()
         except ValueError:
             return False
         return True
