@@ -20,6 +20,7 @@ from pipeline.params.descriptions import choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.places import GRAPH, STUDIES, copy_graph
 from pipeline.sampling.row import Sampler
+from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
 
 PAGE = Path("docs/design-space.md")
@@ -95,7 +96,7 @@ def _orders(solver: str) -> str:
 
     def has(order: int) -> bool:
         try:
-            Sampler.model_construct(solver=solver, order=order).build_solver()
+            SOLVERS[solver](order=order)
         except ValueError:
             return False
         return True

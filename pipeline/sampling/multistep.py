@@ -280,7 +280,7 @@ class UniPC(Multistep):
         return [float(weight) for weight in np.linalg.solve(np.vander(r, increasing=True).T, np.array(b))]
 
 
-def unipc(order: int | None, variant: str) -> UniPC:
+def unipc(order: int | None, variant: str = "bh2") -> UniPC:
     """UniPC: a predictor, and a corrector that reuses the next step's evaluation.
 
     `order` is the predictor's, 2 or 3. The default is 3.
