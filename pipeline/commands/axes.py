@@ -14,6 +14,7 @@ from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.ode import Solver
 from pipeline.sampling.row import Sampler, keys_of
 from pipeline.sampling.stochastic import Churned
+from pipeline.sampling.thresholding import keys_of as keys_of_threshold
 from pipeline.training.noise import keys_of as keys_of_noise
 from pipeline.training.weighting import WEIGHTINGS
 
@@ -97,6 +98,15 @@ AXES = (
     ),
     Axis("Variances of `ddpm`", "curves", "variance", "The variance of the noise that a step adds.", "variance"),
     Axis(
+        "Variants of `unipc`",
+        "curves",
+        "variant",
+        "The function B(h), h being the step of lambda. It cancels where three or more evaluations are combined. So it "
+        "acts only in the first correction, the second prediction and the last prediction but one, and with `order: 2` "
+        "in every prediction between them.",
+        "B(h)",
+    ),
+    Axis(
         "Churn",
         "curves",
         "",
@@ -172,6 +182,15 @@ AXES = (
         "2404.07724). w is `guidance`. Each call of a network counts as an evaluation.",
         "D_w",
         lambda name: ("guidance", *(("guide_images",) if name == "snapshot" else ())),
+    ),
+    Axis(
+        "Thresholds",
+        "curves",
+        "threshold",
+        "D, after guidance, is replaced by a thresholded D wherever the solver uses it. Only for images, whose pixels "
+        "are in [-1, 1].",
+        "thresholded D",
+        keys_of_threshold,
     ),
     Axis(
         "Averages of the weights",

@@ -114,7 +114,19 @@ def vp_path(sigma: Tensor, sigma_data: float) -> Pair:
 
 
 def flow_path(sigma: Tensor, sigma_data: float) -> Pair:
-    """The straight path: c_noise is the time t.
+    """The straight path: c_noise is 999 times the time t.
+
+    The authors' code has the same factor. Its t runs from noise to data, ours from data to noise.
+
+    Formula: c_in = 1 / (1 + sigma); c_noise = (M - 1) sigma / (1 + sigma)
+    Source: Liu et al. 2022, arXiv 2209.03003
+    """
+    c_in, t = flow_t_path(sigma, sigma_data)
+    return c_in, (VP_STEPS - 1) * t
+
+
+def flow_t_path(sigma: Tensor, sigma_data: float) -> Pair:
+    """The straight path: c_noise is the time t itself, over which a positional embedding hardly changes.
 
     Formula: c_in = 1 / (1 + sigma); c_noise = sigma / (1 + sigma)
     Source: Liu et al. 2022, arXiv 2209.03003
@@ -169,7 +181,7 @@ class Parametrization:
 
     @property
     def flow(self) -> bool:
-        return self.path is flow_path
+        return self.path in (flow_path, flow_t_path)
 
 
 VP_RANGE = (0.0, float(VP_PUBLISHED.sigma(torch.tensor(1.0, dtype=torch.float64))))
@@ -187,4 +199,5 @@ PARAMETRIZATIONS = {  # vp is plain eps-prediction on the VP path, flow plain v-
     "vp_v": Parametrization(v, vp_path, *VP_RANGE),
     "flow_eps": Parametrization(eps, flow_path),
     "flow_x0": Parametrization(x0, flow_path),
+    "flow_t": Parametrization(velocity, flow_t_path),
 }

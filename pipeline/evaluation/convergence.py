@@ -115,6 +115,7 @@ def entries() -> dict[str, Sampler]:
     """Every solver with its defaults, and further variants that the report compares, by name."""
     more: dict[str, dict[str, Any]] = {
         "unipc, order 2": {"solver": "unipc", "order": 2},
+        "unipc, bh1": {"solver": "unipc", "variant": "bh1"},
         "heun, S_churn 2": {"solver": "heun", "S_churn": 2},
         "ddim, eta 1": {"solver": "ddim", "eta": 1},
         "ddpm, beta": {"solver": "ddpm", "variance": "beta"},

@@ -76,7 +76,7 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
 
 
 def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[str, Model]) -> None:
-    """Refuse a curve that shares its name in figures, or asks for something that its model does not have."""
+    """Refuse a curve that shares its name in figures, or asks for something that its model or data do not have."""
     curve, place = curves[name], f"curves.{name}"
     if curve.method and any(curve.method in (row.method, other) for other, row in curves.items() if other != name):
         raise StudyError(f"{place}.method: another curve is already called {curve.method!r}; choose another name")
@@ -85,6 +85,8 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     if curve.model not in models:
         raise StudyError(f"{place}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
     model = models[curve.model]
+    if curve.threshold != "none" and (source := study.data.source) in POINTS:
+        raise StudyError(f"{place}.threshold: only images can be thresholded, and {source} are points; use none")
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)

@@ -20,7 +20,7 @@ from pipeline.common.rows import Row
 from pipeline.diffusion import parametrization, schedule
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
-from pipeline.sampling import grids, guidance, solvers
+from pipeline.sampling import grids, guidance, multistep, solvers, thresholding
 from pipeline.training import draws, noise, optimizer, pairs, weighting
 
 LABEL = re.compile(r"^(Formula|Source): (.*(?:\n +.*)*)", re.M)
@@ -52,6 +52,7 @@ class Table:
 TABLES = {  # of each key that takes the name of a choice
     "solver": Table(solvers, "SOLVERS"),
     "variance": Table(solvers, "VARIANCES"),
+    "variant": Table(multistep, "VARIANTS"),
     "schedule": Table(schedule, "SCHEDULES"),
     "scaling": Table(schedule, "SCALINGS"),
     "discretization": Table(grids, "DISCRETIZATIONS", lambda choice: choice.grid),
@@ -62,6 +63,7 @@ TABLES = {  # of each key that takes the name of a choice
     "weighting": Table(weighting, "WEIGHTINGS", lambda choice: choice.function),
     "pairs": Table(pairs, "PAIRS"),
     "guide": Table(guidance, "GUIDES"),
+    "threshold": Table(thresholding, "THRESHOLDS"),
     "network": Table(registry, "NETWORKS"),
     "embedding": Table(embedding, "EMBEDDINGS"),
     "learning_rate_decay": Table(optimizer, "DECAYS"),

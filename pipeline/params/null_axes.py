@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.common.errors import NotFinite
+from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.randomness import generator
 from pipeline.common.rows import Row
 from pipeline.diffusion.denoiser import DenoiserFunction
@@ -19,6 +19,7 @@ from pipeline.diffusion.exact import LabelledMixture
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.curve import Curve
 from pipeline.params.resolved import Resolved
+from pipeline.sampling import thresholding
 from pipeline.sampling.fitted_grids import fit
 from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.guidance import guided
@@ -31,6 +32,7 @@ from pipeline.training.weighting import WEIGHTINGS
 AnyRow = TypeVar("AnyRow", bound=Row)
 POINTS, STD, TOLERANCE = 4, 0.3, 1e-8
 LARGEST_BUDGET = 150  # larger budgets are not tried
+MOST_CALLS = 500  # of the exact denoiser by an adaptive solver, after which its trial is given up
 TEACHER_LEVELS = 16
 SIDE_PRODUCTS = ("train_seeds", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")
 KEYS_OF_NOISE = {"noise"}.union(*(keys_of(name) for name in NOISES))
@@ -60,11 +62,14 @@ def _denoiser(row: Sampler) -> DenoiserFunction:
 def sampled(row: Sampler) -> dict[Any, Any]:
     """The samples (POINTS, 2) that a row makes from the same noise, with the exact denoiser of a mixture, by budget.
 
-    The key "guide" has the row's guide, because exact guides agree with each other and trained ones do not.
+    The other keys hold choices that matter to trained networks only: exact guides agree with each other, and an exact
+    denoiser hardly leaves the range of pixels.
     """
     oracle = _denoiser(row)
     noise = torch.randn(POINTS, 2, dtype=torch.float64, generator=generator("null axes", 0))
     samples: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
+    made: dict[int, Tensor | None] = {}  # by number of steps
+    samples["threshold"] = row.threshold, *(getattr(row, key) for key in thresholding.keys_of(row.threshold))
     fitted: list[tuple[float, ...]] = []
     if row.discretization == "optimised":
         fitted = fit(_mixture(STD), noise, *row.sigma_range, TEACHER_LEVELS)
@@ -72,14 +77,36 @@ def sampled(row: Sampler) -> dict[Any, Any]:
         steps = row.steps(budget)
         if budget > LARGEST_BUDGET or (fitted and steps > len(fitted)):
             continue
-        draws = generator("null axes", 1)
-        randn_like = lambda z, draws=draws: torch.randn(z.shape, dtype=z.dtype, generator=draws)  # noqa: E731
-        try:
-            on_grid = row.with_grid(fitted[steps - 1]) if fitted else row
-            samples[budget] = sample(oracle, noise, on_grid, steps, randn_like).x0
-        except NotFinite:
-            continue
+        if steps not in made:
+            try:
+                made[steps] = _tried(oracle, noise, row.with_grid(fitted[steps - 1]) if fitted else row, steps)
+            except StudyError as error:  # an adaptive solver finds no step that is small enough
+                samples["failure"], made[steps] = str(error), None
+        if (x0 := made[steps]) is not None:
+            samples[budget] = x0
     return samples
+
+
+class _TooLong(Exception):
+    """An adaptive solver takes too many steps to be tried."""
+
+
+def _tried(oracle: DenoiserFunction, noise: Tensor, row: Sampler, steps: int) -> Tensor | None:
+    """The samples that a row makes from noise; None if they are not finite, or take too long."""
+    draws = generator("null axes", 1)
+    calls = 0
+
+    def limited(z: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > MOST_CALLS:
+            raise _TooLong
+        return oracle(z, sigma)
+
+    try:
+        return sample(limited, noise, row, steps, lambda z: torch.randn(z.shape, dtype=z.dtype, generator=draws)).x0
+    except (NotFinite, _TooLong):
+        return None
 
 
 def trained(row: Model) -> dict[str, Any]:
@@ -106,9 +133,9 @@ def trained(row: Model) -> dict[str, Any]:
 
 
 def same(one: dict[Any, Any], two: dict[Any, Any]) -> bool:
-    """Whether two outcomes agree to rounding in all keys that they share; two guides alone do not make them equal."""
+    """Whether two outcomes agree to rounding in all keys that they share, samples among them."""
     common = one.keys() & two.keys()
-    return bool(common - {"guide"}) and all(
+    return bool(common - {"guide", "threshold", "failure"}) and all(
         torch.allclose(one[key], two[key], rtol=TOLERANCE, atol=TOLERANCE)
         if isinstance(one[key], Tensor)
         else one[key] == two[key]
@@ -144,6 +171,8 @@ def sampler_reason(row: Sampler, key: str) -> str:
         return f"guidance {row.guidance:g} does not guide"
     if key in ("S_min", "S_max", "S_noise") and not row.S_churn:
         return "without S_churn there is no churn"
+    if key == "threshold_percentile":
+        return f"threshold {row.threshold} has no percentile"
     if key == "order":
         return f"it is the default order of solver {row.solver}"
     if key in ("sigma_min", "sigma_max") and row.sigmas:
@@ -198,6 +227,8 @@ def warnings(
 
     null = set()
     for name, row in samplers.items():
+        if row.build_solver().adaptive and "failure" in outcome(row):
+            raise StudyError(f"curves.{name}: {outcome(row)['failure']}; use another noise range or schedule")
         if curves[name].method:
             continue
         for key in null_choices(row, _sampler(curve_bases[name]), outcome):

@@ -209,17 +209,40 @@ def exp_adams(order: int | None) -> ExpAdams:
     return ExpAdams(_lagrange_order("exp_adams", order, 3))
 
 
+def bh2(h: float) -> float:
+    """UniPC's B_2, in its form for D.
+
+    Formula: 1 - exp(-h)
+    Source: Zhao et al. 2023, arXiv 2302.04867, sec. 3.1
+    """
+    return -math.expm1(-h)
+
+
+def bh1(h: float) -> float:
+    """UniPC's B_1.
+
+    Formula: h
+    Source: Zhao et al. 2023, arXiv 2302.04867, sec. 3.1
+    """
+    return h
+
+
+VARIANTS = {"bh2": bh2, "bh1": bh1}
+
+
 @dataclass(frozen=True)
 class UniPC(Multistep):
-    """UniPC with B_2(h) = exp(h) - 1: UniP-p predicts, UniC-p corrects with the evaluation at the prediction.
+    """UniPC: UniP-p predicts, UniC-p corrects with the evaluation at the prediction.
 
     The next step uses the same evaluation, so a step costs one, and the order is p + 1.
 
     In z, with q = 1 - sigma_next / sigma and r_m = (lambda_m - lambda) / (lambda_next - lambda):
-    z_next = (1 - q) z + q (D + sum_m a_m (D_m - D) / r_m), where sum_m a_m r_m^(n-1) = b_n for n = 1, 2, ...
+    z_next = (1 - q) z + q D + B(h) sum_m a_m (D_m - D) / r_m, where B(h) sum_m a_m r_m^(n-1) = b_n for n = 1, 2, ...
+    With one node, a is 1/2 and B(h) matters; with several, it cancels.
     """
 
     points: int
+    variant: str
     variable = "ln sigma"
     lower_at_end = True
     corrects = True
@@ -240,27 +263,24 @@ class UniPC(Multistep):
     def _step(self, z: Tensor, base: Evaluation, sigma_next: float, others: Sequence[Evaluation]) -> Tensor:
         """From z at base.sigma to sigma_next, with the evaluations of `others` beside base's."""
         h = log_step(base.sigma, sigma_next)
-        q = 1 - sigma_next / base.sigma
         r = [log_step(base.sigma, other.sigma) / h for other in others]
-        target = torch.lerp(base.value, z, 1 - q)
-        for a, r_m, other in zip(_unipc_weights(r, h), r, others, strict=True):
-            target = torch.add(target, other.value - base.value, alpha=q * a / r_m)
+        target = torch.lerp(base.value, z, sigma_next / base.sigma)
+        for weight, r_m, other in zip(self._weights(r, h), r, others, strict=True):
+            target = torch.add(target, other.value - base.value, alpha=weight / r_m)
         return target
 
-
-def _unipc_weights(r: Sequence[float], h: float) -> list[float]:
-    """a_m of the nodes r_m; 1/2 of a single node, as the paper has it."""
-    if len(r) <= 1:
-        return [1 / 2] * len(r)
-    moment, b = -math.expm1(-h), []  # of exp(s - h) (s / h)^n over (0, h)
-    total = moment
-    for n in range(1, len(r) + 1):
-        moment = 1 - n * moment / h
-        b.append(moment / total)
-    return [float(a) for a in np.linalg.solve(np.vander(r, increasing=True).T, np.array(b))]
+    def _weights(self, r: Sequence[float], h: float) -> list[float]:
+        """B(h) a_m of the nodes r_m; a is 1/2 for a single node, as the paper has it."""
+        if len(r) <= 1:
+            return [VARIANTS[self.variant](h) / 2] * len(r)
+        moment, b = -math.expm1(-h), []  # of exp(s - h) (s / h)^n over (0, h)
+        for n in range(1, len(r) + 1):
+            moment = 1 - n * moment / h
+            b.append(moment)
+        return [float(weight) for weight in np.linalg.solve(np.vander(r, increasing=True).T, np.array(b))]
 
 
-def unipc(order: int | None) -> UniPC:
+def unipc(order: int | None, variant: str = "bh2") -> UniPC:
     """UniPC: a predictor, and a corrector that reuses the next step's evaluation.
 
     `order` is the predictor's, 2 or 3. The default is 3.
@@ -269,7 +289,7 @@ def unipc(order: int | None) -> UniPC:
     """
     if order not in (None, 2, 3):
         raise ValueError("order: solver unipc has orders 2 and 3")
-    return UniPC(order or 3)
+    return UniPC(order or 3, variant)
 
 
 @dataclass(frozen=True)

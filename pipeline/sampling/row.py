@@ -1,7 +1,9 @@
 """A sampler row: how one curve is sampled from a model."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Annotated, Any, Literal, Self
@@ -16,10 +18,11 @@ from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.sampling.counting import Counted
 from pipeline.sampling.grids import DISCRETIZATIONS, LEVELS, SPACINGS
 from pipeline.sampling.guidance import GUIDES, Guidance
-from pipeline.sampling.multistep import Multistep
+from pipeline.sampling.multistep import VARIANTS, Multistep
 from pipeline.sampling.ode import Ode, SingleStep, Solver
 from pipeline.sampling.solvers import SOLVERS, VARIANCES
 from pipeline.sampling.stochastic import Churned
+from pipeline.sampling.thresholding import THRESHOLDS, thresholding
 
 Budgets = Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(min_length=1)]
 _NO_LIMIT = BeforeValidator(lambda value: None if isinstance(value, int | float) and value > MOST else value)
@@ -42,6 +45,8 @@ class Sampler(Row):
     """The method that integrates the ODE or SDE."""
     order: Annotated[int, Field(ge=1, le=9)] | None = axis(None, "order")
     """Order of unipc (2 or 3) and of exp_adams, deis, ipndm, lms (1 to 4); null: 3 for the first two, else 4."""
+    variant: Literal[tuple(VARIANTS)] = axis("bh2", "variant")  # type: ignore[valid-type]
+    """The function B(h), which acts in steps that combine two evaluations. For unipc."""
     alpha: Annotated[float, Field(gt=0, le=1)] = axis(1.0, "alpha")
     """Place of the second evaluation in a step: 1 Heun, 2/3 Ralston, 1/2 midpoint. For heun."""
     eta: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "eta")
@@ -92,6 +97,10 @@ class Sampler(Row):
     """Guidance acts only above this sigma."""
     guidance_max: Upper = axis(None, "guidance")
     """Guidance acts only up to this sigma; null: no limit."""
+    threshold: Literal[tuple(THRESHOLDS)] = axis("none", "threshold")  # type: ignore[valid-type]
+    """How D, guided or not, is brought back into the range of pixels before the solver uses it. For images."""
+    threshold_percentile: Annotated[float, Field(gt=0, le=1)] = axis(0.995, "threshold")
+    """Quantile of a sample's absolute values above which they are clipped. For threshold dynamic."""
     nfe: Budgets = (4, 7, 11, 19, 35)
     """Budgets of network evaluations; each pays for as many steps as it can."""
 
@@ -191,6 +200,10 @@ class Sampler(Row):
     def build_guidance(self) -> Guidance:
         return Guidance(self.guidance, self.guide, self.guidance_min, self.guidance_max)
 
+    def build_threshold(self) -> Callable[[Tensor], Tensor]:
+        """What the row does to D (N, ...) before the solver uses it."""
+        return thresholding(self.threshold, threshold_percentile=self.threshold_percentile)
+
     def evaluations(self, steps: int) -> int:
         """The network calls of `steps` steps, guidance included; the least possible number for an adaptive solver."""
         return self._cost()(steps)
@@ -249,8 +262,9 @@ class Sampler(Row):
 def _counted(sampler: Sampler, steps: int) -> int:
     """The network calls of `steps` steps if only some noise levels are guided.
 
-    They depend on the noise levels at which the solver evaluates, so they are counted on networks that answer 0. For an
-    invalid grid all evaluations count as guided.
+    A step evaluates between its two noise levels, the upper one raised by churn. So the cost of a step is known if
+    guidance acts at both ends, or lies beyond both. The other steps are tried, each by itself, on networks that answer
+    0. For an invalid grid all evaluations count as guided.
     """
     solver, guidance = sampler.build_solver(), sampler.build_guidance()
     try:
@@ -259,11 +273,20 @@ def _counted(sampler: Sampler, steps: int) -> int:
         valid = False
     if not valid:
         return guidance.evaluations * solver.evaluations(steps)
+    factor = 1.0
+    if isinstance(solver, Churned):
+        factor, solver = solver.factor(steps), replace(solver, S_churn=solver.S_churn / steps)
     counted = Counted(guidance(_zeros, _zeros))
-    ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling())
-    for _ in solver.run(ode, torch.zeros(1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
-        pass
-    return counted.nfe
+    ode, z = Ode(counted, sampler.build_schedule(), sampler.build_scaling()), torch.zeros(1, dtype=torch.float64)
+    sigmas = sampler.grid(steps)
+    lower, upper = (1 - 1e-9) * sigmas[1:], (1 + 1e-9) * factor * sigmas[:-1]  # a level within rounding is tried, too
+    high = math.inf if guidance.high is None else guidance.high
+    guided = (lower > guidance.low) & (upper <= high)
+    plain = (lower > high) | (upper <= guidance.low)
+    plain[-1] = False  # the step to 0 has fewer evaluations
+    for i in (~(guided | plain)).nonzero().flatten().tolist():
+        list(solver.run(ode, z, sigmas[i : i + 2].tolist(), torch.zeros_like))
+    return counted.nfe + solver.stages * int(guidance.evaluations * guided.sum() + plain.sum())
 
 
 def _zeros(z: Tensor, sigma: Tensor) -> Tensor:

@@ -46,11 +46,15 @@ class Churned(SingleStep):
     def stages(self) -> int:
         return self.solver.stages
 
+    def factor(self, steps: int) -> float:
+        """The factor by which each of `steps` steps raises sigma."""
+        return 1 + min(self.S_churn / steps, math.sqrt(2) - 1)
+
     def run(self, ode: Ode, z: Tensor, sigmas: Sequence[float], randn_like: RandnLike) -> Iterator[Tensor]:
-        gamma = min(self.S_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+        factor = self.factor(len(sigmas) - 1)
         for sigma, sigma_next in pairwise(sigmas):
             if self.S_min <= sigma <= (math.inf if self.S_max is None else self.S_max):
-                raised = (1 + gamma) * sigma
+                raised = factor * sigma
                 z = _noised(z, self.S_noise * math.sqrt(raised**2 - sigma**2), randn_like)
                 sigma = raised
             z = self.solver.step(ode, z, sigma, sigma_next, randn_like)

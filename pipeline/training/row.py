@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.common.rows import NonNegativeInt, PositiveFloat, PositiveInt, RealFloat, Row, Seeds, axis
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL
+from pipeline.diffusion.networks.embedding import EMBEDDINGS
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.spec import Spec
@@ -164,6 +165,7 @@ class Model(Row):
             raise ValueError(f"snapshots: {self.snapshots}, but the training has {self.steps} steps; use fewer")
         self._check_range()
         self._check_weights()
+        self._check_embedding()
         return self
 
     def _check_range(self) -> None:
@@ -195,6 +197,17 @@ class Model(Row):
                 f"weighting: {self.weighting} does not work with parametrization {self.parametrization} and noise "
                 f"{self.noise}: the draws near sigma {float(sigma[weight.argmax()]):.2g} outweigh all others; use "
                 "another weighting, or noise that avoids this level"
+            )
+
+    def _check_embedding(self) -> None:
+        """Refuse an embedding whose frequencies are too high for the values of c_noise that the network is told."""
+        ends = self.distribution.sigma(torch.tensor([ABOVE, 1 - ABOVE], dtype=torch.float64))
+        low, high = PARAMETRIZATIONS[self.parametrization](ends, TRIED_SIGMA_DATA).c_noise.tolist()
+        widest = EMBEDDINGS[self.embedding].widest
+        if high - low > widest:
+            raise ValueError(
+                f"embedding: {self.embedding} suits c_noise in a range of at most {widest:g}, but parametrization "
+                f"{self.parametrization} tells the network {low:.3g} to {high:.3g}; use positional"
             )
 
     @property

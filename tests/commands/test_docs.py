@@ -29,10 +29,12 @@ from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, SCALINGS, SCHEDU
 from pipeline.params.schema import properties_of
 from pipeline.sampling.grids import DISCRETIZATIONS, SPACINGS
 from pipeline.sampling.guidance import GUIDES
+from pipeline.sampling.multistep import VARIANTS
 from pipeline.sampling.ode import Ode, RandnLike, SingleStep
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.sampling.stochastic import Churned
+from pipeline.sampling.thresholding import THRESHOLDS, thresholding
 from pipeline.training.noise import NOISES
 from pipeline.training.noise import keys_of as keys_of_noise
 from pipeline.training.optimizer import DECAYS
@@ -240,6 +242,12 @@ def checks() -> dict[tuple[str, str], Check]:
         others = {"D": 3.0, "D_u": 2.0, "g": 2.0}
         combined = lambda g=guide: g.combined(*map(torch.tensor, (3.0, 2.0, 1.5)), 1.7)  # noqa: E731
         add("Guidance", name, combined, sigma=1.5, w=1.7, **others)
+    for name, variant in VARIANTS.items():
+        add("Variants of `unipc`", name, lambda v=variant: v(0.7), h=0.7)
+    thresholded = np.array([-3.0, 0.5, 1.0])
+    for name in THRESHOLDS:
+        function = thresholding(name, threshold_percentile=0.5)
+        add("Thresholds", name, lambda f=function: f(2 * torch.tensor(thresholded)[None]), D=2 * thresholded, s=2.0)
     add("Churn", "churn", raised_sigmas, sigma=np.array([2.0, 1.0, 0.5]), S_churn=0.9, N=3.0)
     add("Averages of the weights", "half-life", lambda: HalfLife(500, None).decay(9, 64), h=500.0, B=64.0)
     gamma = exponent(0.1)

@@ -6,9 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from pipeline.diffusion.networks.embedding import Fourier, positional_embedding
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS, eps, score, v, velocity, x0
+from pipeline.training.noise import distribution
+from pipeline.training.row import Model
 from pipeline.training.weighting import WEIGHTINGS
 
 Row = tuple[float, float, float, float]
@@ -45,7 +49,12 @@ def iddpm(sigma: float, sd: float) -> Row:
 
 
 def flow(sigma: float, sd: float) -> Row:
-    return 1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma), sigma / (1 + sigma)
+    return 1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma), 999 * sigma / (1 + sigma)
+
+
+def flow_t(sigma: float, sd: float) -> Row:
+    *others, c_noise = flow(sigma, sd)
+    return *others, c_noise / 999
 
 
 LINEAR = np.sqrt(1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)) - 1)
@@ -71,6 +80,7 @@ COEFFICIENTS: dict[str, Callable[[float, float], Row]] = {
     "iddpm": iddpm,
     "ddpm": ddpm,
     "flow": flow,
+    "flow_t": flow_t,
     "vp_x0": x0_on(vp),
     "vp_v": vp_v,
     "flow_eps": lambda sigma, sd: (1, -sigma, *flow(sigma, sd)[2:]),
@@ -145,6 +155,7 @@ def test_edm_input_and_target_have_unit_variance(sd: float) -> None:
         ("ve", lambda x0, n: -n),
         ("ddpm", lambda x0, n: n),
         ("flow", lambda x0, n: n - x0),
+        ("flow_t", lambda x0, n: n - x0),
         ("flow_eps", lambda x0, n: n),
         ("flow_x0", lambda x0, n: x0),
         ("vp_x0", lambda x0, n: x0),
@@ -184,3 +195,55 @@ def test_parametrizations_that_share_a_path_give_the_network_the_same_input(name
     one, other = PARAMETRIZATIONS[name](sigma, 0.5), PARAMETRIZATIONS[path](sigma, 0.5)
     assert torch.equal(one.c_in, other.c_in) and torch.equal(one.c_noise, other.c_noise)
     assert PARAMETRIZATIONS[name].flow == PARAMETRIZATIONS[path].flow
+
+
+def test_flow_t_is_the_flow_with_a_label_of_t() -> None:
+    one, other = (PARAMETRIZATIONS[name](sigmas(), 0.5) for name in ("flow", "flow_t"))
+    assert all(map(torch.equal, one[:3], other[:3]))
+    torch.testing.assert_close(one.c_noise, 999 * other.c_noise)
+    assert PARAMETRIZATIONS["flow_t"].flow
+
+
+NATURAL = {  # the noise that a parametrization was published with
+    "edm": "lognormal",
+    "vp": "vp_uniform",
+    "ve": "ve_loguniform",
+    "iddpm": "iddpm_uniform",
+    "ddpm": "ddpm_uniform",
+    "flow": "flow_uniform",
+}
+HARDLY_TOLD = {"flow_t"}  # whose label is there to show what a label is worth
+
+
+def labels(name: str, count: int = 2000) -> Tensor:
+    """c_noise of evenly spaced quantiles of a parametrization's natural noise, its central 99.8%: (count,), float32."""
+    noise = NATURAL[name if name in NATURAL else name.split("_")[0]]
+    levels = distribution(noise, {"P_mean": -1.2, "P_std": 1.2, "shift": 1.0}).sigma
+    return PARAMETRIZATIONS[name](levels(torch.linspace(0.001, 0.999, count).double()), 0.5).c_noise.float()
+
+
+def moved(name: str, width: int) -> float:
+    """The largest distance between the positional embeddings of two noise levels."""
+    embedded = positional_embedding(labels(name, 400), width)
+    return float(torch.cdist(embedded, embedded).max())
+
+
+@all_parametrizations
+@pytest.mark.parametrize("width", [16, 128])
+def test_the_embedding_moves_at_least_as_much_as_that_of_edm(name: str, width: int) -> None:
+    assert (moved(name, width) >= moved("edm", width)) == (name not in HARDLY_TOLD)
+
+
+@all_parametrizations
+def test_fourier_features_are_refused_where_those_of_close_noise_levels_are_unrelated(name: str) -> None:
+    """The mean square of the distance of two unrelated embeddings is their width."""
+    torch.manual_seed(0)
+    embedded = Fourier(256)(labels(name).unique())
+    related = float(embedded.diff(dim=0).square().sum(1).median()) < 256 / 4
+    row = {"parametrization": name, "noise": NATURAL.get(name, NATURAL[name.split("_")[0]]), "embedding": "fourier"}
+    if related:
+        Model(**row)
+    else:
+        with pytest.raises(ValidationError, match=f"fourier suits c_noise.*parametrization {name} tells.*positional"):
+            Model(**row)
+    assert related == (name in ("edm", "ve", "flow_t"))

@@ -48,9 +48,10 @@ SIGMA_OF_C_NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "ve": lambda c_noise: 2 * c_noise.exp(),
     "vp": lambda c_noise: VP_PUBLISHED.sigma(c_noise / 999),
     "vp_v": lambda c_noise: VP_PUBLISHED.sigma(c_noise / 999),
-    "flow": lambda c_noise: c_noise / (1 - c_noise),
-    "flow_eps": lambda c_noise: c_noise / (1 - c_noise),
-    "flow_x0": lambda c_noise: c_noise / (1 - c_noise),
+    "flow": lambda c_noise: c_noise / (999 - c_noise),
+    "flow_eps": lambda c_noise: c_noise / (999 - c_noise),
+    "flow_x0": lambda c_noise: c_noise / (999 - c_noise),
+    "flow_t": lambda c_noise: c_noise / (1 - c_noise),
 }
 PUBLISHED_P_MEAN, PUBLISHED_P_STD = -1.2, 1.2  # of EDM
 

@@ -107,6 +107,17 @@ def test_classes_are_refused_without_labels(tmp_path: Path, row: dict[str, Any])
     assert message.startswith(f"models.x.{next(iter(row))}: needs classes, but data.labels is false")
 
 
+@pytest.mark.parametrize("threshold", ["static", "dynamic"])
+def test_thresholding_of_points_is_refused(tmp_path: Path, threshold: str) -> None:
+    points = {"data": {"source": "checkerboard"}, "features": {"extractor": "coordinates"}}
+    rows = {
+        "models": {"m": {"network": "mlp"}},
+        "curves": {"m": {"model": "m"}, "x": {"model": "m", "threshold": threshold}},
+    }
+    message = refusal(tmp_path, **points, **rows)
+    assert message == "curves.x.threshold: only images can be thresholded, and checkerboard are points; use none"
+
+
 BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # model, curve, the place, the cause
     "guidance on an unconditional model": ({}, {"guidance": 2}, "curves.x.guidance", "model m is unconditional"),
     "guidance without dropped labels": (

@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.params import null_axes
 from pipeline.params.null_axes import remarks
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
+from pipeline.sampling.row import Sampler
 from tests.scripts import run_module
 
 ABLE = {"labels": "classes", "snapshots": 2, "classifier_images": 1}  # to be guided in any way
@@ -46,6 +51,11 @@ NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part o
     "sigma_min, flow grid": ({"discretization": "flow", "sigma_min": 0.01}, "sigma_min", "always goes down to 0"),
     "churn, above all noise": ({"S_churn": 10, "S_min": 90}, "S_churn", "gives the same points without it"),
     "guide, nothing guided": ({"guide": "snapshot"}, "guide", "guidance 1 does not guide"),
+    "percentile, static threshold": (
+        {"threshold": "static", "threshold_percentile": 0.9},
+        "threshold_percentile",
+        "threshold static has no percentile",
+    ),
     "corrector_snr": (
         {"solver": "euler_maruyama", "corrector_snr": 0.1},
         "corrector_snr",
@@ -84,12 +94,45 @@ NOT_NULL: list[dict[str, Any]] = [
     {"solver": "rk45", "rtol": 0.01, "nfe": [19]},
     {"discretization": "optimised"},
     {"sigma_min": 0.01},
+    {"solver": "unipc", "variant": "bh1"},
+    {"threshold": "static"},
+    {"threshold": "dynamic", "threshold_percentile": 0.9},
 ]
 
 
 @pytest.mark.parametrize("row", NOT_NULL, ids=str)
 def test_a_choice_that_changes_something_gets_no_warning(tmp_path: Path, row: dict[str, Any]) -> None:
     assert found(tmp_path, {"x": row}) == []
+
+
+@pytest.mark.parametrize(
+    "keys", [{"rtol": 1e-12, "atol": 1e-12}, {"schedule": "ve", "discretization": "ddpm", "sigma_max": 1e6}], ids=str
+)
+def test_the_trial_of_an_adaptive_solver_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    """Its samples are then not compared, whatever its budgets."""
+    row, calls, exact = Sampler(solver="rk45", nfe=(35, 63, 99), **keys), [0], null_axes._denoiser
+
+    def counting(row: Sampler) -> DenoiserFunction:
+        def answer(z: Tensor, sigma: Tensor) -> Tensor:
+            calls[0] += 1
+            return exact(row)(z, sigma)
+
+        return answer
+
+    monkeypatch.setattr(null_axes, "_denoiser", counting)
+    outcome = null_axes.sampled(row)
+    assert not outcome.keys() & set(row.nfe) and calls == [null_axes.MOST_CALLS]
+    assert not null_axes.same(outcome, outcome)
+    assert found(tmp_path, {"x": {"solver": "rk45", "nfe": [35], **keys}}) == []
+
+
+@pytest.mark.parametrize("method", [{}, {"method": "Song's"}], ids=str)
+def test_an_adaptive_solver_without_a_small_enough_step_is_refused(tmp_path: Path, method: dict[str, str]) -> None:
+    row = {"solver": "rk45", "nfe": [35], "schedule": "ve", "scaling": "vp", "discretization": "ddpm", "sigma_max": 1e6}
+    with pytest.raises(StudyError, match=r"^curves\.x: solver rk45: underflow in dt .*; use another noise range"):
+        found(tmp_path, {"x": row | method})
 
 
 def test_two_names_of_one_sampler_get_a_warning(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ ROWS = {name: Sampler(solver=name, nfe=(99,)) for name in SOLVERS} | {
     "ancestral": Sampler(solver="ddim", eta=1, schedule="vp"),
     "corrected": Sampler(solver="euler_maruyama", corrector_steps=1, schedule="cosine"),
     "churned": Sampler(S_churn=3),
+    "thresholded": Sampler(threshold="dynamic", threshold_percentile=0.8),
 }
 STEADY = [name for name in SOLVERS if COST[name]]
 GRIDS = [name for name in DISCRETIZATIONS if name not in ("explicit", "optimised")]  # of any number of steps

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.diffusion.exact import flow
 from pipeline.diffusion.schedule import SCALINGS, Schedule
-from pipeline.sampling.multistep import Evaluation, deis, dpmpp_3m, exp_adams
+from pipeline.sampling.multistep import VARIANTS, Evaluation, deis, dpmpp_3m, exp_adams
 from pipeline.sampling.ode import Ode
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
@@ -106,17 +106,21 @@ def test_exp_adams_of_order_2_is_dpmpp_2m_of_diffusers_in_its_form_heun(steps: i
 
 @all_steps
 @pytest.mark.parametrize("order", [2, 3])
-def test_unipc_is_that_of_diffusers(steps: int, order: int) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_unipc_is_that_of_diffusers(steps: int, order: int, variant: str) -> None:
+    """Up to the last step for bh1, where theirs is not a number: B(h) is infinite, times 0."""
     sigmas = Sampler().grid(steps).tolist()
     with in_double(UniPCMultistepScheduler):
-        config = {"solver_order": order, "solver_type": "bh2", "predict_x0": True, **BETAS}
-        theirs = [
-            follow(made(UniPCMultistepScheduler, steps, sigmas, **config), VP)[-1],
-            follow(scheduler := made(UniPCMultistepScheduler, steps, **config), VP)[-1],
-        ]
-        other = levels(scheduler)
-    assert_equal(ours(on_grid(sigmas, solver="unipc", order=order), steps), theirs[0])
-    assert_equal(ours(on_grid(other, solver="unipc", order=order), steps), theirs[1])
+        config = {"solver_order": order, "solver_type": variant, "predict_x0": True, **BETAS}
+        theirs = follow(made(UniPCMultistepScheduler, steps, sigmas, **config), VP)
+        others = follow(scheduler := made(UniPCMultistepScheduler, steps, **config), VP)
+    compared = steps if variant == "bh2" else steps - 1
+    for grid, expected in ((sigmas, theirs), (levels(scheduler), others)):
+        mine = states(Sampler(solver="unipc", order=order, variant=variant, nfe=(99,)), grid)
+        for one, other in zip(mine[:compared], expected[:compared], strict=True):
+            assert_equal(one, other)
+        assert expected[-1].isfinite().all() == (variant == "bh2")
+        assert mine[-1].isfinite().all()
 
 
 @pytest.mark.parametrize("steps", STEPS[1:])

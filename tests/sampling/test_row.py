@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCHEDULES
 from pipeline.sampling.fitted_grids import LEVELS
 from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.loop import sample
+from pipeline.sampling.ode import SingleStep
 from pipeline.sampling.row import SOLVER_KEYS, Sampler, keys_of
 from pipeline.sampling.solvers import SOLVERS
 
@@ -29,7 +31,7 @@ KEYS: dict[str, tuple[str, ...]] = {  # of a row, that a solver goes by
     "dpmpp_2m": (),
     "dpmpp_3m": (),
     "exp_adams": ("order",),
-    "unipc": ("order",),
+    "unipc": ("order", "variant"),
     "deis": ("order",),
     "ipndm": ("order",),
     "lms": ("order",),
@@ -40,6 +42,7 @@ KEYS: dict[str, tuple[str, ...]] = {  # of a row, that a solver goes by
 }
 OTHER: dict[str, Any] = {  # than the default
     "order": 2,
+    "variant": "bh1",
     "alpha": 0.5,
     "eta": 0.5,
     "variance": "beta",
@@ -50,6 +53,10 @@ OTHER: dict[str, Any] = {  # than the default
     "atol": 1e-5,
 }
 LIST = {"discretization": "explicit", "sigmas": (9.0, 3.0, 1.0)}
+
+CHURNS: list[dict[str, Any]] = [
+    {"solver": name, "S_churn": S_churn} for name in ("euler", "heun", "rk4") for S_churn in (0.5, 4, 100)
+] + [{"S_churn": 4, "S_min": 0.1, "S_max": 5}, {"solver": "euler_maruyama", "corrector_steps": 2}]
 
 FIXED = {name: Sampler(solver=name, nfe=(99,)).build_solver() for name in SOLVERS if name != "rk45"}
 
@@ -119,6 +126,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown scaling": ({"scaling": "ve"}, "scaling.Input should be"),
     "an unknown spacing": ({"spacing": "middle"}, "spacing.Input should be"),
     "an unknown variance": ({"solver": "ddpm", "variance": "learned"}, "variance.Input should be"),
+    "an unknown variant": ({"solver": "unipc", "variant": "bh3"}, "variant.Input should be"),
+    "an unknown threshold": ({"threshold": "clip"}, "threshold.Input should be"),
+    "a percentile of nothing": ({"threshold": "dynamic", "threshold_percentile": 0}, "should be greater than 0"),
+    "a percentile in percent": ({"threshold": "dynamic", "threshold_percentile": 99.5}, "less than or equal to 1"),
     "an unknown key": ({"s_churn": 1}, "s_churn.Extra inputs are not permitted"),
     "churn of steps of many": (
         {"solver": "dpmpp_2m", "S_churn": 1},
@@ -286,6 +297,39 @@ def test_an_interval_buys_the_most_steps_of_all_that_a_budget_pays(
         assert row.steps(budget) == max(steps for steps, cost in enumerate(costs, 1) if cost <= budget)
 
 
+def dry_run(row: Sampler, steps: int) -> int:
+    """The calls of a whole sampling with two networks that answer 0."""
+    zero = lambda z, sigma: torch.zeros_like(z)  # noqa: E731
+    return sample(row.build_guidance()(zero, zero), torch.zeros(1, 1), row, steps, torch.zeros_like).nfe
+
+
+@pytest.mark.parametrize("keys", [*({"solver": name} for name in FIXED), *CHURNS], ids=str)
+@pytest.mark.parametrize("grid", ["edm", "flow", "ddpm"])
+def test_the_cost_of_an_interval_is_that_of_a_dry_run(keys: dict[str, Any], grid: str) -> None:
+    """Intervals that begin and end at noise levels, between them, and beyond them, also with many levels."""
+    for steps in (1, 2, 17):
+        levels = Sampler(discretization=grid, solver="euler", nfe=(99,)).grid(steps).tolist()
+        ends = (0.0, levels[len(levels) // 2], 0.3, 7.0, levels[0], 1.2 * levels[0])
+        for low, high in combinations(sorted(set(ends)), 2):
+            try:
+                row = Sampler(
+                    **keys, discretization=grid, guidance=2, guidance_min=low, guidance_max=high, nfe=(4 * steps + 20,)
+                )
+            except ValidationError:  # an interval of no noise level
+                continue
+            assert row.evaluations(steps) == dry_run(row, steps), (steps, low, high)
+
+
+def test_many_steps_are_counted_without_taking_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5,000 steps only those at the ends of the interval, and the last."""
+    tried = []
+    step = SingleStep.run
+    monkeypatch.setattr(SingleStep, "run", lambda *given: tried.append(given[3]) or step(*given))
+    row = Sampler(solver="heun", guidance=2, guidance_min=0.4, guidance_max=5, nfe=(9999,))
+    assert row.evaluations(5000) > 10_000 and row.steps(9999) < 5000
+    assert {len(levels) for levels in tried} == {2} and len(tried) < 100
+
+
 @all_grids
 def test_an_interval_costs_the_same_for_all_solvers_with_an_evaluation_a_step(grid: str) -> None:
     costs = {}
@@ -324,6 +368,9 @@ WAYS: dict[str, dict[str, Any]] = {name: {"solver": name} for name in SOLVERS} |
     "trailing": {"solver": "ddpm", "discretization": "ddpm", "spacing": "trailing", "variance": "beta"},
     "deis in cosine": {"solver": "deis", "order": 2, "schedule": "cosine", "scaling": "flow"},
     "corrected": {"solver": "euler_maruyama", "diffusion": 0.5, "corrector_steps": 1, "schedule": "ve"},
+    "UniPC's B_1": {"solver": "unipc", "order": 2, "variant": "bh1"},
+    "clipped": {"threshold": "static"},
+    "thresholded": {"threshold": "dynamic", "threshold_percentile": 0.9},
     "guided": {"guidance": 2.5, "guide": "snapshot"},
     "guided in between": {"guidance": 2.5, "guidance_min": 0.2, "guidance_max": 5},
     "guided by a classifier": {"guide": "classifier"},

@@ -23,7 +23,7 @@ from pipeline.evaluation.convergence import (
     trajectory_errors,
 )
 from pipeline.sampling.loop import sample
-from pipeline.sampling.multistep import Multistep
+from pipeline.sampling.multistep import VARIANTS, Multistep
 from pipeline.sampling.ode import Ode
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.singlestep import RK45
@@ -52,7 +52,7 @@ ORDERS: dict[str, int | None] = {
 OTHERS: list[tuple[dict[str, Any], int]] = [  # rows that choose, and what comes of it
     *(({"solver": "heun", "alpha": alpha}, 2) for alpha in (0.25, 2 / 3)),
     *(({"solver": name, "order": p}, p) for name in ("exp_adams", "deis", "ipndm", "lms") for p in (1, 2, 3, 4)),
-    *(({"solver": "unipc", "order": p}, p + 1) for p in (2, 3)),
+    *(({"solver": "unipc", "order": p, "variant": b}, p + 1) for p in (2, 3) for b in VARIANTS),
     ({"solver": "ddim", "eta": 0.5}, 1),
     ({"solver": "ddim", "eta": 1}, 1),
     ({"solver": "ddpm", "variance": "beta"}, 1),

@@ -72,7 +72,7 @@ CHOICES = (  # the weighting, noise distribution, parametrization and noise draw
     ("sigmoid", "mode", "flow_eps", "independent"),
     ("uniform_x0", "lognormal", "edm", "adaptive"),
     ("uniform_eps", "vp_uniform", "vp", "independent"),
-    ("uniform_v", "logit_normal", "edm", "independent"),
+    ("uniform_v", "logit_normal", "flow_t", "independent"),
     ("uniform_velocity", "flow_uniform", "flow", "independent"),
     ("uniform_score", "lognormal", "flow_x0", "independent"),
     ("vlb", "ve_loguniform", "edm", "independent"),  # it divides by the density, which must not fall towards its ends

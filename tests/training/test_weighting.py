@@ -48,6 +48,7 @@ VP_TABLE: dict[str, Callable[[float], float]] = {  # lambda(sigma), on D, by par
     "edm": lambda sigma: (sigma**2 + SD**2) / (sigma * SD) ** 2,
     "ve": lambda sigma: 1 / sigma**2,
     "flow": lambda sigma: (1 + sigma) ** 2 / sigma**2,
+    "flow_t": lambda sigma: (1 + sigma) ** 2 / sigma**2,
     "vp_x0": lambda sigma: 1,
     "vp_v": lambda sigma: (1 + sigma**2) / sigma**2,
     "flow_x0": lambda sigma: 1,

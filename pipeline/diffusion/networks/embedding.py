@@ -39,6 +39,8 @@ class Positional(nn.Module):
     Source: Ho et al. 2020, arXiv 2006.11239, the authors' code; after Vaswani et al. 2017, arXiv 1706.03762
     """
 
+    widest = math.inf  # the widest range of c_noise that it suits
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
@@ -50,11 +52,14 @@ class Positional(nn.Module):
 class Fourier(nn.Module):
     """Cosines and sines of 2 pi f c_noise at random frequencies f of standard deviation 16.
 
-    c_noise (N,) to (N, width). The frequencies are drawn with the initial weights and are not trained.
+    c_noise (N,) to (N, width). The frequencies are drawn with the initial weights and are not trained. Values of
+    c_noise that differ by more than about 0.02 have unrelated embeddings. So it suits logarithms of sigma and times up
+    to 1, not numbers of steps: over 1000 of them, a network learns nothing at one noise level from another.
 
     Source: Tancik et al. 2020, arXiv 2006.10739; Song et al. 2021, arXiv 2011.13456
     """
 
+    widest = 100.0  # the widest range of c_noise that it suits
     frequencies: Tensor
 
     def __init__(self, width: int) -> None:
