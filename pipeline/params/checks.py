@@ -85,6 +85,10 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     if curve.model not in models:
         raise StudyError(f"{place}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
     model = models[curve.model]
+    if curve.variance == "learned" and model.learned_variance == "none":
+        raise StudyError(
+            f"{place}.variance: model {curve.model} does not learn it; set learned_variance in its row, or use beta"
+        )
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.denoiser import DenoiserFunction, parted
 from pipeline.diffusion.schedule import Scaling, Schedule
 
 RandnLike = Callable[[Tensor], Tensor]
@@ -49,6 +50,16 @@ class Ode:
     def denoise(self, z: Tensor, sigma: float) -> Tensor:
         """D(z; sigma), in z's dtype."""
         return self.denoiser(z, _scalar(sigma)).to(z.dtype)
+
+    def denoise_with_variance(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """D(z; sigma) and v of `Denoiser.with_variance`, in z's shape and dtype, from one call.
+
+        Raises StudyError if the denoiser answers D alone.
+        """
+        denoised, v = parted(self.denoiser(z, _scalar(sigma)).to(z.dtype), z)
+        if v is None:
+            raise StudyError("variance: learned needs a denoiser that answers D and v; use beta or beta_tilde")
+        return denoised, v
 
     def eps(self, z: Tensor, sigma: float) -> Tensor:
         """The predicted noise, (z - D) / sigma."""

@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown schedule": ({"schedule": "sine"}, "schedule.Input should be"),
     "an unknown scaling": ({"scaling": "ve"}, "scaling.Input should be"),
     "an unknown spacing": ({"spacing": "middle"}, "spacing.Input should be"),
-    "an unknown variance": ({"solver": "ddpm", "variance": "learned"}, "variance.Input should be"),
+    "an unknown variance": ({"solver": "ddpm", "variance": "fixed"}, "variance.Input should be"),
     "an unknown key": ({"s_churn": 1}, "s_churn.Extra inputs are not permitted"),
     "churn of steps of many": (
         {"solver": "dpmpp_2m", "S_churn": 1},
