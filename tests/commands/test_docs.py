@@ -242,8 +242,7 @@ def checks() -> dict[tuple[str, str], Check]:
         add("Guidance", name, combined, sigma=1.5, w=1.7, D=3.0, D_u=2.0, g=2.0)
     add("Churn", "churn", raised_sigmas, sigma=np.array([2.0, 1.0, 0.5]), S_churn=0.9, N=3.0)
     add("Averages of the weights", "half-life", lambda: HalfLife(500, None).decay(9, 64), h=500.0, B=64.0)
-    gamma = exponent(0.1)
-    add("Averages of the weights", "power function", lambda: Power(0.1).decay(8, 64), k=9.0, gamma=gamma)
+    add("Averages of the weights", "power function", lambda: Power(0.1).decay(8, 64), k=9.0, gamma=exponent(0.1))
     trained = Model(images=6400, batch=64, learning_rate_reference_images=1000)
     for name, decay in DECAYS.items():
         add(
