@@ -30,12 +30,14 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def parted(answer: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """An answer for a batch `like` (N, C, ...) in its parts: of `like`'s shape each, or the second None.
+    """An answer for a batch `like` (N, C, ...) in its parts, of `like`'s shape each: F or D, and the variance.
 
-    The first is F or D. The second, if the answer has 2 C channels, concerns the variance.
+    The second part is None unless the answer has 2 C channels.
     """
-    first, *rest = answer.split(like.shape[1], dim=1)
-    return first, rest[0] if rest else None
+    if answer.shape == like.shape:
+        return answer, None
+    first, second = answer.chunk(2, dim=1)
+    return first, second
 
 
 def network_parts(output: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -35,9 +35,9 @@ def sample(
 
     denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar on the CPU. If the sampler has guidance, the
     denoiser is already guided (`pipeline.sampling.guidance`); calls of all its networks count. For variance learned it
-    answers D and v, see `Denoiser.with_variance`. noise: standard normal,
-    (N, ...), on the denoiser's device. randn_like(x) returns noise of x's shape; only stochastic solvers call it. The
-    state is float64, or float32 on devices without it.
+    answers D and v, see `Denoiser.with_variance`. noise: standard normal, (N, ...), on the denoiser's device.
+    randn_like(x) returns noise of x's shape; only stochastic solvers call it. The state is float64, or float32 on
+    devices without it.
     Raises NotFinite if an answer of the denoiser or a sample is not finite; the message names step and sigma.
     """
     counted = Counted(denoiser)

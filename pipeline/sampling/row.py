@@ -262,7 +262,7 @@ def _counted(sampler: Sampler, steps: int) -> int:
         return guidance.evaluations * solver.evaluations(steps)
     counted = Counted(guidance(_zeros, _zeros))
     ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling())
-    for _ in solver.run(ode, torch.zeros(1, 1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
+    for _ in solver.run(ode, torch.zeros(1, dtype=torch.float64), sampler.grid(steps).tolist(), torch.zeros_like):
         pass
     return counted.nfe
 
