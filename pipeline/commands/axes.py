@@ -168,6 +168,14 @@ AXES = (
         published=_published_weighting,
     ),
     Axis(
+        "Learned variances",
+        "models",
+        "learned_variance",
+        "Whether the network also answers v, the place of the variance of a step between beta_tilde and beta, for "
+        "`variance: learned`. For `parametrization: ddpm` with `noise: ddpm_uniform`, and `iddpm` with "
+        "`iddpm_uniform`, on images with independent pairs.",
+    ),
+    Axis(
         "Pairs",
         "models",
         "pairs",

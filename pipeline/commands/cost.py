@@ -108,7 +108,7 @@ def model_size(row: Model, about: dict[str, Any]) -> Size:
 def _architecture(row: Model) -> dict[str, Any]:
     """The keys of a row that its network's size depends on."""
     keys = ("network", "channels", "multipliers", "blocks", "attention", "patch", "embedding", "dropout", "equal")
-    own = {key: getattr(row, key) for key in keys} | {"labels": row.labels, "augmented": row.augment > 0}
+    own = {key: getattr(row, key) for key in (*keys, "labels", "learned_variance")} | {"augmented": row.augment > 0}
     return own | {"like": _architecture(row.like) if row.equal and row.like else None}
 
 

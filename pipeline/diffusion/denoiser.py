@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.devices import Network, autocast, compiled_calls, to_device
+from pipeline.common.errors import StudyError
 from pipeline.common.randomness import generator
 from pipeline.common.sealed import reading
 from pipeline.common.tensors import load_tensors, save_tensors
@@ -26,6 +27,27 @@ _INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generat
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Values (N,) as (N, 1, 1, ...), to multiply a batch `like` (N, ...) in its dtype and on its device."""
     return to_device(values.to(like.dtype), like.device).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def parted(answer: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """An answer for a batch `like` (N, C, ...) in its parts, of `like`'s shape each: F or D, and the variance.
+
+    The second part is None unless the answer has 2 C channels.
+    """
+    if answer.shape == like.shape:
+        return answer, None
+    first, second = answer.chunk(2, dim=1)
+    return first, second
+
+
+def network_parts(output: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """F and v of a network's output for a batch `like` (N, C, ...), in its shape each. v is None if it is not learned.
+
+    v is the place of a step's variance between beta_tilde (0) and beta (1), in logarithms; the network's output 2 v - 1
+    is not limited to [-1, 1] (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
+    """
+    f, place = parted(output, like)
+    return f, None if place is None else (1 + place.to(like)) / 2
 
 
 class Denoiser(nn.Module):
@@ -51,12 +73,29 @@ class Denoiser(nn.Module):
 
         labels (N,), int64: the classes, -1 for none. A network without classes ignores them.
         """
+        return self._answer(z, sigma, labels)[0]
+
+    def with_variance(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D, and after it along the channels v of `network_parts`, from one call of the network: (N, 2 C, ...).
+
+        Raises StudyError if the network does not learn the variance.
+        """
+        denoised, v = self._answer(z, sigma, labels)
+        if v is None:
+            raise StudyError(
+                "variance: learned needs a network that learns it; set learned_variance in the model's row"
+            )
+        return torch.cat([denoised, v], dim=1)
+
+    def _answer(self, z: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """D, and v of `network_parts`."""
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma.double().expand(len(z)), self.sigma_data)
         labels = None if labels is None else to_device(labels, z.device)
         [network] = self.calls or [self.network]
         with autocast(self.precision, z.device):
-            f = network((per_sample(c_in, z) * z).float(), to_device(c_noise.float(), z.device), labels)
-        return torch.addcmul(per_sample(c_skip, z) * z, per_sample(c_out, z), f.to(z))
+            output = network((per_sample(c_in, z) * z).float(), to_device(c_noise.float(), z.device), labels)
+        f, v = network_parts(output, z)
+        return torch.addcmul(per_sample(c_skip, z) * z, per_sample(c_out, z), f.to(z)), v
 
     def run_on(self, device: torch.device, precision: str = "float32", compile: str = "none") -> Self:
         """Move it to a device and set the precision and compilation of its calls, as in a curve row."""

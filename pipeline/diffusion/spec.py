@@ -12,7 +12,8 @@ class Spec:
     Most fields are keys of a model row; of those from `channels` to `dropout`, KEYS lists the ones that a network uses.
     sigma_data is the standard deviation of the data. shape is (C, H, W) of images or (2,) of points. augmentation is
     the count of numbers that describe an augmentation, 0 for a network that takes none. classes is the number of images
-    in each class, () for a network that takes no labels.
+    in each class, () for a network that takes no labels. learned_variance: whether the network also answers the
+    variance of a step; files that were written before this field existed lack it.
     """
 
     parametrization: str
@@ -29,6 +30,7 @@ class Spec:
     memory_format: str
     augmentation: int
     classes: tuple[int, ...]
+    learned_variance: bool = False
 
     def record(self) -> dict[str, Any]:
         """The fields in alphabetical order, for JSON."""

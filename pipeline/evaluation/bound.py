@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
 
 from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
 from pipeline.data.dataset import to_range
-from pipeline.diffusion.denoiser import DenoiserFunction, per_sample
+from pipeline.data.decoder import decoder_log_likelihood, pixel_levels
+from pipeline.diffusion.denoiser import DenoiserFunction, parted, per_sample
 from pipeline.metrics.estimate import Estimate
+from pipeline.training.hybrid import decoder_nats, step_factors, transition_nats
 
 BATCH = 256  # samples per evaluation; it is fixed, so that each image always gets the same noise
 ROUNDS = 32  # independent estimates of L_t, whose spread gives its standard error
@@ -46,7 +47,8 @@ class Bound:
 def variational_bound(denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor, seed: int, draws: int) -> Bound:
     """The bound of a denoiser for images (N, C, H, W), uint8, through the noise levels sigmas (T,), ascending.
 
-    denoiser(z, sigma) -> D, with z (n, C, H, W) and sigma (n,), both float64. It is evaluated on 2 N samples for L_0,
+    denoiser(z, sigma) -> D, with z (n, C, H, W) and sigma (n,), both float64. If it also answers v, as
+    `Denoiser.with_variance` does, the bound is that of the learned variances. It is evaluated on 2 N samples for L_0,
     and for L_t on `draws` (image, t) pairs, rounded up to a multiple of ROUNDS. Both estimates are unbiased. With the
     same seed, images and table all denoisers get the same pairs and noise.
     Raises NotFinite if an answer of the denoiser is not finite, ValueError if sigmas do not ascend from above 0.
@@ -55,7 +57,7 @@ def variational_bound(denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor
         raise ValueError("sigmas must ascend from above 0")
     sigmas, draw = sigmas.double().cpu(), generator("bound", seed)
     end = Estimate(prior_bits(images, float(sigmas[-1])), 0.0)
-    start = _decoder_bits(denoiser, images, float(sigmas[0]), draw)
+    start = _decoder_bits(denoiser, images, sigmas, draw)
     between, shares = _transition_bits(denoiser, images, sigmas, draws, draw)
     total = Estimate(start.value + between.value + end.value, math.hypot(start.se, between.se))
     return Bound(start, between, end, total, shares)
@@ -67,7 +69,7 @@ def prior_bits(images: Tensor, sigma: float) -> float:
     The mean over images of any shape, uint8, in bits per dimension.
     """
     counts = torch.bincount(images.flatten().cpu(), minlength=256).double()
-    square = float(counts @ _levels().square()) / images.numel()
+    square = float(counts @ pixel_levels().square()) / images.numel()
     return ((square - 1) / (1 + sigma**2) + math.log1p(sigma**-2)) / 2 / math.log(2)
 
 
@@ -77,28 +79,6 @@ def snr_steps(sigmas: Tensor) -> Tensor:
     return (high - low) / (low * high) * (1 / low + 1 / high)
 
 
-def decoder_log_likelihood(images: Tensor, mean: Tensor, std: float) -> Tensor:
-    """ln P(level) of each value of `images`, uint8, under N(mean, std^2) cut into 256 levels (Ho et al., eq. 13).
-
-    mean: float64, of images' shape, in units of [-1, 1]. The cuts are halfway between levels; the outer ones are
-    infinite.
-    """
-    levels = _levels().to(mean.device)
-    cuts, infinite = (levels[1:] + levels[:-1]) / 2, levels.new_full((1,), math.inf)
-    level = images.long()
-    low = (torch.cat([-infinite, cuts])[level] - mean) / std
-    high = (torch.cat([cuts, infinite])[level] - mean) / std
-    above = low > 0  # mirror both, because 1 minus a tiny tail would lose its digits
-    low, high = torch.where(above, -high, low), torch.where(above, -low, high)
-    log_high = log_ndtr(high)
-    return log_high + (-torch.expm1(log_ndtr(low) - log_high)).log()
-
-
-def _levels() -> Tensor:
-    """The 256 possible values of a dimension of x0, float64."""
-    return to_range(torch.arange(256, dtype=torch.uint8)).double()
-
-
 @torch.no_grad()
 def _scores(
     denoiser: DenoiserFunction,
@@ -106,16 +86,16 @@ def _scores(
     which: Tensor,
     sigma: Tensor,
     draw: torch.Generator,
-    score: Callable[[Tensor, Tensor], Tensor],
+    score: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor],
 ) -> Tensor:
-    """score(images, D), averaged over dimensions, for images[which] at noise levels sigma; all (M,)."""
+    """score(images, D, v, sigma), averaged over dimensions, for images[which] at noise levels sigma; all (M,)."""
     found = []
     for rows, levels in zip(which.split(BATCH), sigma.split(BATCH), strict=True):
         chosen = images[rows.to(images.device)]
         x0 = to_range(chosen).double()
         n = torch.randn(x0.shape, dtype=torch.float64, generator=draw).to(x0)
-        denoised = denoiser(x0 + per_sample(levels, x0) * n, levels.to(x0)).to(x0)
-        scores = score(chosen, denoised).flatten(1).mean(1).cpu()
+        denoised, v = parted(denoiser(x0 + per_sample(levels, x0) * n, levels.to(x0)).to(x0), x0)
+        scores = score(chosen, denoised, v, levels).flatten(1).mean(1).cpu()
         if not scores.isfinite().all():
             bad = float(levels[~scores.isfinite()][0])
             raise NotFinite(f"the bound at sigma {bad:.4g}: the denoiser's answer is not finite, or far too large")
@@ -123,13 +103,22 @@ def _scores(
     return torch.cat(found)
 
 
-def _decoder_bits(denoiser: DenoiserFunction, images: Tensor, sigma: float, draw: torch.Generator) -> Estimate:
+def _decoder_bits(denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor, draw: torch.Generator) -> Estimate:
     """L_0 = -ln p(x0 | x_1) at sigma = sigma_1, from REPEATS noises per image.
 
     At t = 0 there is no noise: the posterior's mean is D and its variance, beta-tilde_1, is 0, so that only one level
-    would have a probability. The decoder uses the other variance of Ho et al., beta_1 = sigma^2 / (1 + sigma^2).
+    would have a probability. The decoder uses the other variance of Ho et al., beta_1 = sigma^2 / (1 + sigma^2), or the
+    learned one.
     """
+    sigma = float(sigmas[0])
     std = sigma / math.sqrt(1 + sigma**2)
+
+    def nats_of(chosen: Tensor, denoised: Tensor, v: Tensor | None, sigma: Tensor) -> Tensor:
+        if v is None:
+            return -decoder_log_likelihood(chosen, denoised, std)
+        x0, (log_range, _) = to_range(chosen).double(), step_factors(sigmas)
+        return decoder_nats(x0, denoised - x0, v, sigma, log_range[:1].expand(len(x0)))
+
     which = torch.arange(len(images)).repeat_interleave(REPEATS)
     nats = _scores(
         denoiser,
@@ -137,7 +126,7 @@ def _decoder_bits(denoiser: DenoiserFunction, images: Tensor, sigma: float, draw
         which,
         torch.full((len(which),), sigma, dtype=torch.float64),
         draw,
-        lambda chosen, denoised: -decoder_log_likelihood(chosen, denoised, std),
+        nats_of,
     )
     bits = nats.reshape(-1, REPEATS) / math.log(2)
     return Estimate(float(bits.mean()), float((bits.var(1) / REPEATS).sum().sqrt()) / len(images))
@@ -148,7 +137,8 @@ def _transition_bits(
 ) -> tuple[Estimate, list[tuple[int, int, float]]]:
     """The sum of L_{t-1} = (SNR_{t-1} - SNR_t) / 2 ||x0 - D(z; sigma_t)||^2 over t = 2..T, and its shares by stretch.
 
-    This is KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) if p has the variance of q, beta-tilde_t.
+    This is KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) if p has the variance of q, beta-tilde_t. For learned
+    variances see `transition_nats`.
     Each round stratifies t and takes the images in turn, in a random order. Half of the draws are uniform in t, half
     follow the terms of Gaussian data (Nichol and Dhariwal, section 3.3, learn their distribution).
     """
@@ -161,14 +151,17 @@ def _transition_bits(
     strata = (torch.arange(size) + torch.rand(ROUNDS, size, dtype=torch.float64, generator=draw)) / size
     t = torch.searchsorted(chances.cumsum(0)[:-1], strata, right=True)  # index 0 is t = 2; (ROUNDS, size)
     which = torch.stack([_in_turn(len(images), size, draw) for _ in range(ROUNDS)])
-    errors = _scores(
-        denoiser,
-        images,
-        which.flatten(),
-        sigmas[1:][t].flatten(),
-        draw,
-        lambda chosen, denoised: (to_range(chosen).double() - denoised).square(),
-    )
+
+    def over_weight(chosen: Tensor, denoised: Tensor, v: Tensor | None, sigma: Tensor) -> Tensor:
+        """A term over its weight: the squared error, if the variances are not learned."""
+        error = to_range(chosen).double() - denoised
+        if v is None:
+            return error.square()
+        of_step = torch.searchsorted(sigmas, sigma)
+        log_range, snr_step = (per_sample(factors[of_step], error) for factors in step_factors(sigmas))
+        return transition_nats(error, v, log_range, snr_step) / (snr_step / 2)
+
+    errors = _scores(denoiser, images, which.flatten(), sigmas[1:][t].flatten(), draw, over_weight)
     bits = errors.reshape(t.shape) * (weights / chances)[t] / math.log(2)
     rounds = bits.mean(1)
     shares = [

@@ -11,7 +11,7 @@ from pipeline.common.devices import CPU, autocast, fitting_batch
 from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
 from pipeline.diffusion.weights import weights_for
 from pipeline.evaluation.curve import Curve
-from pipeline.sampling.guidance import ByClass, BySample, guided
+from pipeline.sampling.guidance import ByClass, BySample, LabelledDenoiser, guided
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,15 @@ def load_model(curve: Curve, folder: Path, train_seed: int, device: torch.device
     for denoiser in filter(None, (weights.denoiser, weights.snapshot)):
         denoiser.run_on(device, curve.precision, curve.compile)
     classifier = weights.classifier.to(device) if weights.classifier else None
-    of_labels = partial(
-        guided, curve.build_guidance(), weights.denoiser, snapshot=weights.snapshot, classifier=classifier
-    )
+    model = _asked(curve, weights.denoiser)
+    snapshot = _asked(curve, weights.snapshot) if weights.snapshot else None
+    of_labels = partial(guided, curve.build_guidance(), model, snapshot=snapshot, classifier=classifier)
     classes = classifier.classes if classifier else weights.denoiser.classes
     by_class = bool(classes) and curve.labels == "data"
     denoiser_or_by_class = ByClass(tuple(classes), of_labels) if by_class else of_labels(None)
     return LoadedModel(weights.denoiser, denoiser_or_by_class, device)
+
+
+def _asked(curve: Curve, denoiser: Denoiser) -> LabelledDenoiser:
+    """The denoiser as the curve's solver calls it: for D, or for D and the variance."""
+    return denoiser.with_variance if curve.variance == "learned" else denoiser

@@ -145,9 +145,9 @@ def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> BoundTerms | 
     """
     if is_points(images) or not isinstance(row.distribution, Levels):
         return None
-    levels = row.distribution.levels
+    levels, learned = row.distribution.levels, row.learned_variance != "none"
     try:
-        found = variational_bound(denoiser, images, levels, 0, BOUND_DRAWS)
+        found = variational_bound(denoiser.with_variance if learned else denoiser, images, levels, 0, BOUND_DRAWS)
     except NotFinite:
         return None
     return BoundTerms(found.L_0.value, found.L_t.value, found.L_T.value, found.total.value, found.total.se, len(levels))

@@ -21,7 +21,10 @@ from pipeline.training.row import Model
 BRIEF_IMAGES = (10_000, 20_000)  # the lengths of the two trainings that are compared
 SEED = 0
 WIDE = {"noise": "lognormal", "P_mean": -1.0, "P_std": 1.9}  # the brief trainings see all noise levels
-OBJECTIVE = ("weighting", "gamma", "k", "bias", "draws", "pairs", "augment", "flip", "labels", "teacher")
+OBJECTIVE = (
+    *("weighting", "gamma", "k", "bias", "learned_variance"),
+    *("draws", "pairs", "augment", "flip", "labels", "teacher"),
+)
 BESIDE = ("compile", "ema_halflives_images", "ema_sigma_rels", "snapshots", "classifier_images")
 PLAIN = (*OBJECTIVE, *BESIDE)  # the brief trainings have the defaults of these keys
 IMAGES = 1024  # errors are measured on so many images

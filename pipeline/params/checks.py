@@ -87,6 +87,10 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     model = models[curve.model]
     if curve.threshold != "none" and (source := study.data.source) in POINTS:
         raise StudyError(f"{place}.threshold: only images can be thresholded, and {source} are points; use none")
+    if curve.variance == "learned" and model.learned_variance == "none":
+        raise StudyError(
+            f"{place}.variance: model {curve.model} does not learn it; set learned_variance in its row, or use beta"
+        )
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)

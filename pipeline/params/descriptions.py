@@ -21,7 +21,7 @@ from pipeline.diffusion import parametrization, schedule
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.sampling import grids, guidance, multistep, solvers, thresholding
-from pipeline.training import draws, noise, optimizer, pairs, weighting
+from pipeline.training import draws, hybrid, noise, optimizer, pairs, weighting
 
 LABEL = re.compile(r"^(Formula|Source): (.*(?:\n +.*)*)", re.M)
 
@@ -61,6 +61,7 @@ TABLES = {  # of each key that takes the name of a choice
     "noise": Table(noise, "NOISES"),
     "draws": Table(draws, "DRAWS"),
     "weighting": Table(weighting, "WEIGHTINGS", lambda choice: choice.function),
+    "learned_variance": Table(hybrid, "LEARNED_VARIANCES"),
     "pairs": Table(pairs, "PAIRS"),
     "guide": Table(guidance, "GUIDES"),
     "threshold": Table(thresholding, "THRESHOLDS"),

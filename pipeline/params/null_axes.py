@@ -22,7 +22,7 @@ from pipeline.params.resolved import Resolved
 from pipeline.sampling import thresholding
 from pipeline.sampling.fitted_grids import fit
 from pipeline.sampling.grids import DISCRETIZATIONS
-from pipeline.sampling.guidance import guided
+from pipeline.sampling.guidance import LabelledDenoiser, guided
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.training.noise import NOISES, keys_of
@@ -55,8 +55,18 @@ def _mixture(std: float) -> LabelledMixture:
 def _denoiser(row: Sampler) -> DenoiserFunction:
     """The mixture's denoiser, guided to its two classes in turn if the row guides. A wider mixture is the snapshot."""
     exact, guidance = _mixture(STD), row.build_guidance()
+    model = _halfway(exact) if row.variance == "learned" else exact
     labels = torch.arange(POINTS) % len(exact.means)
-    return exact if guidance.idle else guided(guidance, exact, labels, _mixture(2 * STD), exact)
+    return model if guidance.idle else guided(guidance, model, labels, _mixture(2 * STD), exact)
+
+
+def _halfway(exact: LabelledMixture) -> LabelledDenoiser:
+    """The denoiser, which also answers a variance halfway between beta_tilde and beta; see `Denoiser.with_variance`."""
+
+    def with_variance(z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.cat([exact(z, sigma, labels), torch.full_like(z, 0.5)], dim=1)
+
+    return with_variance
 
 
 def sampled(row: Sampler) -> dict[Any, Any]:

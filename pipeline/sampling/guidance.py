@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.common.randomness import generator
-from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.diffusion.denoiser import DenoiserFunction, parted
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # the multiples of no other number are more even modulo 1
 
@@ -107,13 +107,15 @@ class Guided:
     guide: DenoiserFunction
 
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
-        """D_w(z; sigma): z (N, ...), sigma a scalar."""
+        """D_w(z; sigma): z (N, ...), sigma a scalar. A variance after D is that of the main network."""
         if not self.guidance.guides(sigma):
             return self.main(z, sigma)
         if self.guidance.alone:
             return self.guide(z, sigma)
-        combined = GUIDES[self.guidance.guide].combined
-        return combined(self.main(z, sigma), self.guide(z, sigma), sigma, self.guidance.weight)
+        denoised, v = parted(self.main(z, sigma), z)
+        guide, _ = parted(self.guide(z, sigma), z)
+        combined = GUIDES[self.guidance.guide].combined(denoised, guide, sigma, self.guidance.weight)
+        return combined if v is None else torch.cat([combined, v], dim=1)
 
     def over(self, wrap: Callable[[DenoiserFunction], DenoiserFunction]) -> Self:
         """The same denoiser with both networks wrapped."""

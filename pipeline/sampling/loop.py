@@ -34,16 +34,15 @@ def sample(
     """Solve the sampler's ODE or SDE from sigma_max to 0 in `steps` steps (EDM, Algorithms 1 and 2; any solver).
 
     denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar on the CPU. If the sampler has guidance, the
-    denoiser is already guided (`pipeline.sampling.guidance`); calls of all its networks count. Its answers are then
-    thresholded, if the sampler does so. noise: standard normal,
-    (N, ...), on the denoiser's device. randn_like(x) returns noise of x's shape; only stochastic solvers call it. The
-    state is float64, or float32 on devices without it.
+    denoiser is already guided (`pipeline.sampling.guidance`); calls of all its networks count. For variance learned it
+    answers D and v, see `Denoiser.with_variance`. D is then thresholded, if the sampler does so. noise: standard
+    normal, (N, ...), on the denoiser's device. randn_like(x) returns noise of x's shape; only stochastic solvers call
+    it. The state is float64, or float32 on devices without it.
+
     Raises NotFinite if an answer of the denoiser or a sample is not finite; the message names step and sigma.
     """
-    counted, threshold = Counted(denoiser), sampler.build_threshold()
-    ode = Ode(
-        lambda z, sigma: threshold(counted(z, sigma).to(z.dtype)), sampler.build_schedule(), sampler.build_scaling()
-    )
+    counted = Counted(denoiser)
+    ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
     sigmas = sampler.grid(steps).tolist()  # sigma_0 > sigma_1 > ... > sigma_N = 0
     z = noise.to(state_type(noise.device)) * sigmas[0]  # z_0 ~ N(0, sigma_0^2 I)
     nfe_by_step: list[int] = []

@@ -12,8 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.denoiser import DenoiserFunction, parted
 from pipeline.diffusion.schedule import Scaling, Schedule
+from pipeline.sampling.thresholding import none
 
 RandnLike = Callable[[Tensor], Tensor]
 
@@ -24,11 +26,15 @@ def _scalar(value: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Ode:
-    """The probability-flow ODE of a denoiser, for x = s z as a function of t, in a schedule and a scaling."""
+    """The probability-flow ODE of a denoiser, for x = s z as a function of t, in a schedule and a scaling.
+
+    threshold: what solvers see in place of D, in its shape and dtype.
+    """
 
     denoiser: DenoiserFunction
     schedule: Schedule
     scaling: Scaling
+    threshold: Callable[[Tensor], Tensor] = none
 
     def t(self, sigma: float) -> float:
         return float(self.schedule.t(_scalar(sigma)))
@@ -48,7 +54,17 @@ class Ode:
 
     def denoise(self, z: Tensor, sigma: float) -> Tensor:
         """D(z; sigma), in z's dtype."""
-        return self.denoiser(z, _scalar(sigma)).to(z.dtype)
+        return self.threshold(self.denoiser(z, _scalar(sigma)).to(z.dtype))
+
+    def denoise_with_variance(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """D(z; sigma) and v of `Denoiser.with_variance`, in z's shape and dtype, from one call.
+
+        Raises StudyError if the denoiser answers D alone.
+        """
+        denoised, v = parted(self.denoiser(z, _scalar(sigma)).to(z.dtype), z)
+        if v is None:
+            raise StudyError("variance: learned needs a denoiser that answers D and v; use beta or beta_tilde")
+        return self.threshold(denoised), v
 
     def eps(self, z: Tensor, sigma: float) -> Tensor:
         """The predicted noise, (z - D) / sigma."""

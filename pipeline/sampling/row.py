@@ -52,7 +52,7 @@ class Sampler(Row):
     eta: Annotated[float, Field(ge=0, le=1)] = axis(0.0, "eta")
     """Strength of the noise: 0 DDIM, 1 DDPM's ancestral sampler. For ddim."""
     variance: Literal[VARIANCES] = axis("beta_tilde", "variance")  # type: ignore[valid-type]
-    """Variance of the noise that a step adds. For ddpm."""
+    """Variance of the noise that a step adds; learned: for models with `learned_variance`. For ddpm."""
     diffusion: NonNegativeFloat = axis(1.0, "diffusion")
     """Strength of the SDE: 0 the ODE, 1 the reverse of the noising SDE. For euler_maruyama."""
     corrector_steps: Annotated[int, Field(ge=0, le=100)] = axis(0, "Langevin corrector")
@@ -266,6 +266,7 @@ def _counted(sampler: Sampler, steps: int) -> int:
     guidance acts at both ends, or lies beyond both. The other steps are tried, each by itself, on networks that answer
     0. For an invalid grid all evaluations count as guided.
     """
+    sampler = sampler.model_copy(update={"variance": "beta"})  # costs the same, and needs no answer but D
     solver, guidance = sampler.build_solver(), sampler.build_guidance()
     try:
         valid = sampler._falls(steps)

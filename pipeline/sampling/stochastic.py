@@ -90,7 +90,8 @@ class DDIM(SingleStep):
 class DDPM(SingleStep):
     """DDPM's ancestral sampling: the mean of q(x_prev | x, D), with noise of `variance`.
 
-    It takes any grid as if it were trained on it. The last step, to 0, adds no noise.
+    It takes any grid as if it were trained on it. The last step, to 0, adds no noise. For `variance` learned the
+    denoiser also answers v (`Denoiser.with_variance`).
 
     Formula: r^2 z + (1 - r^2) D + sqrt(variance) n
     Source: Ho et al. 2020, arXiv 2006.11239, sec. 3.2
@@ -102,11 +103,16 @@ class DDPM(SingleStep):
     stochastic = True
 
     def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
-        z = torch.lerp(ode.denoise(z, sigma), z, (sigma_next / sigma) ** 2)
+        learned = self.variance == "learned"
+        denoised, v = ode.denoise_with_variance(z, sigma) if learned else (ode.denoise(z, sigma), None)
+        z = torch.lerp(denoised, z, (sigma_next / sigma) ** 2)
         if sigma_next == 0:
             return z
-        share = {"beta_tilde": (sigma_next / sigma) ** 2, "beta": (1 + sigma_next**2) / (1 + sigma**2)}[self.variance]
-        return _noised(z, math.sqrt((sigma**2 - sigma_next**2) * share), randn_like)
+        shares = {"beta_tilde": (sigma_next / sigma) ** 2, "beta": (1 + sigma_next**2) / (1 + sigma**2)}
+        stds = {name: math.sqrt((sigma**2 - sigma_next**2) * share) for name, share in shares.items()}
+        if v is None:
+            return _noised(z, stds[self.variance], randn_like)
+        return torch.addcmul(z, randn_like(z), stds["beta_tilde"] * (stds["beta"] / stds["beta_tilde"]) ** v)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from pipeline.training.batches import Batch, Examples, Pairs, batch_indices, dra
 from pipeline.training.checkpoint import beside, load_checkpoint, save_checkpoint, setting
 from pipeline.training.checks import check_examples, spec_of
 from pipeline.training.classifier import accuracy_by_sigma, kept_classifier
+from pipeline.training.hybrid import VLB_WEIGHT, Steps, bound_bits
 from pipeline.training.loss import Terms, network_error
+from pipeline.training.noise import Levels
 from pipeline.training.optimizer import clip, learning_rate
 from pipeline.training.pairs import reflow_pairs
 from pipeline.training.row import Model
@@ -170,10 +172,13 @@ def advance(run: Run, examples: Examples) -> None:
     factors = to_device_together(terms._asdict() | {"importance": batch.importance}, device)
     importance, terms = factors.pop("importance"), Terms(**factors)
     ln_sigma = to_device(sigma.log().float(), device) if run.uncertainty else None
+    steps = None
+    if row.learned_variance != "none" and isinstance(row.distribution, Levels):
+        steps = Steps.of(row.distribution.levels, sigma, coefficients.c_out, device)
 
     run.optimizer.param_groups[0]["lr"] = learning_rate(row, run.step)
     run.optimizer.zero_grad()
-    losses = _backward(run, batch, terms, importance, ln_sigma)
+    losses = _backward(run, batch, terms, importance, ln_sigma, steps)
     run.suspects[run.step] = terms.sigma.gather(0, losses.isfinite().logical_not().float().argmax(0, True))[0]
     run.draws.learn(batch.u, losses)
     if row.clip_norm:
@@ -183,20 +188,27 @@ def advance(run: Run, examples: Examples) -> None:
     run.step += 1
 
 
-def _backward(run: Run, batch: Batch, terms: Terms, importance: Tensor, ln_sigma: Tensor | None) -> Tensor:
+def _backward(
+    run: Run, batch: Batch, terms: Terms, importance: Tensor, ln_sigma: Tensor | None, steps: Steps | None
+) -> Tensor:
     """Add up the gradient over micro-batches and processes, and return the losses of the whole batch, (B,).
 
     importance (B,): the weights that keep the mean over the batch unbiased. ln_sigma (B,): for a learned weighting.
+    steps: for a learned variance.
     """
     batch_losses, mean = torch.zeros(run.row.batch, device=run.device), torch.zeros(1, device=run.device)
     for first in range(run.part.start, run.part.stop, run.micro_batch):
         part = slice(first, min(first + run.micro_batch, run.part.stop))  # of the whole batch
         own = slice(part.start - run.part.start, part.stop - run.part.start)  # of this process's images
         labels, augmentation = (None if v is None else v[own] for v in (batch.labels, batch.augmentation))
-        losses = network_error(run.network, terms.part(part), batch.x0[own], batch.n[own], labels, augmentation)
+        losses, difference, v = network_error(
+            run.network, terms.part(part), batch.x0[own], batch.n[own], labels, augmentation
+        )
         if run.uncertainty and ln_sigma is not None:
             uncertainty = run.uncertainty(ln_sigma[part])
             losses = losses / uncertainty.exp() + uncertainty
+        if steps and v is not None:
+            losses = losses + VLB_WEIGHT * steps.length * bound_bits(steps.part(part), batch.x0[own], difference, v)
         share = (importance[part] * losses).sum() / run.row.batch
         share.backward()
         mean += share.detach()

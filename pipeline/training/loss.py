@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 from torch import Tensor
 
 from pipeline.common.devices import Network, to_device
-from pipeline.diffusion.denoiser import Denoiser, per_sample
+from pipeline.diffusion.denoiser import Denoiser, network_parts, per_sample
 from pipeline.diffusion.parametrization import Coefficients
 
 
@@ -36,17 +36,28 @@ class Terms(NamedTuple):
         return type(self)(*(values[images] for values in self))
 
 
+class Errors(NamedTuple):
+    """The loss of each image, averaged over its pixels, (N,); F minus its target, (N, ...); v of `network_parts`."""
+
+    losses: Tensor
+    difference: Tensor
+    v: Tensor | None
+
+
 def network_error(
     network: Network, terms: Terms, x0: Tensor, n: Tensor, labels: Tensor | None, augmentation: Tensor | None
-) -> Tensor:
-    """The loss of each image, averaged over its pixels: images x0 and noise n, (N, ...) each, to (N,).
+) -> Errors:
+    """The errors of a network for images x0 and noise n, (N, ...) each.
 
     labels (N,) and augmentation (N, 9) are the network's further inputs.
     """
     z = x0 + per_sample(terms.sigma, n) * n
     target = per_sample(terms.signal, x0) * x0 - per_sample(terms.noise, n) * n
-    f = network(per_sample(terms.c_in, z) * z, to_device(terms.c_noise.float(), z.device), labels, augmentation)
-    return to_device(terms.weight.float(), z.device) * (f - target).square().flatten(1).mean(1)
+    output = network(per_sample(terms.c_in, z) * z, to_device(terms.c_noise.float(), z.device), labels, augmentation)
+    f, v = network_parts(output, z)
+    difference = f - target
+    losses = to_device(terms.weight.float(), z.device) * difference.square().flatten(1).mean(1)
+    return Errors(losses, difference, v)
 
 
 def loss(
@@ -57,4 +68,4 @@ def loss(
     labels (N,), int64: the images' classes, -1 for none.
     """
     terms = Terms.of(denoiser.coefficients(sigma, denoiser.sigma_data), weight, sigma)
-    return network_error(denoiser.network, terms, x0, n, labels, None)
+    return network_error(denoiser.network, terms, x0, n, labels, None).losses

@@ -17,6 +17,7 @@ from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.spec import Spec
 from pipeline.training.augmentation import LABELS
 from pipeline.training.draws import DRAWS
+from pipeline.training.hybrid import CHAINS, LEARNED_VARIANCES
 from pipeline.training.noise import NOISES, Distribution, distribution
 from pipeline.training.pairs import PAIRS
 from pipeline.training.weighting import WEIGHTINGS
@@ -60,6 +61,8 @@ class Model(Row):
     """Parameter of weighting p2; null: the published value."""
     bias: Annotated[float, Field(ge=-50, le=50)] | None = axis(None, "loss weighting")
     """Parameter of weighting sigmoid; null: the published value."""
+    learned_variance: Literal[LEARNED_VARIANCES] = axis("none", "learned variance")  # type: ignore[valid-type]
+    """Whether the network also learns the variance of a step, for `variance: learned` in curves."""
     pairs: Literal[PAIRS] = axis("independent", "pairs")  # type: ignore[valid-type]
     """Which noise is paired with which image."""
     reflow_pairs: PositiveInt = axis(8192, "pairs")
@@ -163,10 +166,26 @@ class Model(Row):
             raise ValueError(f"images: {self.images} are {self.steps} steps; the most is {MOST_STEPS}")
         if self.snapshots > self.steps:
             raise ValueError(f"snapshots: {self.snapshots}, but the training has {self.steps} steps; use fewer")
+        self._check_variance()
         self._check_range()
         self._check_weights()
         self._check_embedding()
         return self
+
+    def _check_variance(self) -> None:
+        """Refuse to learn variances if a batch has no steps of a chain, or no levels of pixels."""
+        if self.learned_variance == "none":
+            return
+        if CHAINS.get(self.parametrization) != self.noise:
+            chains = " or ".join(f"parametrization {one} with noise {other}" for one, other in CHAINS.items())
+            raise ValueError(
+                f"learned_variance: {self.learned_variance} needs {chains}, not {self.parametrization} with "
+                f"{self.noise}; use none"
+            )
+        if self.network == "mlp":
+            raise ValueError("learned_variance: its decoder is for pixels, and network mlp is for points; use none")
+        if self.pairs != "independent":
+            raise ValueError(f"learned_variance: its bound is for pairs independent, not {self.pairs}; use none")
 
     def _check_range(self) -> None:
         """Refuse noise levels that are not positive and finite, or outside the parametrization's path."""
@@ -252,6 +271,7 @@ class Model(Row):
             memory_format=self.memory_format,
             augmentation=LABELS if self.augment else 0,
             classes=tuple(classes) if self.labels == "classes" else (),
+            learned_variance=self.learned_variance != "none",
         )
         if self.equal and self.like:
             like = self.like.spec(measured_sigma_data, shape, classes)

@@ -236,12 +236,12 @@ def checks() -> dict[tuple[str, str], Check]:
             lambda w=weighting: w(SIGMA, sigma_data=SD, c_out=c_out, snr_rate=snr_rate, **choices),
             sigma=SIGMA.numpy(), sigma_data=SD, c_out=c_out.numpy(), snr_rate=snr_rate.numpy(), **choices,
         )  # fmt: skip
-    for name in ("beta_tilde", "beta"):
-        add("Variances of `ddpm`", name, lambda n=name: added_variance(n), sigma=2.0, sigma_next=1.5)
+    ends = {name: added_variance(name) for name in ("beta_tilde", "beta")}
+    for name in (*ends, "learned"):
+        add("Variances of `ddpm`", name, lambda n=name: added_variance(n), sigma=2.0, sigma_next=1.5, v=0.3, **ends)
     for name, guide in GUIDES.items():
-        others = {"D": 3.0, "D_u": 2.0, "g": 2.0}
         combined = lambda g=guide: g.combined(*map(torch.tensor, (3.0, 2.0, 1.5)), 1.7)  # noqa: E731
-        add("Guidance", name, combined, sigma=1.5, w=1.7, **others)
+        add("Guidance", name, combined, sigma=1.5, w=1.7, D=3.0, D_u=2.0, g=2.0)
     for name, variant in VARIANTS.items():
         add("Variants of `unipc`", name, lambda v=variant: v(0.7), h=0.7)
     thresholded = np.array([-3.0, 0.5, 1.0])
@@ -250,8 +250,7 @@ def checks() -> dict[tuple[str, str], Check]:
         add("Thresholds", name, lambda f=function: f(2 * torch.tensor(thresholded)[None]), D=2 * thresholded, s=2.0)
     add("Churn", "churn", raised_sigmas, sigma=np.array([2.0, 1.0, 0.5]), S_churn=0.9, N=3.0)
     add("Averages of the weights", "half-life", lambda: HalfLife(500, None).decay(9, 64), h=500.0, B=64.0)
-    gamma = exponent(0.1)
-    add("Averages of the weights", "power function", lambda: Power(0.1).decay(8, 64), k=9.0, gamma=gamma)
+    add("Averages of the weights", "power function", lambda: Power(0.1).decay(8, 64), k=9.0, gamma=exponent(0.1))
     trained = Model(images=6400, batch=64, learning_rate_reference_images=1000)
     for name, decay in DECAYS.items():
         add(
@@ -262,9 +261,10 @@ def checks() -> dict[tuple[str, str], Check]:
 
 
 def added_variance(name: str) -> float:
-    """The variance of the noise that DDPM's step from sigma 2 to 1.5 adds to 0."""
-    solver, zeros = Sampler(solver="ddpm", variance=name).build_solver(), torch.zeros(1, dtype=torch.float64)
-    ode = Ode(lambda z, sigma: torch.zeros_like(z), SCHEDULES["linear"](0.002, 80), SCALINGS["none"])
+    """The variance of the noise that DDPM's step from sigma 2 to 1.5 adds to 0; if it is learned, v is 0.3."""
+    solver, zeros = Sampler(solver="ddpm", variance=name).build_solver(), torch.zeros(1, 1, dtype=torch.float64)
+    answer = torch.tensor([[0.0, 0.3][: 2 if name == "learned" else 1]], dtype=torch.float64)
+    ode = Ode(lambda z, sigma: answer, SCHEDULES["linear"](0.002, 80), SCALINGS["none"])
     return float(solver.step(ode, zeros, 2.0, 1.5, torch.ones_like)) ** 2  # type: ignore[attr-defined]
 
 

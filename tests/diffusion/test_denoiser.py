@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 from pipeline.common.tensors import save_tensors
 from pipeline.diffusion.denoiser import MEMORY_FORMATS, Denoiser, load_denoiser, per_sample, save_denoiser
+from pipeline.diffusion.networks.registry import build, cost
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.spec import Spec
 
@@ -37,6 +38,7 @@ NETWORKS_OF: dict[str, dict[str, Any]] = {  # one of each, with all that it may 
     "ddpmpp": {"network": "ddpmpp", "shape": (3, 8, 16), "attention": (4,), "memory_format": "contiguous"},
     "dit": {"network": "dit", "shape": (3, 8, 16), "classes": (5, 7), "augmentation": 9, "embedding": "fourier"},
     "mlp": {"network": "mlp", "shape": (2,), "classes": (5, 7)},
+    "variance": {"parametrization": "ddpm", "shape": (3, 8, 8), "learned_variance": True},
 }
 
 all_parametrizations = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
@@ -127,10 +129,51 @@ def test_levels_that_do_not_divide_the_size_are_refused(shape: tuple[int, ...], 
 def test_a_spec_is_json_with_sorted_keys() -> None:
     text = (
         '{"attention": [], "augmentation": 0, "blocks": 1, "channels": 16, "classes": [], "dropout": 0.0, '
-        '"embedding": "positional", "memory_format": "channels_last", "multipliers": [1, 2], "network": "unet", '
-        '"parametrization": "edm", "patch": 2, "shape": [1, 8, 8], "sigma_data": 0.6}'
+        '"embedding": "positional", "learned_variance": false, "memory_format": "channels_last", '
+        '"multipliers": [1, 2], "network": "unet", "parametrization": "edm", "patch": 2, '
+        '"shape": [1, 8, 8], "sigma_data": 0.6}'
     )
     assert json.dumps(SPEC.record()) == text and Spec.of(json.loads(text)) == SPEC
+
+
+def test_a_file_from_before_variances_were_learned_is_read(tmp_path: Path) -> None:
+    denoiser = denoiser_of()
+    record = {key: value for key, value in SPEC.record().items() if key != "learned_variance"}
+    save_tensors(tmp_path / "old.safetensors", denoiser.state_dict(), "spec", record)
+    z, sigma = images(4), torch.tensor(0.5, dtype=torch.float64)
+    assert torch.equal(load_denoiser(tmp_path / "old.safetensors")(z, sigma), denoiser(z, sigma))
+
+
+@pytest.mark.parametrize("network", ["unet", "ddpmpp", "dit"])
+@pytest.mark.parametrize("count", [8, 5])
+def test_a_learned_variance_follows_the_denoised_images(network: str, count: int) -> None:
+    """D is as without it; v is 1/2 where the network answers 0, 0 at -1 and 1 at 1."""
+    denoiser = denoiser_of(network=network, shape=(3, 8, 8), parametrization="ddpm", learned_variance=True)
+    z, sigma = images(count, (3, 8, 8)), torch.logspace(-1, 1, count).double()
+    both, denoised = denoiser.with_variance(z, sigma), denoiser(z, sigma)
+    assert both.dtype == z.dtype and both.shape == (count, 6, 8, 8) and torch.equal(both[:, :3], denoised)
+    c_in, c_noise = (getattr(denoiser.coefficients(sigma, 0.6), key) for key in ("c_in", "c_noise"))
+    output = denoiser.network((per_sample(c_in, z) * z).float(), c_noise.float())
+    assert torch.equal(both[:, 3:], (output[:, 3:].double() + 1) / 2)
+    assert bool((output[:, 3:] != 0).all())
+
+
+@pytest.mark.parametrize("network", ["unet", "ddpmpp", "dit"])
+def test_a_learned_variance_doubles_the_channels_of_the_last_layer_only(network: str) -> None:
+    spec = replace(SPEC, network=network, shape=(3, 8, 8))
+    plain, learned = build(spec).state_dict(), build(replace(spec, learned_variance=True)).state_dict()
+    assert list(plain) == list(learned)
+    longer = {
+        name: (len(learned[name]), len(plain[name])) for name in plain if learned[name].shape != plain[name].shape
+    }
+    assert len(longer) == 2 and all(name.startswith("head.") and a == 2 * b for name, (a, b) in longer.items())
+    more = [b - a for a, b in zip(cost(spec), cost(replace(spec, learned_variance=True)), strict=True)]
+    assert more[0] == sum(plain[name].numel() for name in longer) and more[1] > 0
+
+
+def test_a_network_that_learns_no_variance_is_not_asked_for_it() -> None:
+    with pytest.raises(StudyError, match="set learned_variance in the model's row"):
+        denoiser_of().with_variance(images(2), torch.tensor(0.5))
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_fourier_frequencies_are_part_of_the_initial_weights() -> None:
 
 def test_the_scale_of_labels_does_not_depend_on_the_number_of_classes() -> None:
     """The embedding of label i is sqrt(classes) times column i of the layer's weights."""
-    told = Told(Common("positional", 0.0, classes=5, augmentation=0), 3)
+    told = Told(Common("positional", 0.0, classes=5, augmentation=0, outputs=1), 3)
     assert told.label is not None
     found = told(torch.tensor([4, -1, 0]), None)
     weight = told.label.weight

@@ -12,11 +12,12 @@ from torch.distributions import Normal, kl_divergence
 
 from pipeline.common.errors import NotFinite
 from pipeline.data.dataset import to_range
+from pipeline.data.decoder import decoder_log_likelihood
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import Gaussian, Mixture, empirical
 from pipeline.diffusion.schedule import DDPM_BETAS, ddpm_sigmas, iddpm_sigmas
 from pipeline.evaluation import bound
-from pipeline.evaluation.bound import Bound, decoder_log_likelihood, prior_bits, snr_steps, variational_bound
+from pipeline.evaluation.bound import Bound, prior_bits, snr_steps, variational_bound
 
 F64 = torch.float64
 GAUSSIAN = Gaussian(0.1, 0.4)
@@ -97,6 +98,40 @@ def test_a_denoiser_that_sees_nothing_is_measured_without_error(shape: tuple[int
     assert found.shares == [(2, 2, pytest.approx(found.L_t.value, rel=1e-12))]
     log_p = decoder_log_likelihood(images[:1], torch.full_like(x0, 0.3), 0.2 / math.sqrt(1.04))
     assert pytest.approx((-float(log_p.mean()) / math.log(2), 0.0), rel=1e-12, abs=1e-12) == found.L_0
+
+
+def answering(v: float) -> DenoiserFunction:
+    """The exact denoiser of Gaussian data, with a place v of all variances."""
+    return lambda z, sigma: torch.cat([GAUSSIAN(z, sigma), torch.full_like(z, v)], dim=1)
+
+
+@tables
+def test_learned_variances_include_the_fixed_ones(table: str) -> None:
+    """v = 0 has L_t of beta-tilde, v = 1 has L_0 of beta_1. Between them L_t is a closed form of the squared errors."""
+    images, sigmas, v = pictures(6, 1, 3, 3), TABLES[table], 0.3
+    fixed, low, high, between = (
+        variational_bound(denoiser, images, sigmas, seed=1, draws=3200)
+        for denoiser in (GAUSSIAN, answering(0.0), answering(1.0), answering(v))
+    )
+    assert low.L_t == pytest.approx(fixed.L_t, rel=1e-9) and high.L_0.value == pytest.approx(fixed.L_0.value, rel=1e-9)
+    assert fixed.L_T == low.L_T == high.L_T
+    w = v * (torch.log1p(sigmas[:-1] ** -2) - torch.log1p(sigmas[1:] ** -2))
+    nats = (w + torch.expm1(-w)) / 2 + torch.exp(-w) * expected_terms(GAUSSIAN, images, sigmas) * math.log(2)
+    assert within(between.L_t, float(nats.sum()) / math.log(2))
+    assert between.L_0.value != pytest.approx(fixed.L_0.value, rel=1e-6)
+
+
+def test_a_learned_variance_s_term_is_the_kl_of_ddpm_s_own_gaussians() -> None:
+    """With two levels there is one term, without noise: the denoiser sees nothing."""
+    images, sigmas, v = pictures(1, 1, 4, 4), torch.tensor([0.2, 0.7], dtype=F64), 0.4
+    answer = lambda z, sigma: torch.cat([torch.full_like(z, 0.3), torch.full_like(z, v)], dim=1)  # noqa: E731
+    found = variational_bound(answer, images, sigmas, seed=0, draws=64)
+    x0, (_, beta) = to_range(images).double(), betas_of(sigmas).tolist()
+    here, before = (float(1 / (1 + sigma**2)) for sigma in (0.7, 0.2))
+    tilde, of_x0 = (1 - before) / (1 - here) * beta, math.sqrt(before) * beta / (1 - here)
+    std = math.exp((v * math.log(beta) + (1 - v) * math.log(tilde)) / 2)
+    nats = kl_divergence(Normal(of_x0 * x0, math.sqrt(tilde)), Normal(torch.full_like(x0, of_x0 * 0.3), std)).mean()
+    assert found.L_t == pytest.approx((float(nats) / math.log(2), 0.0), rel=1e-12, abs=1e-12)
 
 
 @tables

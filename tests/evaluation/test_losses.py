@@ -20,7 +20,7 @@ from pipeline.data.dataset import to_range, to_uint8
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser, per_sample
 from pipeline.diffusion.exact import Gaussian
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
-from pipeline.diffusion.schedule import VP_PUBLISHED
+from pipeline.diffusion.schedule import VP_PUBLISHED, ddpm_sigmas
 from pipeline.evaluation import losses
 from pipeline.evaluation.bound import variational_bound
 from pipeline.evaluation.losses import (
@@ -280,6 +280,18 @@ def test_the_bound_is_measured_for_a_table_of_noise_levels_alone(tmp_path: Path,
         "se": pytest.approx(bound.total.se),
         "levels": 1000,
     }
+
+
+def test_the_bound_of_a_learned_variance_is_measured_with_it(tmp_path: Path, brief: None) -> None:
+    row = LADDER.model_copy(update={"learned_variance": "hybrid", "train_seeds": (2,)})
+    found = measured(row, tmp_path).summary()["bound"]
+    denoiser, levels = load_denoiser(tmp_path / "seed_2.safetensors"), ddpm_sigmas()
+    learned, fixed = (
+        variational_bound(function, evenly_spread(IMAGES, 12), levels, 0, 64)
+        for function in (denoiser.with_variance, denoiser)
+    )
+    assert found["L_t"] == pytest.approx(learned.L_t.value) != pytest.approx(fixed.L_t.value)
+    assert found["L_0"] == pytest.approx(learned.L_0.value) != pytest.approx(fixed.L_0.value)
 
 
 def test_one_seed_has_no_spread(tmp_path: Path, brief: None) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.params.minimal import CLASSES, FLOW, REFLOW, curves, models, refusal, resolved
 
+CHAIN = {"parametrization": "ddpm", "noise": "ddpm_uniform", "learned_variance": "hybrid"}
 BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model rows, the place, the cause
     "shift 0": ({"x": {"shift": 0}}, "models.x.shift: ", "greater than 0"),
     "negative shift": ({"x": {"noise": "flow_uniform", "shift": -2}}, "models.x.shift: ", "greater than 0"),
@@ -67,6 +68,21 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
     "teacher by name": ({"flow": FLOW, "x": {**REFLOW, "teacher": "flow"}}, "models.x.teacher: ", "`resolve` fills"),
     "mode_scale too low": ({"x": {"mode_scale": -1.01}}, "models.x.mode_scale: ", "greater than or equal to -1"),
     "mode_scale too high": ({"x": {"noise": "mode", "mode_scale": 1.8}}, "models.x.mode_scale: ", "equal to 1.75"),
+    "a variance without a chain": (
+        {"x": {"learned_variance": "hybrid"}},
+        "models.x: ",
+        "needs parametrization ddpm with noise ddpm_uniform or parametrization iddpm with noise iddpm_uniform, not edm",
+    ),
+    "a variance on another chain's noise": (
+        {"x": {**CHAIN, "noise": "vp_uniform"}}, "models.x: ", "not ddpm with vp_uniform; use none"
+    ),
+    "a variance of dependent pairs": (
+        {"x": {**CHAIN, "pairs": "optimal_transport"}}, "models.x: ", "for pairs independent, not optimal_transport"
+    ),
+    "a variance of points": ({"x": {**CHAIN, "network": "mlp"}}, "models.x: ", "mlp is for points; use none"),
+    "an unknown way to learn it": (
+        {"x": {**CHAIN, "learned_variance": "hybird"}}, "models.x.learned_variance: ", "did you mean 'hybrid'?"
+    ),
     "augment always": ({"x": {"augment": 1}}, "models.x.augment: ", "less than 1"),
 }  # fmt: skip
 
@@ -174,6 +190,11 @@ BAD_CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # m
     "flips in reflow": ({"base": "f", "pairs": "reflow", "flip": 0.5}, {}, "models.m", "flip: pairs reflow must not"),
     "more snapshots than steps": ({"images": 256, "snapshots": 3}, {}, "models.m", "the training has 2 steps"),
     "a key of another network": ({"patch": 4}, {}, "models.m", "patch: network unet does not use it"),
+    "a variance that is not learned": (
+        CHAIN | {"learned_variance": "none"}, {"solver": "ddpm", "variance": "learned"},
+        "curves.x.variance", "model m does not learn it; set learned_variance in its row, or use beta",
+    ),
+    "a learned variance of another solver": (CHAIN, {"variance": "learned"}, "curves.x", "variance is for ddpm"),
     "a row to be like": ({"like": {}}, {}, "models.m.like", "`resolve` fills"),
 }  # fmt: skip
 
@@ -197,6 +218,9 @@ def test_a_curve_that_its_model_does_not_allow_is_one_line(tmp_path: Path, case:
         ({"ema_sigma_rels": [0.05, 0.1], "snapshots": 8}, {"ema_sigma_rel": 0.15}),
         ({"ema_sigma_rels": [0.05, 0.1], "snapshots": 8}, {"ema_halflife_images": 6000}),
         ({"ema_halflives_images": [3]}, {"ema_halflife_images": 3}),
+        (CHAIN, {"solver": "ddpm", "variance": "learned"}),
+        (CHAIN | {"parametrization": "iddpm", "noise": "iddpm_uniform"}, {"solver": "ddpm", "variance": "learned"}),
+        (CHAIN | CLASSES, {"solver": "ddpm", "variance": "learned", "guidance": 2}),
     ],
     ids=str,
 )

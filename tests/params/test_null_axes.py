@@ -135,6 +135,16 @@ def test_an_adaptive_solver_without_a_small_enough_step_is_refused(tmp_path: Pat
         found(tmp_path, {"x": row | method})
 
 
+def test_a_learned_variance_is_neither_of_the_fixed_ones(tmp_path: Path) -> None:
+    chain = {"parametrization": "ddpm", "noise": "ddpm_uniform", "learned_variance": "hybrid"}
+    rows = {
+        name: {"model": "m", "solver": "ddpm", "variance": name, "guidance": 2.0}
+        for name in ("beta_tilde", "beta", "learned")
+    }
+    model = chain | {"labels": "classes"}
+    assert found(tmp_path, rows, models={"m": model}) == []
+
+
 def test_two_names_of_one_sampler_get_a_warning(tmp_path: Path) -> None:
     [line] = found(tmp_path, {"euler": {"solver": "euler"}, "ddim": {"solver": "ddim"}})
     assert line == "curves.ddim: the same sampler as curves.euler, written differently"
@@ -213,6 +223,7 @@ def test_the_default_of_a_weighting_gets_a_warning(tmp_path: Path) -> None:
         {"pairs": "optimal_transport"},
         {"augment": 0.1},
         {"weighting": "uncertainty"},
+        {"learned_variance": "hybrid", "parametrization": "ddpm", "noise": "ddpm_uniform"},
         {"weighting": "vlb", "noise": "ve_loguniform"},
         {"noise": "flow_uniform", "shift": 2},
         {"noise": "mode", "mode_scale": 0},

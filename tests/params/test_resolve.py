@@ -120,6 +120,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # what a key goes with
     "guide_images": {"guide": "snapshot"},
     "guidance_min": {"guidance": 2.0},
     "guidance_max": {"guidance": 2.0},
+    "learned_variance": {"parametrization": "ddpm", "noise": "ddpm_uniform"},
 }
 VALUES = {"guide_images": [128]}  # the first of ABLE's snapshots
 ABLE = {  # a model that gives a curve whatever it asks for

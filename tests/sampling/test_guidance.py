@@ -12,7 +12,15 @@ from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import LabelledMixture
 from pipeline.sampling.batches import GROUP, generate
 from pipeline.sampling.counting import Counted
-from pipeline.sampling.guidance import GUIDES, ByClass, Guidance, Guided, guided, sample_labels
+from pipeline.sampling.guidance import (
+    GUIDES,
+    ByClass,
+    Guidance,
+    Guided,
+    LabelledDenoiser,
+    guided,
+    sample_labels,
+)
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
@@ -69,6 +77,23 @@ def test_guided_trajectories_are_those_of_the_closed_form(guide: str, weight: fl
     ours = sample(by(guidance), noise_of(5), sampler, 12, torch.ones_like).x0
     expected = sample(lambda z, sigma: closed_form(guidance, z, sigma), noise_of(5), sampler, 12, torch.ones_like).x0
     torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-7)
+
+
+@all_guides
+@pytest.mark.parametrize("weight", [0.5, 2.5])
+def test_a_learned_variance_is_the_main_networks(guide: str, weight: float) -> None:
+    """Also outside of the interval that guidance is limited to; D_w does not depend on it."""
+
+    def with_variance(exact: LabelledMixture, v: float) -> LabelledDenoiser:
+        return lambda z, sigma, labels=None: torch.cat([exact(z, sigma, labels), torch.full_like(z, v)], dim=1)
+
+    guidance, main, other = Guidance(weight, guide, *INTERVAL), with_variance(EXACT, 0.3), with_variance(BLURRED, 0.9)
+    for sigma in (0.1, 1.0):
+        answer = guided(guidance, main, LABELS, other, EXACT)(noise_of(5), level(sigma))
+        assert torch.equal(answer[:, :2], by(guidance)(noise_of(5), level(sigma)))
+        assert torch.equal(answer[:, 2:], torch.full((5, 2), 0.3, dtype=F64))
+    row = Sampler(solver="ddpm", variance="learned", guide=guide, guidance=weight, guidance_min=0.2, guidance_max=5.0)
+    assert sample(guided(guidance, main, LABELS, other, EXACT), noise_of(5), row, 6).nfe == row.evaluations(6) > 6
 
 
 def test_the_weight_goes_from_none_of_the_class_to_more_than_all_of_it() -> None:

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown schedule": ({"schedule": "sine"}, "schedule.Input should be"),
     "an unknown scaling": ({"scaling": "ve"}, "scaling.Input should be"),
     "an unknown spacing": ({"spacing": "middle"}, "spacing.Input should be"),
-    "an unknown variance": ({"solver": "ddpm", "variance": "learned"}, "variance.Input should be"),
+    "an unknown variance": ({"solver": "ddpm", "variance": "fixed"}, "variance.Input should be"),
     "an unknown variant": ({"solver": "unipc", "variant": "bh3"}, "variant.Input should be"),
     "an unknown threshold": ({"threshold": "clip"}, "threshold.Input should be"),
     "a percentile of nothing": ({"threshold": "dynamic", "threshold_percentile": 0}, "should be greater than 0"),

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.common.errors import StudyError
+from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import Gaussian
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.evaluation.convergence import mixture
@@ -73,7 +75,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 def test_every_way_of_adding_noise_is_here() -> None:
     assert NOISY.keys() == STOCHASTIC.keys()
     assert all(Sampler(**row).build_solver().stochastic for row in ROWS)
-    assert {row.get("variance", "beta_tilde") for row in NOISY["ddpm"]} == set(VARIANCES)
+    assert {row.get("variance", "beta_tilde") for row in NOISY["ddpm"]} | {"learned"} == set(VARIANCES)
     assert set(CHURNED) == {name for name in SOLVERS if _churns(name)}
 
 
@@ -97,6 +99,44 @@ def test_ddpm_and_eta_of_one_are_the_posterior(sigmas: tuple[float, float]) -> N
         for noise, expected in ((torch.zeros_like, mean), (torch.ones_like, mean + expected_std)):
             x_prev = math.sqrt(abar_prev) * solver.step(ode_of("vp"), start(sigma), sigma, sigma_next, noise)
             close(x_prev, expected)
+
+
+def answering(v: Tensor | float) -> DenoiserFunction:
+    """The exact denoiser, with a place v of the variance, a number or of the state's shape."""
+    return lambda z, sigma: torch.cat([GAUSSIAN(z, sigma), torch.as_tensor(v, dtype=z.dtype).expand_as(z)], dim=1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6, 50])
+@pytest.mark.parametrize(("v", "variance"), [(0.0, "beta_tilde"), (1.0, "beta")])
+def test_a_learned_variance_ends_at_the_fixed_ones(v: float, variance: str, steps: int) -> None:
+    """On every grid, for one call a step: at v = 0 to the last bit, at v = 1 to rounding."""
+    row = Sampler(solver="ddpm", variance="learned", nfe=(99,))
+    learned = sample(answering(v), noise_of(5, 3), row, steps, drawn(0))
+    fixed = sample(GAUSSIAN, noise_of(5, 3), row.model_copy(update={"variance": variance}), steps, drawn(0))
+    assert learned.nfe == fixed.nfe == steps == row.evaluations(steps)
+    close(learned.x0, fixed.x0, 1e-12)
+    assert v or torch.equal(learned.x0, fixed.x0)
+
+
+@pytest.mark.parametrize("sigmas", [(9.0, 4.0), (1.0, 0.8), (0.3, 0.005)])
+def test_a_learned_variance_is_a_geometric_mean_for_each_value(sigmas: tuple[float, float]) -> None:
+    """Nichol and Dhariwal 2021, eq. 15, in the coordinates of DDPM."""
+    sigma, sigma_next = sigmas
+    abar, abar_prev = (1 / (1 + v**2) for v in sigmas)
+    beta = 1 - abar / abar_prev
+    tilde = (1 - abar_prev) / (1 - abar) * beta
+    v = torch.linspace(-0.2, 1.3, 12, dtype=F64).reshape(4, 3)
+    ode = Ode(answering(v), SCHEDULES["linear"](0.002, 80.0), SCALINGS["none"])
+    still, moved = (
+        DDPM("learned").step(ode, start(sigma), sigma, sigma_next, f) for f in (torch.zeros_like, torch.ones_like)
+    )
+    close((moved - still).square() * abar_prev, torch.exp(v * math.log(beta) + (1 - v) * math.log(tilde)))
+    close(still, DDPM("beta").step(ode_of("linear"), start(sigma), sigma, sigma_next, torch.zeros_like))
+
+
+def test_a_denoiser_without_a_variance_is_refused_in_one_line() -> None:
+    with pytest.raises(StudyError, match=r"^variance: learned needs a denoiser that answers D and v; use beta or"):
+        sample(GAUSSIAN, noise_of(5, 3), Sampler(solver="ddpm", variance="learned"), 3, torch.ones_like)
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.7])

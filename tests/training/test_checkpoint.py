@@ -39,6 +39,7 @@ def plain() -> Trained:
     "choices",
     [
         {"weighting": "uncertainty"},
+        {"learned_variance": "hybrid", "parametrization": "ddpm", "noise": "ddpm_uniform"},
         {"draws": "adaptive"},
         {"pairs": "optimal_transport"},
         {"augment": 0.5},

@@ -39,7 +39,15 @@ def gradients(row: Model, images: Tensor = IMAGES) -> tuple[list[Tensor], Run]:
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 11])
 @pytest.mark.parametrize(
-    "choices", [{}, {"dropout": 0.3}, {"labels": "classes", "augment": 0.4}, {"weighting": "uncertainty"}], ids=str
+    "choices",
+    [
+        {},
+        {"dropout": 0.3},
+        {"labels": "classes", "augment": 0.4},
+        {"weighting": "uncertainty"},
+        {"learned_variance": "hybrid", "parametrization": "iddpm", "noise": "iddpm_uniform"},
+    ],
+    ids=str,
 )
 def test_micro_batches_have_the_gradient_of_the_whole_batch(choices: dict[str, Any], micro_batch: int) -> None:
     whole, run = gradients(Model(**SMALL, **choices))

@@ -108,7 +108,7 @@ class DDPMpp(Conditioned):
                 width = outputs
             if i > 0:
                 self.decoder.append(Block(width, width, emb, dropout, "up"))
-        self.norm, self.head = norm(width), nn.Conv2d(width, image_channels, 3, padding=1)
+        self.norm, self.head = norm(width), nn.Conv2d(width, common.outputs, 3, padding=1)
         self.told = Told(common, channels)
         residual = [module.conv2 for module in self.modules() if isinstance(module, Block)]
         attending = [module for module in self.modules() if isinstance(module, Attention)]

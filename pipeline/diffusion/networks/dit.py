@@ -63,7 +63,7 @@ class DiT(Conditioned):
         self.stem = nn.Conv2d(image_channels, channels, patch, stride=patch)
         self.register_buffer("position", positions(height // patch, width // patch, channels))
         self.blocks = nn.ModuleList(Block(channels, emb, common.dropout) for _ in range(blocks))
-        self.head = Head(channels, image_channels * patch**2, emb)
+        self.head = Head(channels, common.outputs * patch**2, emb)
         self.fold = nn.PixelShuffle(patch)
         self.told = Told(common, channels)
         modulations = [module.modulation for module in self.modules() if isinstance(module, Block | Head)]

@@ -79,13 +79,15 @@ class Common:
     """The settings that all networks share.
 
     embedding: that of the noise level, a key of EMBEDDINGS; dropout: its probability; classes: the number of labels, 0
-    for a network without labels; augmentation: the numbers that describe an augmentation, 0 for none.
+    for a network without labels; augmentation: the numbers that describe an augmentation, 0 for none; outputs: the
+    channels of its output, or the dimensions if it is for points.
     """
 
     embedding: str
     dropout: float
     classes: int
     augmentation: int
+    outputs: int
 
 
 class Conditioning(nn.Module):
@@ -127,7 +129,7 @@ class Told(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """A network whose `body` computes F from x and one embedding of all other inputs.
+    """A network whose `body` computes its output from x and one embedding of all other inputs.
 
     A subclass makes its other layers, then `told`.
     """
@@ -142,9 +144,9 @@ class Conditioned(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """F (N, ...) of x (N, ...) and c_noise (N,). For labels and augmentation, see `Told`."""
+        """The output (N, outputs, ...) for x (N, C, ...) and c_noise (N,). For labels and augmentation, see `Told`."""
         return self.body(x, self.embed(c_noise, self.told(labels, augmentation)))
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """F (N, ...) of x (N, ...) and the embedding (N, width)."""
+        """The output (N, outputs, ...) for x (N, C, ...) and the embedding (N, width)."""
         raise NotImplementedError

@@ -31,7 +31,7 @@ class MLP(Conditioned):
         super().__init__(common, channels, width)
         self.stem = nn.Linear(dimensions, channels)
         self.blocks = nn.ModuleList(Block(channels, width, common.dropout) for _ in range(blocks))
-        self.head = Head(channels, dimensions, width)
+        self.head = Head(channels, common.outputs, width)
         self.told = Told(common, channels)
         modulations = [module.modulation for module in self.modules() if isinstance(module, Block | Head)]
         initialize(self, last=[*modulations, self.head.linear])

@@ -63,7 +63,8 @@ def _check_patch(spec: Spec) -> None:
 
 
 def _common(spec: Spec) -> Common:
-    return Common(spec.embedding, spec.dropout, len(spec.classes), spec.augmentation)
+    outputs = spec.shape[0] * (2 if spec.learned_variance else 1)
+    return Common(spec.embedding, spec.dropout, len(spec.classes), spec.augmentation, outputs)
 
 
 def _unet(spec: Spec) -> UNet:
@@ -119,7 +120,8 @@ def build(spec: Spec) -> Conditioned:
     """The network of a denoiser's spec, with weights from PyTorch's global generator.
 
     It maps x (N, *shape), c_noise (N,), labels (N,) int64 (-1 for none, or None) and augmentation (N, A) (or None) to
-    F (N, *shape), which is 0 before training. Raises StudyError if the network does not support that shape.
+    F (N, *shape), which is 0 before training. If it learns the variance, its output has twice the channels; see
+    `parted`. Raises StudyError if the network does not support that shape.
     """
     check_network(spec.network, points=len(spec.shape) == 1)
     return NETWORKS[spec.network](spec)

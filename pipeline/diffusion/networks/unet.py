@@ -63,7 +63,7 @@ class UNet(Conditioned):
         self.downsample = nn.ModuleList(nn.Conv2d(a, a, 3, stride=2, padding=1) for a in widths[:-1])
         self.upsample = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
         self.up = nn.ModuleList(Level(2 * a, a, width, blocks, common.dropout) for a in widths[:-1])
-        self.norm, self.head = norm(widths[0]), zero(nn.Conv2d(widths[0], image_channels, 3, padding=1))
+        self.norm, self.head = norm(widths[0]), zero(nn.Conv2d(widths[0], common.outputs, 3, padding=1))
         self.told = Told(common, channels)
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
