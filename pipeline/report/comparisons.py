@@ -5,6 +5,7 @@ Everything here is a function of numbers; `verdicts` takes them from the results
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from pipeline.report.statistics import CONFIDENCE
 LEVEL = 1 - CONFIDENCE
 LEAST_GROUPS = 3  # fewer groups of samples do not show how much their variances differ
 EXACT = 1e-12  # variances of logarithms up to this are rounding
-NODES = np.linspace(-6, 6, 121)  # of the integral over a logarithm of a variance, in standard deviations
+NODES = np.linspace(-10, 10, 101)  # of the integral over a logarithm of a variance, in units of its scale
+QUANTILES = (np.arange(2000) + 0.5) / 2000
 DRAWS = 4096  # of the bootstrap
 WORDS = ("better", "worse", "equivalent", "undecided")
 
@@ -26,7 +28,8 @@ class Population(NamedTuple):
 
     variance: their common value if `spread` is 0, else their geometric mean. df: the degrees of freedom of a common
     value. spread: the variance of the logarithms of the true variances. doubt: the squared standard error of the
-    logarithm of `variance`.
+    logarithm of `variance`. The logarithm of a further variance has a Cauchy distribution with the scale
+    sqrt(spread + doubt): a long tail, because a few curves can be far noisier than the others.
     """
 
     variance: float
@@ -34,26 +37,20 @@ class Population(NamedTuple):
     spread: float
     doubt: float
 
-    @property
-    def prior_df(self) -> float:
-        """The degrees of freedom of an estimate with the accuracy with which the population predicts one variance."""
-        return 2 / (self.spread + self.doubt)
-
 
 def population(
     variances: Sequence[float], df: Sequence[int], groups: Sequence[Hashable], overlap: float = 0.0
 ) -> Population | None:
     """The population of variances with `df` degrees of freedom each; None with fewer than LEAST_GROUPS groups.
 
-    The variances of one group rest on the same trainings, so a group counts once. overlap: the squared correlation
-    between the samples of two groups, which lowers the degrees of freedom of the common value (1/4 for differences from
-    one base of equal variances).
+    The variances of one group rest on the same trainings, so a group counts once. overlap: the mean squared correlation
+    between the samples of different groups, which is the correlation of their variances.
 
     The logarithm of a sample variance has the mean log(variance) + digamma(df / 2) - log(df / 2) and the variance
     trigamma(df / 2). What the logarithms vary beyond that is `spread`, by the method of moments (Smyth 2004, Stat.
-    Appl. Genet. Mol. Biol. 3, article 3, sec. 6.2, with a log-normal in place of a scaled inverse chi-squared
-    distribution, whose tail is too long for variances that differ by orders of magnitude). Without any excess, the
-    variances are pooled.
+    Appl. Genet. Mol. Biol. 3, article 3, sec. 6.2). It is computed from all deviations from the mean and from upward
+    ones alone, and the larger one counts: variances that are larger than the population suggests lead to false
+    verdicts. Without any excess, the variances are pooled.
     """
     kept = [(s, d, g) for s, d, g in zip(variances, df, groups, strict=True) if d > 0 and s > EXACT]
     names = [g for _, _, g in kept]
@@ -63,14 +60,40 @@ def population(
     own, half = np.array([s for s, _, _ in kept]), np.array([d for _, d, _ in kept]) / 2
     weights = np.array([1 / names.count(name) for name in names])
     logs = np.log(own) - digamma(half) + np.log(half)
-    centre, noise = weights @ logs / count, polygamma(1, half)
-    excess = float(weights @ (logs - centre) ** 2 / (count - 1) - weights @ noise / count)
+    centre = float(weights @ logs) / count
+    noise, noise_up = (float(weights @ [f(d) for d in half]) / count for f in (lambda d: polygamma(1, d), upward))
+    seen = float(weights @ (logs - centre) ** 2) / (count - 1)
+    seen_up = float(weights @ np.maximum(logs - centre, 0) ** 2) / (count - 1)
+    excess = max(seen - noise * (1 - overlap), 2 * (seen_up - noise_up * (1 - overlap)))
+    alike = (1 + (count - 1) * overlap) / count  # the variance of a mean over groups, in units of one group's
     total = 2 * float(weights @ half)
-    common = total / (1 + (count - 1) * overlap)
+    common = total / count / alike
     if excess <= 0:
         return Population(2 * float(weights @ (half * own)) / total, common, 0.0, 2 / common)
-    doubt = (excess + float(weights @ noise) / count) * (1 + (count - 1) * overlap) / count
-    return Population(math.exp(centre), common, excess, doubt)
+    return Population(math.exp(centre), common, excess, (excess + noise) * alike)
+
+
+@cache
+def upward(half: float) -> float:
+    """The mean square of upward deviations of the logarithm of a chi-squared number, of 2 `half` degrees of freedom."""
+    logs = np.log(gammaincinv(half, QUANTILES))
+    return float((np.maximum(logs - digamma(half), 0) ** 2).mean())
+
+
+def overlap(samples: Sequence[np.ndarray]) -> float:
+    """The mean squared correlation between samples (n,) of the same repetitions, without its bias; 1 for n = 2.
+
+    The squared cosine between the deviations of two independent samples has the mean 1 / (n - 1).
+    """
+    deviations = [own - own.mean() for own in samples]
+    units = [own / norm for own in deviations if (norm := float(np.linalg.norm(own))) ** 2 > EXACT]
+    cosines = [
+        float(one @ two) ** 2 - (1 - float(one @ two) ** 2) / (len(one) - 2) if len(one) > 2 else 1.0
+        for i, one in enumerate(units)
+        for two in units[:i]
+        if len(one) == len(two)
+    ]
+    return min(max(float(np.mean(cosines)), 0.0), 1.0) if cosines else 0.0
 
 
 class Contrast(NamedTuple):
@@ -96,7 +119,7 @@ class Contrast(NamedTuple):
         """Possible standard errors and their probabilities (nodes,), given the contrast's own variance."""
         assert self.shared is not None
         logs = math.log(self.shared.variance) + NODES * math.sqrt(self.shared.spread + self.shared.doubt)
-        plausible = -(NODES**2) / 2 - self.df / 2 * (logs + self.variance * np.exp(-logs))
+        plausible = -np.log1p(NODES**2) - self.df / 2 * (logs + self.variance * np.exp(-logs))
         weights = np.exp(plausible - plausible.max())
         return np.sqrt(self.unit * np.exp(logs)), weights / weights.sum()
 
@@ -199,9 +222,9 @@ def flattery(logs: Mapping[str, Mapping[Hashable, float]]) -> float:
             for key, value in own.items():
                 loads[place, repetitions.index(key)] = (value - means[place]) / math.sqrt(count * (count - 1))
     normal = np.random.Generator(np.random.PCG64(0)).standard_normal((DRAWS, len(repetitions)))
-    errors = normal @ loads.T
+    errors = np.concatenate([normal, -normal]) @ loads.T  # in pairs, so that the error of a fixed name averages to 0
     picked = (means + errors).argmin(1)
-    return math.exp(float(errors[np.arange(DRAWS), picked].mean()))
+    return math.exp(min(float(errors[np.arange(2 * DRAWS), picked].mean()), 0.0))
 
 
 def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, power: float = 0.8) -> float:
@@ -216,11 +239,27 @@ def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, p
         return math.inf
     limit = float(stdtrit(df, 1 - LEVEL / comparisons / 2))
     # t exceeds the limit if a normal number of mean `shift` exceeds limit * sqrt(chi2 / df): average over the latter.
-    chances = (np.arange(2000) + 0.5) / 2000
-    scales = np.sqrt(2 * gammaincinv(df / 2, chances) / df)
+    scales = np.sqrt(2 * gammaincinv(df / 2, QUANTILES) / df)
 
     def reached(shift: float) -> float:
         return float(ndtr(shift - limit * scales).mean()) - power
 
     shift = float(brentq(reached, 0, 40 * limit + 40))
     return math.exp(shift * math.sqrt(2 * variance / seeds))
+
+
+def detectable(shared: Population, seeds: int, comparisons: int, power: float = 0.8) -> float:
+    """`detectable_ratio` of two curves whose variance is that of their population, by the test that judges them."""
+    if not shared.spread:
+        return detectable_ratio(shared.variance, seeds, shared.df, comparisons, power)
+    unit, df = 2 / seeds, 2 * (seeds - 1)
+    own = 2 * gammaincinv(df / 2, QUANTILES[20::40]) / df if df else np.zeros(1)
+    limits = np.array(
+        [Contrast(0, unit, shared.variance * each, df, shared).half_width(LEVEL / comparisons) for each in own]
+    )
+    error = math.sqrt(unit * shared.variance)
+
+    def reached(effect: float) -> float:
+        return float(ndtr((effect - limits) / error).mean()) - power
+
+    return math.exp(min(float(brentq(reached, 0, float(limits.max()) + 10 * error)), 700))
