@@ -1,4 +1,4 @@
-"""The section on the precision of comparisons: residuals, variances, pairs, and the ratios that the study can detect."""
+"""The section on the precision of comparisons: residuals, variances, pairs, and detectable ratios."""
 
 import math
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ def finding(report: Report) -> list[str]:
 
 
 def bartlett(samples: list[np.ndarray]) -> float:
-    """The p value of Bartlett's test of equal variances (Bartlett 1937, Proc. R. Soc. A 160, 268); NaN: too few samples.
+    """The p value of Bartlett's test of equal variances (1937, Proc. R. Soc. A 160, 268); NaN with too few samples.
 
     Tests that use deviations from medians (Brown and Forsythe 1974) have hardly any power for three repetitions.
     """
