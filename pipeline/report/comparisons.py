@@ -28,14 +28,15 @@ class Population(NamedTuple):
 
     variance: their common value if `spread` is 0, else their geometric mean. df: the degrees of freedom of a common
     value. spread: the variance of the logarithms of the true variances. doubt: the squared standard error of the
-    logarithm of `variance`. The logarithm of a further variance has a Cauchy distribution with the scale
-    sqrt(spread + doubt): a long tail, because a few curves can be far noisier than the others.
+    logarithm of `variance`. mean: the mean variance. The logarithm of a further variance has a Cauchy distribution with
+    the scale sqrt(spread + doubt): a long tail, because a few curves can be far noisier than the others.
     """
 
     variance: float
     df: float
     spread: float
     doubt: float
+    mean: float
 
 
 def population(
@@ -68,9 +69,10 @@ def population(
     alike = (1 + (count - 1) * overlap) / count  # the variance of a mean over groups, in units of one group's
     total = 2 * float(weights @ half)
     common = total / count / alike
+    mean = 2 * float(weights @ (half * own)) / total
     if excess <= 0:
-        return Population(2 * float(weights @ (half * own)) / total, common, 0.0, 2 / common)
-    return Population(math.exp(centre), common, excess, (excess + noise) * alike)
+        return Population(mean, common, 0.0, 2 / common, mean)
+    return Population(math.exp(centre), common, excess, (excess + noise) * alike, mean)
 
 
 @cache
@@ -249,15 +251,15 @@ def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, p
 
 
 def detectable(shared: Population, seeds: int, comparisons: int, power: float = 0.8) -> float:
-    """`detectable_ratio` of two curves whose variance is that of their population, by the test that judges them."""
+    """`detectable_ratio` of two curves with the mean variance of their population, by the test that judges them."""
     if not shared.spread:
         return detectable_ratio(shared.variance, seeds, shared.df, comparisons, power)
     unit, df = 2 / seeds, 2 * (seeds - 1)
     own = 2 * gammaincinv(df / 2, QUANTILES[20::40]) / df if df else np.zeros(1)
     limits = np.array(
-        [Contrast(0, unit, shared.variance * each, df, shared).half_width(LEVEL / comparisons) for each in own]
+        [Contrast(0, unit, shared.mean * each, df, shared).half_width(LEVEL / comparisons) for each in own]
     )
-    error = math.sqrt(unit * shared.variance)
+    error = math.sqrt(unit * shared.mean)
 
     def reached(effect: float) -> float:
         return float(ndtr((effect - limits) / error).mean()) - power

@@ -137,7 +137,7 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["findings"] == [
         "Weight averages of edm at a budget of 16: the power function of sigma_rel 0.03, with relative length "
         f"{length:#.3g}, has the lowest mean bias-corrected FD (classifier); relative to the model's own, it is "
-        "undecided at 4, 8 and 16."
+        "equal at 4, undecided at 8 and 16."
     ]
     assert list(figure) == ["budget 8", "budget 16"]
     means = {label: [p.mean for p in points.values()] for label, points in figure["budget 16"].items()}
@@ -156,7 +156,7 @@ def test_the_finding_names_the_verdicts_or_the_models_own_average(
 
     lower = said(SCORES | {"short": [4.0, 7.0, 6.7]})
     assert ": the half-life of 300 images, with relative length " in lower
-    assert lower.endswith("; relative to the model's own, it is undecided at 4 and 8.")
+    assert lower.endswith("; relative to the model's own, it is equal at 4, undecided at 8.")
     assert said(SCORES) == (
         "Weight averages of edm at a budget of 8: no average scores lower than the model's own (half-life of "
         "10000 images)."

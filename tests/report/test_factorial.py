@@ -224,12 +224,12 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [float(ratio) for ratio in ratios] == pytest.approx(np.exp(COLUMNS - COLUMNS.mean()).tolist(), rel=0.05)
     cell = row(text, "`m23`", "interaction, budget 8")
     assert cell[:3] == ["P_mean 0", "weighting min_snr", "`m23`"] and "±" in cell[3]
-    assert cell[5].startswith("×") and "better" in cell[5]
+    assert cell[5].startswith("×") and cell[5].endswith(", worse")
     assert cell[4].startswith("0.9") and cell[4].endswith("to 1.01)")  # not bold
     [said] = [
         line for line in markdown(paths).splitlines() if line.startswith("- Factorial design of 4 x 3 models over")
     ]
-    assert "sampled like m00, where main effects are means over many models, and are detected more easily " in said
+    assert "sampled like m00, whose main effects are means over several models" in said
     assert ": at a budget of 8, the main effect of noise distribution (" in said
     assert said.count("p < 0.001) and the main effect of loss weighting (") and said.endswith(" is not detected.")
 
@@ -257,7 +257,7 @@ def test_effects_within_chance_are_not_detected(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, noise=30.0), tmp_path)
     [said] = [text for text in findings(report).more if text.startswith("Factorial design of 4 x 3")]
-    assert "are not detected" in said and "is detected" not in said and "are detected" not in said
+    assert said.endswith(" are not detected.") and ") is detected" not in said and ") are detected" not in said
 
 
 def test_a_study_without_a_grid_has_no_section(plain: Paths) -> None:

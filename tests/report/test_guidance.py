@@ -204,8 +204,8 @@ def test_numbers_are_those_of_the_curves(tmp_path: Path, monkeypatch: pytest.Mon
     assert "budget 8 | budget 16 | ratio to no guidance, budget 16 | precision (classifier), budget 16 |" in heading
     assert found["findings"] == [
         "Guidance of classes (unconditional) at a budget of 16: scale 2 has the lowest mean bias-corrected FD "
-        "(classifier); relative to no guidance, it is undecided at 4, 8 and 16; from scale 1 to scale 3, precision "
-        "changes from 0.500 to 0.750 and recall changes from 0.750 to 0.250."
+        "(classifier); relative to no guidance, it is equal at 4, undecided at 8 and 16; from scale 1 to scale 3, "
+        "precision changes from 0.500 to 0.750 and recall changes from 0.750 to 0.250."
     ]
     panels = figures["guidance_scale"]
     assert list(panels) == ["budget 8", "budget 16"]

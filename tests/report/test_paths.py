@@ -65,7 +65,7 @@ def test_a_path_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert row(text, "`config_f`", "to `config_f`")[1] == "noise flow_uniform + solver euler"
     step = row(text, "`config_e`", "change |")
     assert step[1] == "noise lognormal + weighting min_snr" and step[3] == "1.50 ± 2.62"
-    assert step[4].startswith("×0.712 (") and step[4].endswith("), undecided")
+    assert step[4].startswith("×0.672 (") and step[4].endswith("), undecided")
     assert row(text, "`config_b`", "change |")[4].startswith("×1.00 (") and "nan" not in text
     [said] = [line for line in markdown(study).splitlines() if line.startswith("- Path from config_a to config_e")]
     assert "each step relative to the previous one: config_b: undecided at 4 and 8; config_c: " in said

@@ -334,7 +334,7 @@ def finding(report: Report, grid: Grid) -> str:
         for budget, own in found.items()
     ]
     size = f"{len(grid.rows)} x {len(grid.columns)} models over {listed(list(grid.titles))}"
-    power = "where main effects are means over many models, and are detected more easily than effects on single models"
+    power = "whose main effects are means over several models"
     start = f"Factorial design of {size}, sampled like {grid.names[0]}, {power}: "
     return f"{start}{'; '.join(parts)}." if parts else ""
 
