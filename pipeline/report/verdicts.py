@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -54,7 +55,8 @@ class Verdict(NamedTuple):
         return self.effect.low == self.effect.high == (1 if self.is_ratio else 0)
 
 
-class Compared(NamedTuple):
+@dataclass(frozen=True)
+class Compared:
     """A contrast of two curves, whether it is of logarithms, the number of repetitions, and a remark on its error."""
 
     contrast: Contrast

@@ -77,7 +77,8 @@ def two_way(values: np.ndarray) -> Analysis:
     rows, columns, cells = (
         Source(
             own,
-            *(unit * math.sqrt(df) for unit in units),
+            units[0] * math.sqrt(df),
+            units[1] * math.sqrt(df),
             df,
             square / total if total else 0.0,
             *_test(square / df, error, df, residual_df),
