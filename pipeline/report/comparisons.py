@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import digamma, gammaincinv, ndtr, ndtri, polygamma, stdtr, stdtrit
+from scipy.special import chdtrc, digamma, gammaincinv, ndtr, ndtri, polygamma, stdtr, stdtrit
 
 from pipeline.report.statistics import CONFIDENCE
 
 LEVEL = 1 - CONFIDENCE
 LEAST_GROUPS = 3  # fewer groups of samples do not show how much their variances differ
 EXACT = 1e-12  # variances of logarithms up to this are rounding
+POOLING = 0.25  # variances are pooled unless a test of equality has a smaller p value (Bancroft 1964)
 NODES = np.linspace(-10, 10, 101)  # of the integral over a logarithm of a variance, in units of its scale
 QUANTILES = (np.arange(2000) + 0.5) / 2000
 DRAWS = 4096  # of the bootstrap
@@ -51,7 +52,8 @@ def population(
     trigamma(df / 2). What the logarithms vary beyond that is `spread`, by the method of moments (Smyth 2004, Stat.
     Appl. Genet. Mol. Biol. 3, article 3, sec. 6.2). It is computed from all deviations from the mean and from upward
     ones alone, and the larger one counts: variances that are larger than the population suggests lead to false
-    verdicts. Without any excess, the variances are pooled.
+    verdicts. Without any excess, or if Bartlett's test over the groups has a p value above POOLING, the variances are
+    pooled.
     """
     kept = [(s, d, g) for s, d, g in zip(variances, df, groups, strict=True) if d > 0 and s > EXACT]
     names = [g for _, _, g in kept]
@@ -70,9 +72,25 @@ def population(
     total = 2 * float(weights @ half)
     common = total / count / alike
     mean = 2 * float(weights @ (half * own)) / total
-    if excess <= 0:
+    firsts = {name: (s, d) for s, d, name in reversed(kept)}
+    if excess <= 0 or bartlett(*zip(*firsts.values(), strict=True)) > POOLING:
         return Population(mean, common, 0.0, 2 / common, mean)
     return Population(math.exp(centre), common, excess, (excess + noise) * alike, mean)
+
+
+def bartlett(variances: Sequence[float], df: Sequence[int]) -> float:
+    """The p value of Bartlett's test of equal variances (1937, Proc. R. Soc. A 160, 268); NaN for fewer than two.
+
+    Tests that use deviations from medians (Brown and Forsythe 1974) have hardly any power for three repetitions.
+    """
+    found = [(s, d) for s, d in zip(variances, df, strict=True) if s > EXACT and d > 0]
+    if len(found) < 2:
+        return math.nan
+    own, free = np.array(found).T
+    total = free.sum()
+    statistic = total * math.log(float(free @ own) / total) - float(free @ np.log(own))
+    correction = 1 + (float((1 / free).sum()) - 1 / total) / (3 * (len(free) - 1))
+    return float(chdtrc(len(free) - 1, statistic / correction))
 
 
 @cache

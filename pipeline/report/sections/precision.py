@@ -6,9 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtrc
 
-from pipeline.report.comparisons import EXACT, Population
+from pipeline.report.comparisons import EXACT, Population, bartlett
 from pipeline.report.figures.scores import residuals_figure
 from pipeline.report.page import Markdown, table
 from pipeline.report.study import Report
@@ -47,22 +46,6 @@ def finding(report: Report) -> list[str]:
         f"With {' or '.join(map(str, seeds))} trainings of each model, this study can tell these differences between "
         f"models from chance, by budget (80% power, corrected for {family} comparisons): {text}."
     ]
-
-
-def bartlett(samples: list[np.ndarray]) -> float:
-    """The p value of Bartlett's test of equal variances (1937, Proc. R. Soc. A 160, 268); NaN with too few samples.
-
-    Tests that use deviations from medians (Brown and Forsythe 1974) have hardly any power for three repetitions.
-    """
-    found = [(float(np.var(own, ddof=1)), len(own) - 1) for own in samples if len(own) > 1]
-    found = [(variance, df) for variance, df in found if variance > EXACT]
-    if len(found) < 2:
-        return math.nan
-    variance, df = np.array(found).T
-    total = df.sum()
-    statistic = total * math.log(float(df @ variance) / total) - float(df @ np.log(variance))
-    correction = 1 + (float((1 / df).sum()) - 1 / total) / (3 * (len(df) - 1))
-    return float(chdtrc(len(df) - 1, statistic / correction))
 
 
 def exponent(points: list[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -116,7 +99,11 @@ def _table(report: Report, budgets: list[int]) -> Markdown:
         firsts: dict[str, np.ndarray] = {}
         for name, own in logs.items():
             firsts.setdefault(report.curves[name].row.model, np.array(list(own.values())))
-        tests = [bartlett(list(firsts.values())), bartlett([np.exp(own) for own in firsts.values()])]
+        several = [own for own in firsts.values() if len(own) > 1]
+        tests = [
+            bartlett([float(f(own).var(ddof=1)) for own in several], [len(own) - 1 for own in several])
+            for f in (np.asarray, np.exp)
+        ]
         ratio, seeds = report.verdicts.detectable(budget, family)
         lines.append(
             [
