@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import chdtrc, digamma, gammaincinv, ndtr, ndtri, polygamma, stdtr, stdtrit
+from scipy.special import chdtrc, digamma, fdtrc, gammaincinv, ndtr, ndtri, polygamma, stdtr, stdtrit
 
 from pipeline.report.statistics import CONFIDENCE
 
@@ -180,15 +180,27 @@ def paired(differences: np.ndarray, shared: Population | None = None) -> Contras
 def unpaired(own: np.ndarray, base: np.ndarray, shared: Population | None = None) -> Contrast:
     """The contrast of the means of two samples, (n,) and (m,), with Welch's estimate of its error.
 
-    A sample of one value has no variance; without a population, the contrast's error is then unknown.
+    A sample of one value has no variance; without a population, the contrast's error is then unknown. If one sample is
+    far noisier than its population, the error is Welch's alone.
     """
     effect, unit = float(np.mean(own) - np.mean(base)), 1 / len(own) + 1 / len(base)
     if min(len(own), len(base)) < 2:
         return Contrast(effect, unit, 0.0, 0, shared)
     parts = [(float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in (own, base)]
+    if shared and any(apart(part * (free + 1), free, shared) for part, free in parts):
+        shared = None
     square = sum(part for part, _ in parts)
     df = square**2 / sum(part**2 / free for part, free in parts) if square else float(len(own) + len(base) - 2)
     return Contrast(effect, unit, square / unit, df, shared)
+
+
+def apart(variance: float, df: float, shared: Population) -> bool:
+    """Whether a variance is larger than the mean of the others in its population, by an F test at 5%."""
+    rest = shared.df - df
+    if rest <= 0 or variance <= shared.mean:
+        return False
+    others = (shared.df * shared.mean - df * variance) / rest
+    return others <= 0 or float(fdtrc(df, rest, variance / others)) < LEVEL
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -269,7 +281,11 @@ def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, p
 
 
 def detectable(shared: Population, seeds: int, comparisons: int, power: float = 0.8) -> float:
-    """`detectable_ratio` of two curves with the mean variance of their population, by the test that judges them."""
+    """`detectable_ratio` of two curves with the mean variance of their population, by the test that judges them.
+
+    Either curve is `apart` by chance in 5% of cases, and then hardly anything is detected.
+    """
+    power /= (1 - LEVEL) ** 2
     if not shared.spread:
         return detectable_ratio(shared.variance, seeds, shared.df, comparisons, power)
     unit, df = 2 / seeds, 2 * (seeds - 1)
