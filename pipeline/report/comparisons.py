@@ -29,8 +29,8 @@ class Population(NamedTuple):
 
     variance: their common value if `spread` is 0, else their geometric mean. df: the degrees of freedom of a common
     value. spread: the variance of the logarithms of the true variances. doubt: the squared standard error of the
-    logarithm of `variance`. mean: the mean variance. The logarithm of a further variance has a Cauchy distribution with
-    the scale sqrt(spread + doubt): a long tail, because a few curves can be far noisier than the others.
+    logarithm of `variance`. mean, median: those of the variances. The logarithm of a further variance has a Cauchy
+    distribution with the scale sqrt(spread + doubt): a long tail, because a few curves can be far noisier than others.
     """
 
     variance: float
@@ -38,6 +38,7 @@ class Population(NamedTuple):
     spread: float
     doubt: float
     mean: float
+    median: float
 
 
 def population(
@@ -74,8 +75,9 @@ def population(
     mean = 2 * float(weights @ (half * own)) / total
     firsts = {name: (s, d) for s, d, name in reversed(kept)}
     if excess <= 0 or bartlett(*zip(*firsts.values(), strict=True)) > POOLING:
-        return Population(mean, common, 0.0, 2 / common, mean)
-    return Population(math.exp(centre), common, excess, (excess + noise) * alike, mean)
+        return Population(mean, common, 0.0, 2 / common, mean, mean)
+    median = float(np.median(own * half / gammaincinv(half, 0.5)))
+    return Population(math.exp(centre), common, excess, (excess + noise) * alike, mean, median)
 
 
 def bartlett(variances: Sequence[float], df: Sequence[int]) -> float:
@@ -281,7 +283,7 @@ def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, p
 
 
 def detectable(shared: Population, seeds: int, comparisons: int, power: float = 0.8) -> float:
-    """`detectable_ratio` of two curves with the mean variance of their population, by the test that judges them.
+    """`detectable_ratio` of two curves with the median variance of their population, by the test that judges them.
 
     Either curve is `apart` by chance in 5% of cases, and then hardly anything is detected.
     """
@@ -291,9 +293,9 @@ def detectable(shared: Population, seeds: int, comparisons: int, power: float = 
     unit, df = 2 / seeds, 2 * (seeds - 1)
     own = 2 * gammaincinv(df / 2, QUANTILES[20::40]) / df if df else np.zeros(1)
     limits = np.array(
-        [Contrast(0, unit, shared.mean * each, df, shared).half_width(LEVEL / comparisons) for each in own]
+        [Contrast(0, unit, shared.median * each, df, shared).half_width(LEVEL / comparisons) for each in own]
     )
-    error = math.sqrt(unit * shared.mean)
+    error = math.sqrt(unit * shared.median)
 
     def reached(effect: float) -> float:
         return float(ndtr((effect - limits) / error).mean()) - power

@@ -26,8 +26,8 @@ from pipeline.report.comparisons import (
 
 RANDOM = np.random.default_rng(0)
 ONE, TWO = RANDOM.normal(0, 1, 5), RANDOM.normal(1, 3, 4)
-POOLED = Population(variance=0.04, df=14, spread=0, doubt=2 / 14, mean=0.04)
-SPREAD = Population(variance=0.04, df=14, spread=2.0, doubt=0.3, mean=0.06)
+POOLED = Population(variance=0.04, df=14, spread=0, doubt=2 / 14, mean=0.04, median=0.04)
+SPREAD = Population(variance=0.04, df=14, spread=2.0, doubt=0.3, mean=0.06, median=0.05)
 
 
 def test_contrasts_without_a_population_are_students_and_welchs() -> None:
@@ -72,7 +72,7 @@ def test_a_population_is_pooled_if_its_variances_differ_by_chance_alone() -> Non
         pooled += found.spread == 0
     assert 130 < pooled < 170  # 75%, for a test at 25%
     alike = population([4.0, 3.9, 4.1], [2, 2, 2], "abc")
-    assert alike == pytest.approx((4.0, 6, 0, 1 / 3, 4.0))
+    assert alike == pytest.approx((4.0, 6, 0, 1 / 3, 4.0, 4.0))
 
 
 def test_bartletts_test_is_scipys() -> None:
@@ -175,7 +175,7 @@ def test_the_detectable_ratio_has_its_power(variance: float, seeds: int, df: flo
         detectable_ratio(2 * variance, seeds, df, 200),
     )
     assert more < ratio < noisier
-    assert detectable(Population(variance, df, 0, 0, variance), seeds, comparisons, 0.8 * 0.95**2) == ratio
+    assert detectable(Population(variance, df, 0, 0, variance, variance), seeds, comparisons, 0.8 * 0.95**2) == ratio
     assert detectable_ratio(variance, seeds, 0, comparisons) == math.inf
 
 
@@ -183,7 +183,7 @@ def test_power_in_a_spread_population_is_that_of_its_test() -> None:
     random, hits = np.random.default_rng(5), []
     effect = math.log(detectable(SPREAD, 3, 20))
     for _ in range(1500):
-        own = SPREAD.mean * random.chisquare(4) / 4
-        seen = effect + math.sqrt(2 / 3 * SPREAD.mean) * random.normal()
+        own = SPREAD.median * random.chisquare(4) / 4
+        seen = effect + math.sqrt(2 / 3 * SPREAD.median) * random.normal()
         hits.append(Contrast(seen, 2 / 3, own, 4, SPREAD).p < 0.05 / 20 and seen > 0)
     assert np.mean(hits) == pytest.approx(0.8 / 0.95**2, abs=0.035)
