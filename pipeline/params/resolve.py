@@ -65,6 +65,7 @@ def resolve(study: Study) -> Resolved:
         curves={name: _curve_entry(study, name, curves, models) for name in curves},
         sets=study.sets,
         published=study.published,
+        report=study.report,
         warnings=tuple(_warnings(study, models, curves)),
         data=study.data,
         features=study.features,

@@ -9,7 +9,7 @@ from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.metrics.extractors.row import Features
-from pipeline.params.study import Published, StudyInfo
+from pipeline.params.study import Published, Reporting, StudyInfo
 from pipeline.training.row import Model
 
 
@@ -65,6 +65,7 @@ class ReportRows(Row):
     curves: dict[str, CurveEntry]
     sets: dict[str, ImageSet]
     published: tuple[Published, ...]
+    report: Reporting
     warnings: tuple[str, ...]
     """One line for each choice that cannot change the result."""
 

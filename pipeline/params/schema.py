@@ -14,7 +14,7 @@ from pipeline.metrics.extractors.row import Features
 from pipeline.params.descriptions import TABLES, choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.needs import Needs
-from pipeline.params.study import Preset, Published, Study, StudyInfo
+from pipeline.params.study import Preset, Published, Reporting, Study, StudyInfo
 from pipeline.training.row import Model
 
 FILE = "params.schema.json"
@@ -91,6 +91,7 @@ def study_schema() -> dict[str, Any]:
         "models": _rows(_mapping(base | model, type=["object", "null"]), least=1),
         "curves": _rows(_mapping(base | curve, ("model",)), least=1),
         "sets": _rows(_mapping(_keys(ImageSet), ("source",))),
+        "report": _mapping(_keys(Reporting)),
         "published": {
             "type": "array",
             "items": _mapping(_keys(Published), ("curve", "nfe", "value", "what", "source")),

@@ -70,6 +70,13 @@ class Published(Row):
     """Evaluations with which the curve visits the same noise levels, if they differ from nfe; null: nfe."""
 
 
+class Reporting(Row):
+    """The `report` section: how the report judges."""
+
+    smallest_effect: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Smallest effect of interest: a ratio of two scores within 1 / (1 + this) and 1 + this is called equivalent."""
+
+
 class Study(Row):
     """A study file with its preset applied. Rows stay as written; `resolve` fills them in."""
 
@@ -97,6 +104,8 @@ class Study(Row):
     """Images from elsewhere, measured like those of the curves; {} for none."""
     published: tuple[Published, ...] = ()
     """Published values, which the report shows beside those of this study's curves."""
+    report: Reporting = Reporting()
+    """How the report judges differences."""
 
 
 def read_study(path: Path) -> Study:

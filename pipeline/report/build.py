@@ -27,6 +27,7 @@ from pipeline.report.sections import (
     machines,
     methods,
     networks,
+    precision,
     published,
     reading,
     samplers,
@@ -88,6 +89,7 @@ def render(report: Report) -> str:
     environment.filters |= {
         "begin": lambda text: text[:1].upper() + text[1:],
         "number": number,
+        "ratio": lambda value: f"{value:.3g}",
         "percent": percent,
         "short": lambda h: h[:SHORT_HASH],
     }
@@ -106,6 +108,9 @@ def render(report: Report) -> str:
         report=report,
         methods=methods,
         reading=reading,
+        precision=precision.section(report),
+        verdicts=report.verdicts,
+        margin=report.rows.report.smallest_effect,
         timed_on=cost.timed_on(report),
         agreement=agreement.agreement(report),
         machines=machines.machines(report),

@@ -454,10 +454,12 @@ function openCell(key) {
     const other = repetitions(base, Number(baseNfe), metric);
     const pairs = repetitions(name, Number(nfe), metric).flatMap((own) => {
       const [match] = other.filter((cell) => cell.training === own.training && cell.sampling === own.sampling);
-      return match ? [[own.training, own.sampling, digits(own.value - match.value)]] : [];
+      if (!match) return [];
+      const ratio = own.value > 0 && match.value > 0 ? digits(own.value / match.value) : "";
+      return [[own.training, own.sampling, digits(own.value - match.value), ratio]];
     });
-    dialog.append(about(base, Number(baseNfe), metric), make("h3", {}, "Paired differences"),
-      grid(["training seed", "sampling seed", "difference"], pairs));
+    dialog.append(about(base, Number(baseNfe), metric), make("h3", {}, "By seeds"),
+      grid(["training seed", "sampling seed", "difference", "ratio"], pairs));
   }
   dialog.setAttribute("aria-labelledby", "cell-title");
   if (!dialog.open) dialog.showModal();

@@ -58,20 +58,14 @@ def estimate(by_seed: pd.DataFrame) -> Interval:
 def difference(own: pd.DataFrame, base: pd.DataFrame) -> Interval | None:
     """own - base over their common seeds, with an interval; None without a common seed.
 
-    Both sides share the initial noise, and the network if the model is the same, so the differences are paired. For a
-    single repetition, the two errors are added as if they were independent. With shared noise, this interval is too
-    wide rather than too narrow.
+    Differences are paired. For a single repetition, the two errors are added as if they were independent. With shared
+    noise, this interval is too wide rather than too narrow. `comparisons` has the ratios behind the report's verdicts.
     """
     both = pd.concat([own, base.add_suffix("_base")], axis=1, join="inner")
     if both.empty:
         return None
     both = both.assign(value=both.value - both.value_base, se=np.hypot(both.se, both.se_base))
     return estimate(both)
-
-
-def is_tie(change: Interval | None) -> bool:
-    """Whether the interval of a difference contains 0. A difference of unknown error is a tie."""
-    return change is None or math.isnan(change.low) or change.low <= 0 <= change.high
 
 
 def summarise(results: pd.DataFrame, curve: str, metric: str) -> dict[int, Interval]:

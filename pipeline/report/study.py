@@ -13,8 +13,9 @@ from pipeline.metrics.names import COORDINATES, headline, label
 from pipeline.params.resolved import ReportRows
 from pipeline.report.page import marked
 from pipeline.report.results import FAILED, at_budget, failed_at, read_losses, read_results, read_timings
-from pipeline.report.statistics import Floor, Interval, difference, estimate, floor_of, is_tie, summarise
-from pipeline.report.text import plain, stated, stated_difference
+from pipeline.report.statistics import Floor, Interval, estimate, floor_of, summarise
+from pipeline.report.text import plain, stated, stated_verdict
+from pipeline.report.verdicts import Verdict, Verdicts
 from pipeline.training.row import Model
 
 METRICS = (
@@ -208,9 +209,23 @@ class Report:
         key = f"{curve}/{nfe}/{metric or self.headline}" + (f"/{base[0]}/{base[1]}" if base[0] else "")
         return marked(text, self.links.setdefault(key, len(self.links)))
 
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        """All comparisons of the score between curves."""
+        return Verdicts(self.curves, self.distinct, self.methods, self.cells, self.rows.report.smallest_effect)
+
+    def verdict(self, curve: str, base: str, budget: int) -> Verdict:
+        """The one verdict of the report on a curve against a base at a budget at which both have a result."""
+        return self.verdicts.verdict(curve, base, budget)
+
+    def course(self, curve: str, base: str) -> dict[int, Verdict]:
+        """The verdicts on a curve against a base, at all common budgets at which both have a result."""
+        shared = [b for b in self.common_budgets([curve, base]) if len(self.having([curve, base], b)) == 2]
+        return {budget: self.verdict(curve, base, budget) for budget in shared}
+
     def compared(self, curve: str, base: str, budget: int) -> str:
-        """The paired difference of two curves that both have a result at a budget, linked to their cells."""
-        text = stated_difference(difference(self.cells(curve, budget), self.cells(base, budget)))
+        """The verdict on a curve against a base that both have a result at a budget, linked to their cells."""
+        text = stated_verdict(self.verdict(curve, base, budget))
         return self.linked(text, curve, self.nfe(curve, budget), base=(base, self.nfe(base, budget)))
 
     def difference_at(self, curve: str, base: str, budget: int) -> str:
@@ -223,13 +238,6 @@ class Report:
     def stated_point(self, curve: str, nfe: int, metric: str | None = None) -> str:
         """A metric (None: the score) of a curve or image set at a counted NFE."""
         return self.linked(stated(self.points(curve, metric)[nfe]), curve, nfe, metric)
-
-    def once(self, curve: str, base: str, budget: int) -> str:
-        """A remark on differences between two models of one training each: their intervals do not include retraining,
-        so they compare two networks and not two ways of training."""
-        trained = [set(self.cells(name, budget).index.get_level_values(0)) for name in (curve, base)]
-        another = self.curves[curve].row.model != self.curves[base].row.model
-        return " (one training each)" if another and len(set.intersection(*trained)) < 2 else ""
 
     def nfe(self, curve: str, budget: int) -> int:
         """The NFE that a curve with a result at a budget uses."""
@@ -253,13 +261,9 @@ class Report:
         return name, nfe, mean
 
     def best(self, curves: list[str], budget: int) -> list[str]:
-        """The curve of the smallest mean at a budget, then its ties; empty if no curve has a result."""
+        """The curve of the smallest mean at a budget, then the others that may be the best; empty without a result."""
         having = self.having(curves, budget)
-        if not having:
-            return []
-        leader = min(having, key=lambda name: self.estimate(name, budget).mean)
-        lead = self.cells(leader, budget)
-        return [leader, *(n for n in having if n != leader and is_tie(difference(self.cells(n, budget), lead)))]
+        return self.verdicts.may_be_best(having, budget) if having else []
 
     @cached_property
     def ablations(self) -> dict[str, list[str]]:

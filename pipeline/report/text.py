@@ -1,10 +1,11 @@
-"""How the report writes numbers, intervals, differences and lists."""
+"""How the report writes numbers, intervals, verdicts and lists."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.statistics import Interval, is_tie
+from pipeline.report.statistics import Interval
+from pipeline.report.verdicts import Verdict
 
 
 def number(value: float) -> str:
@@ -36,31 +37,28 @@ def stated(interval: Interval) -> str:
     return number(interval.mean) + ("" if math.isnan(interval.low) else f" ± {number(interval.half_width)}")
 
 
-def stated_difference(change: Interval | None) -> str:
-    """A difference with its 95% interval; a tie if the interval contains 0."""
-    if change is None:
-        return "no common seeds"
-    if math.isnan(change.low):
-        return f"{signed(change.mean)} (error unknown)"
-    if change.low == change.high == 0:
+def stated_verdict(found: Verdict) -> str:
+    """A ratio (or a difference) with its plain 95% interval, and the verdict: "×1.23 (1.10 to 1.38), worse"."""
+    if found.equal:
         return "equal"
-    text = f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)})"
-    return text + (", tie" if is_tie(change) else "") + (", one repetition" if change.count < 2 else "")
+    write = number if found.is_ratio else signed
+    sign, effect = "×" if found.is_ratio else "", found.effect
+    ends = "error unknown" if math.isnan(effect.low) else f"{write(effect.low)} to {write(effect.high)}"
+    return f"{sign}{write(effect.mean)} ({ends}), {found.word}{remark(found)}"
 
 
-def apart_or_tied(named: Iterable[tuple[str, Interval | None]], with_what: str = "") -> list[str]:
-    """Texts for named differences: first the significant ones, then the names of all ties."""
-    pairs = list(named)
-    apart = [f"{name} {stated_difference(change)}" for name, change in pairs if not is_tie(change)]
-    same = [name for name, change in pairs if is_tie(change)]
-    parts = [listed(apart)] if apart else []
-    return parts + ([f"{listed(same)} {'ties' if len(same) == 1 else 'tie'}{with_what}"] if same else [])
+def remark(found: Verdict) -> str:
+    """What the error of a verdict leaves out, in brackets; empty if nothing."""
+    return f" ({found.remark})" if found.remark else ""
 
 
-def relative(change: Interval | None, base: str) -> str:
-    """A difference from a base, and whether it is significant."""
-    verdict = "a tie" if is_tie(change) else "significant"
-    return f"{stated_difference(change).replace(', tie', '')} relative to {base}, {verdict}"
+def course(found: Mapping[int, Verdict]) -> str:
+    """The verdicts by budget: "worse at 4 and 7, equivalent at 19, undecided at 35"."""
+    budgets: dict[str, list[str]] = {}
+    for budget, verdict in found.items():
+        word = "equal" if verdict.equal else verdict.word
+        budgets.setdefault(word + remark(verdict), []).append(str(budget))
+    return ", ".join(f"{word} at {listed(own)}" for word, own in budgets.items())
 
 
 def percent(share: float) -> str:

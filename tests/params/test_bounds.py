@@ -15,12 +15,12 @@ from pipeline.metrics.extractors.row import Features
 from pipeline.params.needs import Needs
 from pipeline.params.resolve import MOST_BASES, MOST_NESTED, resolve
 from pipeline.params.schema import properties_of
-from pipeline.params.study import Published, read_study
+from pipeline.params.study import Published, Reporting, read_study
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 from tests.params.minimal import FLOW, curve, models, refusal, resolved
 
-ROWS = (Model, Curve, ImageSet, Features, Data, Needs, Published)
+ROWS = (Model, Curve, ImageSet, Features, Data, Needs, Published, Reporting)
 NO_LIMIT = ("S_max", "guidance_max")  # larger values mean: no limit
 
 

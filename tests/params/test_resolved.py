@@ -40,6 +40,7 @@ EXTREMES: dict[str, Any] = {  # rows whose JSON differs most from what the study
     },
     "sets": {"other": {"source": "x.zip"}},
     "published": [{"curve": "edm", "nfe": 35, "value": 1.97, "what": "w", "source": "s"}],
+    "report": {"smallest_effect": 0.2},
 }
 
 

@@ -18,7 +18,7 @@ from pipeline.params.explain import FILLED_IN
 from pipeline.params.needs import Needs
 from pipeline.params.resolve import resolve
 from pipeline.params.schema import FILE, study_schema, text
-from pipeline.params.study import Preset, Published, Study, StudyInfo, read_study
+from pipeline.params.study import Preset, Published, Reporting, Study, StudyInfo, read_study
 from pipeline.training.row import Model
 from tests.imports import ROOT
 
@@ -43,6 +43,7 @@ curves:
 sets: {theirs: {source: x.zip, nfe: 35}}
 published:
   - {curve: edm, nfe: 35, value: 1.97, what: "EDM", source: "A 2022", images: 7}
+report: {smallest_effect: 0.05}
 """
 
 
@@ -137,6 +138,7 @@ def properties(*place: str) -> dict[str, Any]:
 ROWS: dict[Any, tuple[str, ...]] = {
     StudyInfo: ("study",), Data: ("data",), Features: ("features",), Model: ("models",), Curve: ("curves",),
     ImageSet: ("sets",), Needs: ("needs",), Preset: ("presets",), Published: ("published",),
+    Reporting: ("report",),
 }  # fmt: skip
 
 

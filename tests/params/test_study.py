@@ -37,6 +37,9 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
     "empty models": ({"models": {}}, "models", "at least 1"),
     "empty curves": ({"curves": {}}, "curves", "at least 1"),
     "study without name": ({"study": {}}, "study.name", "missing"),
+    "smallest effect of nothing": ({"report": {"smallest_effect": 0}}, "report.smallest_effect", "greater than 0 and"),
+    "smallest effect of all": ({"report": {"smallest_effect": 1}}, "report.smallest_effect", "less than 1, not 1"),
+    "unknown report key": ({"report": {"smallest": 0.1}}, "report.smallest", "did you mean 'smallest_effect'?"),
     "curve without model": (curves(x={"rho": 3}), "curves.x.model", "missing"),
     "curve that inherits its model": (curves(x={"base": "edm", "rho": 3}), "curves.x.model", "missing"),
     "curves with a default model": (

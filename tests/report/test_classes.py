@@ -116,8 +116,8 @@ def test_the_report_has_escaped_results_by_class(tmp_path: Path, monkeypatch: py
     text = (paths.reports / "report.md").read_text()
     section = text.split("## Results by class")[1].split("\n## ")[0]
     assert "assigns 100.0% of the real images" in section and "<script" not in section.replace("\\<", "")
-    assert "Classes of untold at NFE 7: it generates" in section
-    assert "three 0.56 times" in section and "three has the largest distance" in section
+    assert "Classes of untold at NFE 7: the class shares of this network's samples differ from those of the" in section
+    assert "three 0.56 times its share of the data" in section and "three has the largest distance" in section
     assert "100.0% of its samples are in their requested class" in section
     assert (paths.reports / "figures/classes.png").exists()
 
@@ -157,21 +157,32 @@ def test_tables_show_the_classes_with_the_largest_distances(tmp_path: Path, monk
     assert "\n| three |" in shown["by_class"] and "\n| two |" not in shown["by_class"]
 
 
-def test_shares_have_the_interval_of_a_ratio_of_proportions() -> None:
-    ratio, low, high = classes.share(30, 300, 200, 1000)
+def test_shares_have_the_exact_interval_given_those_of_the_data() -> None:
+    ratio, low, high = classes.share(30, 300, 0.2)
     assert ratio == pytest.approx(0.5)
-    found = stats.contingency.relative_risk(30, 300, 200, 1000).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((found.low, found.high), rel=1e-6)
-    none = stats.binomtest(0, 300).proportion_ci(0.95)
-    assert classes.share(0, 300, 200, 1000) == pytest.approx((0, none.low / 0.2, none.high / 0.2))
-    assert all(map(math.isnan, classes.share(3, 300, 0, 1000)))
+    exact = stats.binomtest(30, 300).proportion_ci(0.95)
+    assert (low, high) == pytest.approx((exact.low / 0.2, exact.high / 0.2))
+    none, every = (stats.binomtest(count, 300).proportion_ci(0.99) for count in (0, 300))
+    assert classes.share(0, 300, 0.2, 0.01) == pytest.approx((0, 0, none.high / 0.2))
+    assert classes.share(300, 300, 0.2, 0.01) == pytest.approx((5, every.low / 0.2, 5))
+    assert all(map(math.isnan, classes.share(3, 300, 0.0)))
 
 
-def test_unequal_frequencies_are_tested_by_pearson() -> None:
-    own, real = np.array([30, 50, 20, 0]), np.array([100, 100, 100, 0])
-    apart, p = classes.unequal(own, real)
-    assert apart == pytest.approx((abs(0.3 - 1 / 3) + abs(0.5 - 1 / 3) + abs(0.2 - 1 / 3)) / 2)
-    assert p == pytest.approx(stats.chi2_contingency(np.stack([own, real])[:, :3], correction=False).pvalue)
+def test_shares_are_tested_by_their_fit_to_the_data() -> None:
+    own, expected = np.array([30, 50, 20, 0]), np.array([0.3, 0.3, 0.4, 0])
+    apart, p = classes.fit(own, expected)
+    assert apart == pytest.approx((0 + 0.2 + 0.2) / 2)
+    assert p == pytest.approx(stats.chisquare([30, 50, 20], [30, 30, 40]).pvalue)
+    assert classes.fit(np.array([30, 50, 19, 1]), expected)[1] == 0  # a class that the data do not have
+    assert classes.fit(np.array([5, 0]), np.array([1.0, 0.0]))[1] == 1
+
+
+def test_the_fit_of_rare_classes_holds_its_level() -> None:
+    """Classes with few expected samples are pooled, so that samples of the data's shares pass 95% of the time."""
+    expected = np.array([0.5, 0.3, 0.17, *[0.003] * 10])
+    random = np.random.default_rng(0)
+    p = np.array([classes.fit(random.multinomial(200, expected), expected)[1] for _ in range(2000)])
+    assert 0.03 < (p < 0.05).mean() < 0.07
 
 
 def test_data_without_classes_have_no_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

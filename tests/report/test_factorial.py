@@ -224,13 +224,14 @@ def test_a_grid_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [float(ratio) for ratio in ratios] == pytest.approx(np.exp(COLUMNS - COLUMNS.mean()).tolist(), rel=0.05)
     cell = row(text, "`m23`", "interaction, budget 8")
     assert cell[:3] == ["P_mean 0", "weighting min_snr", "`m23`"] and "±" in cell[3]
+    assert cell[5].startswith("×") and cell[5].endswith(", worse")
     assert cell[4].startswith("0.9") and cell[4].endswith("to 1.01)")  # not bold
     [said] = [
         line for line in markdown(paths).splitlines() if line.startswith("- Factorial design of 4 x 3 models over")
     ]
-    assert "sampled like m00, which can detect effects that tie in single comparisons: at a budget of 8, " in said
-    assert " at a budget of 8, noise distribution has the larger main effect (" in said
-    assert "p < 0.001; loss weighting " in said and said.endswith("is not significant.")
+    assert "sampled like m00, whose main effects are means over several models" in said
+    assert ": at a budget of 8, the main effect of noise distribution (" in said
+    assert said.count("p < 0.001) and the main effect of loss weighting (") and said.endswith(" is not detected.")
 
 
 def test_the_section_and_the_figure_of_a_grid_are_deterministic(
@@ -245,18 +246,18 @@ def test_the_section_and_the_figure_of_a_grid_are_deterministic(
     assert (tmp_path / shown["file"]).read_bytes() == before
 
 
-def test_a_significant_interaction_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detected_interaction_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, interaction=1.0), tmp_path)
     [said] = [text for text in findings(report).more if text.startswith("Factorial design of 4 x 3")]
-    assert "and their interaction (" in said and said.endswith("p < 0.001) is significant.")
+    assert "and their interaction (" in said and said.endswith("p < 0.001) are detected.")
 
 
-def test_effects_within_chance_are_called_not_significant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effects_within_chance_are_not_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = Report(grid_study(tmp_path, noise=30.0), tmp_path)
     [said] = [text for text in findings(report).more if text.startswith("Factorial design of 4 x 3")]
-    assert "neither main effect is significant" in said
+    assert said.endswith(" are not detected.") and ") is detected" not in said and ") are detected" not in said
 
 
 def test_a_study_without_a_grid_has_no_section(plain: Paths) -> None:

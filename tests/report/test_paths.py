@@ -59,17 +59,17 @@ def test_a_path_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     build(study)
     text = markdown(study).split("## Cumulative paths")[1].split("\n## ")[0]
     assert "### From `config_a` to `config_e`" in text and "### From `config_a` to `config_f`" in text
-    assert "| step | change | budget 4 | budget 8 | difference from the previous step, budget 8 |" in text
+    assert "| step | change | budget 4 | budget 8 | ratio to the previous step, budget 8 |" in text
     assert row(text, "`config_a`", "change |")[1] == "" == row(text, "`config_a`", "change |")[-1]
     assert row(text, "`config_c`", "change |")[1] == "channels 24"
     assert row(text, "`config_f`", "to `config_f`")[1] == "noise flow_uniform + solver euler"
     step = row(text, "`config_e`", "change |")
     assert step[1] == "noise lognormal + weighting min_snr" and step[3] == "1.50 ± 2.62"
-    assert step[4] == "−0.500 (−0.748 to −0.252)"
-    assert row(text, "`config_b`", "change |")[4] == "equal" and "nan" not in text
+    assert step[4].startswith("×0.672 (") and step[4].endswith("), undecided")
+    assert row(text, "`config_b`", "change |")[4].startswith("×1.00 (") and "nan" not in text
     [said] = [line for line in markdown(study).splitlines() if line.startswith("- Path from config_a to config_e")]
-    assert "each step relative to the previous one at a budget of 8: config_e −0.500 (−0.748 to −0.252); " in said
-    assert said.endswith("tie with the previous step.")
+    assert "each step relative to the previous one: config_b: undecided at 4 and 8; config_c: " in said
+    assert "; config_d: worse at 4, undecided at 8; config_e: " in said
     figures = {figure.name for figure in (study.reports / "figures").iterdir() if figure.name.startswith("path_")}
     assert figures == {f"path_{end}.{kind}" for end in ("config_e", "config_f") for kind in ("png", "svg", "json")}
     first, second = (sections(Report(study, tmp_path)) for _ in range(2))

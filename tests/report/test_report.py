@@ -52,7 +52,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: 
     build(paths)
     first = written(paths.reports)
     axes = {"rho", "solver", "loss_weighting", "combinations"}
-    others = ("methods", "front_NFE", "samples", "oracle_errors", "oracle_distances")
+    others = ("methods", "front_NFE", "samples", "oracle_errors", "oracle_distances", "residuals")
     others += ("loss_by_noise_level", "gradient_by_noise_level", "noise_distributions", "trajectories")
     figures = {f"figures/ablation_{axis}" for axis in axes} | {f"figures/{f}" for f in others}
     files = {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg", "json")}
@@ -72,7 +72,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: 
     assert set(addresses) - set(pictures) == {f"{figure}.svg" for figure in figures}  # to be downloaded
     assert HOSTILE in page.text
     assert HOSTILE[:40] in page.text
-    for said in ("Few samples: 64 for 64 features", "floor (real data)", "torch-fidelity", "1.0e-15", "tie"):
+    for said in ("Few samples: 64 for 64 features", "floor (real data)", "torch-fidelity", "1.0e-15", "undecided"):
         assert said in page.text, said
     assert not re.search(r"\bFID\b(?! only when it uses Inception)", page.text)
 

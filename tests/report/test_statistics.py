@@ -12,12 +12,10 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, write_text
 from pipeline.report.results import COLUMNS, at_budget, read_timings
 from pipeline.report.statistics import (
-    Interval,
     difference,
     estimate,
     floor_of,
     interval,
-    is_tie,
     nfe_to_reach,
     pareto,
     spread,
@@ -79,20 +77,6 @@ def test_spread_estimates_the_components_of_variance() -> None:
     assert all(found is not None and found.sampling > 0 for found in small)
     assert spread(by_seed({(0, 0): 1.0, (1, 1): 2.0})) is None
     assert spread(by_seed({(0, 0): 1.0, (0, 1): 2.0})) is None
-
-
-@pytest.mark.parametrize(
-    ("found", "tie"),
-    [
-        (Interval(0.1, -0.1, 0.3, 3), True),
-        (Interval(0.1, 0.05, 0.2, 3), False),
-        (Interval(-0.5, -0.6, -0.4, 3), False),
-        (Interval(2.0, math.nan, math.nan, 1), True),
-        (None, True),
-    ],
-)
-def test_tie(found: Interval | None, tie: bool) -> None:
-    assert is_tie(found) is tie
 
 
 def test_a_budget_selects_the_largest_nfe_within_it() -> None:

@@ -213,3 +213,25 @@ def frontier_figure(
     ]
     x_axis, y_axis = (Axis(label, log=False) for label in labels)
     save(figure, path, chart({"": drawn}, looks, x_axis, y_axis, note="scale"))
+
+
+def residuals_figure(path: Path, points: dict[str, list[tuple[float, float]]], xlabel: str) -> None:
+    """Draw the ratio of each repetition to its mean against the mean: label -> [(mean, ratio)], both logarithmic."""
+    figure, [[axes]] = new_figure((9.2, 4.2))
+    for place, (label, own) in enumerate(points.items()):
+        x, y = np.array(own).reshape(-1, 2).T
+        axes.plot(x, y, MARKERS[place % len(MARKERS)], color=PALETTE[place % 10], markersize=4, label=label)
+    axes.axhline(1, color="0.4", linestyle="--", linewidth=1.2)
+    for scale in (axes.set_xscale, axes.set_yscale):
+        scale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(minor_label)
+    axes.tick_params(which="minor", labelsize=8)
+    ylabel = "repetition / mean"
+    axes.set_xlabel(f"mean {xlabel}")
+    axes.set_ylabel(ylabel)
+    legend_beside(axes)
+    looks = {label: Look(place, MARKERS[place % len(MARKERS)]) for place, label in enumerate(points)}
+    drawn = [charts.point(label, x, y, alone=True) for label, own in points.items() for x, y in own]
+    save(figure, path, chart({"": drawn}, looks, Axis(f"mean {xlabel}"), Axis(ylabel)))

@@ -9,9 +9,8 @@ from pipeline.diffusion.averages import HalfLife, Power, Profile, profiles, resp
 from pipeline.evaluation.curve import Curve
 from pipeline.report.figures.scores import scale_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.statistics import difference
 from pipeline.report.study import APART, Report, low_and_high
-from pipeline.report.text import number, percent, plain, relative
+from pipeline.report.text import course, number, percent, plain
 
 KEYS = ("ema_halflife_images", "ema_sigma_rel")
 OWN = (*KEYS, *APART)  # keys that may differ within a family
@@ -94,11 +93,9 @@ def finding(report: Report, label: str, members: list[Member]) -> str:
     start = f"Weight averages of {label} at a budget of {budgets[-1]}: "
     if best.main:
         return start + f"no average scores lower than the model's own ({_name(report, best.profile)})."
-    change = difference(*(report.cells(m.curve, budgets[-1]) for m in (best, main[0])))
-    compared = relative(change, "the model's own")
     return start + (
         f"the {_name(report, best.profile)}, with relative length {number(best.length)}, has the lowest mean "
-        f"{report.score}, {compared}."
+        f"{report.score}; relative to the model's own, it is {course(report.course(best.curve, main[0].curve))}."
     )
 
 
@@ -132,7 +129,7 @@ def _points(report: Report, found: dict[str, list[Member]], budget: int) -> dict
 
 
 def _table(report: Report, found: dict[str, list[Member]], budgets: list[int]) -> Markdown:
-    """One line per average: its length, its origin, its score at each budget, and the difference from the main one."""
+    """One line per average: its length, its origin, its score at each budget, and the verdict against the main one."""
     lines, high = [], budgets[-1]
     for label, members in found.items():
         main = next((m.curve for m in members if m.main), "")
@@ -146,7 +143,7 @@ def _table(report: Report, found: dict[str, list[Member]], budgets: list[int]) -
                 [label, code(member.curve), shown, number(member.length), _origin(member.error), *scores, change]
             )
     header = ["model", "curve", "average", "relative length", "origin", *(f"budget {b}" for b in budgets)]
-    return table([*header, f"difference from the model's own, budget {high}"], lines)
+    return table([*header, f"ratio to the model's own, budget {high}"], lines)
 
 
 def _origin(error: float | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import chdtrc, ndtri
+from scipy.special import betaincinv, chdtrc, ndtri
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
@@ -18,6 +18,7 @@ from pipeline.data.dataset import load_prepared
 from pipeline.metrics.estimate import Estimate
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.reference import load_reference
+from pipeline.report.comparisons import LEVEL, holm
 from pipeline.report.figures.drawing import MARKERS, PALETTE, legend_beside, literal, new_figure, save
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.statistics import CONFIDENCE
@@ -25,12 +26,13 @@ from pipeline.report.study import Report
 from pipeline.report.text import number, percent
 from pipeline.sampling.guidance import sample_labels
 
+LEAST_EXPECTED = 5  # samples of a class in a test
 LEAST = 20  # images of a class on either side for a distance
 MOST = 500  # images of a class on either side in a distance: the first ones
 SHOWN = 20  # classes in the figure and in the table, those with the largest distances
 WIDTH = float(ndtri((1 + CONFIDENCE) / 2))  # of a 95% interval, in standard errors
 CLEAR = 0.9  # the least share of real images in their own region for regions to be called classes
-EVEN = "as often as in the data"
+SHARE = "its share of the data"
 LOST = "has no results by class, because the cell whose features are stored failed."
 
 
@@ -71,7 +73,7 @@ def section(report: Report) -> dict[str, Any] | None:
     if not views:
         return None
     methods = {name: views[name] for name in report.methods if name in views} or dict([next(iter(views.items()))])
-    places = _places(methods)
+    places, adjusted = _places(methods), fits(real, views)
     file = _draw(report, real, methods, places)
     return {
         "agreement": percent(real.agreement),
@@ -81,7 +83,7 @@ def section(report: Report) -> dict[str, Any] | None:
         "by_class": _by_class(report, real, methods, places),
         "by_curve": _by_curve(report, real, views),
         "least": LEAST,
-        "findings": [_finding(report, real, name, found) for name, found in methods.items()],
+        "findings": [_finding(report, real, name, own, adjusted[name][1]) for name, own in methods.items()],
         "lost": [f"{name} {LOST}" for name in shown if name not in views],
     }
 
@@ -136,35 +138,40 @@ def _distance(x: Tensor, y: Tensor) -> Estimate | None:
     return kernel_distance(x[:MOST], y[:MOST]) if min(len(x), len(y)) >= LEAST else None
 
 
-def share(count: int, total: int, real: int, real_total: int) -> tuple[float, float, float]:
-    """The frequency of a class relative to the data, with its 95% interval for independent counts (Katz et al. 1978).
+def share(count: int, total: int, expected: float, level: float = LEVEL) -> tuple[float, float, float]:
+    """The frequency of a class among samples relative to its share of the data, with its interval; NaN if that is 0.
 
-    The interval of a frequency of 0 is that of the count alone (Clopper and Pearson 1934). NaN if the data have none.
+    The data's share, `expected`, is given: only the count among `total` samples is random. The interval misses with the
+    probability `level` at most (Clopper and Pearson 1934, Biometrika 26, 404).
     """
-    if not real:
+    if not expected:
         return math.nan, math.nan, math.nan
-    ratio = count / total / (real / real_total)
-    if not count:
-        return 0.0, 0.0, (1 - ((1 - CONFIDENCE) / 2) ** (1 / total)) / (real / real_total)
-    half = WIDTH * math.sqrt(max(1 / count - 1 / total + 1 / real - 1 / real_total, 0))
-    return ratio, ratio * math.exp(-half), ratio * math.exp(half)
+    low = float(betaincinv(count, total - count + 1, level / 2)) if count else 0.0
+    high = float(betaincinv(count + 1, total - count, 1 - level / 2)) if count < total else 1.0
+    return count / total / expected, low / expected, high / expected
 
 
-def shares_of(real: Real, own: View) -> np.ndarray:
+def shares_of(real: Real, own: View, level: float = LEVEL) -> np.ndarray:
     """`share` of every class, (C, 3)."""
-    total, real_total = int(own.counts.sum()), int(real.counts.sum())
-    pairs = zip(own.counts.tolist(), real.counts.tolist(), strict=True)
-    return np.array([share(count, total, kept, real_total) for count, kept in pairs])
+    total, expected = int(own.counts.sum()), real.counts / real.counts.sum()
+    pairs = zip(own.counts.tolist(), expected.tolist(), strict=True)
+    return np.array([share(count, total, kept, level) for count, kept in pairs])
 
 
-def unequal(counts: np.ndarray, real: np.ndarray) -> tuple[float, float]:
-    """The total variation distance between two sets of counts, and the p value of Pearson's chi-squared test."""
-    both = np.stack([counts, real]).astype(float)
-    both = both[:, both.sum(0) > 0]
-    expected = both.sum(1, keepdims=True) * both.sum(0) / both.sum()
-    statistic = float(((both - expected) ** 2 / expected).sum())
-    shares = both / both.sum(1, keepdims=True)
-    return float(abs(shares[0] - shares[1]).sum() / 2), float(chdtrc(both.shape[1] - 1, statistic))
+def fit(counts: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The total variation distance between shares of counts (C,) and given shares (C,), and the p value of their fit.
+
+    Pearson's chi-squared test of goodness of fit. Classes of which fewer than LEAST_EXPECTED samples are expected are
+    pooled (Cochran 1954, Biometrics 10, 417). p is 0 if a class occurs that the data do not have.
+    """
+    total = int(counts.sum())
+    apart = float(abs(counts / total - expected).sum() / 2)
+    if (counts[expected == 0] > 0).any():
+        return apart, 0.0
+    rare = expected * total < LEAST_EXPECTED
+    pooled = [np.append(own[~rare], own[rare].sum()) for own in (counts.astype(float), expected * total)]
+    observed, wanted = (own[pooled[1] > 0] for own in pooled)
+    return apart, float(chdtrc(len(wanted) - 1, ((observed - wanted) ** 2 / wanted).sum())) if len(wanted) > 1 else 1.0
 
 
 def _places(methods: dict[str, View]) -> list[int]:
@@ -181,12 +188,14 @@ def _stated(found: Estimate | None) -> str:
 def _by_class(report: Report, real: Real, methods: dict[str, View], places: list[int]) -> Markdown:
     """One line per class: the number of real images, and the relative frequency and the distance of each method."""
     lines, often = [], [shares_of(real, own) for own in methods.values()]
+    at_once = LEVEL / (len(methods) * len(real.names))  # for intervals that hold for all methods and classes
+    certain = [shares_of(real, own, at_once) for own in methods.values()]
     for k in places:
         line: list[object] = [real.names[k], int(real.counts[k])]
-        for own, shares in zip(methods.values(), often, strict=True):
+        for own, shares, wide in zip(methods.values(), often, certain, strict=True):
             ratio, low, high = shares[k]
             text = f"{number(ratio)} ({number(low)} to {number(high)})" if math.isfinite(ratio) else ""
-            line += [bold(text) if low > 1 or high < 1 else text, _stated(own.distances[k])]
+            line += [bold(text) if wide[k, 1] > 1 or wide[k, 2] < 1 else text, _stated(own.distances[k])]
         lines.append(line)
     header: list[object] = ["class", report.things]
     for name in methods:
@@ -194,11 +203,18 @@ def _by_class(report: Report, real: Real, methods: dict[str, View], places: list
     return table(header, lines)
 
 
+def fits(real: Real, views: dict[str, View]) -> dict[str, tuple[float, float]]:
+    """`fit` of each curve, with p values that are adjusted for the number of curves."""
+    found = {name: fit(own.counts, real.counts / real.counts.sum()) for name, own in views.items()}
+    adjusted = holm([p for _, p in found.values()])
+    return {name: (apart, p) for (name, (apart, _)), p in zip(found.items(), adjusted, strict=True)}
+
+
 def _by_curve(report: Report, real: Real, views: dict[str, View]) -> Markdown:
     """One line per curve: agreement with requested classes, distance of the frequencies from the data, worst class."""
-    lines = []
+    lines, found = [], fits(real, views)
     for name, own in views.items():
-        apart, p = unequal(own.counts, real.counts)
+        apart, p = found[name]
         agreement = "" if own.agreement is None else percent(own.agreement)
         stated = f"{percent(apart)}, {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
         known = [d.value for d in own.distances if d]
@@ -222,16 +238,19 @@ def _worst(own: View) -> int:
     return int(np.argmax(values))
 
 
-def _finding(report: Report, real: Real, name: str, own: View) -> str:
-    """The classes that a method generates too often or too rarely, and the class with the largest distance."""
-    _, p = unequal(own.counts, real.counts)
-    shares = "its class frequencies do not differ significantly from those of the data"
-    if p < 1 - CONFIDENCE:
+def _finding(report: Report, real: Real, name: str, own: View, p: float) -> str:
+    """How the class shares of a method differ from those of the data, and the class with the largest distance.
+
+    p: the adjusted p value of their fit.
+    """
+    shares = "the class shares of this network's samples are not shown to differ from those of the data"
+    if p < LEVEL:
         ratios = shares_of(real, own)[:, 0]
         most, least = int(np.nanargmax(ratios)), int(np.nanargmin(ratios))
         shares = (
-            f"it generates {real.names[most]} {ratios[most]:.2f} times and {real.names[least]} {ratios[least]:.2f} "
-            f"times {EVEN}"
+            f"the class shares of this network's samples differ from those of the data (p "
+            f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}); {real.names[most]} has {ratios[most]:.2f} times and "
+            f"{real.names[least]} {ratios[least]:.2f} times {SHARE}"
         )
     worst = _worst(own)
     text = f"Classes of {report.label(name)} at NFE {own.nfe}: {shares}"

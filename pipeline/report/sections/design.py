@@ -4,12 +4,11 @@ from typing import Any
 
 from pipeline.report.figures.scores import curves_figure
 from pipeline.report.page import Markdown, code, escape, table
-from pipeline.report.statistics import difference, is_tie
 from pipeline.report.study import Report, low_and_high
 
 
 def effects(report: Report) -> Markdown:
-    """One line per row: its changes, and their effects at a small budget and at the largest."""
+    """One line per row: its changes, and the verdicts on them at a small budget and at the largest."""
     lines = []
     for title, names in report.ablations.items():
         for name in names:
@@ -25,17 +24,13 @@ def effects(report: Report) -> Markdown:
 
 
 def _effect(report: Report, name: str, base: str, budget: int) -> str:
-    """The difference from the base at a budget, and a verdict."""
+    """The verdict on a row against its base, after the budget."""
     text = report.difference_at(name, base, budget)
-    if len(report.having([name, base], budget)) < 2:
-        return f"{budget}: {text}" if text else ""
-    found = difference(report.cells(name, budget), report.cells(base, budget))
-    verdict = "" if found is None or is_tie(found) else ", better" if found.mean < 0 else ", worse"
-    return f"{budget}: {text}{verdict}{report.once(name, base, budget) if verdict else ''}"
+    return f"{budget}: {text}" if text else ""
 
 
 def ablation(report: Report, title: str, names: list[str]) -> dict[str, Any]:
-    """The figure of an axis, and a table of the difference of each row from its base by budget."""
+    """The figure of an axis, and a table of the verdicts on each row against its base by budget."""
     bases = list(dict.fromkeys(report.curves[name].base for name in names))
     labels = {name: f"{name} (base)" for name in bases} | {n: f"{n}: {report.choice(n)}" for n in names}
     file = ablation_file(title)

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtrc, stdtrit
 
+from pipeline.report.comparisons import LEVEL, holm
 from pipeline.report.figures.pictures import HeatMap, heat_figure
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.statistics import CONFIDENCE
 from pipeline.report.study import Report, low_and_high
 from pipeline.report.text import listed, number, percent, plain
 from pipeline.training.row import Model
@@ -26,11 +26,12 @@ Two = TypeVar("Two", bound=Hashable)
 
 
 class Source(NamedTuple):
-    """A source of variation: its effects, the half width of their 95% intervals, its degrees of freedom, its share of
-    the sum of squares, and its F test."""
+    """A source of variation: its effects, the half width of their 95% intervals, that of intervals which hold for all
+    effects of all sources at once, its degrees of freedom, its share of the sum of squares, and its F test."""
 
     effects: np.ndarray
     half: float
+    corrected: float
     df: int
     share: float
     f: float
@@ -69,10 +70,18 @@ def two_way(values: np.ndarray) -> Analysis:
     total = sum(squares) + rest
     residual_df = (len(values) - 1) * (means.size - 1)
     error = rest / residual_df
-    unit = float(stdtrit(residual_df, (1 + CONFIDENCE) / 2)) * math.sqrt(error / values.size)
+    family = sum(own.size for own in effects)
+    units = [
+        float(stdtrit(residual_df, 1 - level / 2)) * math.sqrt(error / values.size) for level in (LEVEL, LEVEL / family)
+    ]
     rows, columns, cells = (
         Source(
-            own, unit * math.sqrt(df), df, square / total if total else 0.0, *_test(square / df, error, df, residual_df)
+            own,
+            units[0] * math.sqrt(df),
+            units[1] * math.sqrt(df),
+            df,
+            square / total if total else 0.0,
+            *_test(square / df, error, df, residual_df),
         )
         for own, square, df in zip(effects, squares, _freedom(*means.shape), strict=True)
     )
@@ -261,7 +270,7 @@ def _figure(report: Report, grid: Grid, budgets: list[int], file: str) -> str:
 
 
 def _cells(report: Report, grid: Grid, budgets: list[int], effects: dict[int, Analysis]) -> Markdown:
-    """One line per cell: its mean score, and its interaction if it is known."""
+    """One line per cell: its mean score, its interaction if it is known, and the verdict against its base."""
     lines = []
     for i, row in enumerate(grid.rows):
         for j, column in enumerate(grid.columns):
@@ -269,20 +278,23 @@ def _cells(report: Report, grid: Grid, budgets: list[int], effects: dict[int, An
             for budget in budgets:
                 texts.append(report.stated_at(name, budget))
                 own = effects.get(budget)
-                texts += [ratio(own.cells.effects[i, j], own.cells.half)] if own else []
+                texts += [ratio(own.cells.effects[i, j], own.cells)] if own else []
+                base = report.curves[name].base
+                texts.append(report.difference_at(name, base, budget) if name != base else "")
             lines.append([row, column, code(name), *texts])
     header = [*grid.titles, "curve"]
     for budget in budgets:
         header += [f"score, budget {budget}", *([f"{INTERACTION}, budget {budget}"] if budget in effects else [])]
+        header.append(f"ratio to its base, budget {budget}")
     return table(header, lines)
 
 
 def _main_effects(grid: Grid, effects: dict[int, Analysis]) -> Markdown:
     lines = [
-        [grid.titles[0], level, *(ratio(own.rows.effects[i], own.rows.half) for own in effects.values())]
+        [grid.titles[0], level, *(ratio(own.rows.effects[i], own.rows) for own in effects.values())]
         for i, level in enumerate(grid.rows)
     ] + [
-        [grid.titles[1], level, *(ratio(own.columns.effects[i], own.columns.half) for own in effects.values())]
+        [grid.titles[1], level, *(ratio(own.columns.effects[i], own.columns) for own in effects.values())]
         for i, level in enumerate(grid.columns)
     ]
     return table(["choice", "level", *(f"effect, budget {budget}" for budget in effects)], lines)
@@ -301,43 +313,43 @@ def _sources(grid: Grid, effects: dict[int, Analysis]) -> Markdown:
     return table(["source", *header], lines)
 
 
-def ratio(effect: float, half: float) -> str:
-    """An effect on a logarithm as a ratio, with its interval; in bold if the interval excludes 1."""
-    low, high = math.exp(effect - half), math.exp(effect + half)
+def ratio(effect: float, source: Source) -> str:
+    """An effect of a source as a ratio, with its 95% interval; in bold if the corrected interval excludes 1."""
+    low, high = math.exp(effect - source.half), math.exp(effect + source.half)
     text = f"{number(math.exp(effect))} ({number(low)} to {number(high)})"
-    return bold(text) if abs(effect) > half else text
+    return bold(text) if abs(effect) > source.corrected else text
 
 
 def p_value(source: Source) -> str:
     return "p < 0.001" if source.p < 0.001 else f"p = {source.p:.3f}"
 
 
-def significant(source: Source) -> bool:
-    """Whether a source is significant at the level of the intervals."""
-    return source.p < 1 - CONFIDENCE
-
-
 def finding(report: Report, grid: Grid) -> str:
-    """The choice with the larger main effect, and whether both interact; empty without an analysis."""
-    parts = []
-    for budget in low_and_high(grid.budgets):
-        own = analysed(report, grid, budget)
-        if isinstance(own, Analysis):
-            parts.append(f"at a budget of {budget}, {_compared(grid, own)}")
+    """Which main effects and which interaction are detected at each budget; empty without an analysis."""
+    every = {budget: analysed(report, grid, budget) for budget in low_and_high(grid.budgets)}
+    found = {budget: own for budget, own in every.items() if isinstance(own, Analysis)}
+    sources = [(source.p, budget) for budget, own in found.items() for source in (own.rows, own.columns, own.cells)]
+    detected = iter(p < LEVEL for p in holm([p for p, _ in sources]))
+    parts = [
+        f"at a budget of {budget}, {_compared(grid, own, [next(detected) for _ in range(3)])}"
+        for budget, own in found.items()
+    ]
     size = f"{len(grid.rows)} x {len(grid.columns)} models over {listed(list(grid.titles))}"
-    power = "which can detect effects that tie in single comparisons"
+    power = "whose main effects are means over several models"
     start = f"Factorial design of {size}, sampled like {grid.names[0]}, {power}: "
     return f"{start}{'; '.join(parts)}." if parts else ""
 
 
-def _compared(grid: Grid, own: Analysis) -> str:
-    sources = sorted(zip((own.rows, own.columns), grid.titles, strict=True), key=lambda part: -part[0].share)
-    (first, larger), (second, smaller) = sources
-    shares = f"{percent(first.share)} of the score's variation, {p_value(first)}; "
-    shares += f"{smaller} {percent(second.share)}, {p_value(second)}"
-    lead = f"{larger} has the larger main effect ({shares})"
-    if not (significant(first) or significant(second)):
-        lead = f"neither main effect is significant ({larger} {shares})"
-    verdict = "is significant" if significant(own.cells) else "is not significant"
-    interaction = f"their {INTERACTION} ({percent(own.cells.share)}, {p_value(own.cells)})"
-    return f"{lead}, and {interaction} {verdict}"
+def _compared(grid: Grid, own: Analysis, detected: list[bool]) -> str:
+    """The detected sources with their shares of the score's variation, then the others. The order: rows, columns,
+    interaction."""
+    names = [f"the main effect of {title}" for title in grid.titles] + [f"their {INTERACTION}"]
+    texts = [
+        f"{name} ({percent(source.share)} of the variation, {p_value(source)})"
+        for name, source in zip(names, (own.rows, own.columns, own.cells), strict=True)
+    ]
+    parts = []
+    for wanted, words in ((True, ("is", "are")), (False, ("is not", "are not"))):
+        chosen = [text for text, found in zip(texts, detected, strict=True) if found is wanted]
+        parts += [f"{listed(chosen)} {words[len(chosen) > 1]} detected"] if chosen else []
+    return " and ".join(parts)

@@ -13,9 +13,8 @@ from pipeline.report.figures.pictures import tile
 from pipeline.report.figures.scores import frontier_figure, scale_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.sections.samples import shown_samples
-from pipeline.report.statistics import difference
 from pipeline.report.study import APART, Report, low_and_high
-from pipeline.report.text import listed, number, percent, plain, relative
+from pipeline.report.text import course, listed, number, percent, plain
 from pipeline.sampling.guidance import GUIDES, sample_labels
 
 KEYS = ("guide", "guide_images", "guidance_min", "guidance_max")  # keys of a guide, apart from its scale
@@ -168,8 +167,8 @@ def finding(report: Report, family: Family) -> str:
     if best == family.unguided:
         best_scale = f"no scale scores lower than {base} without guidance"
     else:
-        change = difference(report.cells(having[best], budget), report.cells(base, budget))
-        best_scale = f"scale {plain(best)} has the lowest mean {report.score}, {relative(change, 'no guidance')}"
+        best_scale = f"scale {plain(best)} has the lowest mean {report.score}; relative to no guidance, it is "
+        best_scale += course(report.course(having[best], base))
     lost = [plain(scale) for scale in family.curves if scale not in having]
     without = [f"no result at scale {listed(lost)}"] if lost else []
     parts = [best_scale, *_traded(report, having, budget), *without]
@@ -269,7 +268,7 @@ def _stated(report: Report, family: Family, name: str, budget: int) -> str:
 
 
 def _table(report: Report, found: list[Family], budgets: list[int]) -> Markdown:
-    """One line per scale: the scores, and at the largest budget the difference from no guidance, precision, recall."""
+    """One line per scale: the scores, and at the largest budget the ratio to no guidance, precision, recall."""
     lines, high = [], budgets[-1]
     for family in found:
         base = family.curves[family.unguided]
@@ -280,6 +279,6 @@ def _table(report: Report, found: list[Family], budgets: list[int]) -> Markdown:
             others = [report.stated_at(name, high, metric) for metric in _measured(report)]
             shown = bold(plain(scale)) if scale == family.unguided else plain(scale)
             lines.append([family.model, family.guide, shown, code(name), *scores, change, *others])
-    scores = [*(f"budget {b}" for b in budgets), f"difference from no guidance, budget {high}"]
+    scores = [*(f"budget {b}" for b in budgets), f"ratio to no guidance, budget {high}"]
     others = [f"{report.metric(metric)}, budget {high}" for metric in _measured(report)]
     return table(["model", "guide", "scale", "curve", *scores, *others], lines)

@@ -11,9 +11,9 @@ from scipy.special import stdtrit
 
 from pipeline.report.figures.lines import Line, densities_figure, noise_levels_figure
 from pipeline.report.page import Markdown, code, table
-from pipeline.report.statistics import CONFIDENCE, difference, interval, is_tie
+from pipeline.report.statistics import CONFIDENCE, interval
 from pipeline.report.study import Report
-from pipeline.report.text import listed, number, plain, stated, stated_difference
+from pipeline.report.text import course, listed, number, plain, stated
 from pipeline.training.noise import Levels, keys_of
 from pipeline.training.row import Model
 from pipeline.training.weighting import edm
@@ -191,11 +191,13 @@ def _straighter(report: Report, name: str, base: str) -> str:
     own, other = (report.learning["models"][n]["straightness"] for n in (name, base))
     word = "straighter than" if own["mean"] < other["mean"] else "less straight than"
     if None in (own["sd"], other["sd"]):
-        return f"{word} (one training, so significance is unknown)"
+        return f"{word} (one training, so the error is unknown)"
     counts = [len(report.models[n].row.train_seeds) for n in (name, base)]
     error = math.hypot(own["sd"] / math.sqrt(counts[0]), other["sd"] / math.sqrt(counts[1]))
     half = float(stdtrit(max(min(counts) - 1, 1), (1 + CONFIDENCE) / 2)) * error
-    return word if abs(own["mean"] - other["mean"]) > half else "not significantly straighter or less straight than"
+    return (
+        word if abs(own["mean"] - other["mean"]) > half else "neither clearly straighter nor clearly less straight than"
+    )
 
 
 def _densities(report: Report) -> str:
@@ -256,19 +258,16 @@ def _tried(report: Report) -> list[str]:
     return sentences
 
 
-def _same_sampler(report: Report, model: str, base: str) -> list[tuple[str, str, int]]:
-    """Pairs of curves of two models with the same sampler, and their largest common budget with results."""
-    found = []
-    for own in [n for n, entry in report.curves.items() if entry.row.model == model]:
-        for other in [n for n, entry in report.curves.items() if entry.row.model == base]:
-            budgets = [b for b in report.common_budgets([own, other]) if len(report.having([own, other], b)) == 2]
-            if budgets and report.sampler(own) == report.sampler(other):
-                found.append((own, other, max(budgets)))
-    return found
+def _same_sampler(report: Report, model: str, base: str) -> list[tuple[str, str]]:
+    """Curves of a model with their bases, if these sample another model in the same way and both have results."""
+    return [
+        (name, entry.base)
+        for name, entry in report.curves.items()
+        if (entry.row.model, report.curves[entry.base].row.model) == (model, base)
+        and report.sampler(name) == report.sampler(entry.base)
+        and report.course(name, entry.base)
+    ]
 
 
-def _compared(report: Report, own: str, base: str, budget: int) -> str:
-    found = difference(report.cells(own, budget), report.cells(base, budget))
-    verdict = "" if found is None or is_tie(found) else ", better" if found.mean < 0 else ", worse"
-    text = f"{report.score} of {own} minus that of {base} at a budget of {budget}: {stated_difference(found)}"
-    return text + verdict
+def _compared(report: Report, own: str, base: str) -> str:
+    return f"relative to {base}, {own} is {course(report.course(own, base))}"

@@ -1,11 +1,13 @@
-"""The section on methods: the headline figure, scores by budget, paired differences, and all metrics."""
+"""The section on methods: the headline figure, scores by budget, ratios to the first method, and all metrics."""
+
+import math
 
 from pipeline.report.charts import REAL
 from pipeline.report.figures.scores import curves_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import FAILED, cells, of_curve
 from pipeline.report.study import Report
-from pipeline.report.text import number
+from pipeline.report.text import listed, number, percent
 
 
 def methods_figure(report: Report) -> str:
@@ -19,8 +21,8 @@ def methods_figure(report: Report) -> str:
 
 
 def by_budget(report: Report, metric: str | None = None) -> Markdown:
-    """The mean and interval of a metric (None: the score) by method and budget, and its floor. The best score and its
-    ties are in bold."""
+    """The mean and interval of a metric (None: the score) by method and budget, and its floor. The scores that
+    may be best are in bold."""
     budgets = report.budgets(report.methods)
     having = {budget: report.having(report.methods, budget) for budget in budgets}
     metric = metric or report.headline
@@ -38,14 +40,26 @@ def by_budget(report: Report, metric: str | None = None) -> Markdown:
     return table(["method", "curve", *(f"budget {b}" for b in budgets)], lines)
 
 
-def methods_differences(report: Report) -> Markdown:
-    """The paired difference of each method from the first one, by budget."""
+def flattered(report: Report) -> str:
+    """By how much the lowest mean of the methods at each budget is expected to flatter; empty if unknown."""
+    found = {b: report.verdicts.flattery(report.having(report.methods, b), b) for b in report.budgets(report.methods)}
+    texts = [f"{percent(1 - ratio)} at {budget}" for budget, ratio in found.items() if not math.isnan(ratio)]
+    if not texts:
+        return ""
+    return (
+        "The lowest of several means is too low by chance, because it is picked for being the lowest. A bootstrap "
+        f"estimates by how much: {listed(texts)}."
+    )
+
+
+def methods_ratios(report: Report) -> Markdown:
+    """The verdict on each method against the first one, by budget."""
     base, *others = report.methods
     if not others:
         return Markdown("")
     budgets = report.budgets(others)
     lines = [[report.label(name), *[report.difference_at(name, base, b) for b in budgets]] for name in others]
-    return table([f"difference from {report.label(base)}", *(f"budget {b}" for b in budgets)], lines)
+    return table([f"ratio to {report.label(base)}", *(f"budget {b}" for b in budgets)], lines)
 
 
 def best_points(report: Report) -> Markdown:

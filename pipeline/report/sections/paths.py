@@ -6,9 +6,8 @@ from typing import Any
 from pipeline.report.figures.scores import path_figure
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.results import FAILED
-from pipeline.report.statistics import difference
 from pipeline.report.study import Report, low_and_high
-from pipeline.report.text import apart_or_tied
+from pipeline.report.text import course
 
 LEAST_CURVES = 4  # shorter chains are an ablation and its base
 
@@ -36,17 +35,11 @@ def sections(report: Report) -> list[dict[str, Any]]:
 
 
 def finding(report: Report, path: list[str]) -> str:
-    """The effects of a path's steps at its largest common budget; empty without one."""
-    budget = max((b for b in report.common_budgets(path) if len(report.having(path, b)) == len(path)), default=0)
-    if not budget:
-        return ""
-    steps = [
-        (report.label(name), difference(report.cells(name, budget), report.cells(before, budget)))
-        for before, name in pairwise(path)
-    ]
-    parts = apart_or_tied(steps, " with the previous step")
-    start = f"Path from {path[0]} to {path[-1]}, each step relative to the previous one at a budget of {budget}: "
-    return start + "; ".join(parts) + "."
+    """The verdicts on a path's steps at all budgets; empty without one."""
+    steps = [(report.label(name), report.course(name, before)) for before, name in pairwise(path)]
+    parts = [f"{label}: {course(found)}" for label, found in steps if found]
+    start = f"Path from {path[0]} to {path[-1]}, each step relative to the previous one: "
+    return start + "; ".join(parts) + "." if parts else ""
 
 
 def _section(report: Report, path: list[str]) -> dict[str, Any]:
@@ -76,19 +69,19 @@ def _figure(report: Report, path: list[str], budgets: list[int], file: str) -> s
 
 
 def _table(report: Report, path: list[str], budgets: list[int]) -> Markdown:
-    """One line per step: its changes, the score at each budget, and the difference from the previous step."""
+    """One line per step: its changes, the score at each budget, and the verdict against the previous step."""
     compared = low_and_high(budgets)
     lines = []
     for place, name in enumerate(path):
         scores = [report.stated_at(name, budget) for budget in budgets]
         changes = [_change(report, name, path[place - 1], b) if place else "" for b in compared]
         lines.append([code(name), report.choice(name) if place else "", *scores, *changes])
-    header = [*(f"budget {b}" for b in budgets), *(f"difference from the previous step, budget {b}" for b in compared)]
+    header = [*(f"budget {b}" for b in budgets), *(f"ratio to the previous step, budget {b}" for b in compared)]
     return table(["step", "change", *header], lines)
 
 
 def _change(report: Report, name: str, before: str, budget: int) -> str:
-    """The paired difference from the previous step, or which of the two failed."""
+    """The verdict against the previous step, or which of the two failed."""
     if len(report.having([name, before], budget)) == 2:
         return report.compared(name, before, budget)
     return report.missing(name, budget) or (f"{before} {FAILED}" if report.missing(before, budget) else "")

@@ -1,0 +1,303 @@
+"""Comparisons of scores: contrasts, the variances behind them, corrections, the set that may be best, and power.
+
+Everything here is a function of numbers; `verdicts` takes them from the results of a study.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import chdtrc, digamma, fdtrc, gammaincinv, ndtr, ndtri, polygamma, stdtr, stdtrit
+
+from pipeline.report.statistics import CONFIDENCE
+
+LEVEL = 1 - CONFIDENCE
+LEAST_GROUPS = 3  # fewer groups of samples do not show how much their variances differ
+EXACT = 1e-12  # variances of logarithms up to this are rounding
+POOLING = 0.25  # variances are pooled unless a test of equality has a smaller p value (Bancroft 1964)
+NODES = np.linspace(-10, 10, 101)  # of the integral over a logarithm of a variance, in units of its scale
+QUANTILES = (np.arange(2000) + 0.5) / 2000
+DRAWS = 4096  # of the bootstrap
+WORDS = ("better", "worse", "equivalent", "undecided")
+
+
+class Population(NamedTuple):
+    """The distribution of the true variances of several samples.
+
+    variance: their common value if `spread` is 0, else their geometric mean. df: the degrees of freedom of a common
+    value. spread: the variance of the logarithms of the true variances. doubt: the squared standard error of the
+    logarithm of `variance`. mean, median: those of the variances. The logarithm of a further variance has a Cauchy
+    distribution with the scale sqrt(spread + doubt): a long tail, because a few curves can be far noisier than others.
+    """
+
+    variance: float
+    df: float
+    spread: float
+    doubt: float
+    mean: float
+    median: float
+
+
+def population(
+    variances: Sequence[float], df: Sequence[int], groups: Sequence[Hashable], overlap: float = 0.0
+) -> Population | None:
+    """The population of variances with `df` degrees of freedom each; None with fewer than LEAST_GROUPS groups.
+
+    The variances of one group rest on the same trainings, so a group counts once. overlap: the mean squared correlation
+    between the samples of different groups, which is the correlation of their variances.
+
+    The logarithm of a sample variance has the mean log(variance) + digamma(df / 2) - log(df / 2) and the variance
+    trigamma(df / 2). What the logarithms vary beyond that is `spread`, by the method of moments (Smyth 2004, Stat.
+    Appl. Genet. Mol. Biol. 3, article 3, sec. 6.2). It is computed from all deviations from the mean and from upward
+    ones alone, and the larger one counts: variances that are larger than the population suggests lead to false
+    verdicts. Without any excess, or if Bartlett's test over the groups has a p value above POOLING, the variances are
+    pooled.
+    """
+    kept = [(s, d, g) for s, d, g in zip(variances, df, groups, strict=True) if d > 0 and s > EXACT]
+    names = [g for _, _, g in kept]
+    count = len(set(names))
+    if count < LEAST_GROUPS:
+        return None
+    own, half = np.array([s for s, _, _ in kept]), np.array([d for _, d, _ in kept]) / 2
+    weights = np.array([1 / names.count(name) for name in names])
+    logs = np.log(own) - digamma(half) + np.log(half)
+    centre = float(weights @ logs) / count
+    noise, noise_up = (float(weights @ [f(d) for d in half]) / count for f in (lambda d: polygamma(1, d), upward))
+    seen = float(weights @ (logs - centre) ** 2) / (count - 1)
+    seen_up = float(weights @ np.maximum(logs - centre, 0) ** 2) / (count - 1)
+    excess = max(seen - noise * (1 - overlap), 2 * (seen_up - noise_up * (1 - overlap)))
+    alike = (1 + (count - 1) * overlap) / count  # the variance of a mean over groups, in units of one group's
+    total = 2 * float(weights @ half)
+    common = total / count / alike
+    mean = 2 * float(weights @ (half * own)) / total
+    firsts = {name: (s, d) for s, d, name in reversed(kept)}
+    if excess <= 0 or bartlett(*zip(*firsts.values(), strict=True)) > POOLING:
+        return Population(mean, common, 0.0, 2 / common, mean, mean)
+    median = float(np.median(own * half / gammaincinv(half, 0.5)))
+    return Population(math.exp(centre), common, excess, (excess + noise) * alike, mean, median)
+
+
+def bartlett(variances: Sequence[float], df: Sequence[int]) -> float:
+    """The p value of Bartlett's test of equal variances (1937, Proc. R. Soc. A 160, 268); NaN for fewer than two.
+
+    Tests that use deviations from medians (Brown and Forsythe 1974) have hardly any power for three repetitions.
+    """
+    found = [(s, d) for s, d in zip(variances, df, strict=True) if s > EXACT and d > 0]
+    if len(found) < 2:
+        return math.nan
+    own, free = np.array(found).T
+    total = free.sum()
+    statistic = total * math.log(float(free @ own) / total) - float(free @ np.log(own))
+    correction = 1 + (float((1 / free).sum()) - 1 / total) / (3 * (len(free) - 1))
+    return float(chdtrc(len(free) - 1, statistic / correction))
+
+
+@cache
+def upward(half: float) -> float:
+    """The mean square of upward deviations of the logarithm of a chi-squared number, of 2 `half` degrees of freedom."""
+    logs = np.log(gammaincinv(half, QUANTILES))
+    return float((np.maximum(logs - digamma(half), 0) ** 2).mean())
+
+
+def overlap(samples: Sequence[np.ndarray]) -> float:
+    """The mean squared correlation between samples (n,) of the same repetitions, without its bias; 1 for n = 2.
+
+    The squared cosine between the deviations of two independent samples has the mean 1 / (n - 1).
+    """
+    deviations = [own - own.mean() for own in samples]
+    units = [own / norm for own in deviations if (norm := float(np.linalg.norm(own))) ** 2 > EXACT]
+    cosines = [
+        float(one @ two) ** 2 - (1 - float(one @ two) ** 2) / (len(one) - 2) if len(one) > 2 else 1.0
+        for i, one in enumerate(units)
+        for two in units[:i]
+        if len(one) == len(two)
+    ]
+    return min(max(float(np.mean(cosines)), 0.0), 1.0) if cosines else 0.0
+
+
+class Contrast(NamedTuple):
+    """A difference of two means, usually of logarithms, and its error.
+
+    The squared standard error is `unit` times the variance of one repetition. Of that variance, the contrast has its
+    own estimate `variance` with `df` degrees of freedom (0: none), and the `shared` population (None: unknown).
+    """
+
+    effect: float
+    unit: float
+    variance: float
+    df: float
+    shared: Population | None = None
+
+    def _student(self) -> tuple[float, float] | None:
+        """The standard error and its degrees of freedom, unless the variance is one of a spread population."""
+        if self.shared is None:
+            return math.sqrt(self.unit * self.variance), self.df
+        return None if self.shared.spread else (math.sqrt(self.unit * self.shared.variance), self.shared.df)
+
+    def _mixture(self) -> tuple[np.ndarray, np.ndarray]:
+        """Possible standard errors and their probabilities (nodes,), given the contrast's own variance."""
+        assert self.shared is not None
+        logs = math.log(self.shared.variance) + NODES * math.sqrt(self.shared.spread + self.shared.doubt)
+        plausible = -np.log1p(NODES**2) - self.df / 2 * (logs + self.variance * np.exp(-logs))
+        weights = np.exp(plausible - plausible.max())
+        return np.sqrt(self.unit * np.exp(logs)), weights / weights.sum()
+
+    @property
+    def known(self) -> bool:
+        """Whether the error is known."""
+        return self.shared is not None or (self.df > 0 and math.isfinite(self.variance))
+
+    @property
+    def p(self) -> float:
+        """The two-sided p value of no difference: Student's with pooled variances, else averaged over the variance."""
+        if not self.known:
+            return 1.0
+        if student := self._student():
+            error, df = student
+            return float(2 * stdtr(df, -abs(self.effect) / error)) if error else float(self.effect == 0)
+        errors, weights = self._mixture()
+        return float(weights @ (2 * ndtr(-abs(self.effect) / errors)))
+
+    def half_width(self, level: float = LEVEL) -> float:
+        """Half the width of the interval that misses the true difference with the probability `level`; NaN: unknown."""
+        if not self.known:
+            return math.nan
+        if student := self._student():
+            return float(stdtrit(student[1], 1 - level / 2)) * student[0]
+        errors, weights = self._mixture()
+        most = -float(ndtri(level / 2)) * float(errors.max())
+        return float(brentq(lambda half: weights @ (2 * ndtr(-half / errors)) - level, 0, most, xtol=1e-9 * most))
+
+
+def paired(differences: np.ndarray, shared: Population | None = None) -> Contrast:
+    """The contrast of the mean of differences (n,) by repetition."""
+    count = len(differences)
+    variance = float(np.var(differences, ddof=1)) if count > 1 else 0.0
+    return Contrast(float(np.mean(differences)), 1 / count, variance, count - 1, shared)
+
+
+def unpaired(own: np.ndarray, base: np.ndarray, shared: Population | None = None) -> Contrast:
+    """The contrast of the means of two samples, (n,) and (m,), with Welch's estimate of its error.
+
+    A sample of one value has no variance; without a population, the contrast's error is then unknown. If one sample is
+    far noisier than its population, the error is Welch's alone.
+    """
+    effect, unit = float(np.mean(own) - np.mean(base)), 1 / len(own) + 1 / len(base)
+    if min(len(own), len(base)) < 2:
+        return Contrast(effect, unit, 0.0, 0, shared)
+    parts = [(float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in (own, base)]
+    if shared and any(apart(part * (free + 1), free, shared) for part, free in parts):
+        shared = None
+    square = sum(part for part, _ in parts)
+    df = square**2 / sum(part**2 / free for part, free in parts) if square else float(len(own) + len(base) - 2)
+    return Contrast(effect, unit, square / unit, df, shared)
+
+
+def apart(variance: float, df: float, shared: Population) -> bool:
+    """Whether a variance is larger than the mean of the others in its population, by an F test at 5%."""
+    rest = shared.df - df
+    if rest <= 0 or variance <= shared.mean:
+        return False
+    others = (shared.df * shared.mean - df * variance) / rest
+    return others <= 0 or float(fdtrc(df, rest, variance / others)) < LEVEL
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values (Holm 1979, Scand. J. Stat. 6, 65), in the given order."""
+    found, least = [1.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        least = max(least, min(1.0, p[place] * (len(p) - rank)))
+        found[place] = least
+    return found
+
+
+def judged(effect: float, half: float, p: float, margin: float) -> str:
+    """One of WORDS for a contrast of which a negative effect is an improvement.
+
+    half: half the width of its corrected interval; p: its adjusted p value; margin: the smallest effect of interest.
+    Equivalent: the interval lies within the margin. Such an effect is too small to matter, even if it differs from 0.
+    """
+    if abs(effect) + half <= margin:
+        return "equivalent"
+    return ("better" if effect < 0 else "worse") if p < LEVEL else "undecided"
+
+
+def may_be_best(names: Sequence[str], contrast: Callable[[str, str], Contrast]) -> list[str]:
+    """The names that may have the smallest mean, with 95% confidence: subset selection (Gupta 1965; Hsu 1984).
+
+    A name is left out if any other one is lower by a one-sided test at the level 5% / (number of others). The best one
+    is therefore in the set with a probability of at least 95%, whatever the other means are.
+    contrast: that of the first name minus the second one.
+    """
+
+    def lower(other: str, name: str) -> bool:
+        found = contrast(other, name)
+        return found.effect < 0 and found.p / 2 < LEVEL / (len(names) - 1)
+
+    return [name for name in names if not any(lower(other, name) for other in names if other != name)]
+
+
+def flattery(logs: Mapping[str, Mapping[Hashable, float]]) -> float:
+    """The expected ratio of the lowest mean's value to its true value: at most 1, because the lowest one is picked.
+
+    logs: name -> {repetition: logarithm}. A bootstrap draws each mean with the residuals of its repetitions times
+    standard normal numbers, the same number for the same repetition of all names, so that draws have the covariance of
+    the means. The estimated means stand for the true ones. Names with one repetition have no known error and do not
+    move.
+    """
+    repetitions = list(dict.fromkeys(key for own in logs.values() for key in own))
+    means = np.array([np.mean(list(own.values())) for own in logs.values()])
+    loads = np.zeros((len(logs), len(repetitions)))
+    for place, own in enumerate(logs.values()):
+        if (count := len(own)) > 1:
+            for key, value in own.items():
+                loads[place, repetitions.index(key)] = (value - means[place]) / math.sqrt(count * (count - 1))
+    normal = np.random.Generator(np.random.PCG64(0)).standard_normal((DRAWS, len(repetitions)))
+    errors = np.concatenate([normal, -normal]) @ loads.T  # in pairs, so that the error of a fixed name averages to 0
+    picked = (means + errors).argmin(1)
+    return math.exp(min(float(errors[np.arange(2 * DRAWS), picked].mean()), 0.0))
+
+
+def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, power: float = 0.8) -> float:
+    """The smallest ratio of two scores that a comparison calls better or worse with the probability `power`.
+
+    variance: the variance of the logarithm of a score over trainings. seeds: the trainings of either side. df: the
+    degrees of freedom of the variance. comparisons: their number in the family, for which Bonferroni's correction
+    divides the level of 5%. By the noncentral t distribution, found by bisection; `inf` without degrees of freedom.
+    A ratio and its inverse are equally detectable.
+    """
+    if df <= 0 or not math.isfinite(variance):
+        return math.inf
+    limit = float(stdtrit(df, 1 - LEVEL / comparisons / 2))
+    # t exceeds the limit if a normal number of mean `shift` exceeds limit * sqrt(chi2 / df): average over the latter.
+    scales = np.sqrt(2 * gammaincinv(df / 2, QUANTILES) / df)
+
+    def reached(shift: float) -> float:
+        return float(ndtr(shift - limit * scales).mean()) - power
+
+    shift = float(brentq(reached, 0, 40 * limit + 40))
+    return math.exp(shift * math.sqrt(2 * variance / seeds))
+
+
+def detectable(shared: Population, seeds: int, comparisons: int, power: float = 0.8) -> float:
+    """`detectable_ratio` of two curves with the median variance of their population, by the test that judges them.
+
+    Either curve is `apart` by chance in 5% of cases, and then hardly anything is detected.
+    """
+    power /= (1 - LEVEL) ** 2
+    if not shared.spread:
+        return detectable_ratio(shared.variance, seeds, shared.df, comparisons, power)
+    unit, df = 2 / seeds, 2 * (seeds - 1)
+    own = 2 * gammaincinv(df / 2, QUANTILES[20::40]) / df if df else np.zeros(1)
+    limits = np.array(
+        [Contrast(0, unit, shared.median * each, df, shared).half_width(LEVEL / comparisons) for each in own]
+    )
+    error = math.sqrt(unit * shared.median)
+
+    def reached(effect: float) -> float:
+        return float(ndtr((effect - limits) / error).mean()) - power
+
+    return math.exp(min(float(brentq(reached, 0, float(limits.max()) + 10 * error)), 700))

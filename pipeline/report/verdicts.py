@@ -1,0 +1,288 @@
+"""Verdicts on differences between the curves of a study: one for each curve, base and budget."""
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
+from pipeline.params.resolved import CurveEntry
+from pipeline.report.comparisons import (
+    LEVEL,
+    Contrast,
+    Population,
+    detectable,
+    flattery,
+    holm,
+    judged,
+    may_be_best,
+    overlap,
+    paired,
+    population,
+    unpaired,
+)
+from pipeline.report.statistics import Interval, repeated
+
+TRAINING, SAMPLING, DRAWING = "training", "sampling", "drawing"  # what a repetition is
+
+ROUNDING = 1e-9  # relative differences up to this are rounding
+
+Cells = Callable[[str, int], pd.DataFrame]
+
+
+class Verdict(NamedTuple):
+    """The comparison of a curve with a base at a budget.
+
+    word: better, worse, equivalent or undecided. effect: the ratio of their scores, or their difference if a score is
+    not positive, with its plain 95% interval. corrected: the ends of the interval that holds for all comparisons with
+    the base at once. p: the p value, adjusted for them. remark: what the error leaves out.
+    """
+
+    word: str
+    effect: Interval
+    corrected: tuple[float, float]
+    p: float
+    is_ratio: bool
+    remark: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether all repetitions of both are equal."""
+        return self.effect.low == self.effect.high == (1 if self.is_ratio else 0)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A contrast of two curves, whether it is of logarithms, the number of repetitions, and a remark on its error."""
+
+    contrast: Contrast
+    is_ratio: bool
+    count: int
+    remark: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether all repetitions of both curves are equal, so that there is nothing to test."""
+        return self.contrast.variance == 0 and self.contrast.df > 0 and abs(self.contrast.effect) <= ROUNDING
+
+
+class Verdicts:
+    """All verdicts of a study, each computed once.
+
+    curves: the study's curves; distinct: those without repeated ones; methods: the curves of the headline figure;
+    cells: (curve, budget) -> its cells by seeds, empty without a result; smallest_effect: as in the study file.
+    """
+
+    def __init__(
+        self,
+        curves: Mapping[str, CurveEntry],
+        distinct: list[str],
+        methods: list[str],
+        cells: Cells,
+        smallest_effect: float,
+    ) -> None:
+        self.curves, self.distinct, self.methods, self.cells = curves, distinct, methods, cells
+        self.smallest_effect = smallest_effect
+        self._populations: dict[tuple[int, str | None], Population | None] = {}
+        self._values: dict[tuple[str, int, str], dict[int, float]] = {}
+        self._units: dict[int, str] = {}
+        self._compared: dict[tuple[str, str, int], Compared] = {}
+        self._families: dict[str, dict[tuple[str, int], Verdict]] = {}
+
+    def verdict(self, curve: str, base: str, budget: int) -> Verdict:
+        """The verdict on a curve against a base at a budget at which both have a result.
+
+        Raises KeyError unless the curve names the base, samples the same model, or both are methods.
+        """
+        if base not in self._families:
+            self._families[base] = self._family(base)
+        return self._families[base][curve, budget]
+
+    def comparisons(self, base: str) -> list[tuple[str, int]]:
+        """The family of a base: the curves and budgets that the report may compare with it.
+
+        These are the curves that name the base, the distinct curves of its model and, for the first method, all others.
+        """
+        entry, first = self.curves[base], base == self.methods[0]
+        return [
+            (name, budget)
+            for name, own in self.curves.items()
+            if name != base
+            and (
+                own.base == base
+                or (first and name in self.methods)
+                or (own.row.model == entry.row.model and name in self.distinct)
+            )
+            for budget in own.row.nfe
+            if self._has(name, budget) and self._has(base, budget)
+        ]
+
+    def _has(self, name: str, budget: int) -> bool:
+        return budget in self.curves[name].row.nfe and not self.cells(name, budget).empty
+
+    def _family(self, base: str) -> dict[tuple[str, int], Verdict]:
+        found = {key: self.compared(key[0], base, key[1]) for key in self.comparisons(base)}
+        open_ones = [key for key, own in found.items() if not own.equal]
+        adjusted = dict(zip(open_ones, holm([found[key].contrast.p for key in open_ones]), strict=True))
+        return {key: self._verdict(own, adjusted.get(key, 1.0), max(len(open_ones), 1)) for key, own in found.items()}
+
+    def _verdict(self, found: Compared, p: float, family: int) -> Verdict:
+        def ends(half: float) -> tuple[float, float]:
+            low, high = effect - half, effect + half
+            return (math.exp(min(low, 700)), math.exp(min(high, 700))) if found.is_ratio else (low, high)
+
+        effect, half = found.contrast.effect, found.contrast.half_width(LEVEL / family)
+        margin = math.log1p(self.smallest_effect) if found.is_ratio else -1.0  # a difference has no margin
+        word = judged(effect, half, p, margin) if found.contrast.known else "undecided"
+        plain = Interval(ends(0)[0], *ends(found.contrast.half_width()), found.count)
+        return Verdict(word, plain, ends(half), p, found.is_ratio, found.remark)
+
+    def compared(self, curve: str, base: str, budget: int) -> Compared:
+        """The contrast of two curves with a result at a budget, the curve minus the base."""
+        key = curve, base, budget
+        if key not in self._compared:
+            self._compared[key] = self._contrast(*key)
+        return self._compared[key]
+
+    def _contrast(self, curve: str, base: str, budget: int) -> Compared:
+        own, other = self.cells(curve, budget), self.cells(base, budget)
+        within, unit = self.curves[curve].row.model == self.curves[base].row.model, self.unit(budget)
+        values = self.values(curve, budget, unit), self.values(base, budget, unit)
+        same = own.index.equals(other.index)
+        if within and not same and (common := list(own.index.intersection(other.index))):
+            own, other, same = own.loc[common], other.loc[common], True
+            unit = unit_of(own)
+            values = by_unit(own, unit), by_unit(other, unit)
+        elif within and same:
+            unit = unit_of(own)
+            values = self.values(curve, budget, unit), self.values(base, budget, unit)
+        is_ratio = min(min(found.values()) for found in values) > 0
+        one, two = (np.array(list(found.values())) for found in values)
+        if is_ratio:
+            one, two = np.log(one), np.log(two)
+        pooled = is_ratio and unit == self.unit(budget)
+        pooled &= not (within and same and np.abs(one - two).max() <= ROUNDING)  # equal results have no error
+        shared = self.population(budget, base if within else None) if pooled else None
+        found = paired(one - two, shared) if within and same else unpaired(one, two, shared)
+        count = min(len(one), len(two))
+        if found.known:
+            return Compared(found, is_ratio, count, "" if within or unit == TRAINING else "one training each")
+        errors = [_error(frame, logs, is_ratio) for frame, logs in ((own, one), (other, two))]
+        drawn = Contrast(found.effect, 1, float(np.square(errors).sum()), JACKKNIFE_BLOCKS - 1)
+        return Compared(drawn, is_ratio, count, "one repetition" if within else "one training each")
+
+    def values(self, curve: str, budget: int, unit: str) -> dict[int, float]:
+        """The scores of a curve at a budget, by repetition."""
+        key = curve, budget, unit
+        if key not in self._values:
+            self._values[key] = by_unit(self.cells(curve, budget), unit)
+        return self._values[key]
+
+    def unit(self, budget: int) -> str:
+        """What a repetition is at a budget: a training if any curve has several."""
+        if budget not in self._units:
+            units = {unit_of(self.cells(name, budget)) for name in self.distinct if self._has(name, budget)}
+            self._units[budget] = next((unit for unit in (TRAINING, SAMPLING) if unit in units), DRAWING)
+        return self._units[budget]
+
+    def logs(self, budget: int) -> dict[str, dict[int, float]]:
+        """The logarithms of the scores by repetition, of all distinct curves with positive scores at a budget."""
+        unit = self.unit(budget)
+        found = {name: self.values(name, budget, unit) for name in self.distinct if self._has(name, budget)}
+        return {
+            name: {seed: math.log(value) for seed, value in own.items()}
+            for name, own in found.items()
+            if min(own.values()) > 0
+        }
+
+    def population(self, budget: int, base: str | None = None) -> Population | None:
+        """The population of variances at a budget, of the logarithms of the scores over repetitions.
+
+        base: None for the variances of curves; else for those of differences within one network, of each curve from
+        the base, or from the first curve of its model.
+        """
+        key = budget, base
+        if key not in self._populations:
+            found = {name: np.array(list(own.values())) for name, own in self.logs(budget).items()}
+            if base is not None:
+                found = self.differences(budget, base)
+            variances = [float(own.var(ddof=1)) if len(own) > 1 else 0.0 for own in found.values()]
+            df, models = [len(own) - 1 for own in found.values()], [self.curves[name].row.model for name in found]
+            if base is None:
+                self._populations[key] = population(variances, df, models)
+            else:
+                self._populations[key] = population(variances, df, list(found), overlap(list(found.values())))
+        return self._populations[key]
+
+    def differences(self, budget: int, base: str) -> dict[str, np.ndarray]:
+        """The differences of logarithms of each distinct curve from another one of its network, by repetition.
+
+        Curves of the base's model are compared with the base, others with the first curve of their model.
+        """
+        logs, found = self.logs(budget), dict[str, np.ndarray]()
+        first = {self.curves[base].row.model: base} if base in logs else {}
+        for name, own in logs.items():
+            other = first.setdefault(self.curves[name].row.model, name)
+            if other != name and (common := [seed for seed in own if seed in logs[other]]):
+                found[name] = np.array([own[seed] - logs[other][seed] for seed in common])
+        return found
+
+    def may_be_best(self, names: list[str], budget: int) -> list[str]:
+        """Those of several curves with a result at a budget that may have the lowest score, the lowest mean first."""
+        kept = may_be_best(names, lambda one, two: self.compared(one, two, budget).contrast)
+        ordered = sorted(names, key=lambda name: np.mean(repeated(self.cells(name, budget))))
+        return [*ordered[:1], *(name for name in names if name in kept and name != ordered[0])]
+
+    def flattery(self, names: list[str], budget: int) -> float:
+        """By what ratio the lowest mean of several curves at a budget is expected to flatter; NaN if unknown."""
+        unit = self.unit(budget)
+        found: dict[str, dict[Hashable, float]] = {}
+        for name in names:
+            own = self.values(name, budget, unit)
+            if min(own.values()) > 0:
+                found[name] = {seed: math.log(value) for seed, value in own.items()}
+        several = len(found) > 1 and len(found) == len(names) and any(len(own) > 1 for own in found.values())
+        return flattery(found) if several else math.nan
+
+    def detectable(self, budget: int, comparisons: int) -> tuple[float, int]:
+        """The ratio that a comparison of two models detects with 80% power at a budget, and their trainings.
+
+        The trainings are the most frequent number. `inf` without a population of variances.
+        """
+        found, counts = self.population(budget), [len(own) for own in self.logs(budget).values()]
+        if found is None or not counts:
+            return math.inf, 0
+        seeds = max(dict.fromkeys(counts), key=counts.count)
+        return detectable(found, seeds, max(comparisons, 1)), seeds
+
+    @cached_property
+    def budgets(self) -> list[int]:
+        """The budgets at which any distinct curve has a result."""
+        return sorted({b for name in self.distinct for b in self.curves[name].row.nfe if self._has(name, b)})
+
+
+def unit_of(frame: pd.DataFrame) -> str:
+    """What a repetition is among cells by seeds."""
+    if frame.index.get_level_values("train_seed").nunique() > 1:
+        return TRAINING
+    return SAMPLING if len(frame) > 1 else DRAWING
+
+
+def by_unit(frame: pd.DataFrame, unit: str) -> dict[int, float]:
+    """The mean value of each training, or that of each sampling seed."""
+    seeds = frame.index.get_level_values("train_seed" if unit == TRAINING else "sample_seed")
+    found: dict[int, list[float]] = {}
+    for seed, value in zip(seeds, frame.value, strict=True):
+        found.setdefault(int(seed), []).append(float(value))
+    return {seed: sum(found[seed]) / len(found[seed]) for seed in sorted(found)}
+
+
+def _error(frame: pd.DataFrame, values: np.ndarray, is_ratio: bool) -> float:
+    """The standard error of a mean of scores, or of their logarithms, from its repetitions or its only cell."""
+    if len(values) > 1:
+        return float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(frame.se.iloc[0]) / (float(frame.value.iloc[0]) if is_ratio else 1.0)

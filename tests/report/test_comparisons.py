@@ -1,0 +1,189 @@
+"""Comparisons: contrasts, corrections, populations of variances, sets that may be best, and power."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import polygamma
+
+from pipeline.report.comparisons import (
+    Contrast,
+    Population,
+    bartlett,
+    detectable,
+    detectable_ratio,
+    flattery,
+    holm,
+    judged,
+    may_be_best,
+    overlap,
+    paired,
+    population,
+    unpaired,
+    upward,
+)
+
+RANDOM = np.random.default_rng(0)
+ONE, TWO = RANDOM.normal(0, 1, 5), RANDOM.normal(1, 3, 4)
+POOLED = Population(variance=0.04, df=14, spread=0, doubt=2 / 14, mean=0.04, median=0.04)
+SPREAD = Population(variance=0.04, df=14, spread=2.0, doubt=0.3, mean=0.06, median=0.05)
+
+
+def test_contrasts_without_a_population_are_students_and_welchs() -> None:
+    for found, expected in (
+        (paired(ONE - 0.3), stats.ttest_1samp(ONE, 0.3)),
+        (unpaired(ONE, TWO), stats.ttest_ind(ONE, TWO, equal_var=False)),
+    ):
+        assert found.p == pytest.approx(expected.pvalue)
+        low, high = expected.confidence_interval(0.99)
+        half = (high - low) / 2
+        assert found.half_width(0.01) == pytest.approx(half)
+
+
+def test_a_pooled_variance_replaces_the_contrasts_own() -> None:
+    one, two = 0.2 * ONE, 0.05 * TWO
+    found = unpaired(one, two, POOLED)
+    error = 0.2 * math.sqrt(1 / 5 + 1 / 4)
+    assert found.half_width() == pytest.approx(error * stats.t.ppf(0.975, 14))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.effect) / error, 14))
+    assert unpaired(one, TWO, POOLED) == unpaired(one, TWO)  # far noisier than the population
+    assert unpaired(ONE[:1], two, POOLED).known and not unpaired(ONE[:1], TWO).known and not paired(ONE[:1]).known
+
+
+def test_in_a_spread_population_a_contrasts_own_variance_counts() -> None:
+    """The p value and the interval agree; a noisier contrast has a wider interval, within bounds."""
+    widths = []
+    for variance in (0.001, 0.04, 1.0):
+        found = Contrast(0.3, 2 / 3, variance, 4, SPREAD)
+        assert found.half_width(found.p) == pytest.approx(0.3, rel=1e-4)
+        widths.append(found.half_width())
+    assert widths == sorted(widths)
+    alone = [Contrast(0.3, 2 / 3, variance, 4).half_width() for variance in (0.001, 0.04, 1.0)]
+    assert alone[0] < widths[0] and widths[2] < alone[2]
+
+
+def test_a_population_is_pooled_if_its_variances_differ_by_chance_alone() -> None:
+    random = np.random.default_rng(1)
+    pooled = 0
+    for _ in range(200):
+        found = population(4 * random.chisquare(2, 20) / 2, [2] * 20, range(20))
+        assert found is not None and found.variance == pytest.approx(4, rel=0.9)
+        pooled += found.spread == 0
+    assert 130 < pooled < 170  # 75%, for a test at 25%
+    alike = population([4.0, 3.9, 4.1], [2, 2, 2], "abc")
+    assert alike == pytest.approx((4.0, 6, 0, 1 / 3, 4.0, 4.0))
+
+
+def test_bartletts_test_is_scipys() -> None:
+    samples = [RANDOM.normal(0, sd, count) for sd, count in ((1, 4), (2, 3), (3, 5))]
+    expected = stats.bartlett(*samples).pvalue
+    found = bartlett([float(np.var(x, ddof=1)) for x in samples], [len(x) - 1 for x in samples])
+    assert found == pytest.approx(expected)
+    assert math.isnan(bartlett([1.0, 0.0], [2, 2]))
+
+
+def test_a_population_has_the_spread_of_its_variances() -> None:
+    random = np.random.default_rng(2)
+    found = [
+        population(np.exp(random.normal(1, 2, 40)) * random.chisquare(2, 40) / 2, [2] * 40, range(40))
+        for _ in range(100)
+    ]
+    assert np.mean([math.log(p.variance) for p in found if p]) == pytest.approx(1, abs=0.15)
+    assert np.mean([p.spread for p in found if p]) == pytest.approx(4, rel=0.25)
+    assert upward(1.0) < polygamma(1, 1.0) / 2
+
+
+def test_the_variances_of_a_group_count_once() -> None:
+    ones = population([1.0, 2.0, 9.0], [2] * 3, "abc")
+    assert population([1.0, 1.0, 1.0, 2.0, 9.0], [2] * 5, "aaabc") == pytest.approx(ones)
+    assert population([1.0, 2.0, 9.0, 4.0], [2] * 4, "aabb") is None
+    assert population([1.0, 2.0, 0.0], [2] * 3, "abc") is None
+
+
+def test_overlap_is_the_squared_correlation() -> None:
+    random = np.random.default_rng(3)
+    assert overlap(list(random.normal(size=(60, 3)))) == pytest.approx(0, abs=0.08)
+    assert overlap([ONE, ONE + 1, 2 * ONE]) == pytest.approx(1)
+    long = random.normal(size=(3, 4000))
+    assert overlap([long[0] - long[1], long[0] - long[2]]) == pytest.approx(1 / 4, abs=0.04)
+    assert overlap([ONE]) == 0
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
+    """The level at which the sequence of tests first fails to reject (Holm 1979)."""
+    p = [0.011, 0.02, 0.0001, 0.3, 0.012]
+    adjusted = holm(p)
+    for level in np.linspace(0.001, 0.999, 400):
+        rejected: set[int] = set()
+        for rank, place in enumerate(sorted(range(5), key=lambda i: p[i])):
+            if p[place] > level / (5 - rank):
+                break
+            rejected.add(place)
+        assert rejected == {i for i, own in enumerate(adjusted) if own <= level}
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("effect", "half", "p", "word"),
+    [
+        (-0.3, 0.1, 0.001, "better"),
+        (0.3, 0.1, 0.001, "worse"),
+        (0.3, 0.1, 0.06, "undecided"),
+        (0.01, 0.005, 0.001, "equivalent"),  # different from 0, but too small to matter
+        (-0.01, 0.08, 0.9, "equivalent"),
+        (-0.01, 0.095, 0.9, "undecided"),
+    ],
+)
+def test_words(effect: float, half: float, p: float, word: str) -> None:
+    assert judged(effect, half, p, margin=0.1) == word
+
+
+def test_names_that_are_surely_worse_cannot_be_best() -> None:
+    means = {"a": 0.0, "b": 0.1, "c": 5.0}
+
+    def contrast(one: str, two: str) -> Contrast:
+        return Contrast(means[one] - means[two], 1, 0.04, 14, None)
+
+    assert may_be_best(list(means), contrast) == ["a", "b"]
+    assert may_be_best(["c"], contrast) == ["c"]
+
+
+def test_the_lowest_of_equal_means_flatters_by_its_expected_order_statistic() -> None:
+    """E min of k normal numbers: -0.846 standard errors for k = 3 (independent), 0 for a single one far below."""
+    random = np.random.default_rng(4)
+    own = random.normal(size=(3, 400))
+    own -= own.mean(1, keepdims=True)
+    logs = {name: dict(enumerate(values)) for name, values in zip("abc", own, strict=True)}
+    error = 1 / math.sqrt(400)
+    assert math.log(flattery(logs)) == pytest.approx(-0.846 * error, rel=0.12)
+    apart = logs | {"a": {seed: value - 9 for seed, value in logs["a"].items()}}
+    assert flattery(apart) == 1
+    shared = {name: logs["a"] for name in "abc"}
+    assert flattery(shared) == pytest.approx(1, abs=1e-6)  # no chance in the choice
+    assert flattery(logs) == flattery(logs)
+
+
+@pytest.mark.parametrize(("variance", "seeds", "df", "comparisons"), [(0.04, 3, 14, 1), (0.02, 5, 8, 100)])
+def test_the_detectable_ratio_has_its_power(variance: float, seeds: int, df: float, comparisons: int) -> None:
+    """Against the noncentral t distribution of scipy."""
+    ratio = detectable_ratio(variance, seeds, df, comparisons)
+    shift = math.log(ratio) / math.sqrt(2 * variance / seeds)
+    assert stats.nct.sf(stats.t.ppf(1 - 0.025 / comparisons, df), df, shift) == pytest.approx(0.8, abs=2e-3)
+    more, noisier = (
+        detectable_ratio(variance, seeds + 1, df, comparisons),
+        detectable_ratio(2 * variance, seeds, df, 200),
+    )
+    assert more < ratio < noisier
+    assert detectable(Population(variance, df, 0, 0, variance, variance), seeds, comparisons, 0.8 * 0.95**2) == ratio
+    assert detectable_ratio(variance, seeds, 0, comparisons) == math.inf
+
+
+def test_power_in_a_spread_population_is_that_of_its_test() -> None:
+    random, hits = np.random.default_rng(5), []
+    effect = math.log(detectable(SPREAD, 3, 20))
+    for _ in range(1500):
+        own = SPREAD.median * random.chisquare(4) / 4
+        seen = effect + math.sqrt(2 / 3 * SPREAD.median) * random.normal()
+        hits.append(Contrast(seen, 2 / 3, own, 4, SPREAD).p < 0.05 / 20 and seen > 0)
+    assert np.mean(hits) == pytest.approx(0.8 / 0.95**2, abs=0.035)
