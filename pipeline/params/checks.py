@@ -85,6 +85,9 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     if curve.model not in models:
         raise StudyError(f"{place}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
     model = models[curve.model]
+    if missing := set(curve.train_seeds or ()) - set(model.train_seeds):
+        listed = ", ".join(map(str, model.train_seeds))
+        raise StudyError(f"{place}.train_seeds: model {curve.model} has no seed {min(missing)}; use some of {listed}")
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)
