@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from pipeline.commands.cost import DVC_SECONDS, WITHIN, Estimate, Work, model_size, off_by, speed
+from pipeline.commands.seeds import MORE, minutes_of_seeds, worth
 from pipeline.commands.stale import Reason, reasons_of_rows
 from pipeline.common.files import Paths, read_json
 from pipeline.common.machine import machine
@@ -39,6 +40,8 @@ class Preview:
     start_seconds: float
     """The time that a stage's process takes to start."""
     cores: int
+    seeds: str
+    """What further seeds cost and buy, in one line."""
     lacks: tuple[str, ...] = ()
     """What this machine lacks to run it."""
 
@@ -61,6 +64,7 @@ class Preview:
         else:
             yield f"all {len(self.stages)} stages are up to date"
         yield from self._accuracy()
+        yield self.seeds
 
     def _table(self) -> Iterator[str]:
         yield f"{'stage':<10}{'to run':>9}{'evaluations':>14}{'minutes':>9}{'memory':>9}  why"
@@ -132,4 +136,6 @@ def preview(path: Path, start_seconds: float, beside: Executor | None = None) ->
             timings[stage] = read_json(timing)["seconds"]
     weights = lacking(rows.features) if stages["features"] else None
     lacks = tuple(line for line in (unmet(study), weights) if line)
-    return Preview(path, rows, about, stages, work, timings, speed_here.start_seconds, speed_here.cores, lacks)
+    minutes = {more: minutes_of_seeds(estimate, stages, more) for more in MORE}
+    seeds = worth(rows, minutes, paths.reports / "results.csv")
+    return Preview(path, rows, about, stages, work, timings, speed_here.start_seconds, speed_here.cores, seeds, lacks)

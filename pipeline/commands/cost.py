@@ -33,8 +33,7 @@ from pipeline.evaluation.bound import REPEATS
 from pipeline.metrics.extractors import classifier as features
 from pipeline.metrics.extractors.extractor import BATCH as FEATURE_BATCH
 from pipeline.params.resolved import Resolved
-from pipeline.sampling.fitted_grids import TRAJECTORIES
-from pipeline.sampling.grids import LEVELS
+from pipeline.sampling.fitted_grids import FIT_EVALUATIONS, TRAJECTORIES
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.training import classifier
@@ -55,7 +54,7 @@ MEASURED_SECONDS = {"resolve": 0.5, "prepare": 4.0, "features": 0.5, "oracle": 1
 REFERENCE_SECONDS = {"images": 1.6, "points": 15.0}
 AGREEMENT_SECONDS = (8.0, 0.2)  # once, and for each curve
 CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, without their features
-MATCHING_SECONDS = 4e-5  # to match the noise of one image of a batch
+MATCHING_SECONDS = 3e-7  # to match the noise of one image of a batch, for each image of the batch
 EXTRACTOR_FLOPS = {"inception": 1.14e10}  # for one image
 METRICS_MIB, STAGE_MIB = 150, 100  # memory besides networks: of metrics, and of the libraries that a stage loads
 DVC_SECONDS = 1.0  # DVC's share of a stage, besides the start of its process
@@ -253,7 +252,7 @@ class Estimate:
         seeds, at_once = len(row.train_seeds), min(row.micro_batch or row.batch, row.batch)
         work = self.speed.training(size, row.steps * row.batch, at_once)
         if row.pairs == "optimal_transport":
-            work += Work(seconds=row.steps * row.batch * MATCHING_SECONDS * self.speed.slower)
+            work += Work(seconds=row.steps * row.batch**2 * MATCHING_SECONDS * self.speed.slower)
         if row.pairs == "reflow":
             work += self.speed.calling(size, 2 * REFLOW_STEPS * row.reflow_pairs, 512)
         if row.classifier_images:
@@ -315,7 +314,7 @@ class Estimate:
         work = Work(mib=self._mib(0))
         for name, ranges in self.study.grids.items():
             jobs = len(self.study.models[name].row.train_seeds) * len(ranges)
-            one = self.speed.calling(self.sizes[name], (3 * LEVELS - 1) * TRAJECTORIES, TRAJECTORIES)
+            one = self.speed.calling(self.sizes[name], FIT_EVALUATIONS * TRAJECTORIES, TRAJECTORIES)
             work += one.repeated(jobs, self._workers(jobs))
         return work
 

@@ -34,6 +34,8 @@ class Curve(Sampler):
     """Precision of the network's calls."""
     compile: Literal["none", "default"] = axis("none", "sampling compilation")
     """Whether torch.compile compiles the network (default, on a GPU with CUDA graphs) or not (none)."""
+    train_seeds: Seeds | None = None
+    """Training seeds of the model that it samples from; null: all of them."""
     sample_seeds: Seeds = (0, 1, 2)
     """Seeds of sampling."""
     repetitions: Literal["paired", "crossed"] = "paired"

@@ -91,6 +91,9 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
         raise StudyError(
             f"{place}.variance: model {curve.model} does not learn it; set learned_variance in its row, or use beta"
         )
+    if missing := set(curve.train_seeds or ()) - set(model.train_seeds):
+        listed = ", ".join(map(str, model.train_seeds))
+        raise StudyError(f"{place}.train_seeds: model {curve.model} has no seed {min(missing)}; use some of {listed}")
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)

@@ -280,7 +280,8 @@ def remarks(rows: Resolved) -> list[str]:
     for name, curve in curves.items():
         lines += _budgets(name, curve)
     for name, model in models.items():
-        lines += _unused(name, model, [curve for curve in curves.values() if curve.model == name])
+        own = [curve for curve in curves.values() if curve.model == name]
+        lines += [*_unused(name, model, own), *_unused_seeds(name, model, own, models)]
     return lines
 
 
@@ -323,3 +324,12 @@ def _unused(name: str, model: Model, curves: list[Curve]) -> Iterator[str]:
             f"models.{name}.snapshots: no curve uses them; use 0, or in a curve guide: snapshot or an average that the "
             "model does not track"
         )
+
+
+def _unused_seeds(name: str, model: Model, curves: list[Curve], models: Mapping[str, Model]) -> Iterator[str]:
+    """Trainings that neither a curve nor a student uses, if the model has a curve."""
+    used = {train_seed for curve in curves for train_seed, _ in curve.seeds}
+    used |= {seed for student in models.values() if student.teacher == model for seed in student.train_seeds}
+    if curves and (unused := [str(seed) for seed in model.train_seeds if seed not in used]):
+        listed = ", ".join(unused)
+        yield f"models.{name}.train_seeds: no curve uses {listed}; leave out what none needs, or add it to a curve's"

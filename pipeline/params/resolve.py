@@ -251,13 +251,14 @@ def _curve_entry(study: Study, name: str, curves: dict[str, Curve], models: dict
     if row.model != curves[base].model:
         of_models = _model_differences(models[row.model], models[curves[base].model])
         changed, titles = of_models | changed, titles | _titles(Model, of_models)
-    seeds = tuple(seed_pairs(models[row.model].train_seeds, row.sample_seeds, row.repetitions))
+    train_seeds = row.train_seeds or models[row.model].train_seeds
+    seeds = tuple(seed_pairs(train_seeds, row.sample_seeds, row.repetitions))
     return CurveEntry(
         base=base,
         differences=changed,
         axis=_axis(titles),
         explicit=_names_base(study.curves, name),
-        row=row.filled().model_copy(update={"seeds": seeds}),
+        row=row.filled().model_copy(update={"train_seeds": train_seeds, "seeds": seeds}),
     )
 
 

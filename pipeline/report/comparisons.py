@@ -261,7 +261,7 @@ def flattery(logs: Mapping[str, Mapping[Hashable, float]]) -> float:
     return math.exp(min(float(errors[np.arange(2 * DRAWS), picked].mean()), 0.0))
 
 
-def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, power: float = 0.8) -> float:
+def detectable_ratio(variance: float, seeds: float, df: float, comparisons: int, power: float = 0.8) -> float:
     """The smallest ratio of two scores that a comparison calls better or worse with the probability `power`.
 
     variance: the variance of the logarithm of a score over trainings. seeds: the trainings of either side. df: the
@@ -282,7 +282,7 @@ def detectable_ratio(variance: float, seeds: int, df: float, comparisons: int, p
     return math.exp(shift * math.sqrt(2 * variance / seeds))
 
 
-def detectable(shared: Population, seeds: int, comparisons: int, power: float = 0.8) -> float:
+def detectable(shared: Population, seeds: float, comparisons: int, power: float = 0.8) -> float:
     """`detectable_ratio` of two curves with the median variance of their population, by the test that judges them.
 
     Either curve is `apart` by chance in 5% of cases, and then hardly anything is detected.

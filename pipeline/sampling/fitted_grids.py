@@ -1,9 +1,9 @@
 """Grids fitted to a model: the noise levels between which its trajectories are nearest to straight.
 
-A teacher takes many small steps from pure noise to 0 on a fine grid. The cost of a long step from level i to level j is
-its local truncation error: the distance from the end of Euler's step from the teacher's state at i to the teacher's
-state at j. For every number of steps, dynamic programming finds the levels of least total cost (Chen et al. 2024, GITS,
-arXiv 2405.11326; Watson et al. 2021, arXiv 2106.03802).
+A teacher takes many small steps of Heun's method from pure noise to 0 on a fine grid. The cost of a long step from
+level i to level j is its local truncation error: the distance from the end of Euler's step from the teacher's state at
+i to the teacher's state at j. For every number of steps, dynamic programming finds the levels of least total cost (Chen
+et al. 2024, GITS, arXiv 2405.11326; Watson et al. 2021, arXiv 2106.03802).
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ from pipeline.diffusion.denoiser import DenoiserFunction, load_denoiser
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
 from pipeline.diffusion.weights import main_files
 from pipeline.sampling.grids import LEVELS, edm
-from pipeline.sampling.ode import Ode, SingleStep
+from pipeline.sampling.ode import Ode
 from pipeline.sampling.row import Sampler
-from pipeline.sampling.singlestep import heun
 
 TEACHER_RHO = 7.0
 TRAJECTORIES = 256
+FIT_EVALUATIONS = 2 * LEVELS - 1  # the teacher's, for each trajectory; its slopes also serve the long steps
 
 SamplerRow = TypeVar("SamplerRow", bound=Sampler)
 
@@ -48,12 +48,13 @@ def truncation_errors(denoiser: DenoiserFunction, noise: Tensor, sigmas: Sequenc
     falling levels, the last one 0.
     """
     ode = Ode(denoiser, SCHEDULES["linear"](sigmas[-2], sigmas[0]), SCALINGS["none"])
-    teacher: SingleStep = heun(1.0)
     states, slopes, z = [], [], noise.to(state_type(noise.device)) * sigmas[0]
     for sigma, sigma_next in pairwise(sigmas):
-        slopes.append(ode.eps(z, sigma))
         states.append(z)
-        z = teacher.step(ode, z, sigma, sigma_next, torch.zeros_like)
+        slopes.append(slope := ode.eps(z, sigma))
+        z = torch.add(z, slope, alpha=sigma_next - sigma)
+        if sigma_next > 0:  # Heun's step (Karras et al. 2022, Algorithm 1), without a second evaluation at its start
+            z = torch.add(states[-1], slope + ode.eps(z, sigma_next), alpha=(sigma_next - sigma) / 2)
     states.append(z)
     errors = torch.full((len(sigmas), len(sigmas)), torch.inf, dtype=torch.float64)
     for i, slope in enumerate(slopes):

@@ -21,7 +21,7 @@ Source: Liu et al. 2022, arXiv 2209.03003
 REFLOW_STEPS = 32
 REFLOW_START = 1000.0  # sigma at which the path starts instead of infinity
 REFLOW_BATCH = 512
-MOST_ITERATIONS = 10**9  # of the network simplex; POT's default is too low for batches of about 1,600
+MOST_ITERATIONS = 10**9  # of the network simplex; POT's default is too low for batches above about 1,600
 
 
 def matched(x0: Tensor, n: Tensor) -> Tensor:

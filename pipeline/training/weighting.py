@@ -77,9 +77,12 @@ def p2(sigma: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
 
 
 def sigmoid(sigma: Tensor, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - ln SNR) on eps.
+    """sigmoid(bias - ln SNR) on eps, at the noise levels that `noise` draws.
 
-    The paper weighs the bound by it, so that the noise distribution has no effect. Here the noise distribution counts.
+    The paper's loss is an integral over ln SNR with this weight. At a drawn level it divides by the density of the
+    noise, which then changes the variance of the loss and not its mean. Nothing is divided here. So the weight in the
+    paper's sense is this one times the density; under ve_loguniform, whose density is constant, both agree up to a
+    factor.
 
     Formula: 1 / (sigma^2 + exp(-bias))
     Source: after Kingma and Gao 2023, arXiv 2303.00848

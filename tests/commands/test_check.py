@@ -247,7 +247,7 @@ def test_more_budgets_guidance_and_grids_cost_more(repository: Callable[..., Pat
     assert found.of("sweep@long").evaluations == found.of("sweep@edm").evaluations + 80 * 35
     assert found.of("sweep@long").seconds > found.of("sweep@edm").seconds
     assert found.of("sweep@adaptive").evaluations == 80 * 63  # as many as its largest budget, one measurement
-    assert found.of("grids").evaluations == 191 * 256
+    assert found.of("grids").evaluations == 127 * 256
     for stage in ("prepare", "features", "reference", "losses", "propose", "oracle", "agreement", "report", "new"):
         assert found.of(stage).seconds > 0
 

@@ -280,6 +280,10 @@ REMARKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # models, cu
     ),
     "a classifier": ({"m": {"classifier_images": 9}}, {"a": {"model": "m"}}, "models.m.classifier_images: trains a"),
     "snapshots": ({"m": {"snapshots": 9}}, {"a": {"model": "m"}}, "models.m.snapshots: no curve uses them; use 0"),
+    "trainings": (
+        {"m": {"train_seeds": [0, 3, 5]}}, {"a": {"model": "m", "train_seeds": [3]}},
+        "models.m.train_seeds: no curve uses 0, 5; leave out",
+    ),
     "the last snapshot": ({"m": {"snapshots": 1}}, {"a": {"model": "m"}}, "models.m.snapshots: no curve uses them"),
 }  # fmt: skip
 
@@ -293,6 +297,7 @@ def test_everything_without_use_gets_one_line(tmp_path: Path, case: str) -> None
 
 USED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "other seeds, other budgets": ({}, {"b": {"nfe": [4]}, "c": {"repetitions": "crossed"}}),
+    "trainings": ({"train_seeds": [0, 1, 2]}, {"a": {"model": "m", "train_seeds": [0]}, "b": {"train_seeds": [1, 2]}}),
     "a classifier": ({"classifier_images": 9}, {"b": {"guide": "classifier", "guidance": 2}}),
     "a snapshot": ({"snapshots": 4}, {"b": {"guide": "snapshot", "guidance": 2}}),
     "an average made of snapshots": (
@@ -311,3 +316,13 @@ def test_everything_that_a_curve_uses_gets_no_line(tmp_path: Path, case: str) ->
 def test_curves_on_equal_models_are_equal(tmp_path: Path) -> None:
     found = remarked(tmp_path, {"a": {}, "b": {}}, {"a": {"model": "a"}, "b": {"model": "b"}})
     assert [line.split(":")[0] for line in found] == ["models.b", "curves.b"]
+
+
+def test_trainings_that_only_a_student_uses_get_no_line(tmp_path: Path) -> None:
+    flow = {"parametrization": "flow", "noise": "flow_uniform", "train_seeds": [0, 1, 2]}
+    curves = {"flow": {"model": "flow", "train_seeds": [0]}, "again": {"model": "again"}}
+    models = {"flow": flow, "again": {"base": "flow", "pairs": "reflow"}}
+    assert remarked(tmp_path, models, curves) == []
+    models["again"]["train_seeds"] = [0, 1]
+    [line] = remarked(tmp_path, models, curves)
+    assert line.startswith("models.flow.train_seeds: no curve uses 2;")

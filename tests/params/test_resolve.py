@@ -124,6 +124,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # what a key goes with
 }
 VALUES = {"guide_images": [128]}  # the first of ABLE's snapshots
 ABLE = {  # a model that gives a curve whatever it asks for
+    "train_seeds": [0, 1, 2, 3],
     "labels": "classes",
     "snapshots": 2,
     "images": 256,
@@ -211,6 +212,23 @@ def test_crossed_repetitions_are_each_training_seed_with_each_sampling_seed(tmp_
         curves={"edm": {"model": "edm", "sample_seeds": [0, 1, 2], "repetitions": "crossed"}},
     )
     assert rows["curves/edm"]["seeds"] == [[4, 0], [4, 1], [4, 2], [5, 0], [5, 1], [5, 2]]
+
+
+def test_a_curve_samples_from_the_trainings_that_it_names_or_from_all(tmp_path: Path) -> None:
+    few = {"model": "edm", "train_seeds": [6, 4], "sample_seeds": [0, 1]}
+    rows = resolved(
+        tmp_path,
+        models={"edm": {"train_seeds": [4, 5, 6]}},
+        curves={"edm": {"model": "edm"}, "few": few, "crossed": few | {"repetitions": "crossed"}},
+    )
+    assert rows["curves/edm"]["train_seeds"] == [4, 5, 6]
+    assert rows["curves/few"]["seeds"] == [[6, 0], [4, 1]]
+    assert rows["curves/crossed"]["seeds"] == [[6, 0], [6, 1], [4, 0], [4, 1]]
+
+
+def test_a_curve_cannot_name_a_training_that_its_model_lacks(tmp_path: Path) -> None:
+    message = refusal(tmp_path, models={"edm": {"train_seeds": [4, 5]}}, **curve(train_seeds=[9, 5, 7]))
+    assert message == "curves.x.train_seeds: model edm has no seed 7; use some of 4, 5"
 
 
 def test_image_sets_and_curves_share_the_number_of_samples(tmp_path: Path) -> None:

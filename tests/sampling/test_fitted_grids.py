@@ -11,7 +11,8 @@ from torch import Tensor
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.exact import Gaussian
 from pipeline.evaluation.convergence import mixture
-from pipeline.sampling.fitted_grids import LEVELS, fit, shortest, truncation_errors
+from pipeline.sampling.counting import Counted
+from pipeline.sampling.fitted_grids import FIT_EVALUATIONS, LEVELS, fit, shortest, truncation_errors
 from pipeline.sampling.grids import edm
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
@@ -68,6 +69,15 @@ def test_truncation_errors_are_those_of_eulers_steps_from_the_teachers_states() 
             end = states[i] * (1 + (sigmas[j] - sigmas[i]) * slope(sigmas[i]))
             expected = spread * abs(end - states[j]) if j > i else math.inf
             assert float(errors[i, j]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 7, LEVELS])
+def test_fitting_costs_as_many_evaluations_as_heuns_method_on_all_levels(levels: int) -> None:
+    counted, heun = Counted(GAUSSIAN), Counted(GAUSSIAN)
+    fit(counted, noise_of(3, 2), LOW, HIGH, levels)
+    sample(heun, noise_of(3, 2), Sampler(), levels)
+    assert counted.nfe == heun.nfe == 2 * levels - 1
+    assert levels < LEVELS or counted.nfe == FIT_EVALUATIONS
 
 
 @pytest.mark.parametrize("levels", [1, 2, 7, LEVELS])

@@ -12,7 +12,10 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from pipeline.diffusion.exact import Gaussian
+from pipeline.data.dataset import to_range
+from pipeline.data.row import Data
+from pipeline.data.sources import load
+from pipeline.diffusion.exact import Gaussian, Mixture
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES
 from pipeline.sampling.loop import sample
 from pipeline.sampling.multistep import ADAMS_BASHFORTH, MULTISTEP, Evaluation, Multistep, adams_weights
@@ -306,3 +309,22 @@ def test_the_steps_needed_are_the_fewest_that_combine_all_points(name: str) -> N
         into_0 = 0 if name == "lms" else 1  # others take one of Euler's steps there
         lengths[steps] = max(left[: steps - into_0], default=0)
     assert solver.steps_needed == min(steps for steps, most in lengths.items() if most == solver.points)
+
+
+@pytest.mark.parametrize("name", ["unipc", "exp_adams"])
+def test_third_order_has_too_much_contrast_in_7_steps_and_too_little_in_11(name: str) -> None:
+    """docs/surprises.md explains scores by it. The data are digits, each blurred by a Gaussian."""
+    digits = to_range(load(Data(limit=256)).images).double()
+    oracle = Mixture(digits, torch.full((256,), 1 / 256, dtype=F64), 0.1)
+    noise = torch.randn(64, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(0))
+    exact = sample(oracle, noise, Sampler(solver=name, nfe=(100,)), 100).x0
+
+    def error(order: int, steps: int) -> tuple[float, float]:
+        """Excess contrast, and the root mean square."""
+        found = sample(oracle, noise, Sampler(solver=name, order=order, nfe=(steps,)), steps).x0 - exact
+        return float((found * exact).sum() / exact.square().sum()), float(found.square().mean().sqrt())
+
+    (few, large), (many, small) = error(3, 7), error(3, 11)
+    assert few > 0.15 and many < -0.1 and small < large / 2
+    (few, large), (many, small) = error(2, 7), error(2, 11)
+    assert few > 0.05 and many > 0 and small < large

@@ -8,6 +8,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pipeline.data.dataset import to_range
+from pipeline.data.row import Data
+from pipeline.data.sources import load
 from pipeline.diffusion.exact import Gaussian, Mixture, flow
 from pipeline.training import pairs
 from pipeline.training.pairs import REFLOW_START, REFLOW_STEPS, flow_to, matched, reflow_pairs
@@ -45,6 +48,14 @@ def test_pairs_have_the_least_sum_of_squared_distances(shape: tuple[int, ...], c
         rows, columns = linear_sum_assignment(distances.numpy())
         assert rows.tolist() == list(range(count))
         assert torch.equal(matched(x0, n), n[torch.from_numpy(columns)])
+
+
+def test_a_batch_that_needs_more_iterations_than_pots_default_is_matched_exactly() -> None:
+    x0 = to_range(load(Data()).images)  # 1797 digits
+    n = draw(1, *x0.shape)
+    distances = torch.cdist(x0.flatten(1).double(), n.flatten(1).double()).square()
+    _, columns = linear_sum_assignment(distances.numpy())
+    assert torch.equal(matched(x0, n), n[torch.from_numpy(columns)])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 37])

@@ -115,6 +115,17 @@ def test_the_bound_is_the_same_under_every_noise_distribution() -> None:
         assert at[0] - at[1] < float(bound(noise)) < 1.06 * (at[0] - at[1])
 
 
+@pytest.mark.parametrize(("noise", "agrees"), [("ve_loguniform", True), ("vp_uniform", False), ("ddpm_uniform", False)])
+def test_sigmoid_is_that_of_the_paper_if_ln_sigma_is_uniform(noise: str, agrees: bool) -> None:
+    """The paper's weight of a drawn level, on D, is sigmoid(bias - ln SNR) times that of the bound."""
+    found = distribution(noise, {})
+    u = torch.linspace(0.05, 0.95, 50, dtype=torch.float64)
+    sigma = found.sigma(u)
+    paper = torch.sigmoid(BIAS + 2 * sigma.log()) * WEIGHTINGS["vlb"](sigma, snr_rate=found.snr_rate(u))
+    ratio = WEIGHTINGS["sigmoid"](sigma, bias=BIAS) / paper
+    assert (float(ratio.max() / ratio.min()) < 1 + 1e-9) == agrees
+
+
 def test_uncertainty_starts_at_zero_and_fits_a_smooth_function() -> None:
     head, sigma = Uncertainty(), torch.logspace(-3, 2, 500).double()
     ln_sigma = sigma.log().float()
