@@ -10,35 +10,47 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import chdtrc, digamma, fdtrc, gammaincinv, ndtr, ndtri, polygamma, stdtr, stdtrit
+from scipy.special import chdtrc, digamma, fdtrc, gammaincinv, ndtr, polygamma, stdtr, stdtrit
 
 from pipeline.report.statistics import CONFIDENCE
 
 LEVEL = 1 - CONFIDENCE
 LEAST_GROUPS = 3  # fewer groups of samples do not show how much their variances differ
 EXACT = 1e-12  # variances of logarithms up to this are rounding
-POOLING = 0.25  # variances are pooled unless a test of equality has a smaller p value (Bancroft 1964)
-NODES = np.linspace(-10, 10, 101)  # of the integral over a logarithm of a variance, in units of its scale
+LEAST_EXCESS = 1e-3  # a smaller excess of the variance of logarithms of variances counts as none
 QUANTILES = (np.arange(2000) + 0.5) / 2000
 DRAWS = 4096  # of the bootstrap
 WORDS = ("better", "worse", "equivalent", "undecided")
 
 
 class Population(NamedTuple):
-    """The distribution of the true variances of several samples.
+    """The true variances of several samples: 1 / variance is distributed as chi-squared with `prior` degrees of freedom
+    over prior * `variance` (Smyth 2004). With prior = inf all are equal.
 
-    variance: their common value if `spread` is 0, else their geometric mean. df: the degrees of freedom of a common
-    value. spread: the variance of the logarithms of the true variances. doubt: the squared standard error of the
-    logarithm of `variance`. mean, median: those of the variances. The logarithm of a further variance has a Cauchy
-    distribution with the scale sqrt(spread + doubt): a long tail, because a few curves can be far noisier than others.
+    total: the degrees of freedom of all sample variances. mean: their mean.
     """
 
     variance: float
-    df: float
-    spread: float
-    doubt: float
+    prior: float
+    total: float
     mean: float
-    median: float
+
+    @property
+    def median(self) -> float:
+        """The median of the true variances."""
+        if math.isinf(self.prior):
+            return self.variance
+        return self.variance * self.prior / 2 / float(gammaincinv(self.prior / 2, 0.5))
+
+    def moderated(self, variance: float, df: float) -> tuple[float, float]:
+        """The variance behind a sample variance with `df` degrees of freedom, and the degrees of freedom of the result.
+
+        Smyth's moderated variance: the mean of the population's and the sample's own, by their degrees of freedom.
+        """
+        if math.isinf(self.prior):
+            return self.variance, self.total
+        both = self.prior + df
+        return (self.prior * self.variance + df * variance) / both, min(both, self.total)
 
 
 def population(
@@ -50,11 +62,9 @@ def population(
     between the samples of different groups, which is the correlation of their variances.
 
     The logarithm of a sample variance has the mean log(variance) + digamma(df / 2) - log(df / 2) and the variance
-    trigamma(df / 2). What the logarithms vary beyond that is `spread`, by the method of moments (Smyth 2004, Stat.
-    Appl. Genet. Mol. Biol. 3, article 3, sec. 6.2). It is computed from all deviations from the mean and from upward
-    ones alone, and the larger one counts: variances that are larger than the population suggests lead to false
-    verdicts. Without any excess, or if Bartlett's test over the groups has a p value above POOLING, the variances are
-    pooled.
+    trigamma(df / 2). By how much the logarithms vary beyond that gives `prior` (method of moments, Smyth 2004, Stat.
+    Appl. Genet. Mol. Biol. 3, article 3, sec. 6.2). Both all deviations from the mean and upward ones alone are looked
+    at, and the larger excess counts: variances larger than the population suggests lead to false verdicts.
     """
     kept = [(s, d, g) for s, d, g in zip(variances, df, groups, strict=True) if d > 0 and s > EXACT]
     names = [g for _, _, g in kept]
@@ -69,15 +79,12 @@ def population(
     seen = float(weights @ (logs - centre) ** 2) / (count - 1)
     seen_up = float(weights @ np.maximum(logs - centre, 0) ** 2) / (count - 1)
     excess = max(seen - noise * (1 - overlap), 2 * (seen_up - noise_up * (1 - overlap)))
-    alike = (1 + (count - 1) * overlap) / count  # the variance of a mean over groups, in units of one group's
-    total = 2 * float(weights @ half)
-    common = total / count / alike
-    mean = 2 * float(weights @ (half * own)) / total
-    firsts = {name: (s, d) for s, d, name in reversed(kept)}
-    if excess <= 0 or bartlett(*zip(*firsts.values(), strict=True)) > POOLING:
-        return Population(mean, common, 0.0, 2 / common, mean, mean)
-    median = float(np.median(own * half / gammaincinv(half, 0.5)))
-    return Population(math.exp(centre), common, excess, (excess + noise) * alike, mean, median)
+    freedom = 2 * float(weights @ half)
+    total, mean = freedom / (1 + (count - 1) * overlap), 2 * float(weights @ (half * own)) / freedom
+    if excess <= LEAST_EXCESS:
+        return Population(mean, math.inf, total, mean)
+    prior = 2 * float(brentq(lambda d: polygamma(1, d) - excess, 1e-3, 2 / LEAST_EXCESS))
+    return Population(math.exp(centre + digamma(prior / 2) - math.log(prior / 2)), prior, total, mean)
 
 
 def bartlett(variances: Sequence[float], df: Sequence[int]) -> float:
@@ -131,45 +138,31 @@ class Contrast(NamedTuple):
     df: float
     shared: Population | None = None
 
-    def _student(self) -> tuple[float, float] | None:
-        """The standard error and its degrees of freedom, unless the variance is one of a spread population."""
-        if self.shared is None:
-            return math.sqrt(self.unit * self.variance), self.df
-        return None if self.shared.spread else (math.sqrt(self.unit * self.shared.variance), self.shared.df)
-
-    def _mixture(self) -> tuple[np.ndarray, np.ndarray]:
-        """Possible standard errors and their probabilities (nodes,), given the contrast's own variance."""
-        assert self.shared is not None
-        logs = math.log(self.shared.variance) + NODES * math.sqrt(self.shared.spread + self.shared.doubt)
-        plausible = -np.log1p(NODES**2) - self.df / 2 * (logs + self.variance * np.exp(-logs))
-        weights = np.exp(plausible - plausible.max())
-        return np.sqrt(self.unit * np.exp(logs)), weights / weights.sum()
-
     @property
     def known(self) -> bool:
         """Whether the error is known."""
         return self.shared is not None or (self.df > 0 and math.isfinite(self.variance))
 
     @property
+    def _error(self) -> tuple[float, float]:
+        """The standard error and its degrees of freedom."""
+        variance, df = self.shared.moderated(self.variance, self.df) if self.shared else (self.variance, self.df)
+        return math.sqrt(self.unit * variance), df
+
+    @property
     def p(self) -> float:
-        """The two-sided p value of no difference: Student's with pooled variances, else averaged over the variance."""
+        """The two-sided p value of no difference, by Student's t."""
         if not self.known:
             return 1.0
-        if student := self._student():
-            error, df = student
-            return float(2 * stdtr(df, -abs(self.effect) / error)) if error else float(self.effect == 0)
-        errors, weights = self._mixture()
-        return float(weights @ (2 * ndtr(-abs(self.effect) / errors)))
+        error, df = self._error
+        return float(2 * stdtr(df, -abs(self.effect) / error)) if error else float(self.effect == 0)
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the width of the interval that misses the true difference with the probability `level`; NaN: unknown."""
         if not self.known:
             return math.nan
-        if student := self._student():
-            return float(stdtrit(student[1], 1 - level / 2)) * student[0]
-        errors, weights = self._mixture()
-        most = -float(ndtri(level / 2)) * float(errors.max())
-        return float(brentq(lambda half: weights @ (2 * ndtr(-half / errors)) - level, 0, most, xtol=1e-9 * most))
+        error, df = self._error
+        return float(stdtrit(df, 1 - level / 2)) * error
 
 
 def paired(differences: np.ndarray, shared: Population | None = None) -> Contrast:
@@ -198,10 +191,10 @@ def unpaired(own: np.ndarray, base: np.ndarray, shared: Population | None = None
 
 def apart(variance: float, df: float, shared: Population) -> bool:
     """Whether a variance is larger than the mean of the others in its population, by an F test at 5%."""
-    rest = shared.df - df
+    rest = shared.total - df
     if rest <= 0 or variance <= shared.mean:
         return False
-    others = (shared.df * shared.mean - df * variance) / rest
+    others = (shared.total * shared.mean - df * variance) / rest
     return others <= 0 or float(fdtrc(df, rest, variance / others)) < LEVEL
 
 
@@ -287,17 +280,5 @@ def detectable(shared: Population, seeds: float, comparisons: int, power: float 
 
     Either curve is `apart` by chance in 5% of cases, and then hardly anything is detected.
     """
-    power /= (1 - LEVEL) ** 2
-    if not shared.spread:
-        return detectable_ratio(shared.variance, seeds, shared.df, comparisons, power)
-    unit, df = 2 / seeds, 2 * (seeds - 1)
-    own = 2 * gammaincinv(df / 2, QUANTILES[20::40]) / df if df else np.zeros(1)
-    limits = np.array(
-        [Contrast(0, unit, shared.median * each, df, shared).half_width(LEVEL / comparisons) for each in own]
-    )
-    error = math.sqrt(unit * shared.median)
-
-    def reached(effect: float) -> float:
-        return float(ndtr((effect - limits) / error).mean()) - power
-
-    return math.exp(min(float(brentq(reached, 0, float(limits.max()) + 10 * error)), 700))
+    variance, df = shared.moderated(shared.median, 2 * (seeds - 1))
+    return detectable_ratio(variance, seeds, df, comparisons, power / (1 - LEVEL) ** 2)

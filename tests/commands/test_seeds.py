@@ -92,7 +92,7 @@ def test_power_comes_from_the_scatter_between_trainings() -> None:
     found = power(results(rows, 0.2), rows)
     assert found and (found.budget, found.within, found.comparisons) == (35, False, 2 * 79)
     assert found.seeds == pytest.approx(2 / (1 / 5 + 1 / 3))
-    assert found.scatter.variance == pytest.approx(0.04, rel=0.25)
+    assert found.scatter.median == pytest.approx(0.04, rel=0.25)
     known = detectable_ratio(0.04, found.seeds, 80 * 2, found.comparisons)
     assert math.log(found.ratio()) == pytest.approx(math.log(known), rel=0.4)
     assert found.ratio() > found.ratio(1) > found.ratio(2) > 1
@@ -112,9 +112,9 @@ def test_samplers_of_one_network_are_told_by_their_paired_differences() -> None:
     rows = study({"edm": {"train_seeds": FIVE}}, curves)
     found = power(results(rows, 0.05, common=2.0), rows)
     assert found and found.within and found.seeds == 5
-    assert found.scatter.variance == pytest.approx(0.05**2, rel=0.35)
+    assert found.scatter.median == pytest.approx(0.05**2, rel=0.35)
     known = detectable_ratio(0.05**2, 5, 4 * 39, found.comparisons)
-    assert math.log(found.ratio()) == pytest.approx(math.log(known), rel=0.4)
+    assert 0.9 < math.log(found.ratio()) / math.log(known) < 1.6  # at least what it is with a known variance
 
 
 def test_one_line_says_what_seeds_cost_and_buy(tmp_path: Path) -> None:

@@ -124,9 +124,9 @@ def _stated(found: Population | None) -> str:
     if found is None:
         return "not pooled"
     sd = percent(math.sqrt(found.variance))
-    if not found.spread:
-        return f"{sd}, {found.df:.0f} degrees of freedom"
-    return f"{sd}, of curves within a factor of {number(math.exp(math.sqrt(found.spread) / 2))}"
+    if math.isinf(found.prior):
+        return f"{sd}, {found.total:.0f} degrees of freedom"
+    return f"{sd}, {found.prior:.1f} degrees of freedom before a comparison's own"
 
 
 def _exponents(report: Report, budgets: list[int]) -> list[str]:
