@@ -1,6 +1,8 @@
 """The reference: the same bytes again, a random order of all features, and a floor that halves of the images make."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.randomness import generator
 from pipeline.common.tensors import load_tensors, save_tensors
-from pipeline.metrics.estimate import BlockMoments
+from pipeline.metrics.estimate import BlockMoments, Estimate
 from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.neighbours import nearest_squared
@@ -175,3 +177,83 @@ def test_a_reference_goes_to_a_device_as_a_whole() -> None:
     tensors = [moved.features, moved.moments.mean, moved.moments.covariance, *vars(moved.sums).values()]
     assert {tensor.device for tensor in tensors} == {there}
     assert (moved.hash, moved.duplicate_distance) == (own.hash, own.duplicate_distance)
+
+
+def with_heldout(training: Tensor, heldout: Tensor, size: int, folder: Path) -> Reference:
+    parts = list(torch.arange(len(training)).split(size))[: len(training) // size]
+    content, _ = make_reference(Extracted(training, None), "e", heldout=Extracted(heldout, None), parts=parts)
+    save_reference(content, folder)
+    return load_reference(folder)
+
+
+def estimates(reference: Reference, samples: Tensor) -> dict[str, Estimate]:
+    blocks = BlockMoments(len(samples), reference.moments.mean)
+    blocks.add(samples)
+    return reference.estimates(samples, blocks, None)
+
+
+UNSEEN = ["fd", "fd_corrected", "kd", "precision", "recall", "density", "coverage", "near_duplicates"]
+
+
+def test_held_out_images_are_a_reference_like_any_other(tmp_path: Path) -> None:
+    """The metrics against training images stay; those against others are the metrics against these images alone."""
+    real, samples = drawn(650), drawn(900)[650:]
+    training, heldout = real[:500], real[500:620]
+    reference = with_heldout(training, heldout, 120, tmp_path)
+    found = estimates(reference, samples)
+    plain = estimates(saved(tmp_path / "plain", Extracted(training, None)), samples)
+    assert {name: found[name] for name in METRICS} == plain
+    assert [*found] == METRICS + [f"{r}_{m}" for r in ("heldout", "matched") for m in UNSEEN] + [
+        "gap_fd_corrected",
+        "gap_near_duplicates",
+    ]
+    threshold = reference.others["heldout"][0].duplicate_distance
+    sets = [heldout, *training.split(120)[:4]]
+    own = torch.cat([nearest_squared(part)[:, 0] for part in sets])
+    assert 0.03 < float((own <= threshold).double().mean()) <= 0.051
+    alone = [estimates(replace(reference_of(part), duplicate_distance=threshold), samples) for part in sets]
+    for metric in UNSEEN:
+        assert found[f"heldout_{metric}"] == pytest.approx(alone[0][metric], rel=1e-9, abs=1e-12), metric
+        values, errors = zip(*(each[metric] for each in alone[1:]), strict=True)
+        mean = sum(values) / 4, sum(errors) / 4
+        assert found[f"matched_{metric}"] == pytest.approx(mean, rel=1e-9, abs=1e-12), metric
+        if f"gap_{metric}" in found:
+            apart = float(torch.tensor(values, dtype=torch.float64).std()) * (1 + 1 / 4) ** 0.5
+            gap = alone[0][metric].value - mean[0]
+            assert found[f"gap_{metric}"] == pytest.approx((gap, apart), rel=1e-6, abs=1e-12), metric
+
+
+def test_a_single_part_gives_no_error_of_the_gap(tmp_path: Path) -> None:
+    found = estimates(with_heldout(drawn(200), drawn(300)[200:], 150, tmp_path), drawn(350)[300:])
+    assert math.isnan(found["gap_fd_corrected"].se) and math.isfinite(found["gap_fd_corrected"].value)
+
+
+def test_what_knows_no_image_has_no_gap_and_copies_have_one(tmp_path: Path) -> None:
+    """Over repeated draws, the gap of new samples is 0 within its error; samples near training images are found."""
+    ratios, copied = [], []
+    for seed in range(40):
+        source = torch.Generator().manual_seed(seed)
+        real, fresh = torch.randn(1000, 4, generator=source), torch.randn(400, 4, generator=source)
+        reference = with_heldout(real[:800], real[800:], 200, tmp_path)
+        found = estimates(reference, fresh)
+        ratios.append(found["gap_fd_corrected"].value / found["gap_fd_corrected"].se)
+        near = real[torch.randperm(800, generator=source)[:400]] + 0.01 * torch.randn(400, 4, generator=source)
+        copied.append(estimates(reference, near))
+    inside = sum(abs(ratio) < 3.18 for ratio in ratios)  # Student's t with 3 degrees of freedom: 95%
+    assert inside >= 34
+    assert sum(found["gap_near_duplicates"].value < -5 * found["gap_near_duplicates"].se for found in copied) >= 35
+    assert sum(found["matched_near_duplicates"].value for found in copied) / 40 > 0.25 + 0.03
+    assert 0.01 < sum(found["heldout_near_duplicates"].value for found in copied) / 40 < 0.1
+
+
+def test_the_summary_has_the_scores_of_held_out_images() -> None:
+    training, heldout = drawn(600)[:480], drawn(600)[480:]
+    parts = list(torch.arange(480).split(120))
+    _, summary = make_reference(Extracted(training, None), "e", heldout=Extracted(heldout, None), parts=parts)
+    _, plain = make_reference(Extracted(training, None), "e")
+    found = summary.pop("heldout")
+    assert summary | {"reference_hash": ""} == plain | {"reference_hash": ""}
+    assert (found["images"], found["parts"]) == (120, 4)
+    expected = estimates(reference_of(training), heldout)
+    assert found["scores"]["kd"] == pytest.approx(expected["kd"]._asdict(), rel=1e-6)
+    assert found["scores"].keys() == expected.keys()
