@@ -172,8 +172,9 @@ def check_name(name: str) -> None:
         raise StudyError(f"NAME: {name}: {Paths(name).reports} exists already; choose another name")
 
 
-def look(source: str, place: str = "IMAGES") -> tuple[dict[str, Any], Images, str]:
-    """The `data` section for a folder or zip, the facts about its images, and a line that describes them.
+def look(source: str, place: str = "IMAGES") -> tuple[dict[str, Any], Images, str, str]:
+    """The `data` section for a folder or zip, the facts about its images, a line that describes them, and one that says
+    how many are held out.
 
     Raises StudyError if the images cannot be read, differ in size, are points, or are fewer than FEWEST_IMAGES.
     """
@@ -194,12 +195,12 @@ def look(source: str, place: str = "IMAGES") -> tuple[dict[str, Any], Images, st
     summary = training.summary()
     counts = tuple(summary["class_counts"].values())
     images = Images(len(training.images), shape, summary["sigma_data"], counts, count - len(training.images))
-    found = f"{count} {_colours(shape)} images of {shape[1]} x {shape[2]}, {said}; {held}"
+    found = f"{count} {_colours(shape)} images of {shape[1]} x {shape[2]}, {said}"
     if not halvings(*shape[1:]):
         found += "; an odd side cannot be halved, so the network has one level; resize them for more"
     if not (counts or images.square):
         found += "; without classes and not square, so distances use Inception's features"
-    return data, images, found
+    return data, images, found, held
 
 
 def _held_out(dataset: Dataset, data: dict[str, Any]) -> tuple[Dataset, str]:
@@ -209,9 +210,9 @@ def _held_out(dataset: Dataset, data: dict[str, Any]) -> tuple[Dataset, str]:
         training, heldout = split(dataset, Data(**data, heldout=HELDOUT))
     except StudyError as error:
         data["heldout"] = 0
-        return dataset, f"none held out, because {str(error).removeprefix('data.heldout: ').rpartition('; ')[0]}"
+        return dataset, f"none is held out, because {str(error).removeprefix('data.heldout: ').rpartition('; ')[0]}"
     data["heldout"] = HELDOUT
-    return training, f"{len(heldout.images) if heldout else 0} held out"
+    return training, f"{len(heldout.images) if heldout else 0} of them are held out from all trainings"
 
 
 def _classes(dataset: Dataset) -> tuple[tuple[int, ...], str]:
@@ -251,7 +252,7 @@ def new_study(name: str, source: str, scale: str = "cpu", labels: str = "none") 
             raise StudyError(f"{key}: unknown value {value!r}; {nearest(value, valid)}")
     if not source:
         raise StudyError("IMAGES: missing; write IMAGES=path/to/folder, or a .zip")
-    data, images, found = look(source)
+    data, images, found, held = look(source)
     if labels == "classes" and not images.classes:
         raise StudyError(f"LABELS: {source}: {found}; leave LABELS out")
     title = f"What a design choice buys: {name}, {images.shape[1]} x {images.shape[2]}"
@@ -259,7 +260,7 @@ def new_study(name: str, source: str, scale: str = "cpu", labels: str = "none") 
         write_text(folder / "params.yaml", study_text(title, name, data, images, scale, labels))
         copy_graph(folder)
         flops = study_flops(read_study(folder / "params.yaml"), images)
-    return _said(name, found, flops)
+    return _said(name, [found, held], flops)
 
 
 def _rounded(value: float, digits: int) -> str:
@@ -268,13 +269,13 @@ def _rounded(value: float, digits: int) -> str:
     return f"{rounded:,.0f}" if rounded >= 10 ** (digits - 1) else f"{rounded:g}"
 
 
-def _said(name: str, found: str, flops: dict[str, float]) -> str:
+def _said(name: str, found: list[str], flops: dict[str, float]) -> str:
     parts = ", ".join(f"{part} {_rounded(value / 1e12, 3)}" for part, value in flops.items())
     total = sum(flops.values())
     tflop, speed = _rounded(total / 1e12, 3), f"{CORE_FLOPS / 1e9:.0f} GFLOP/s"
     hours = _rounded(total / CORE_FLOPS / 3600, 2)
     lines = [
-        found,
+        *found,
         f"wrote studies/{name}/params.yaml: edit its choices as you like",
         f"cost: about {tflop} TFLOP ({parts}): {hours} h of a core at {speed}",
         f"next: make check NAME={name} prints the minutes on this machine; make study NAME={name} runs it",
