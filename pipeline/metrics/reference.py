@@ -78,16 +78,30 @@ class Reference:
         """
         sums = kernel_sums(features)
         estimates = frechet_estimates(blocks, self.distance) | self._estimates(features, sums)
-        found = {
-            name: [jackknifed(blocks, each.distance) | each._estimates(features, sums) for each in own]
-            for name, own in self.others.items()
-        }
-        for name, each in found.items():
-            estimates |= {against(name, metric): _mean([e[metric] for e in each]) for metric in each[0]}
-        if found:
+        if self.others:
+            found = self._against_others(features, blocks, sums)
+            estimates |= {against(name, m): _mean([e[m] for e in own]) for name, own in found.items() for m in own[0]}
             [held], parts = found[HELDOUT], found[MATCHED]
             estimates |= {against(GAP, m): _gap(held[m], [part[m] for part in parts]) for m in GAPS if m in held}
         return estimates if logits is None else estimates | {"score": inception_score(logits)}
+
+    def _against_others(
+        self, features: Tensor, blocks: BlockMoments, sums: KernelSums
+    ) -> dict[str, list[dict[str, Estimate]]]:
+        """The metrics against each of the others.
+
+        The bias and the standard error of Frechet distances from the parts are taken to be those from the held-out
+        images, which are as many: the jackknife takes 21 distances, and each part only one.
+        """
+        [heldout] = self.others[HELDOUT]
+        exact, whole = jackknifed(blocks, heldout.distance), blocks.all()
+        bias, se = exact["fd"].value - exact["fd_corrected"].value, exact["fd"].se
+        parts = []
+        for part in self.others[MATCHED]:
+            plain = part.distance(whole)
+            frechet = {"fd": Estimate(plain, se), "fd_corrected": Estimate(plain - bias, se)}
+            parts.append(frechet | part._estimates(features, sums))
+        return {HELDOUT: [exact | heldout._estimates(features, sums)], MATCHED: parts}
 
     def distance(self, other: Moments) -> float:
         """The Frechet distance of features with these moments."""

@@ -212,6 +212,12 @@ def test_held_out_images_are_a_reference_like_any_other(tmp_path: Path) -> None:
     own = torch.cat([nearest_squared(part)[:, 0] for part in sets])
     assert 0.03 < float((own <= threshold).double().mean()) <= 0.051
     alone = [estimates(replace(reference_of(part), duplicate_distance=threshold), samples) for part in sets]
+    bias, se = alone[0]["fd"].value - alone[0]["fd_corrected"].value, alone[0]["fd"].se
+    for part in alone[
+        1:
+    ]:  # the jackknife's bias and error are those against held-out images, and close to the part's own
+        assert abs(part["fd"].value - bias - part["fd_corrected"].value) < 0.1 * se < 0.2 * part["fd"].se
+        part |= {"fd": Estimate(part["fd"].value, se), "fd_corrected": Estimate(part["fd"].value - bias, se)}
     for metric in UNSEEN:
         assert found[f"heldout_{metric}"] == pytest.approx(alone[0][metric], rel=1e-9, abs=1e-12), metric
         values, errors = zip(*(each[metric] for each in alone[1:]), strict=True)
