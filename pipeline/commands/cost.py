@@ -55,6 +55,7 @@ MEASURED_SECONDS = {"resolve": 0.5, "prepare": 4.0, "features": 0.5, "oracle": 1
 REFERENCE_SECONDS = {"images": 1.6, "points": 15.0}
 AGREEMENT_SECONDS = (8.0, 0.2)  # once, and for each curve
 CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, without their features
+HELDOUT_SECONDS = {"images": 0.04, "points": 1.1}  # more, to measure them against held-out data and parts
 MATCHING_SECONDS = 4e-5  # to match the noise of one image of a batch
 EXTRACTOR_FLOPS = {"inception": 1.14e10}  # for one image
 METRICS_MIB, STAGE_MIB = 150, 100  # memory besides networks: of metrics, and of the libraries that a stage loads
@@ -274,7 +275,8 @@ class Estimate:
         cells: list[Work] = []
         for steps in {curve.steps(budget) for budget in curve.nfe}:
             calls = count * (max(curve.nfe) if adaptive else curve.evaluations(steps))
-            measuring = Work(seconds=CELL_SECONDS[self._data] * self.speed.slower * count / 1024)
+            seconds = CELL_SECONDS[self._data] + (HELDOUT_SECONDS[self._data] if self.about.get("heldout") else 0)
+            measuring = Work(seconds=seconds * self.speed.slower * count / 1024)
             calling = self.speed.calling(size, calls, batch)
             cells += [calling + self._features.repeated(count) + measuring] * len(curve.seeds)
         workers = self._workers(len(cells))

@@ -13,6 +13,7 @@ from pipeline.common.files import Paths, read_json, write_json
 from pipeline.common.sealed import save_json
 from pipeline.report.build import build
 from pipeline.report.sections.heldout import combined, share
+from pipeline.report.statistics import Interval
 from tests.report.studies import CURVES, made_up_study, markdown, row
 
 METHODS = {name: CURVES[name] for name in ("edm", "flow")}
@@ -67,7 +68,7 @@ def test_a_method_has_its_gap_and_its_share(paths: Paths) -> None:
     text = markdown(paths)
     _, _, budget, train, matched, heldout, gap, part, *_ = row(text, "`flow`", HEADING)
     assert (budget, train[:4], matched[:4], heldout[:4]) == ("4", "1.00", "1.10", "2.10")
-    assert gap.startswith("+1.00 (+0.99") and part == "50.0%"
+    assert gap.startswith("+1.00 (+0.99") and part == "50%"
     assert "themselves have bias-corrected FD (classifier) of 0.432 (standard error 0.0200)" in text
     assert "| 123 held-out images |" in text
     assert "100 images that the models were trained on, as usual in publications" in text
@@ -157,5 +158,6 @@ def test_an_interval_without_errors_is_a_point_and_one_without_freedom_is_unknow
 
 
 def test_a_share_is_of_the_score_against_unseen_images() -> None:
-    assert share(0.375, 0.125) == 0.25 and share(0.4, 0.0) == 0
-    assert math.isnan(share(-0.1, 0.1))
+    assert share(0.375, Interval(0.125, 0.1, 0.15, 3)) == "25%"
+    assert share(0.375, Interval(0.125, 0.0, 0.25, 3)) == share(0.375, Interval(-0.1, -0.2, -0.05, 3)) == ""
+    assert share(-0.2, Interval(0.1, 0.05, 0.15, 3)) == share(0.2, Interval(0.1, math.nan, math.nan, 3)) == ""

@@ -65,14 +65,16 @@ def _by_training(cells: pd.DataFrame) -> pd.Series:
     return means
 
 
-def share(score: float, unseen: float) -> float:
-    """The gap as a share of what the score would be against as many unseen images. NaN if that is not above 0."""
-    return unseen / (score + unseen) if score + unseen > 0 else math.nan
+def share(score: float, apart: Interval) -> str:
+    """The gap as a share of what the score would be against as many unseen images; "" unless the gap is above 0."""
+    return f"{apart.mean / (score + apart.mean):.0%}" if apart.low > 0 and score + apart.mean > 0 else ""
 
 
 def stated_gap(found: Interval) -> str:
     if math.isnan(found.low):
         return f"{signed(found.mean)} (error unknown)"
+    if found.low == found.high == 0:
+        return "0"
     return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
 
 
@@ -82,7 +84,6 @@ def _scores(report: Report, names: list[str]) -> Markdown:
     for name in names:
         for budget in [b for b in report.budgets([name]) if report.having([name], b)]:
             apart, copies = (gap(report, name, budget, metric) for metric in (report.headline, DUPLICATES))
-            part = share(report.estimate(name, budget).mean, apart.mean)
             nfe = report.nfe(name, budget)
             lines.append(
                 [
@@ -92,7 +93,7 @@ def _scores(report: Report, names: list[str]) -> Markdown:
                     report.stated_at(name, budget),
                     *[report.stated_at(name, budget, against(r, report.headline)) for r in (MATCHED, HELDOUT)],
                     report.linked(stated_gap(apart), name, nfe, against(GAP, report.headline)),
-                    percent(part) if math.isfinite(part) else "",
+                    share(report.estimate(name, budget).mean, apart),
                     *[report.stated_at(name, budget, against(r, DUPLICATES)) for r in (MATCHED, HELDOUT)],
                     report.linked(stated_gap(_negative(copies)), name, nfe, against(GAP, DUPLICATES)),
                 ]
@@ -158,13 +159,12 @@ def _gaps(report: Report) -> list[str]:
     parts = []
     for name in report.having(report.methods, budget):
         apart = gap(report, name, budget, report.headline)
-        part = share(report.estimate(name, budget).mean, apart.mean)
-        said = f", {part:.0%}" if math.isfinite(part) else ""
-        parts.append(f"{report.label(name)} {stated_gap(apart)}{said}")
+        part = share(report.estimate(name, budget).mean, apart)
+        hidden = f", which hides {part} of the score against unseen {report.things}" if part else ""
+        parts.append(f"{report.label(name)} {stated_gap(apart)}{hidden}")
     return [
         f"The score against held-out {report.things}, minus that against as many training {report.things}, at a budget "
-        f"of {budget}: {'; '.join(parts)}. The percentage is the part of the score against unseen {report.things} that "
-        "knowing the training data hides."
+        f"of {budget}: {'; '.join(parts)}."
     ]
 
 
