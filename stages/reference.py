@@ -16,11 +16,11 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths, exact = arguments.paths, exact_device(default_device())
     extractor, dataset = load_extractor(paths.features).on(default_device()), load_prepared(paths.data)
-    images, parts = equal_sets(dataset, load_heldout(paths.data))
+    images, matched = equal_sets(dataset, load_heldout(paths.data))
 
     def measure_real() -> tuple[bytes, dict[str, Any]]:
         heldout = None if images is None else extractor(images).on(exact)
-        return make_reference(extractor(dataset.images).on(exact), extractor.hash, heldout=heldout, parts=parts)
+        return make_reference(extractor(dataset.images).on(exact), extractor.hash, heldout=heldout, matched=matched)
 
     [(content, summary)] = side_by_side([measure_real])
     with whole_folder(paths.reference) as folder:

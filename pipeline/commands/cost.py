@@ -25,6 +25,7 @@ from pipeline.common.sealed import cached_json
 from pipeline.common.size import FLOAT_BYTES, Size, size_of
 from pipeline.common.threads import cores, side_by_side
 from pipeline.data.dataset import shape_of
+from pipeline.data.heldout import equal_size
 from pipeline.diffusion.averages import profiles
 from pipeline.diffusion.networks import registry
 from pipeline.evaluation import losses
@@ -55,7 +56,7 @@ MEASURED_SECONDS = {"resolve": 0.5, "prepare": 4.0, "features": 0.5, "oracle": 1
 REFERENCE_SECONDS = {"images": 1.6, "points": 15.0}
 AGREEMENT_SECONDS = (8.0, 0.2)  # once, and for each curve
 CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, without their features
-HELDOUT_SECONDS = {"images": 0.04, "points": 1.1}  # more, to measure them against held-out data and parts
+HELDOUT_SECONDS = {"images": 0.06, "points": 0.6}  # more, to measure them against held-out and matched data
 MATCHING_SECONDS = 4e-5  # to match the noise of one image of a batch
 EXTRACTOR_FLOPS = {"inception": 1.14e10}  # for one image
 METRICS_MIB, STAGE_MIB = 150, 100  # memory besides networks: of metrics, and of the libraries that a stage loads
@@ -327,7 +328,9 @@ class Estimate:
         work = Work(seconds=MEASURED_SECONDS["features"] * self.speed.slower, mib=self._mib(0))
         if row.extractor == "classifier":
             turns = 1 if len(self.about["classes"]) > 1 else 4
-            images = row.epochs * turns * self.about["count"] * (1 - 1 / features.HELD_OUT)
+            count, held = self.about["count"], self.about.get("heldout", 0)
+            left_out = equal_size(count, held) if held else count / features.HELD_OUT
+            images = row.epochs * turns * (count - left_out)
             work += replace(self.speed.training(self._classifier_size, images, row.batch), evaluations=0)
         return work
 

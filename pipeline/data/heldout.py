@@ -1,4 +1,4 @@
-"""Held-out images: which ones they are, and random parts of the others that are equally large."""
+"""Held-out images: which ones they are, and an equally large part of the others to compare them with."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from pipeline.data.row import Data
 
 FEWEST = 100  # images that are trained on, and that are held out
 CURE = "add images, or write heldout: 0"
-MOST_PARTS = 4  # equally large parts of the training images, over which a metric is averaged
 
 
 def heldout_count(count: int, row: Data) -> int:
@@ -56,20 +55,20 @@ def _part(dataset: Dataset, which: Tensor) -> Dataset:
 
 
 def _chosen(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """The places (count,), in random order, of a random choice among images with labels (N,).
+    """The places (count,) of a random choice among images with labels (N,).
 
     Each class has its proportional number of places, rounded down, and the classes with the largest remainders have one
-    more, so that the total is right (Hamilton's method).
+    more, so that the total is right (Hamilton's method). The order is random within a class, and every stretch of it
+    has the classes in proportion, so that blocks of a jackknife differ no more than such choices do.
     """
     sizes = torch.bincount(labels)
     quotas, remainders = sizes * count // len(labels), sizes * count % len(labels)
     largest = remainders.argsort(descending=True, stable=True)
     quotas[largest[: count - int(quotas.sum())]] += 1
     order = torch.randperm(len(labels), generator=draws)
-    taken = torch.zeros(len(labels), dtype=torch.bool)
-    for label, quota in enumerate(quotas.tolist()):
-        taken[order[labels[order] == label][:quota]] = True
-    return order[taken[order]]
+    own = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas.tolist())]
+    levels = [(torch.arange(len(each)) + 0.5) / max(len(each), 1) for each in own]
+    return torch.cat(own)[torch.cat(levels).argsort(stable=True)]
 
 
 def _check_classes(dataset: Dataset, training: Dataset, heldout: Dataset, share: float) -> None:
@@ -82,27 +81,34 @@ def _check_classes(dataset: Dataset, training: Dataset, heldout: Dataset, share:
             )
 
 
-def equal_sets(training: Dataset, heldout: Dataset | None) -> tuple[Tensor | None, list[Tensor]]:
-    """Equally large sets to compare: held-out images in random order, and `equal_parts` of the images to train on.
+def equal_size(training: int, held: int) -> int:
+    """How many held-out and as many training images are compared: all held-out ones, or half of those to train on.
 
-    All held-out images, unless fewer images are trained on. (None, []) without held-out images.
+    The other half is left to train an extractor.
+    """
+    return min(held, training // 2)
+
+
+def matched_part(training: Dataset, held: int) -> Tensor | None:
+    """The places (size,) of the training images that are compared with `held` held-out ones; None if none is held out.
+
+    A random part with the classes in proportion, in an order of which every stretch has them, too. The study's own
+    extractor is trained without them, so that neither these nor the held-out images are known to it.
+    """
+    return _part_of(training, equal_size(len(training.images), held)) if held else None
+
+
+def equal_sets(training: Dataset, heldout: Dataset | None) -> tuple[Tensor | None, Tensor | None]:
+    """Equally large sets to compare: held-out images, and the places of the training images in `matched_part`.
+
+    Both are in an order of which every stretch has the classes in proportion. (None, None) without held-out images.
     """
     if heldout is None:
-        return None, []
-    size = min(len(heldout.images), len(training.images))
-    return heldout.images[equal_parts(heldout, size)[0]], equal_parts(training, size)
+        return None, None
+    matched = matched_part(training, len(heldout.images))
+    assert matched is not None
+    return heldout.images[_part_of(heldout, len(matched))], matched
 
 
-def equal_parts(dataset: Dataset, size: int) -> list[Tensor]:
-    """Disjoint random parts of a data set's images, as places (size,) in random order.
-
-    As many as fit, at most MOST_PARTS. Each has the classes in proportion, as held-out images have.
-    """
-    labels, rest, parts = _labels(dataset), torch.arange(len(dataset.images)), list[Tensor]()
-    while len(parts) < MOST_PARTS and len(rest) >= size:
-        own = _chosen(labels[rest], size, generator("part of the images", len(parts)))
-        left = torch.ones(len(rest), dtype=torch.bool)
-        left[own] = False
-        parts.append(rest[own])
-        rest = rest[left]
-    return parts
+def _part_of(dataset: Dataset, size: int) -> Tensor:
+    return _chosen(_labels(dataset), size, generator("part of the images"))

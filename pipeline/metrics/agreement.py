@@ -148,7 +148,9 @@ def compare_curve(folder: Path, place: str, reference: Reference) -> list[dict[s
             raise ValueError("no features, though no cell failed")
     whole, rows = len(features) == cell["samples"], []
     reported = {m["metric"]: m["value"] for m in cell["metrics"]}
-    for name, real in [(TRAIN, reference), *((HELDOUT, each) for each in reference.others.get(HELDOUT, ()))]:
+    for name, real in [(TRAIN, reference), (HELDOUT, reference.others.get(HELDOUT))]:
+        if real is None:
+            continue
         measured = {m: reported[against(name, m)] for m in ("fd", "precision", "recall")} if whole else None
         found = compare(features, measured or ours(features, real), real)
         rows += [row | {"metric": against(name, row["metric"])} for row in found]

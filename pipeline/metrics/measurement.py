@@ -36,7 +36,7 @@ def measured_with(extractor: Extractor, reference: Reference, count: int) -> dic
     """The facts that comparable results share: extractor, reference and split, counts, rounding, versions, device."""
     points = extractor.of_points
     real = f"{len(reference.features)} {'points' if points else 'images'}"
-    held = sum(len(each.features) for each in reference.others.get(HELDOUT, ()))
+    held = len(reference.others[HELDOUT].features) if HELDOUT in reference.others else 0
     split = f"the {real} that the models were trained on, without {held} held-out ones"
     return {
         "extractor": extractor.name,

@@ -2,16 +2,14 @@
 ones.
 
 Samples are measured against all images that models are trained on and, if some are held out, also against the held-out
-ones and against equally large parts of the training images. A Frechet distance depends on the number of real images, so
-only these two compare: their gap is what the models know of their training images.
+ones and against an equally large part of the training images. A Frechet distance depends on the number of real images,
+so only these two compare: their gap is what the models know of their training images.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -22,18 +20,23 @@ from pipeline.common.files import content_hash
 from pipeline.common.randomness import generator
 from pipeline.common.sealed import reading
 from pipeline.common.tensors import decode, encode, read_sealed, write_sealed
-from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, BlockMoments, Estimate, Moments, moments
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, BlockMoments, Estimate, Moments, jackknife_error, moments
 from pipeline.metrics.extractors.coordinates import COORDINATES_HASH
 from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.frechet import frechet_distance, frechet_estimates, jackknifed
 from pipeline.metrics.kernel import KernelSums, kernel_distance, kernel_sums
 from pipeline.metrics.names import GAP, HELDOUT, MATCHED, against
-from pipeline.metrics.neighbours import COVERAGE_NEIGHBOURS, near_duplicates, nearest_squared, neighbour_metrics
+from pipeline.metrics.neighbours import (
+    COVERAGE_NEIGHBOURS,
+    near_duplicates,
+    near_duplicates_without,
+    nearest_squared,
+    neighbour_metrics,
+)
 from pipeline.metrics.score import inception_score
-from pipeline.metrics.wasserstein import sliced_w2, w2
+from pipeline.metrics.wasserstein import sliced_w2, w2, w2_without
 
 FLOOR_SPLITS = 10
-GAPS = ("fd_corrected", "w2", "near_duplicates")  # metrics whose gap is an estimate of its own
 DUPLICATE_QUANTILE = 0.05  # a near-duplicate is closer to a real image than 95% of real images are to one another
 
 
@@ -41,8 +44,8 @@ DUPLICATE_QUANTILE = 0.05  # a near-duplicate is closer to a real image than 95%
 class Reference:
     """Features (N, d) of real images in random order, with their precomputed moments and kernel sums.
 
-    others: the references that samples are also measured against: of the held-out images, and of the equally large
-    parts of the training images. Their `duplicate_distance` is common to all of them.
+    others: the references that samples are also measured against: HELDOUT, of the held-out images, and MATCHED, of an
+    equally large part of the training images. Their `duplicate_distance` is the same.
     """
 
     features: Tensor
@@ -51,7 +54,7 @@ class Reference:
     duplicate_distance: float
     extractor_hash: str = ""
     hash: str = ""
-    others: dict[str, tuple["Reference", ...]] = field(default_factory=dict)
+    others: dict[str, "Reference"] = field(default_factory=dict)
     _nearest: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
     def on(self, device: torch.device) -> "Reference":
@@ -60,7 +63,7 @@ class Reference:
             return self
         moved = Moments(self.moments.mean.to(device), self.moments.covariance.to(device))
         sums = KernelSums(*(each.to(device) for each in (self.sums.rows, self.sums.columns, self.sums.squares)))
-        others = {name: tuple(each.on(device) for each in own) for name, own in self.others.items()}
+        others = {name: other.on(device) for name, other in self.others.items()}
         return replace(self, features=self.features.to(device), moments=moved, sums=sums, others=others, _nearest={})
 
     def estimates(self, features: Tensor, blocks: BlockMoments, logits: Tensor | None) -> dict[str, Estimate]:
@@ -72,36 +75,53 @@ class Reference:
         `w2` and `sliced_w2`, which are distances in the space of the data.
 
         With others, every metric except `fd_infinity` and `score` also as `heldout_...`, against the held-out images,
-        and as `matched_...`, the mean over the equally large parts of the training images; its standard error is the
-        mean of theirs, which is at least that of the mean. `gap_...` is held-out minus matched, with the standard error
-        of drawing held-out images and parts.
+        and as `matched_...`, against as many training images. `gap_...` is held-out minus matched, of `fd_corrected`,
+        `near_duplicates` and `w2`. Its standard error is that of drawing the real images, for these samples: the
+        jackknife's over them, which leaves out a block of the held-out images and one of the others at once. All sets
+        of samples are measured against the same real images, so that this error is common to them, and a mean over
+        repetitions has it in full.
         """
         sums = kernel_sums(features)
         estimates = frechet_estimates(blocks, self.distance) | self._estimates(features, sums)
         if self.others:
-            found = self._against_others(features, blocks, sums)
-            estimates |= {against(name, m): _mean([e[m] for e in own]) for name, own in found.items() for m in own[0]}
-            [held], parts = found[HELDOUT], found[MATCHED]
-            estimates |= {against(GAP, m): _gap(held[m], [part[m] for part in parts]) for m in GAPS if m in held}
+            whole, heldout, matched = blocks.all(), self.others[HELDOUT], self.others[MATCHED]
+            frechet = jackknifed(blocks, heldout.distance)
+            unseen = frechet | heldout._estimates(features, sums)
+            seen = matched._like(frechet, whole) | matched._estimates(features, sums)
+            apart = [other._without_blocks(features, whole) for other in (heldout, matched)]
+            estimates |= {against(HELDOUT, metric): e for metric, e in unseen.items()}
+            estimates |= {against(MATCHED, metric): e for metric, e in seen.items()}
+            for metric, without in apart[0].items():
+                value, error = unseen[metric].value - seen[metric].value, jackknife_error(without - apart[1][metric])
+                estimates[against(GAP, metric)] = Estimate(value, error)
         return estimates if logits is None else estimates | {"score": inception_score(logits)}
 
-    def _against_others(
-        self, features: Tensor, blocks: BlockMoments, sums: KernelSums
-    ) -> dict[str, list[dict[str, Estimate]]]:
-        """The metrics against each of the others.
+    def _like(self, other: dict[str, Estimate], whole: Moments) -> dict[str, Estimate]:
+        """Frechet distances of features with the moments `whole`, from those against another reference of this size.
 
-        The bias and the standard error of Frechet distances from the parts are taken to be those from the held-out
-        images, which are as many: the jackknife takes 21 distances, and each part only one.
+        The bias and the standard error of drawing these features are taken to be the same, and so their gap has none
+        of either: the jackknife takes 21 distances, and this one.
         """
-        [heldout] = self.others[HELDOUT]
-        exact, whole = jackknifed(blocks, heldout.distance), blocks.all()
-        bias, se = exact["fd"].value - exact["fd_corrected"].value, exact["fd"].se
-        parts = []
-        for part in self.others[MATCHED]:
-            plain = part.distance(whole)
-            frechet = {"fd": Estimate(plain, se), "fd_corrected": Estimate(plain - bias, se)}
-            parts.append(frechet | part._estimates(features, sums))
-        return {HELDOUT: [exact | heldout._estimates(features, sums)], MATCHED: parts}
+        plain, bias = self.distance(whole), other["fd"].value - other["fd_corrected"].value
+        return {"fd": Estimate(plain, other["fd"].se), "fd_corrected": Estimate(plain - bias, other["fd"].se)}
+
+    def _without_blocks(self, features: Tensor, whole: Moments) -> dict[str, Tensor]:
+        """The metrics of features (n, d), with the moments `whole`, without each of 20 blocks of the real images.
+
+        Each is (20,), up to a constant that is the same for every reference of this size.
+        """
+        distances = [frechet_distance(self._block_moments.without(b), whole) for b in range(self._block_moments.blocks)]
+        found = {
+            "fd_corrected": torch.tensor(distances, dtype=torch.float64),
+            "near_duplicates": near_duplicates_without(features, self.features, self.duplicate_distance).cpu(),
+        }
+        if self._of_points:
+            found["w2"] = w2_without(features, self.features)
+        return found
+
+    @cached_property
+    def _block_moments(self) -> BlockMoments:
+        return _blocks(self.features, self.moments.mean)
 
     def distance(self, other: Moments) -> float:
         """The Frechet distance of features with these moments."""
@@ -113,26 +133,18 @@ class Reference:
         estimates = {"kd": kernel_distance(features, self.features, self.sums, sums)}
         estimates |= neighbour_metrics(features[:count], self.features[:count], self._nearest_of(count))
         estimates["near_duplicates"] = near_duplicates(features, self.features, self.duplicate_distance)
-        if self.extractor_hash == COORDINATES_HASH:
+        if self._of_points:
             estimates |= {"w2": w2(features, self.features), "sliced_w2": sliced_w2(features, self.features)}
         return estimates
+
+    @property
+    def _of_points(self) -> bool:
+        return self.extractor_hash == COORDINATES_HASH
 
     def _nearest_of(self, count: int) -> Tensor:
         if count not in self._nearest:
             self._nearest[count] = nearest_squared(self.features[:count], neighbours=COVERAGE_NEIGHBOURS)
         return self._nearest[count]
-
-
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    return Estimate(fmean(e.value for e in estimates), fmean(e.se for e in estimates))
-
-
-def _gap(held: Estimate, parts: Sequence[Estimate]) -> Estimate:
-    """Held-out minus the mean over parts. For a model that knows no image, held-out images are like one more part, so
-    that the standard error follows from the spread of the parts; NaN for a single part."""
-    values = [part.value for part in parts]
-    error = stdev(values) * math.sqrt(1 + 1 / len(values)) if len(values) > 1 else math.nan
-    return Estimate(held.value - fmean(values), error)
 
 
 def reference_of(features: Tensor, extractor_hash: str = "") -> Reference:
@@ -146,12 +158,12 @@ def duplicate_distance(sets: Sequence[Tensor]) -> float:
     return float(torch.cat([nearest_squared(own)[:, 0] for own in sets]).quantile(DUPLICATE_QUANTILE))
 
 
-def references_of(heldout: Tensor, parts: Sequence[Tensor], extractor_hash: str) -> dict[str, tuple[Reference, ...]]:
-    """`Reference.others` from the features (m, d) of the held-out images and of equally large parts of the others."""
-    duplicate = duplicate_distance([heldout, *parts])
+def references_of(heldout: Tensor, matched: Tensor, extractor_hash: str) -> dict[str, Reference]:
+    """`Reference.others` from the features (m, d) of the held-out images and of as many training images."""
+    duplicate = duplicate_distance([heldout, matched])
     return {
-        name: tuple(replace(reference_of(own, extractor_hash), duplicate_distance=duplicate) for own in sets)
-        for name, sets in ((HELDOUT, [heldout]), (MATCHED, parts))
+        name: replace(reference_of(features, extractor_hash), duplicate_distance=duplicate)
+        for name, features in ((HELDOUT, heldout), (MATCHED, matched))
     }
 
 
@@ -160,11 +172,12 @@ def make_reference(
     extractor_hash: str,
     seed: int = 0,
     heldout: Extracted | None = None,
-    parts: Sequence[Tensor] = (),
+    matched: Tensor | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """From the features (n, d) and logits of all training images: the content of the reference file, and a summary.
 
-    heldout: the same of the held-out images, in random order; parts: places (m,) of as many training images each.
+    heldout: the same of the held-out images; matched: the places (m,) of as many training images. Both are in an order
+    of which every stretch is alike, from `equal_sets`.
 
     The summary has each metric's floor: the score of one half of the real images against the other half, as mean and
     standard deviation over random splits. Quarters show whether Frechet distances are proportional to 1 / count. The
@@ -191,17 +204,16 @@ def make_reference(
     tensors = _tensors(reference)
     extra: dict[str, Any] = {"duplicate_distance": reference.duplicate_distance, "extractor_hash": extractor_hash}
     held: dict[str, Any] = {}
-    if heldout:
-        others = references_of(heldout.features, [features[part] for part in parts], extractor_hash)
-        for name, own in others.items():
-            tensors |= {f"{name}/{i}/{key}": t for i, each in enumerate(own) for key, t in _tensors(each).items()}
-        extra |= {
-            "others": {name: len(own) for name, own in others.items()},
-            "others_duplicate_distance": others[HELDOUT][0].duplicate_distance,
-        }
+    if heldout is not None and matched is not None:
+        others = references_of(heldout.features, features[matched], extractor_hash)
+        for name, each in others.items():
+            tensors |= {f"{name}/{key}": tensor for key, tensor in _tensors(each).items()}
+        extra |= {"others": [*others], "others_duplicate_distance": others[HELDOUT].duplicate_distance}
         scores = _scores(heldout.features, reference, heldout.logits)
-        held = {"heldout": {"images": len(heldout.features), "parts": len(parts)}}
-        held["heldout"]["scores"] = {metric: e._asdict() for metric, e in scores.items()}
+        held["heldout"] = {
+            "images": len(heldout.features),
+            "scores": {metric: e._asdict() for metric, e in scores.items()},
+        }
     content = encode(tensors, "reference", extra)
     summary = {
         "reference_hash": content_hash(content),
@@ -261,11 +273,8 @@ def load_reference(folder: Path, extractor_hash: str | None = None) -> Reference
         tensors, extra = decode(content, "reference")
         own_hash = extra["extractor_hash"]
         others = {
-            name: tuple(
-                _from_tensors(tensors, f"{name}/{i}/", extra["others_duplicate_distance"], own_hash)
-                for i in range(count)
-            )
-            for name, count in extra.get("others", {}).items()
+            name: _from_tensors(tensors, f"{name}/", extra["others_duplicate_distance"], own_hash)
+            for name in extra.get("others", [])
         }
         reference = _from_tensors(tensors, "", extra["duplicate_distance"], own_hash)
         reference = replace(reference, hash=content_hash(content), others=others)

@@ -1,7 +1,6 @@
 """Held-out images: a random share of each class, in a file of their own, which nothing that is trained reads."""
 
 import ast
-from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from pipeline.common.errors import StudyError
 from pipeline.common.randomness import generator
 from pipeline.data.dataset import Dataset, load_heldout, load_prepared, load_summary, save
-from pipeline.data.heldout import FEWEST, MOST_PARTS, _chosen, equal_parts, equal_sets, split
+from pipeline.data.heldout import FEWEST, _chosen, equal_sets, equal_size, matched_part, split
 from pipeline.data.points import COUNT
 from pipeline.data.row import Data
 from pipeline.data.sources import glance, load
@@ -172,27 +171,27 @@ def test_too_few_images_are_one_line(case: str) -> None:
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("size", [100, 240, 501, 1000])
-def test_parts_are_disjoint_equal_and_in_proportion(sizes: tuple[int, ...], size: int) -> None:
+@pytest.mark.parametrize("size", [100, 240, 500])
+def test_every_stretch_of_a_part_is_in_proportion(sizes: tuple[int, ...], size: int) -> None:
     dataset = numbered(1000, sizes)
-    parts = equal_parts(dataset, size)
-    assert len(parts) == min(1000 // size, MOST_PARTS)
-    assert all(len(set(part.tolist())) == len(part) == size for part in parts)
-    assert all(not set(a.tolist()) & set(b.tolist()) for a, b in combinations(parts, 2))
-    assert all(part.tolist() != sorted(part.tolist()) for part in parts)
+    part = matched_part(dataset, size)
+    assert part is not None and len(set(part.tolist())) == len(part) == size and part.tolist() != sorted(part.tolist())
     if dataset.labels is not None:
-        for part in parts:
-            own = torch.bincount(dataset.labels[part], minlength=len(sizes)).tolist()
-            assert all(abs(n - whole * size / 1000) < 3 for n, whole in zip(own, sizes, strict=True))
+        quotas = torch.bincount(dataset.labels[part], minlength=len(sizes))
+        assert all(abs(n - whole * size / 1000) < 1 for n, whole in zip(quotas.tolist(), sizes, strict=True))
+        for stretch in dataset.labels[part].split(size // 20):
+            counts = torch.bincount(stretch, minlength=len(sizes))
+            assert ((counts - quotas * len(stretch) / size).abs() < 2).all()
 
 
-@pytest.mark.parametrize(("share", "size", "parts"), [(0.2, 200, 4), (0.4, 400, 1), (0.8, 200, 1)])
-def test_sets_to_compare_are_equally_large(share: float, size: int, parts: int) -> None:
+@pytest.mark.parametrize(("share", "size"), [(0.2, 200), (1 / 3, 333), (0.4, 300), (0.8, 100)])
+def test_sets_to_compare_are_equally_large_and_leave_images_to_an_extractor(share: float, size: int) -> None:
     training, heldout = parts_of(numbered(1000, (500, 500)), Data(heldout=share))
-    found, own = equal_sets(training, heldout)
-    assert found is not None and len(found) == size and [len(part) for part in own] == [size] * parts
+    found, matched = equal_sets(training, heldout)
+    assert found is not None and matched is not None and len(found) == len(matched) == size
+    assert equal_size(len(training.images), len(heldout.images)) == size <= len(training.images) / 2
     assert set(places(Dataset(found, None))) <= set(places(heldout))
-    assert equal_sets(training, None) == (None, [])
+    assert equal_sets(training, None) == (None, None) and matched_part(training, 0) is None
 
 
 def test_only_the_reference_reads_held_out_images() -> None:

@@ -94,7 +94,7 @@ def test_a_curve_that_says_what_they_find_passes(tmp_path: Path, n: int) -> None
 
 def test_held_out_images_are_compared_as_well(tmp_path: Path) -> None:
     heldout = reference_of(drawn(REAL - 50, 3))
-    both = replace(REFERENCE, others={"heldout": (heldout,), "matched": (REFERENCE,)})
+    both = replace(REFERENCE, others={"heldout": heldout, "matched": REFERENCE})
     unseen = {f"heldout_{metric}": value for metric, value in ours(drawn(REAL + 70, 2), heldout).items()}
     rows = compare_curve(saved(tmp_path, **unseen), "sets.pets", both)
     assert {(row["library"], row["metric"]) for row in rows} == PAIRS | {(lib, f"heldout_{m}") for lib, m in PAIRS}

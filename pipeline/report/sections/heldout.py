@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
 from pipeline.metrics.names import GAP, HELDOUT, MATCHED, TRAIN, against
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.statistics import CONFIDENCE, Interval
@@ -26,7 +27,6 @@ def section(report: Report) -> dict[str, Any] | None:
     own = found["scores"][report.headline]
     return {
         "images": found["images"],
-        "parts": found["parts"],
         "floor": f"{number(own['value'])} (standard error {number(own['se'])})",
         "table": _scores(report, names),
         "orders": _orders(report),
@@ -37,27 +37,26 @@ def section(report: Report) -> dict[str, Any] | None:
 def gap(report: Report, name: str, budget: int, metric: str) -> Interval:
     """Held-out minus as many training images, for a metric of GAPS and a curve with a result at a budget.
 
-    The 95% interval covers retraining and the drawing of the held-out images. Trainings give the variance of the first,
-    the equally large parts of the training images that of the second, which all cells share. Student's t has the
-    degrees of freedom of both together (Satterthwaite 1946, doi 10.2307/3002019). With a single training, the interval
-    does not include retraining; with a single part, it is unknown.
+    The 95% interval covers retraining and the drawing of the real images on both sides. Trainings give the variance of
+    their mean, and the jackknife over real images that of the drawing. The real images are common to all cells, so the
+    second is the mean over cells, and more cells do not reduce it. The squares of the half-widths of both intervals add
+    up (Zou and Donner 2008, doi 10.1002/sim.3095). With a single training, the interval does not include retraining.
     """
     cells = report.cells(name, budget, against(GAP, metric))
-    return combined(_by_training(cells), float((cells.se**2).mean()), report.reference["heldout"]["parts"] - 1)
+    return combined(_by_training(cells), float((cells.se**2).mean()))
 
 
-def combined(values: pd.Series, variance: float, freedom: int) -> Interval:
-    """The mean of `values` (n,), with the interval of their spread and of a common error with this variance, which was
-    estimated with so many degrees of freedom."""
+def combined(values: pd.Series, variance: float) -> Interval:
+    """The mean of `values` (n,), with the interval of their spread and of a common error with this variance, which is
+    from JACKKNIFE_BLOCKS blocks."""
     mean, count = float(np.mean(values)), len(values)
     own = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
-    if math.isnan(variance) or freedom < 1:
-        return Interval(mean, math.nan, math.nan, count)
-    if not own + variance:
-        return Interval(mean, mean, mean, count)
-    total = (own + variance) ** 2 / (own**2 / max(count - 1, 1) + variance**2 / freedom)
-    half = float(stdtrit(total, (1 + CONFIDENCE) / 2)) * math.sqrt(own + variance)
+    half = math.hypot(_student(max(count, 2)) * math.sqrt(own), _student(JACKKNIFE_BLOCKS) * math.sqrt(variance))
     return Interval(mean, mean - half, mean + half, count)
+
+
+def _student(count: int) -> float:
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
 
 
 def _by_training(cells: pd.DataFrame) -> pd.Series:
@@ -71,8 +70,6 @@ def share(score: float, apart: Interval) -> str:
 
 
 def stated_gap(found: Interval) -> str:
-    if math.isnan(found.low):
-        return f"{signed(found.mean)} (error unknown)"
     if found.low == found.high == 0:
         return "0"
     return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
@@ -131,7 +128,7 @@ def told_apart(report: Report, one: str, other: str, budget: int) -> bool:
     for reference in (TRAIN, HELDOUT):
         metric = against(reference, report.headline)
         own, base = (_by_training(report.cells(name, budget, metric)) for name in (one, other))
-        found = combined((own - base).dropna(), 0.0, 1)
+        found = combined((own - base).dropna(), 0.0)
         if found.count < 2 or found.low <= 0 <= found.high:
             return False
     return True
