@@ -4,7 +4,8 @@ import sys
 
 from pipeline.common.files import read_json, whole_folder, write_json
 from pipeline.common.threads import side_by_side
-from pipeline.data.dataset import load_prepared
+from pipeline.data.dataset import load_prepared, load_summary
+from pipeline.data.heldout import matched_part
 from pipeline.metrics.extractors.registry import describe, fallback_warning, make_extractor, save_extractor
 from pipeline.metrics.extractors.row import Features
 from stages import Arguments, run_stage
@@ -14,7 +15,8 @@ def main(arguments: Arguments) -> None:
     paths = arguments.paths
     row = Features(**read_json(paths.rows / "features.json"))
     dataset = load_prepared(paths.data)
-    [(files, summary)] = side_by_side([lambda: make_extractor(row, dataset)])
+    left_out = matched_part(dataset, load_summary(paths.data).get("heldout", 0))
+    [(files, summary)] = side_by_side([lambda: make_extractor(row, dataset, left_out)])
     with whole_folder(paths.features) as folder:
         save_extractor(files, folder)
     write_json(paths.metrics("features", "extractor"), summary)

@@ -2,6 +2,7 @@
 
 from pipeline.common.files import read_json, whole_folder, write_json
 from pipeline.data.dataset import described, load_summary, save, shape_of
+from pipeline.data.heldout import split
 from pipeline.data.row import Data
 from pipeline.data.sources import load
 from stages import Arguments, run_stage
@@ -10,13 +11,15 @@ from stages import Arguments, run_stage
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     row = Data(**read_json(paths.rows / "data.json"))
+    training, heldout = split(load(row), row)
     with whole_folder(paths.data) as folder:
-        save(load(row), folder)
+        save(training, folder, heldout)
     summary = load_summary(paths.data)
     write_json(paths.metrics("prepare", "data"), summary)
     content = f"{summary['count']} {described(shape_of(summary))}, {len(summary['classes'])} classes"
     lossy = f"; {summary['lossy']}-compressed before" if "lossy" in summary else ""
-    print(f"{row.source}: {content}, sigma_data {summary['sigma_data']:.4f}{lossy}")
+    held = f"; {summary['heldout']} more held out" if heldout else ""
+    print(f"{row.source}: {content}, sigma_data {summary['sigma_data']:.4f}{lossy}{held}")
 
 
 if __name__ == "__main__":

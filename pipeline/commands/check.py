@@ -57,7 +57,8 @@ class Preview:
         yield f"{self.path}: {len(self.rows.models)} models, {len(self.rows.curves)} curves"
         classes = f", {len(self.about['classes'])} classes" if self.about["classes"] else ""
         source = self.rows.data.source
-        yield f"{source!r}: {self.about['count']:,} {described(shape_of(dict(self.about)))}{classes}"
+        held = f", {self.about['heldout']:,} more held out" if self.about.get("heldout") else ""
+        yield f"{source!r}: {self.about['count']:,} {described(shape_of(dict(self.about)))}{classes}{held}"
         yield ""
         if self.running:
             yield from self._table()

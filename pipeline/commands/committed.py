@@ -12,8 +12,9 @@ from pipeline.commands.remake import Place, Remade, places_of
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import SHORT_HASH, Paths, read_json
 from pipeline.common.rows import NAME
+from pipeline.metrics.names import against
 from pipeline.params.resolved import Resolved
-from pipeline.report.results import COLUMNS, FAILED, ORIGIN
+from pipeline.report.results import COLUMNS, CSV_COLUMNS, FAILED
 
 CELL = re.compile(rf"(?P<curve>{NAME[1:-1]})(:(?P<nfe>\d{{1,9}})(:(?P<train>\d{{1,10}}),(?P<sample>\d{{1,10}}))?)?")
 ALL = "all"
@@ -74,7 +75,7 @@ def read_committed(paths: Paths) -> Committed:
     """The results in a study's report. Raises StudyError if they are missing or broken."""
     file = paths.reports / "results.csv"
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)[COLUMNS + ORIGIN]
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)[CSV_COLUMNS]
         numbers = {key: table[key].replace("", "0").astype(int) for key in COLUMNS[2:7]}
         table = table.assign(**numbers, value=table.value.astype(float), se=table.se.replace("", "nan").astype(float))
     except FileNotFoundError:
@@ -86,8 +87,8 @@ def read_committed(paths: Paths) -> Committed:
     cells = {}
     for place, own in table.groupby(["curve", "steps", "train_seed", "sample_seed"]):
         first = own.iloc[0]
-        values = {row.metric: Value(row.value, row.se) for row in own.itertuples()}
-        hashes = data | {"extractor": first.extractor, "reference": first.reference, "weights": first.checkpoint}
+        values = {against(row.reference, row.metric): Value(row.value, row.se) for row in own.itertuples()}
+        hashes = data | {"extractor": first.extractor, "reference": first.reference_hash, "weights": first.checkpoint}
         cells[Place(*place)] = Record(int(first.nfe), int(first.samples), values, hashes)
     origins = paths.reports / "provenance.json"
     found = read_json(origins) if origins.exists() else {}

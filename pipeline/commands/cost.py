@@ -25,6 +25,7 @@ from pipeline.common.sealed import cached_json
 from pipeline.common.size import FLOAT_BYTES, Size, size_of
 from pipeline.common.threads import cores, side_by_side
 from pipeline.data.dataset import shape_of
+from pipeline.data.heldout import equal_size
 from pipeline.diffusion.averages import profiles
 from pipeline.diffusion.networks import registry
 from pipeline.evaluation import losses
@@ -55,6 +56,7 @@ REFERENCE_SECONDS = {"images": 1.6, "points": 15.0}
 AGREEMENT_SECONDS = (8.0, 0.2)  # once, and for each curve
 CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, without their features
 MATCHING_SECONDS = 3e-7  # to match the noise of one image of a batch, for each image of the batch
+HELDOUT_SECONDS = {"images": 0.06, "points": 0.6}  # more, to measure them against held-out and matched data
 EXTRACTOR_FLOPS = {"inception": 1.14e10}  # for one image
 METRICS_MIB, STAGE_MIB = 150, 100  # memory besides networks: of metrics, and of the libraries that a stage loads
 DVC_SECONDS = 1.0  # DVC's share of a stage, besides the start of its process
@@ -273,7 +275,8 @@ class Estimate:
         cells: list[Work] = []
         for steps in {curve.steps(budget) for budget in curve.nfe}:
             calls = count * (max(curve.nfe) if adaptive else curve.evaluations(steps))
-            measuring = Work(seconds=CELL_SECONDS[self._data] * self.speed.slower * count / 1024)
+            seconds = CELL_SECONDS[self._data] + (HELDOUT_SECONDS[self._data] if self.about.get("heldout") else 0)
+            measuring = Work(seconds=seconds * self.speed.slower * count / 1024)
             calling = self.speed.calling(size, calls, batch)
             cells += [calling + self._features.repeated(count) + measuring] * len(curve.seeds)
         workers = self._workers(len(cells))
@@ -324,7 +327,9 @@ class Estimate:
         work = Work(seconds=MEASURED_SECONDS["features"] * self.speed.slower, mib=self._mib(0))
         if row.extractor == "classifier":
             turns = 1 if len(self.about["classes"]) > 1 else 4
-            images = row.epochs * turns * self.about["count"] * (1 - 1 / features.HELD_OUT)
+            count, held = self.about["count"], self.about.get("heldout", 0)
+            left_out = equal_size(count, held) if held else count / features.HELD_OUT
+            images = row.epochs * turns * (count - left_out)
             work += replace(self.speed.training(self._classifier_size, images, row.batch), evaluations=0)
         return work
 

@@ -5,7 +5,7 @@ docs/your-images.md explains the rule and its sources.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.common.files import Paths, whole_folder, write_text
 from pipeline.common.rows import NAME
 from pipeline.common.text import one_line
 from pipeline.data.dataset import Dataset, is_points
+from pipeline.data.heldout import split
 from pipeline.data.row import Data
 from pipeline.data.sources import load
 from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
@@ -30,6 +31,7 @@ TEMPLATE = Path(__file__).with_name("study.yaml")
 SCALES = ("cpu", "published")
 LABELS = ("none", "classes")
 FEWEST_IMAGES = 4 * JACKKNIFE_BLOCKS  # a reference needs so many
+HELDOUT = 0.2  # share of the images that is held out, if there are enough
 FEWEST_PER_CLASS = 20  # with fewer on average, class folders are ignored
 COARSEST = 8  # pixels: networks halve images until no side is larger, as EDM's do
 HALVINGS = 2  # at least, if the size allows it
@@ -42,7 +44,7 @@ PARTS = {"train": "training", "sweep": "sampling"}  # of the cost; all other sta
 
 @dataclass(frozen=True)
 class Images:
-    """The facts about images that a study's choices depend on."""
+    """The facts about images that a study's choices depend on, without the held-out ones."""
 
     count: int
     shape: tuple[int, ...]
@@ -50,6 +52,8 @@ class Images:
     sigma_data: float = 0.5
     classes: tuple[int, ...] = ()
     """The number of images of each class; () if the study does not learn classes."""
+    heldout: int = 0
+    """The number of held-out images."""
 
     @property
     def square(self) -> bool:
@@ -138,7 +142,7 @@ def study_text(
     size = " x ".join(map(str, images.shape[1:]))
     models = model_choices(images.shape, images.count, scale)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        found=f"{images.count} {_colours(images.shape)} images of {size}",
+        found=f"{images.count + images.heldout} {_colours(images.shape)} images of {size}",
         name=name,
         quoted_name=flow(name),
         title=flow(title),
@@ -169,8 +173,9 @@ def check_name(name: str) -> None:
         raise StudyError(f"NAME: {name}: {Paths(name).reports} exists already; choose another name")
 
 
-def look(source: str, place: str = "IMAGES") -> tuple[dict[str, Any], Images, str]:
-    """The `data` section for a folder or zip, the facts about its images, and a line that describes them.
+def look(source: str, place: str = "IMAGES") -> tuple[dict[str, Any], Images, str, str]:
+    """The `data` section for a folder or zip, the facts about its images, a line that describes them, and one that says
+    how many are held out.
 
     Raises StudyError if the images cannot be read, differ in size, are points, or are fewer than FEWEST_IMAGES.
     """
@@ -187,13 +192,28 @@ def look(source: str, place: str = "IMAGES") -> tuple[dict[str, Any], Images, st
     if dataset.classes and not counts:
         data["labels"] = False
     shape = tuple(dataset.images.shape[1:])
-    images = Images(count, shape, dataset.summary()["sigma_data"], counts)
+    training, held = _held_out(dataset if counts else replace(dataset, labels=None, classes=()), data)
+    summary = training.summary()
+    counts = tuple(summary["class_counts"].values())
+    images = Images(len(training.images), shape, summary["sigma_data"], counts, count - len(training.images))
     found = f"{count} {_colours(shape)} images of {shape[1]} x {shape[2]}, {said}"
     if not halvings(*shape[1:]):
         found += "; an odd side cannot be halved, so the network has one level; resize them for more"
     if not (counts or images.square):
         found += "; without classes and not square, so distances use Inception's features"
-    return data, images, found
+    return data, images, found, held
+
+
+def _held_out(dataset: Dataset, data: dict[str, Any]) -> tuple[Dataset, str]:
+    """The images to train on, and a remark on the others. Sets `heldout` in the `data` section: HELDOUT, or 0 if there
+    are too few images."""
+    try:
+        training, heldout = split(dataset, Data(**data, heldout=HELDOUT))
+    except StudyError as error:
+        data["heldout"] = 0
+        return dataset, f"none is held out, because {str(error).removeprefix('data.heldout: ').rpartition('; ')[0]}"
+    data["heldout"] = HELDOUT
+    return training, f"{len(heldout.images) if heldout else 0} of them are held out from all trainings"
 
 
 def _classes(dataset: Dataset) -> tuple[tuple[int, ...], str]:
@@ -233,7 +253,7 @@ def new_study(name: str, source: str, scale: str = "cpu", labels: str = "none") 
             raise StudyError(f"{key}: unknown value {value!r}; {nearest(value, valid)}")
     if not source:
         raise StudyError("IMAGES: missing; write IMAGES=path/to/folder, or a .zip")
-    data, images, found = look(source)
+    data, images, found, held = look(source)
     if labels == "classes" and not images.classes:
         raise StudyError(f"LABELS: {source}: {found}; leave LABELS out")
     title = f"What a design choice buys: {name}, {images.shape[1]} x {images.shape[2]}"
@@ -241,7 +261,7 @@ def new_study(name: str, source: str, scale: str = "cpu", labels: str = "none") 
         write_text(folder / "params.yaml", study_text(title, name, data, images, scale, labels))
         copy_graph(folder)
         flops = study_flops(read_study(folder / "params.yaml"), images)
-    return _said(name, found, flops)
+    return _said(name, [found, held], flops)
 
 
 def _rounded(value: float, digits: int) -> str:
@@ -250,13 +270,13 @@ def _rounded(value: float, digits: int) -> str:
     return f"{rounded:,.0f}" if rounded >= 10 ** (digits - 1) else f"{rounded:g}"
 
 
-def _said(name: str, found: str, flops: dict[str, float]) -> str:
+def _said(name: str, found: list[str], flops: dict[str, float]) -> str:
     parts = ", ".join(f"{part} {_rounded(value / 1e12, 3)}" for part, value in flops.items())
     total = sum(flops.values())
     tflop, speed = _rounded(total / 1e12, 3), f"{CORE_FLOPS / 1e9:.0f} GFLOP/s"
     hours = _rounded(total / CORE_FLOPS / 3600, 2)
     lines = [
-        found,
+        *found,
         f"wrote studies/{name}/params.yaml: edit its choices as you like",
         f"cost: about {tflop} TFLOP ({parts}): {hours} h of a core at {speed}",
         f"next: make check NAME={name} prints the minutes on this machine; make study NAME={name} runs it",

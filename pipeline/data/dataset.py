@@ -15,6 +15,7 @@ from pipeline.common.errors import NotFinite
 from pipeline.common.files import content_hash, write_bytes
 from pipeline.common.sealed import load_json, reading, save_json
 
+IMAGES, HELDOUT = "images.safetensors", "heldout.safetensors"
 DIVERGED = 1e6  # a sampler whose samples lie farther out has diverged; one such sample would dominate every metric
 
 
@@ -121,13 +122,24 @@ def mean_and_sigma(images: torch.Tensor) -> tuple[float, float]:
     return total / n / 127.5 - 1, math.sqrt((n * squares - total * total) / (n * n)) / 127.5
 
 
-def save(dataset: Dataset, folder: Path) -> None:
-    """Write `images.safetensors` (images, labels) and `summary.json` into `folder`, each whole or not at all."""
-    tensors = {"images": dataset.images}
-    if dataset.labels is not None:
-        tensors["labels"] = dataset.labels
-    write_bytes(folder / "images.safetensors", to_safetensors(tensors))
-    save_json(folder / "summary.json", dataset.summary())
+def save(dataset: Dataset, folder: Path, heldout: Dataset | None = None) -> None:
+    """Write the images to train on into `folder`, each file whole or not at all: `images.safetensors` (images, labels)
+    and `summary.json`; and the held-out ones, if there are any, into `heldout.safetensors`.
+
+    The summary is that of the images to train on. With held-out ones it also has their number, `heldout`, and their
+    content hash, `heldout_hash`.
+    """
+    summary = dataset.summary()
+    _write(dataset, folder / IMAGES)
+    if heldout is not None:
+        _write(heldout, folder / HELDOUT)
+        summary |= {"heldout": len(heldout.images), "heldout_hash": heldout.content_hash}
+    save_json(folder / "summary.json", summary)
+
+
+def _write(dataset: Dataset, path: Path) -> None:
+    labels = {} if dataset.labels is None else {"labels": dataset.labels}
+    write_bytes(path, to_safetensors({"images": dataset.images} | labels))
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
@@ -136,14 +148,28 @@ def load_summary(folder: Path) -> dict[str, Any]:
 
 
 def load_prepared(folder: Path) -> Dataset:
-    """The data set that `save` wrote into `folder`. Raises StudyError if a file is missing, broken or changed."""
-    path = folder / "images.safetensors"
+    """The images to train on that `save` wrote into `folder`, without the held-out ones.
+
+    Raises StudyError if a file is missing, broken or changed.
+    """
+    return _read(folder / IMAGES, load_summary(folder), "content_hash")
+
+
+def load_heldout(folder: Path) -> Dataset | None:
+    """The held-out images that `save` wrote into `folder`; None if there are none. Raises as `load_prepared` does.
+
+    Only the stage that measures real images may call this: nothing is trained on held-out images or fitted to them.
+    """
     summary = load_summary(folder)
+    return _read(folder / HELDOUT, summary, "heldout_hash") if "heldout" in summary else None
+
+
+def _read(path: Path, summary: dict[str, Any], hash_key: str) -> Dataset:
     with reading(path):
         tensors = from_safetensors(path.read_bytes())
         classes, lossy = tuple(summary["classes"]), summary.get("lossy", "")
         dataset = Dataset(tensors["images"], tensors.get("labels"), classes, lossy)
-        if dataset.content_hash != summary["content_hash"]:
+        if dataset.content_hash != summary[hash_key]:
             raise ValueError("it differs from the content hash in summary.json")
     return dataset
 

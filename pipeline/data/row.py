@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from pipeline.common.rows import MOST, Row
+from pipeline.common.rows import MOST, Row, Seed
 
 
 class Data(Row):
@@ -14,5 +14,9 @@ class Data(Row):
     """Use only the first so many images; null: all."""
     labels: bool = True
     """Whether to read classes, from class folders or dataset.json."""
+    heldout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the images that nothing is trained on or fitted to: scores are measured against them, too; 0: none."""
+    heldout_seed: Seed = 0
+    """Seed of the choice of held-out images."""
     content: str = ""
     """Digest of the source's files, "" for built-in data; `resolve` fills it in."""

@@ -12,6 +12,7 @@ from pipeline.common.errors import StudyError
 from pipeline.data import cifar10, points
 from pipeline.data.dataset import Dataset, mean_and_sigma
 from pipeline.data.files import opened
+from pipeline.data.heldout import heldout_count, split
 from pipeline.data.images import collect
 from pipeline.data.listing import ARCHIVE_SUFFIX, expanded, is_image, unknown_source
 from pipeline.data.row import Data
@@ -43,7 +44,8 @@ def load(row: Data, place: str = "data.source") -> Dataset:
 
 
 def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
-    """A data set's summary, without loading all of it: shape, count and classes are right, the rest is approximate.
+    """The summary of a data set's images to train on, without loading all of it: shape, count, classes and the number
+    held out are right, the rest is approximate.
 
     Decodes only the first images of a folder or zip and counts the others by name. CIFAR-10 is known: a copy of its
     archive is checked, and `cifar10` is not downloaded. Raises StudyError as `load` does; `place` is the same.
@@ -53,11 +55,19 @@ def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
         cifar10.check(None if row.source == "cifar10" else path)
         return _cifar10_summary(row)
     if row.source in SOURCES:
-        return load(row, place).summary()
+        training, heldout = split(load(row, place), row)
+        return training.summary() | ({"heldout": len(heldout.images)} if heldout else {})
     summary = load(row.model_copy(update={"limit": min(GLANCED, row.limit or GLANCED)}), place).summary()
     with opened(path) as files:
         count = sum(map(is_image, files.names))
-    return summary | {"count": min(count, row.limit or count)}
+    return summary | _counts(count, row)
+
+
+def _counts(count: int, row: Data) -> dict[str, int]:
+    """The numbers of images to train on and, if there are any, held out, of `count` in the source."""
+    count = min(count, row.limit or count)
+    held = heldout_count(count, row)
+    return {"count": count - held} | ({"heldout": held} if held else {})
 
 
 def _path(row: Data, place: str) -> Path:
@@ -95,16 +105,15 @@ def _points(name: str) -> Dataset:
 def _cifar10_summary(row: Data) -> dict[str, Any]:
     """CIFAR-10's `Dataset.summary` as far as it is known without the images; sigma_data is EDM's setting."""
     channels, height, width = cifar10.SHAPE
-    count = min(cifar10.count(), row.limit or cifar10.count())
+    counts = _counts(cifar10.count(), row)
     classes = list(cifar10.CLASSES) if row.labels else []
-    return {
-        "count": count,
+    return counts | {
         "channels": channels,
         "height": height,
         "width": width,
         "sigma_data": 0.5,
         "classes": classes,
-        "class_counts": {name: count // len(classes) for name in classes},
+        "class_counts": {name: counts["count"] // len(classes) for name in classes},
     }
 
 

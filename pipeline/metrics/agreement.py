@@ -14,6 +14,7 @@ from pipeline.common.sealed import load_json, reading
 from pipeline.common.tensors import load_tensors
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.kernel import kernel_distance
+from pipeline.metrics.names import HELDOUT, TRAIN, against
 from pipeline.metrics.neighbours import PRECISION_NEIGHBOURS, neighbour_metrics
 from pipeline.metrics.reference import Reference
 
@@ -131,7 +132,8 @@ def _difference(one: float, two: float, rounding: float) -> float:
 
 
 def compare_curve(folder: Path, place: str, reference: Reference) -> list[dict[str, Any]]:
-    """`compare` for the cell of a curve whose features are kept; an empty list if that cell failed.
+    """`compare` for the cell of a curve whose features are kept, with the training images and, if there are any, with
+    the held-out ones; an empty list if that cell failed.
 
     place: the row in the study, such as curves.edm, for errors. Raises StudyError if a library disagrees.
     """
@@ -144,9 +146,14 @@ def compare_curve(folder: Path, place: str, reference: Reference) -> list[dict[s
             if any(each.get("failed") for each in cells):
                 return []
             raise ValueError("no features, though no cell failed")
-    whole = len(features) == cell["samples"]
-    reported = {m["metric"]: m["value"] for m in cell["metrics"] if m["metric"] in ("fd", "precision", "recall")}
-    rows = compare(features, reported if whole else ours(features, reference), reference)
+    whole, rows = len(features) == cell["samples"], []
+    reported = {m["metric"]: m["value"] for m in cell["metrics"]}
+    for name, real in [(TRAIN, reference), (HELDOUT, reference.others.get(HELDOUT))]:
+        if real is None:
+            continue
+        measured = {m: reported[against(name, m)] for m in ("fd", "precision", "recall")} if whole else None
+        found = compare(features, measured or ours(features, real), real)
+        rows += [row | {"metric": against(name, row["metric"])} for row in found]
     for row in rows:
         if not row["difference"] <= TOLERANCE or not math.isfinite(row["theirs"]):
             raise StudyError(

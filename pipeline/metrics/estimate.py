@@ -32,6 +32,11 @@ def jackknife_error(left_out: Tensor) -> float:
     return float(((left_out - left_out.mean()).square().sum() * (blocks - 1) / blocks).sqrt())
 
 
+def block_of(count: int, blocks: int = JACKKNIFE_BLOCKS) -> Tensor:
+    """The block (count,) of each of `count` features: consecutive blocks of equal size, up to one."""
+    return torch.arange(count) * blocks // count
+
+
 def intercept(x: Tensor, y: Tensor) -> Estimate:
     """The intercept of the least-squares line through points (n,), and its standard error from the residuals."""
     spread = (x - x.mean()).square().sum()
@@ -93,7 +98,7 @@ class BlockMoments:
     def add(self, features: Tensor) -> None:
         """Add the next features (k, d). Raises StudyError if one is not finite."""
         check_finite(features)
-        index = torch.arange(self.seen, self.seen + len(features)) * self.blocks // self.count
+        index = block_of(self.count, self.blocks)[self.seen : self.seen + len(features)]
         self.seen += len(features)
         for block in index.unique().tolist():
             part = features[(index == block).to(features.device)].double() - self.centre

@@ -50,16 +50,21 @@ def frechet_estimates(features: BlockMoments, distance: Callable[[Moments], floa
     intercept of a line in 1 / n through the mean distances of disjoint groups of 4 to 20 blocks, with the standard
     error of the fit (Chong and Forsyth 2020, arXiv 1911.07023).
     """
-    blocks = features.blocks
-    value = distance(features.all())
-    left_out = torch.tensor([distance(features.without(b)) for b in range(blocks)], dtype=torch.float64)
-    corrected = blocks * value - (blocks - 1) * float(left_out.mean())
-    se = jackknife_error(left_out)
+    found, blocks = jackknifed(features, distance), features.blocks
     sizes, means = [], []
     for size in (g for g in GROUPINGS if g < blocks):
         groups = [distance(features.group(first, size)) for first in range(0, blocks - size + 1, size)]
         sizes.append(size * features.count / blocks)
         means.append(sum(groups) / len(groups))
-    counts, distances = torch.tensor([[*sizes, features.count], [*means, value]], dtype=torch.float64)
-    line = intercept(1 / counts, distances)
-    return {"fd": Estimate(value, se), "fd_corrected": Estimate(corrected, se), "fd_infinity": line}
+    counts, distances = torch.tensor([[*sizes, features.count], [*means, found["fd"].value]], dtype=torch.float64)
+    return found | {"fd_infinity": intercept(1 / counts, distances)}
+
+
+def jackknifed(features: BlockMoments, distance: Callable[[Moments], float]) -> dict[str, Estimate]:
+    """`fd` and `fd_corrected` of `frechet_estimates`, which take 21 distances."""
+    blocks = features.blocks
+    value = distance(features.all())
+    left_out = torch.tensor([distance(features.without(b)) for b in range(blocks)], dtype=torch.float64)
+    corrected = blocks * value - (blocks - 1) * float(left_out.mean())
+    se = jackknife_error(left_out)
+    return {"fd": Estimate(value, se), "fd_corrected": Estimate(corrected, se)}

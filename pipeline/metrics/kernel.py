@@ -44,18 +44,20 @@ def kernel_sums(x: Tensor, y: Tensor | None = None) -> KernelSums:
     return KernelSums(rows, columns, squares)
 
 
-def kernel_distance(x: Tensor, y: Tensor, y_sums: KernelSums | None = None) -> Estimate:
+def kernel_distance(
+    x: Tensor, y: Tensor, y_sums: KernelSums | None = None, x_sums: KernelSums | None = None
+) -> Estimate:
     """KID's squared MMD between features (n, d) and (m, d): the full U-statistic, unbiased, so it can be below 0.
 
     (Bińkowski et al. 2018, arXiv 1801.01401, eq. 4, all pairs instead of subsets.) The standard error covers the
     drawing of both sets, from Hoeffding's decomposition to second order (Hoeffding 1948): the terms that are linear in
-    either set, and the degenerate ones, which alone remain if both sets have the same distribution. y_sums:
-    `kernel_sums(y)`. Raises StudyError for fewer than two features on either side.
+    either set, and the degenerate ones, which alone remain if both sets have the same distribution. y_sums, x_sums:
+    `kernel_sums` of y and of x. Raises StudyError for fewer than two features on either side.
     """
     n, m = len(x), len(y)
     if min(n, m) < 2:
         raise StudyError(f"{min(n, m)} samples are too few for a kernel distance; at least 2")
-    xx, yy, xy = kernel_sums(x), y_sums or kernel_sums(y), kernel_sums(x, y)
+    xx, yy, xy = x_sums or kernel_sums(x), y_sums or kernel_sums(y), kernel_sums(x, y)
     within_x, within_y = xx.rows / (n - 1), yy.rows / (m - 1)
     across_x, across_y = xy.rows / m, xy.columns / n
     value = within_x.mean() + within_y.mean() - 2 * across_x.mean()

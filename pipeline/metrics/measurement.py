@@ -1,5 +1,6 @@
 """One pass over generated images or points: features, moments by block, and every metric, without writing images."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from pipeline.common.errors import StudyError
 from pipeline.common.machine import libraries
 from pipeline.metrics.estimate import BlockMoments
 from pipeline.metrics.extractors.extractor import Extracted, Extractor
+from pipeline.metrics.names import HELDOUT
 from pipeline.metrics.reference import Reference
 
 SHOWN_IMAGES, SHOWN_POINTS = 16, 1024  # from each set of samples, for the report
@@ -34,12 +36,14 @@ def measured_with(extractor: Extractor, reference: Reference, count: int) -> dic
     """The facts that comparable results share: extractor, reference and split, counts, rounding, versions, device."""
     points = extractor.of_points
     real = f"{len(reference.features)} {'points' if points else 'images'}"
+    held = len(reference.others[HELDOUT].features) if HELDOUT in reference.others else 0
+    split = f"the {real} that the models were trained on, without {held} held-out ones"
     return {
         "extractor": extractor.name,
         "extractor_hash": extractor.hash,
         "preprocessing": extractor.preprocessing,
         "reference_hash": reference.hash,
-        "reference_split": f"all {real} of the data set, which the models were trained on",
+        "reference_split": split if held else f"all {real} of the data set, which the models were trained on",
         "samples": count,
         "rounding": "32-bit floats" if points else "8 bits",
         "libraries": libraries() | ({"pot": version("pot")} if points else {}),
@@ -88,7 +92,9 @@ def measure(
     features = torch.cat([part.features for part in parts])
     logits = [part.logits for part in parts if part.logits is not None]
     estimates = reference.estimates(features, blocks, torch.cat(logits) if logits else None)
-    metrics = [{"metric": name, "value": e.value, "se": e.se} for name, e in estimates.items()]
+    metrics = [
+        {"metric": name, "value": e.value, "se": e.se if math.isfinite(e.se) else None} for name, e in estimates.items()
+    ]
     return Measured(metrics, torch.cat(kept).cpu(), features)
 
 

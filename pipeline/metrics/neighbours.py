@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from pipeline.common.errors import StudyError
-from pipeline.metrics.estimate import Estimate, mean_estimate
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, Estimate, block_of, mean_estimate
 from pipeline.metrics.tiles import parts, tiles
 
 PRECISION_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019
@@ -70,5 +71,17 @@ def near_duplicates(x: Tensor, y: Tensor, threshold: float) -> Estimate:
 
     Allows for rounding, so that copies count even if the threshold is 0.
     """
-    rounding = 1e-12 * float(torch.cat([t.double().square().sum(1) for t in parts(y)]).mean())
-    return mean_estimate(nearest_squared(x, y)[:, 0] <= threshold + rounding)
+    return mean_estimate(nearest_squared(x, y)[:, 0] <= threshold + _rounding(y))
+
+
+def _rounding(y: Tensor) -> float:
+    return 1e-12 * float(torch.cat([t.double().square().sum(1) for t in parts(y)]).mean())
+
+
+def near_duplicates_without(x: Tensor, y: Tensor, threshold: float) -> Tensor:
+    """`near_duplicates` (20,) without each of 20 blocks of y in turn, for the jackknife over y."""
+    blocks = one_hot(block_of(len(y)), JACKKNIFE_BLOCKS).double().to(y.device)
+    near = torch.zeros(len(x), JACKKNIFE_BLOCKS, dtype=torch.float64, device=x.device)
+    for rows, columns, squared in _squared_distances(x, y):
+        near[rows] += (squared <= threshold + _rounding(y)).double() @ blocks[columns]
+    return (near.sum(1, keepdim=True) - near > 0).double().mean(0)

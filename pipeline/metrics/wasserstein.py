@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, Estimate, check_finite, jackknife_error
+from pipeline.metrics.estimate import JACKKNIFE_BLOCKS, Estimate, block_of, check_finite, jackknife_error
 
 W2_POINTS = 2048  # on either side of the exact Wasserstein distance, which takes cubic time
 W2_ITERATIONS = 10_000_000  # an upper bound for the network simplex, which converges long before
@@ -22,6 +22,25 @@ def w2(x: Tensor, y: Tensor) -> Estimate:
     the error of the square, from the mean of x's Kantorovich potential (del Barrio and Loubes 2019, arXiv 1705.01299),
     divided by twice the distance. Raises StudyError if a point is not finite.
     """
+    square, potential, _ = _transport(x, y)
+    distance = math.sqrt(square)
+    spread = float(potential.std()) / math.sqrt(len(potential))
+    return Estimate(distance, spread / (2 * distance) if distance else 0.0)
+
+
+def w2_without(x: Tensor, y: Tensor) -> Tensor:
+    """`w2` (20,) without each of 20 blocks of y's points in turn, for the jackknife over y.
+
+    To first order in the weights of the points: the square changes by the mean of y's Kantorovich potential.
+    """
+    square, _, potential = _transport(x, y)
+    block = block_of(len(potential))
+    left_out = torch.stack([potential[block != b].mean() for b in range(JACKKNIFE_BLOCKS)])
+    return (square + left_out - potential.mean()).clamp(min=0).sqrt()
+
+
+def _transport(x: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
+    """The least mean squared distance over pairings of the first points of x and y, and both potentials (count,)."""
     import ot  # takes a second to import, and only points need it
 
     count = min(len(x), len(y), W2_POINTS)
@@ -31,9 +50,8 @@ def w2(x: Tensor, y: Tensor) -> Estimate:
     square, solution = ot.emd2([], [], costs.cpu().numpy(), numItermax=W2_ITERATIONS, log=True)
     if solution["warning"]:
         raise StudyError(f"the Wasserstein distance of {count} points has no solution ({solution['warning']})")
-    distance = math.sqrt(max(square, 0.0))
-    spread = float(solution["u"].std(ddof=1)) / math.sqrt(count)
-    return Estimate(distance, spread / (2 * distance) if distance else 0.0)
+    own, other = (torch.as_tensor(solution[side], dtype=torch.float64) for side in "uv")
+    return max(float(square), 0.0), own, other
 
 
 def sliced_w2(x: Tensor, y: Tensor, directions: int = DIRECTIONS) -> Estimate:
@@ -50,7 +68,7 @@ def sliced_w2(x: Tensor, y: Tensor, directions: int = DIRECTIONS) -> Estimate:
     angles = torch.arange(directions, dtype=torch.float64, device=x.device) * (math.pi / directions)
     across = torch.stack([angles.cos(), angles.sin()])
     own, other = x.double() @ across, (y.double() @ across).sort(0).values
-    block = torch.arange(len(x), device=x.device) * JACKKNIFE_BLOCKS // len(x)
+    block = block_of(len(x)).to(x.device)
     value = _quantile_distance(own.sort(0).values, other)
     left_out = [_quantile_distance(own[block != b].sort(0).values, other) for b in range(JACKKNIFE_BLOCKS)]
     return Estimate(value, jackknife_error(torch.tensor(left_out, dtype=torch.float64)))

@@ -4,13 +4,16 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from pipeline.common.files import SHORT_HASH, Paths, whole_folder, write_json, write_text
 from pipeline.data.dataset import described, shape_of
+from pipeline.metrics.names import split
 from pipeline.metrics.wasserstein import W2_POINTS
 from pipeline.report.cells import behind
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, bullets, escape, paragraphs, to_html, unmarked
+from pipeline.report.results import CSV_COLUMNS
 from pipeline.report.sections import (
     agreement,
     averages,
@@ -23,6 +26,7 @@ from pipeline.report.sections import (
     factorial,
     failures,
     guidance,
+    heldout,
     learning,
     machines,
     methods,
@@ -59,12 +63,16 @@ def build(paths: Paths) -> None:
 
 
 def csv_text(report: Report) -> str:
-    """The text of results.csv; unknown values of image sets are empty."""
+    """The text of results.csv; unknown values of image sets are empty.
+
+    `reference` is what a metric is measured against: TRAIN or one of REFERENCES.
+    """
     shown = report.results.astype({"steps": object, "nfe": object, "train_seed": object})
     unknown = shown.curve.isin(list(report.sets))
     shown.loc[unknown, ["steps", "train_seed"]] = None
     shown.loc[unknown & (shown.nfe == 0), "nfe"] = None
-    return shown.to_csv(index=False, lineterminator="\n")
+    names = pd.DataFrame([split(metric) for metric in shown.metric], shown.index, ["reference", "metric"])
+    return shown.assign(**names)[CSV_COLUMNS].to_csv(index=False, lineterminator="\n")
 
 
 def provenance(report: Report) -> dict[str, Any]:
@@ -97,8 +105,8 @@ def render(report: Report) -> str:
         (report.results.metric == report.headline) & report.results.curve.isin(list(report.curves))
     ]
     guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
-    by_class = classes.section(report)
-    others = [part["findings"] for part in (guided, averaged) if part]
+    by_class, unseen = classes.section(report), heldout.section(report)
+    others = [part["findings"] for part in (unseen, guided, averaged) if part]
     return environment.from_string(
         files("pipeline.report").joinpath("template.md.j2").read_text(encoding="utf-8")
     ).render(
@@ -144,6 +152,7 @@ def render(report: Report) -> str:
         spreads=chance.spreads(report),
         shown=samples.samples(report),
         classes=by_class,
+        heldout=unseen,
         trajectories=curved,
         model_table=settings.models(report),
         curve_table=settings.curves(report),

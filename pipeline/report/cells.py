@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from pipeline.common.scalars import dump
+from pipeline.metrics.names import TRAIN, split
 from pipeline.params.resolved import Filed
 from pipeline.report.charts import rounded
 from pipeline.report.results import FAILED
@@ -15,7 +16,9 @@ DERIVED = ("seeds", "differences", "axis", "explicit", "method")  # keys of a re
 def behind(report: Report) -> dict[str, Any]:
     """The JSON data of the page's script: the name of each metric; cells, rows and hashes of each curve and image set;
     and the curves of each series in charts."""
-    metrics = list(dict.fromkeys([*report.metrics, *report.results.metric[report.results.metric != FAILED]]))
+    linked = {key.split("/")[2] for key in report.links}
+    others = [m for m in report.results.metric.unique() if m != FAILED and (split(m)[0] == TRAIN or m in linked)]
+    metrics = list(dict.fromkeys([*report.metrics, *others]))
     return {
         "headline": report.headline,
         "metrics": [[metric, report.metric(metric)] for metric in metrics],

@@ -1,5 +1,6 @@
 """The scores of a set of images as text for a terminal."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,18 @@ def lines(cells: list[Cell], extractor: Extractor, reference: dict[str, Any]) ->
     samples, dimensions, repetitions = cells[0].samples, cells[0].features.shape[1], len(cells)
     values = {m["metric"]: [c.metrics[i]["value"] for c in cells] for i, m in enumerate(cells[0].metrics)}
     bias = float(np.mean(values["fd"]) - np.mean(values["fd_corrected"]))
+    names = {m["metric"]: label(m["metric"], extractor.name, extractor.official) for m in cells[0].metrics}
+    width = max(44, 2 + max(map(len, names.values())))
+    real = "to train on" if "heldout" in reference else "of the data set"
     found = [
         f"{repetitions} x {samples} images by {extractor.name} ({extractor.hash[:SHORT_HASH]}) against all "
-        f"{reference['images']} of the data set ({reference['reference_hash'][:SHORT_HASH]})",
+        f"{reference['images']} {real} ({reference['reference_hash'][:SHORT_HASH]})",
         f"{few(samples, dimensions)}The plain distance has a bias of about {bias:.3g} at this number of samples.",
-        f"{'':44}{'mean':>12}{'sd' if repetitions > 1 else 'se':>12}{'floor':>12}",
+        f"{'':{width}}{'mean':>12}{'sd' if repetitions > 1 else 'se':>12}{'floor':>12}",
     ]
     for metric in cells[0].metrics:
         own, floor = values[metric["metric"]], floor_of(metric["metric"], reference, samples)
-        spread = float(np.std(own, ddof=1)) if repetitions > 1 else metric["se"]
-        real = f"{floor.mean:.5g}" if floor else ""
-        name = label(metric["metric"], extractor.name, extractor.official)
-        found.append(f"{name:44}{np.mean(own):>12.5g}{spread:>12.2g}{real:>12}")
+        spread = float(np.std(own, ddof=1)) if repetitions > 1 else math.nan if metric["se"] is None else metric["se"]
+        lowest = f"{floor.mean:.5g}" if floor else ""
+        found.append(f"{names[metric['metric']]:{width}}{np.mean(own):>12.5g}{spread:>12.2g}{lowest:>12}")
     return "\n".join(found)

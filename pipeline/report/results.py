@@ -13,7 +13,8 @@ from pipeline.common.sealed import load_json
 from pipeline.params.resolved import ReportRows
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
-ORIGIN = ["extractor", "reference", "checkpoint"]  # columns after COLUMNS: the first digits of hashes
+ORIGIN = ["extractor", "reference_hash", "checkpoint"]  # columns after COLUMNS: the first digits of hashes
+CSV_COLUMNS = [*COLUMNS, "reference", *ORIGIN]  # of results.csv, whose metrics are apart from their reference
 LOSS_COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
 TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]
@@ -49,7 +50,7 @@ def read_results(paths: Paths, rows: ReportRows) -> Results:
             raise StudyError(f"{folder / 'results.json'}: written by another version of the code; run `dvc repro`")
         machines[name], own = content["machine"], content["provenance"]
         provenance[name] = own
-        hashes = {"extractor": own["extractor_hash"][:SHORT_HASH], "reference": own["reference_hash"][:SHORT_HASH]}
+        hashes = {"extractor": own["extractor_hash"][:SHORT_HASH], "reference_hash": own["reference_hash"][:SHORT_HASH]}
         for cell in content["cells"]:
             row = {"curve": name, "model": model} | hashes | {k: v for k, v in cell.items() if k != "metrics"}
             row["checkpoint"] = cell["checkpoint"][:SHORT_HASH]

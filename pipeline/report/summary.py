@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.common.files import write_csv, write_json
+from pipeline.metrics.names import GAP, HELDOUT, against
 from pipeline.report.study import Report
 
 METHODS = "methods"  # the figure of methods; other figures have the title of their axis
@@ -25,7 +26,8 @@ def write_summary(report: Report) -> None:
 def summary(report: Report) -> dict[str, Any]:
     """The mean scores of methods at their largest common budget, and the best score of the study, to six digits.
 
-    Methods without a result at this budget are omitted, as is the best score of a study without any result.
+    With held-out images also the scores against them, and their gap: see the section on held-out images. Methods
+    without a result at this budget are omitted, as is the best score of a study without any result.
     """
     budget = max(report.common_budgets(report.methods), default=0)
     having = report.having(report.methods, budget)
@@ -33,11 +35,19 @@ def summary(report: Report) -> dict[str, Any]:
     if report.finished:
         curve, nfe, mean = report.best_of_all
         best = {"best": {"score": rounded(mean), "nfe": nfe, "curve": curve}}
+    unseen = {}
+    if "heldout" in report.reference:
+        metrics = {reference: against(reference, report.headline) for reference in (HELDOUT, GAP)}
+        unseen = {
+            reference: {name: rounded(report.estimate(name, budget, metric).mean) for name in having}
+            for reference, metric in metrics.items()
+        }
     return {
         "score": report.score,
         "floor": rounded(report.score_floor.mean),
         "budget": budget,
         METHODS: {name: rounded(report.estimate(name, budget).mean) for name in having},
+        **unseen,
         **best,
         "failed": len(report.failures),
     }

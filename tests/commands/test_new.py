@@ -70,7 +70,7 @@ def test_the_template_is_what_is_chosen_for_32_pixels_in_colour() -> None:
     assert study.defaults == {"models": model_choices((3, 32, 32), 5000, "cpu"), "curves": curve_choices("cpu")}
     assert study.study.model_dump() == {"name": "template", "root": "../..", "params": str(BY_HAND)}
     assert not resolve(study).warnings
-    written = study_text(study.title, "template", {"source": study.data.source}, Images(5000, (3, 32, 32)))
+    written = study_text(study.title, "template", study.data.model_dump(exclude_unset=True), Images(5000, (3, 32, 32)))
     assert (ROOT / BY_HAND).read_text().split("\n\n", 1)[1] == written.split("\n\n", 1)[1]
 
 
@@ -125,6 +125,23 @@ def test_a_new_study_resolves_and_says_what_was_found(workspace: Path, mode: str
     assert (study.data.source, study.data.labels) == ("images", True)
     assert study.defaults["models"]["multipliers"] == [1, 2, 4] and "labels" not in study.defaults["models"]
     assert list(resolve(study).models) == list(resolve(read_study(BY_HAND)).models)
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "share", "said"),
+    [
+        (600, 3, 0.2, "120 of them are held out from all trainings"),
+        (240, 1, 0, "none is held out, because 0.2 of 240 images is 48 and leaves 192 to train on, but both need at"),
+    ],
+)
+def test_a_fifth_is_held_out_if_the_images_suffice(
+    workspace: Path, count: int, of: int, share: float, said: str
+) -> None:
+    draw(workspace / "images", count, (8, 8), "L", of)
+    assert new_study("pets", "images").splitlines()[1].startswith(said)
+    text = Path("studies/pets/params.yaml").read_text()
+    assert f"A small study of {count} grey images" in text and f"heldout: {share}" in text
+    assert read_study(Path("studies/pets/params.yaml")).data.heldout == share
 
 
 def test_the_written_study_explains_itself(workspace: Path) -> None:
@@ -274,7 +291,7 @@ def test_the_cost_that_the_page_tells_is_what_is_said(workspace: Path, size: int
     images = Images(5000, (3, size, size))
     text = study_text("t", "t", {"source": "x"}, images)
     Path("params.yaml").write_text(text)
-    line = _said("t", "", study_flops(read_study(Path("params.yaml")), images)).splitlines()[2]
+    line = _said("t", ["", ""], study_flops(read_study(Path("params.yaml")), images)).splitlines()[3]
     told = re.fullmatch(rf"cost: about {said} \(.*\): ([\d.,]+) h of a core at 20 GFLOP/s", line)
     page = (ROOT / "docs/your-images.md").read_text()
     assert told and re.search(rf"\b{said.partition(' ')[0]}( TFLOP)? \({told[1]} hours[^)]*\) at {size} x {size}", page)

@@ -207,7 +207,7 @@ def test_a_small_difference_is_within_tolerance_but_not_called_identical(study: 
 def test_another_extractor_is_named_first_and_the_spread_between_extractors_is_allowed_for(study: Path) -> None:
     """One cell alone is made again, and comes back as it does with all others."""
     change("edm", "", "extractor", "0" * 12)
-    change("edm", "", "reference", "0" * 12)
+    change("edm", "", "reference_hash", "0" * 12)
     change("edm", "fd_corrected", "value", 1e-4)
     origins = read_json(PATHS.reports / "provenance.json")
     origins["edm"]["machine"]["python"] = "2.7"

@@ -1,6 +1,7 @@
 """torchmetrics and torch-fidelity find the same as this study, and a wrong value of either side does not pass."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,17 @@ def test_a_curve_that_says_what_they_find_passes(tmp_path: Path, n: int) -> None
     said = ours(drawn(n, 2), REFERENCE)
     assert {(row["library"], row["metric"]) for row in rows} == PAIRS
     assert all(row["ours"] == said[row["metric"]] for row in rows if row["metric"] != "kd")
+
+
+def test_held_out_images_are_compared_as_well(tmp_path: Path) -> None:
+    heldout = reference_of(drawn(REAL - 50, 3))
+    both = replace(REFERENCE, others={"heldout": heldout, "matched": REFERENCE})
+    unseen = {f"heldout_{metric}": value for metric, value in ours(drawn(REAL + 70, 2), heldout).items()}
+    rows = compare_curve(saved(tmp_path, **unseen), "sets.pets", both)
+    assert {(row["library"], row["metric"]) for row in rows} == PAIRS | {(lib, f"heldout_{m}") for lib, m in PAIRS}
+    saved(tmp_path, **unseen | {"heldout_fd": unseen["heldout_fd"] * 1.001})
+    with pytest.raises(StudyError, match=r"^sets\.pets: torch-fidelity finds heldout_fd = "):
+        compare_curve(tmp_path, "sets.pets", both)
 
 
 @pytest.mark.parametrize(

@@ -354,6 +354,10 @@ def test_paper_is_the_published_scale_of_make_new() -> None:
     assert {key: row[key] for key in chosen} == chosen
 
 
+def test_only_paper_trains_on_all_images_of_cifar10() -> None:
+    assert {preset: of_cifar10(preset).data.heldout for preset in EVERY} == {"smoke": 0.2, "short": 0.2, "paper": 0}
+
+
 def test_smoke_is_small() -> None:
     rows = of_cifar10("smoke")
     assert rows.data.limit == 2000 and rows.features.extractor == "classifier"

@@ -16,7 +16,7 @@ from pipeline.params.resolved import ReportRows
 from pipeline.report import findings
 from pipeline.report.build import build
 from pipeline.report.page import escape, table, to_html
-from pipeline.report.results import COLUMNS, ORIGIN
+from pipeline.report.results import CSV_COLUMNS
 from pipeline.report.sections.methods import methods_figure
 from pipeline.report.statistics import Floor
 from pipeline.report.study import METRICS, Report
@@ -77,7 +77,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_figures: 
     assert not re.search(r"\bFID\b(?! only when it uses Inception)", page.text)
 
     table_of_results = pd.read_csv(paths.reports / "results.csv")
-    assert list(table_of_results.columns) == COLUMNS + ORIGIN
+    assert list(table_of_results.columns) == CSV_COLUMNS
     assert len(table_of_results) == len(CURVES) * 2 * 3 * len(METRICS)
     assert set(table_of_results.checkpoint) == {"c" * 12}
     origins = json.loads((paths.reports / "provenance.json").read_text())

@@ -17,7 +17,7 @@ from pipeline.data.dataset import Dataset, to_range
 from pipeline.metrics.extractors.extractor import BATCH, Extractor, Record
 from pipeline.metrics.extractors.row import Features
 
-HELD_OUT = 5  # one of so many images is kept from training
+HELD_OUT = 5  # one of so many images is kept from training, unless the caller says which ones
 PREPROCESSING = "uint8 to [-1, 1]: x / 127.5 - 1"
 
 
@@ -64,16 +64,18 @@ def pretext(dataset: Dataset) -> tuple[str, Tensor, Tensor, int]:
     return "rotation classifier", turned, torch.arange(4).repeat_interleave(len(dataset.images)), 4
 
 
-def train_classifier(row: Features, dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
-    """Train the classifier: the content of its file, and its accuracy on the held-out fifth of the images.
+def train_classifier(row: Features, dataset: Dataset, left_out: Tensor | None = None) -> tuple[bytes, dict[str, Any]]:
+    """Train the classifier: the content of its file, and its accuracy on the images that its training leaves out.
 
-    The split is by image and seeded. The result depends only on the arguments and on the device.
+    left_out: their places (k,); by default a random fifth, which is seeded. The result depends only on the arguments
+    and on the device.
     """
     name, images, labels, classes = pretext(dataset)
     count = len(dataset.images)
-    order = torch.randperm(count, generator=generator("held out", row.seed))
+    if left_out is None:
+        left_out = torch.randperm(count, generator=generator("held out", row.seed))[: count // HELD_OUT]
     held = torch.zeros(count, dtype=torch.bool)
-    held[order[: count // HELD_OUT]] = True
+    held[left_out] = True
     held = held.repeat(len(images) // count)
     shape = {"image_channels": images.shape[1], "size": min(images.shape[2:]), "width": row.width, "classes": classes}
     with torch.random.fork_rng(devices=[]):
@@ -102,8 +104,8 @@ def train_classifier(row: Features, dataset: Dataset) -> tuple[bytes, dict[str, 
     return content, {"held_out_images": len(guesses), "held_out_accuracy": accuracy}
 
 
-def obtain(row: Features, dataset: Dataset) -> tuple[bytes, Record]:
-    content, held_out = train_classifier(row, dataset)
+def obtain(row: Features, dataset: Dataset, left_out: Tensor | None) -> tuple[bytes, Record]:
+    content, held_out = train_classifier(row, dataset, left_out)
     return content, {"file": "extractor.safetensors", **held_out}
 
 

@@ -1,6 +1,6 @@
 """The extractor of points: their coordinates."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.common.files import content_hash
 from pipeline.data.dataset import Dataset
@@ -12,7 +12,7 @@ PREPROCESSING = "points as they are"
 COORDINATES_HASH = content_hash(COORDINATES, PREPROCESSING)
 
 
-def obtain(row: Features, dataset: Dataset) -> tuple[bytes, Record]:
+def obtain(row: Features, dataset: Dataset, left_out: Tensor | None) -> tuple[bytes, Record]:
     return b"", {"file": None}
 
 

@@ -100,12 +100,13 @@ class Extractor:
 class Recipe(NamedTuple):
     """The two steps that make an extractor.
 
-    obtain: from the row and the data set to the content of the extractor's file and its record. Errors name the place.
+    obtain: from the row, the data set and the places of images that no extractor may be trained on (None: it chooses)
+    to the content of the extractor's file and its record. Errors name the place.
     build: from these to an extractor. Errors do not name the place. Both raise Unavailable if published weights are
     unavailable.
     """
 
-    obtain: Callable[[Features, Dataset], tuple[bytes, Record]]
+    obtain: Callable[[Features, Dataset, Tensor | None], tuple[bytes, Record]]
     build: Callable[[bytes, Record], Extractor]
 
 

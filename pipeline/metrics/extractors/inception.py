@@ -8,6 +8,7 @@ from textwrap import shorten
 import safetensors
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from pipeline.common.download import download
 from pipeline.common.errors import StudyError
@@ -27,7 +28,7 @@ def official_prefix() -> str:
     return Path(URL_INCEPTION_V3).stem.rpartition("-")[2]
 
 
-def obtain(row: Features, dataset: Dataset) -> tuple[bytes, Record]:
+def obtain(row: Features, dataset: Dataset, left_out: Tensor | None) -> tuple[bytes, Record]:
     """The weights as safetensors, from the row's file, else the official ones."""
     path = path_of(row.weights) if row.weights else _official_file()
     content, file_hash = read(path, row.hash or official_prefix())

@@ -2,6 +2,8 @@
 
 from textwrap import shorten
 
+from torch import Tensor
+
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.data.dataset import Dataset
@@ -14,7 +16,7 @@ PREPROCESSING = "uint8 RGB (grey repeated), all else by the module itself"
 FILE = "extractor.pt2"
 
 
-def obtain(row: Features, dataset: Dataset) -> tuple[bytes, Record]:
+def obtain(row: Features, dataset: Dataset, left_out: Tensor | None) -> tuple[bytes, Record]:
     path = path_of(row.weights or "")
     return read(path, row.hash or "")[0], {"file": FILE, "stem": path.stem}
 

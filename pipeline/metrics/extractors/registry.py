@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.common.errors import StudyError
 from pipeline.common.files import write_bytes
 from pipeline.common.sealed import Missing, load_json, sealed_json
@@ -34,27 +36,32 @@ def check_suits(extractor: str, points: bool) -> None:
         raise StudyError(f"features.extractor: {COORDINATES} takes points, and the data are images; valid: {valid}")
 
 
-def make_extractor(row: Features, dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Any]]:
+def make_extractor(
+    row: Features, dataset: Dataset, left_out: Tensor | None = None
+) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The extractor of a row, or the classifier if published weights are unavailable: its files and a summary.
 
+    left_out: places (k,) of images that an extractor is not trained on; by default a random fifth, if it is trained.
     The summary's `fallback` is the reason for the classifier, or None. Raises StudyError for every other problem, and
     with both causes if the classifier fails, too.
     """
     check_suits(row.extractor, is_points(dataset.images))
     try:
-        fallback, (files, summary) = None, _make(row.extractor, row, dataset)
+        fallback, (files, summary) = None, _make(row.extractor, row, dataset, left_out)
     except Unavailable as error:
         fallback = str(error)
         try:
-            files, summary = _make("classifier", row, dataset)
+            files, summary = _make("classifier", row, dataset, left_out)
         except StudyError as second:
             unavailable = f"{row.extractor}: weights are unavailable ({fallback})"
             raise StudyError(f"{unavailable}, and the classifier cannot replace it: {second}") from None
     return files, summary | {"wanted": row.extractor, "fallback": fallback}
 
 
-def _make(name: str, row: Features, dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Any]]:
-    content, record = EXTRACTORS[name].obtain(row, dataset)
+def _make(
+    name: str, row: Features, dataset: Dataset, left_out: Tensor | None
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    content, record = EXTRACTORS[name].obtain(row, dataset, left_out)
     try:
         extractor = EXTRACTORS[name].build(content, record)
         dimensions = probe(extractor, tuple(dataset.images.shape[1:]))
@@ -82,7 +89,7 @@ def describe(summary: dict[str, Any]) -> str:
     """One line about an extractor, from its summary."""
     text = f"{summary['name']}: {summary['dimensions']} features"
     if summary["held_out_images"]:
-        text += f", {summary['held_out_accuracy']:.1%} right on {summary['held_out_images']} held-out images"
+        text += f", {summary['held_out_accuracy']:.1%} right on {summary['held_out_images']} images it did not train on"
     return text
 
 

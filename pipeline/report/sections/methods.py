@@ -16,7 +16,8 @@ def methods_figure(report: Report) -> str:
     if not shown:
         return ""
     points = {report.label(name): report.points(name) for name in shown}
-    curves_figure(report.figures / "methods.png", points, report.score, report.colours, report.score_floor)
+    ylabel = f"{report.score}, training {report.things}"
+    curves_figure(report.figures / "methods.png", points, ylabel, report.colours, report.score_floor)
     return "methods.png"
 
 
@@ -82,7 +83,14 @@ def best_points(report: Report) -> Markdown:
         lines.append([title, nfe or "unknown", report.stated_point(name, nfe), least, *others])
     floors = [floor_text(report, metric) for metric in report.metrics]
     lines.append([REAL, "", floors[0], "", *floors[1:]])
+    if held := report.reference.get("heldout"):
+        scores = [_heldout(held["scores"].get(metric)) for metric in report.metrics]
+        lines.append([f"{held['images']} held-out {report.things}", "", scores[0], "", *scores[1:]])
     return table(header, lines)
+
+
+def _heldout(score: dict[str, float] | None) -> str:
+    return f"{number(score['value'])} (se {number(score['se'])})" if score else ""
 
 
 def floor_text(report: Report, metric: str) -> str:

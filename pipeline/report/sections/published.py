@@ -83,6 +83,11 @@ def _differs(report: Report) -> list[str]:
         )
     if data.limit:
         found.append(f"Data: ours are only the first {data.limit:,} images.")
+    if held := report.data.get("heldout"):
+        found.append(
+            f"Data: our networks were trained on {report.data['count']:,} images and are compared with these, because "
+            f"{held:,} are held out."
+        )
     return found
 
 

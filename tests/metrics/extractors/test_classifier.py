@@ -148,6 +148,22 @@ def test_all_turns_of_a_held_out_image_are_held_out(tmp_path: Path, monkeypatch:
     assert summary["name"] == load_extractor(tmp_path).name == "rotation classifier"
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_images_that_the_caller_leaves_out_do_not_matter_to_training(labels: bool) -> None:
+    """Other pixels there change the accuracy, which is that on these images, and no weight."""
+    images, left_out = digits().images[:200], torch.arange(200)[3::4]
+    other = images.clone()
+    other[left_out] = 255 - other[left_out]
+    own = digits().labels[:200] if labels else None
+    classes = digits().classes if labels else ()
+    row = ROW.model_copy(update={"learning_rate": 0.01, "epochs": 8, "batch": 32})
+    sets = [Dataset(each, own, classes) for each in (images, other)]
+    (first, accuracy), (second, worse) = (train_classifier(row, dataset, left_out) for dataset in sets)
+    assert first == second != train_classifier(row, sets[0])[0]
+    assert accuracy["held_out_images"] == worse["held_out_images"] == 50 * (1 if labels else 4)
+    assert accuracy["held_out_accuracy"] > worse["held_out_accuracy"]
+
+
 def test_unlabelled_images_that_are_not_square_are_refused() -> None:
     wide = Dataset(torch.randint(0, 256, (50, 1, 8, 12), dtype=torch.uint8), None)
     one_line(lambda: make_extractor(ROW, wide), "square")

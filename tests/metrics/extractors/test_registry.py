@@ -108,7 +108,7 @@ def test_the_stage_says_what_stands_in(
         summary = json.loads(paths.metrics("features", "extractor").read_text())
         assert summary["hash"] == load_extractor(paths.features).hash and summary["wanted"] == extractor
         out, err = capsys.readouterr()
-        assert re.fullmatch(r"classifier: 8 features, \d+\.\d% right on 8 held-out images\n", out)
+        assert re.fullmatch(r"classifier: 8 features, \d+\.\d% right on 8 images it did not train on\n", out)
         assert len(err.splitlines()) == said
         if said:
             assert err.startswith("inception: weights are unavailable (URLError: <urlopen error no network>); ")
