@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.commands.cost import Estimate
-from pipeline.metrics.names import headline
+from pipeline.metrics.names import TRAIN, headline
 from pipeline.params.resolved import CurveEntry, ModelEntry, Resolved
 from pipeline.report.comparisons import Population, detectable, overlap, population
 from pipeline.report.results import at_budget
@@ -128,6 +128,7 @@ def _table(file: Path) -> pd.DataFrame | None:
     types = {"train_seed": int, "sample_seed": int, "steps": int, "nfe": int, "value": float}
     try:
         text = pd.read_csv(file, dtype=str, keep_default_na=False)
-        return text[text.train_seed != ""].astype(types).assign(se=np.nan)  # image sets have no training
+        own = (text.train_seed != "") & (text.reference == TRAIN)  # image sets have no training
+        return text[own].astype(types).assign(se=np.nan)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
