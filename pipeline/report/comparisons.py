@@ -190,12 +190,15 @@ def unpaired(own: np.ndarray, base: np.ndarray, shared: Population | None = None
 
 
 def apart(variance: float, df: float, shared: Population) -> bool:
-    """Whether a variance is larger than the mean of the others in its population, by an F test at 5%."""
+    """Whether a variance is larger than the mean of the others in its population, by an F test at 5% over their number.
+
+    Of equal variances, one in 20 budgets has such a curve.
+    """
     rest = shared.total - df
     if rest <= 0 or variance <= shared.mean:
         return False
     others = (shared.total * shared.mean - df * variance) / rest
-    return others <= 0 or float(fdtrc(df, rest, variance / others)) < LEVEL
+    return others <= 0 or float(fdtrc(df, rest, variance / others)) < LEVEL * df / shared.total
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -276,9 +279,6 @@ def detectable_ratio(variance: float, seeds: float, df: float, comparisons: int,
 
 
 def detectable(shared: Population, seeds: float, comparisons: int, power: float = 0.8) -> float:
-    """`detectable_ratio` of two curves with the median variance of their population, by the test that judges them.
-
-    Either curve is `apart` by chance in 5% of cases, and then hardly anything is detected.
-    """
+    """`detectable_ratio` of two curves with the median variance of their population, by the test that judges them."""
     variance, df = shared.moderated(shared.median, 2 * (seeds - 1))
-    return detectable_ratio(variance, seeds, df, comparisons, power / (1 - LEVEL) ** 2)
+    return detectable_ratio(variance, seeds, df, comparisons, power)

@@ -20,7 +20,15 @@ from pipeline.report.verdicts import Verdict, Verdicts
 BUDGETS, SEEDS, STUDIES = (4, 7, 11), 3, 60
 BASE, MARGIN = "edm", 0.1
 SD = 0.15  # of a logarithm between trainings
-BY_CHANCE = 0.05 + 2.33 * math.sqrt(0.05 * 0.95 / STUDIES)  # 99% of simulations of a true rate of 5% are below
+
+
+def by_chance(rate: float) -> float:
+    """The share of STUDIES below which 99% of simulations of a true rate are."""
+    return rate + 2.33 * math.sqrt(rate * (1 - rate) / STUDIES)
+
+
+BY_CHANCE = by_chance(0.05)
+NOISY = by_chance(0.13)  # a model ten times as noisy, whose trainings can agree by chance (docs/measurement.md)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 DRAWS: dict[str, Draw] = {
@@ -78,14 +86,14 @@ CASES = {"equal spreads": {"spread": 0.0}, "spreads differ": {}, "one noisy mode
 @pytest.mark.parametrize(("case", "draw"), [*((case, "normal") for case in CASES), ("spreads differ", "long-tailed")])
 def test_false_verdicts_are_rare(case: str, draw: str) -> None:
     """In studies without any difference, a table has any "better" or "worse" in at most 5% of cases, and the methods
-    that may be best include each method in at least 95%."""
+    that may be best include each method in at least 95%. With one noisy model, 13% are what three trainings allow."""
     random, tables, sets = np.random.default_rng(1), [], []
     for _ in range(STUDIES):
         study = simulated(random, {}, DRAWS[draw], **CASES[case])
         tables.append({"better", "worse"} & set(words(study)))
         sets.append(study.methods[1] in study.may_be_best(study.methods, 7))
     assert len(study.comparisons(BASE)) > 60
-    assert np.mean(list(map(bool, tables))) <= BY_CHANCE
+    assert np.mean(list(map(bool, tables))) <= (NOISY if case == "one noisy model" else BY_CHANCE)
     assert np.mean(sets) >= 1 - BY_CHANCE
 
 
