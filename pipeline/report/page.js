@@ -290,11 +290,11 @@ function startFilter() {
 
 // ---- tables
 
-// The number of a cell: the mean of "0.389 ± 0.02", the difference of "35: −0.1 (−0.2 to 0)", 0 for "equal"; otherwise
-// NaN.
+// The number of a cell: the mean of "0.389 ± 0.02", the ratio of "35: ×0.9 (0.8 to 1), undecided", 1 for "equal";
+// otherwise NaN.
 function number(text) {
-  const own = text.replace(/^[^:]*: /, "");
-  if (own === "equal") return 0;
+  const own = text.replace(/^[^:]*: /, "").replace(/^×/, "");
+  if (own === "equal") return 1;
   const found = /^[+\-−]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-−]?\d+)?/i.exec(own);
   return found ? Number(found[0].replaceAll(",", "").replaceAll("−", "-")) : NaN;
 }
@@ -321,7 +321,7 @@ function sort(table, place, direction) {
 const LATEX = {
   "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "&": "\\&", "#": "\\#", "%": "\\%", "_": "\\_",
   "^": "\\textasciicircum{}", "~": "\\textasciitilde{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}",
-  "±": "$\\pm$", "−": "$-$",
+  "±": "$\\pm$", "−": "$-$", "×": "$\\times$",
 };
 const FORMATS = {
   CSV: (rows) => rows.map((row) => row.map(({text}) => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text)

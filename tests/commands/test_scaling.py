@@ -233,7 +233,7 @@ def test_torchrun_takes_the_script_s_options(cluster: Cluster) -> None:
             with suppress(OSError):
                 free.bind(("localhost", port))
                 break
-    cluster.write("torchrun", f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    cluster.write("torchrun", f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
     (cluster.root / "stages").mkdir()
     for stage in ("train", "sweep"):
         (cluster.root / f"stages/{stage}.py").write_text(RANK)
