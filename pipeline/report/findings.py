@@ -77,8 +77,7 @@ def _methods(report: Report) -> list[str]:
 
 def _leaders(report: Report) -> list[str]:
     """The methods that may be the best at each budget, in one sentence."""
-    budgets = [b for b in report.common_budgets(report.methods) if len(report.having(report.methods, b)) > 1]
-    text = _by_leader(report, report.methods, budgets)
+    text = _by_leader(report, report.methods, report.contested_budgets(report.methods))
     return [f"Methods that may have the lowest {report.score}, by budget (NFE): {text}."] if text else []
 
 

@@ -169,6 +169,10 @@ class Report:
         """The budgets that all of these curves have in params.yaml, with or without a result."""
         return sorted(set.intersection(*(set(self.curves[name].row.nfe) for name in curves)))
 
+    def contested_budgets(self, curves: list[str]) -> list[int]:
+        """The common budgets of these curves at which at least two of them have a result."""
+        return [budget for budget in self.common_budgets(curves) if len(self.having(curves, budget)) > 1]
+
     def having(self, curves: list[str], budget: int) -> list[str]:
         """The curves with a result at a budget: it is one of their budgets, and the point within it did not fail."""
         return [n for n in curves if budget in self.curves[n].row.nfe and not self.cells(n, budget).empty]

@@ -10,19 +10,7 @@ import torch
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.networks import ddpmpp
 from pipeline.diffusion.networks.registry import Cost, build, cost, equal_channels, size
-from tests.diffusion.test_denoiser import SPEC as PLAIN
-
-SPEC = replace(PLAIN, augmentation=9, classes=(3, 3, 4))
-CIFAR10 = replace(  # EDM's network (app. F.2)
-    SPEC,
-    network="ddpmpp",
-    shape=(3, 32, 32),
-    channels=128,
-    multipliers=(2, 2, 2),
-    blocks=4,
-    attention=(16,),
-    classes=(),
-)
+from tests.diffusion.test_networks import CIFAR10, SPEC
 
 
 def test_edms_network_has_as_many_parameters_as_published() -> None:

@@ -23,7 +23,7 @@ from pipeline.report.figures.drawing import MARKERS, PALETTE, legend_beside, lit
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.statistics import CONFIDENCE
 from pipeline.report.study import Report
-from pipeline.report.text import number, percent
+from pipeline.report.text import number, p_value, percent
 from pipeline.sampling.guidance import sample_labels
 
 LEAST_EXPECTED = 5  # samples of a class in a test
@@ -81,7 +81,7 @@ def section(report: Report) -> dict[str, Any] | None:
         "figure": file,
         "left_out": len(real.names) - len(places),
         "by_class": _by_class(report, real, methods, places),
-        "by_curve": _by_curve(report, real, views),
+        "by_curve": _by_curve(report, real, views, adjusted),
         "least": LEAST,
         "findings": [_finding(report, real, name, own, adjusted[name][1]) for name, own in methods.items()],
         "lost": [f"{name} {LOST}" for name in shown if name not in views],
@@ -210,13 +210,16 @@ def fits(real: Real, views: dict[str, View]) -> dict[str, tuple[float, float]]:
     return {name: (apart, p) for (name, (apart, _)), p in zip(found.items(), adjusted, strict=True)}
 
 
-def _by_curve(report: Report, real: Real, views: dict[str, View]) -> Markdown:
-    """One line per curve: agreement with requested classes, distance of the frequencies from the data, worst class."""
-    lines, found = [], fits(real, views)
+def _by_curve(report: Report, real: Real, views: dict[str, View], found: dict[str, tuple[float, float]]) -> Markdown:
+    """One line per curve: agreement with requested classes, distance of the frequencies from the data, worst class.
+
+    found: the `fits` of the curves.
+    """
+    lines = []
     for name, own in views.items():
         apart, p = found[name]
         agreement = "" if own.agreement is None else percent(own.agreement)
-        stated = f"{percent(apart)}, {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
+        stated = f"{percent(apart)}, {p_value(p)}"
         known = [d.value for d in own.distances if d]
         worst = _worst(own)
         furthest = f"{real.names[worst]}: {_stated(own.distances[worst])}" if known else "too few"
@@ -248,8 +251,8 @@ def _finding(report: Report, real: Real, name: str, own: View, p: float) -> str:
         ratios = shares_of(real, own)[:, 0]
         most, least = int(np.nanargmax(ratios)), int(np.nanargmin(ratios))
         shares = (
-            f"the class shares of this network's samples differ from those of the data (p "
-            f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}); {real.names[most]} has {ratios[most]:.2f} times and "
+            f"the class shares of this network's samples differ from those of the data "
+            f"({p_value(p)}); {real.names[most]} has {ratios[most]:.2f} times and "
             f"{real.names[least]} {ratios[least]:.2f} times {SHARE}"
         )
     worst = _worst(own)

@@ -14,7 +14,7 @@ from pipeline.report.comparisons import LEVEL, holm
 from pipeline.report.figures.pictures import HeatMap, heat_figure
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.study import Report, low_and_high
-from pipeline.report.text import listed, number, percent, plain
+from pipeline.report.text import listed, number, p_value, percent, plain
 from pipeline.training.row import Model
 
 LEAST_LEVELS = 3  # of each choice
@@ -306,7 +306,7 @@ def _sources(grid: Grid, effects: dict[int, Analysis]) -> Markdown:
     lines: list[list[object]] = [[part] for part in [*parts, "residual"]]
     for own in effects.values():
         for line, source in zip(lines, (own.rows, own.columns, own.cells), strict=False):
-            test = f"F({source.df}, {own.residual_df}) = {number(source.f)}, {p_value(source)}"
+            test = f"F({source.df}, {own.residual_df}) = {number(source.f)}, {p_value(source.p)}"
             line += [percent(source.share), test]
         lines[-1] += [percent(own.residual_share), f"{own.residual_df} degrees of freedom"]
     header = [text for budget in effects for text in (f"share, budget {budget}", f"test, budget {budget}")]
@@ -318,10 +318,6 @@ def ratio(effect: float, source: Source) -> str:
     low, high = math.exp(effect - source.half), math.exp(effect + source.half)
     text = f"{number(math.exp(effect))} ({number(low)} to {number(high)})"
     return bold(text) if abs(effect) > source.corrected else text
-
-
-def p_value(source: Source) -> str:
-    return "p < 0.001" if source.p < 0.001 else f"p = {source.p:.3f}"
 
 
 def finding(report: Report, grid: Grid) -> str:
@@ -345,7 +341,7 @@ def _compared(grid: Grid, own: Analysis, detected: list[bool]) -> str:
     interaction."""
     names = [f"the main effect of {title}" for title in grid.titles] + [f"their {INTERACTION}"]
     texts = [
-        f"{name} ({percent(source.share)} of the variation, {p_value(source)})"
+        f"{name} ({percent(source.share)} of the variation, {p_value(source.p)})"
         for name, source in zip(names, (own.rows, own.columns, own.cells), strict=True)
     ]
     parts = []

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
-from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
 from pipeline.metrics.names import GAP, HELDOUT, MATCHED, TRAIN, against
 from pipeline.report.page import Markdown, code, table
-from pipeline.report.statistics import CONFIDENCE, Interval
+from pipeline.report.statistics import Interval, difference, interval
 from pipeline.report.study import Report
 from pipeline.report.text import listed, number, percent, signed
+from pipeline.report.verdicts import TRAINING, unit_of
 
 DUPLICATES = "near_duplicates"
 
@@ -43,25 +42,16 @@ def gap(report: Report, name: str, budget: int, metric: str) -> Interval:
     up (Zou and Donner 2008, doi 10.1002/sim.3095). With a single training, the interval does not include retraining.
     """
     cells = report.cells(name, budget, against(GAP, metric))
-    return combined(_by_training(cells), float((cells.se**2).mean()))
+    return combined(cells.value.groupby("train_seed").mean(), float((cells.se**2).mean()))
 
 
 def combined(values: pd.Series, variance: float) -> Interval:
     """The mean of `values` (n,), with the interval of their spread and of a common error with this variance, which is
-    from JACKKNIFE_BLOCKS blocks."""
-    mean, count = float(np.mean(values)), len(values)
-    own = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
-    half = math.hypot(_student(max(count, 2)) * math.sqrt(own), _student(JACKKNIFE_BLOCKS) * math.sqrt(variance))
-    return Interval(mean, mean - half, mean + half, count)
-
-
-def _student(count: int) -> float:
-    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
-
-
-def _by_training(cells: pd.DataFrame) -> pd.Series:
-    means: pd.Series = cells.value.groupby("train_seed").mean()
-    return means
+    from the jackknife's blocks."""
+    own = interval(values.to_numpy())
+    drawn = interval(np.array([own.mean]), math.sqrt(variance))
+    half = math.hypot(own.half_width if own.count > 1 else 0.0, drawn.half_width)
+    return Interval(own.mean, own.mean - half, own.mean + half, own.count)
 
 
 def share(score: float, apart: Interval) -> str:
@@ -103,10 +93,6 @@ def _negative(found: Interval) -> Interval:
     return Interval(-found.mean, -found.high, -found.low, found.count)
 
 
-def _compared_budgets(report: Report) -> list[int]:
-    return [b for b in report.common_budgets(report.methods) if len(report.having(report.methods, b)) > 1]
-
-
 def order(report: Report, budget: int, reference: str) -> list[str]:
     """The methods with a result at a budget by their mean score against a reference, the best first."""
     metric = against(reference, report.headline)
@@ -127,9 +113,10 @@ def told_apart(report: Report, one: str, other: str, budget: int) -> bool:
     """
     for reference in (TRAIN, HELDOUT):
         metric = against(reference, report.headline)
-        own, base = (_by_training(report.cells(name, budget, metric)) for name in (one, other))
-        found = combined((own - base).dropna(), 0.0)
-        if found.count < 2 or found.low <= 0 <= found.high:
+        own, base = (report.cells(name, budget, metric) for name in (one, other))
+        found = difference(own, base)
+        common = own.loc[own.index.intersection(base.index)]
+        if found is None or unit_of(common) != TRAINING or found.low <= 0 <= found.high:
             return False
     return True
 
@@ -137,7 +124,7 @@ def told_apart(report: Report, one: str, other: str, budget: int) -> bool:
 def _orders(report: Report) -> Markdown:
     """One line per budget: the order of the methods against either kind of images."""
     lines = []
-    for budget in _compared_budgets(report):
+    for budget in report.contested_budgets(report.methods):
         pairs = [
             f"{report.label(a)} and {report.label(b)}" + (" (told apart)" if told_apart(report, a, b, budget) else "")
             for a, b in swapped(report, budget)
@@ -167,7 +154,7 @@ def _gaps(report: Report) -> list[str]:
 
 def _changes(report: Report) -> list[str]:
     """Whether the order of the methods is another one against held-out images."""
-    budgets = _compared_budgets(report)
+    budgets = report.contested_budgets(report.methods)
     pairs = {budget: swapped(report, budget) for budget in budgets}
     changed = [budget for budget in budgets if pairs[budget]]
     if not budgets:

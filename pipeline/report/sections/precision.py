@@ -11,7 +11,7 @@ from pipeline.report.comparisons import EXACT, Population, bartlett
 from pipeline.report.figures.scores import residuals_figure
 from pipeline.report.page import Markdown, table
 from pipeline.report.study import Report
-from pipeline.report.text import number, percent
+from pipeline.report.text import number, p_value, percent
 from pipeline.report.verdicts import TRAINING
 
 LEAST = 3  # points of a budget for an exponent
@@ -110,7 +110,7 @@ def _table(report: Report, budgets: list[int]) -> Markdown:
                 budget,
                 len(logs),
                 _stated(report.verdicts.population(budget)),
-                *("" if math.isnan(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}" for p in tests),
+                *("" if math.isnan(p) else p_value(p) for p in tests),
                 _stated(report.verdicts.population(budget, report.methods[0])),
                 f"{number(ratio)} ({seeds} trainings)" if math.isfinite(ratio) else "unknown",
             ]
