@@ -18,12 +18,12 @@ from pipeline.common.devices import CPU
 from pipeline.common.randomness import SampleNoise
 from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
 from pipeline.diffusion.exact import Mixture
+from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.kernel import kernel_distance
 from pipeline.metrics.neighbours import neighbour_metrics
 from pipeline.sampling.batches import generate
-from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.loop import Samples, sample
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS

@@ -7,10 +7,10 @@ from inspect import signature
 from typing import Any
 
 from pipeline.diffusion.averages import HalfLife, Power, synthesis
+from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE
 from pipeline.params.descriptions import Description, choices, description, halves
-from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.ode import Solver
 from pipeline.sampling.row import Sampler, keys_of
 from pipeline.sampling.stochastic import Churned
@@ -91,7 +91,7 @@ AXES = (
         keys_of,
         columns={
             "steps in": lambda name: _solver(name).variable,
-            "order": lambda name: str(_solver(name).order or "adaptive"),
+            "order": lambda name: str(_solver(name).order or ("adaptive" if _solver(name).adaptive else "none")),
             "NFE": evaluations,
             "adds noise": lambda name: "yes" if _solver(name).stochastic else "no",
         },

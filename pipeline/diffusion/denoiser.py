@@ -14,7 +14,7 @@ from pipeline.common.randomness import generator
 from pipeline.common.sealed import reading
 from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.diffusion.networks.registry import build
-from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS, Coefficients
 from pipeline.diffusion.spec import Spec
 
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +48,19 @@ def network_parts(output: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     f, place = parted(output, like)
     return f, None if place is None else (1 + place.to(like)) / 2
+
+
+def denoised(
+    network: Network, coefficients: Coefficients, z: Tensor, *conditions: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """D(z; sigma), and v of `network_parts`, in z's shape and dtype (N, ...).
+
+    coefficients: of the parametrization at sigma, (N,) each. conditions: the network's further inputs.
+    """
+    c_skip, c_out, c_in, c_noise = coefficients
+    output = network((per_sample(c_in, z) * z).float(), to_device(c_noise.float(), z.device), *conditions)
+    f, v = network_parts(output, z)
+    return torch.addcmul(per_sample(c_skip, z) * z, per_sample(c_out, z), f.to(z)), v
 
 
 class Denoiser(nn.Module):
@@ -89,13 +102,11 @@ class Denoiser(nn.Module):
 
     def _answer(self, z: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """D, and v of `network_parts`."""
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma.double().expand(len(z)), self.sigma_data)
+        coefficients = self.coefficients(sigma.double().expand(len(z)), self.sigma_data)
         labels = None if labels is None else to_device(labels, z.device)
         [network] = self.calls or [self.network]
         with autocast(self.precision, z.device):
-            output = network((per_sample(c_in, z) * z).float(), to_device(c_noise.float(), z.device), labels)
-        f, v = network_parts(output, z)
-        return torch.addcmul(per_sample(c_skip, z) * z, per_sample(c_out, z), f.to(z)), v
+            return denoised(network, coefficients, z, labels)
 
     def run_on(self, device: torch.device, precision: str = "float32", compile: str = "none") -> Self:
         """Move it to a device and set the precision and compilation of its calls, as in a curve row."""

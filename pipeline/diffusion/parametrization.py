@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pipeline.diffusion.schedule import VP_PUBLISHED, VP_STEPS, ddpm_sigmas, iddpm_sigmas
 
+BOUNDARY = 0.002  # e, the lowest noise level of EDM, where consistency maps end
+
 
 class Coefficients(NamedTuple):
     c_skip: Tensor
@@ -83,6 +85,17 @@ def unit_variance(sigma: Tensor, sigma_data: float) -> Pair:
     """
     total = sigma**2 + sigma_data**2
     return sigma_data**2 / total, sigma * sigma_data / total.sqrt()
+
+
+def boundary(sigma: Tensor, sigma_data: float) -> Pair:
+    """As EDM's, but D(z; e) = z at the level e = 0.002, where the trajectories end.
+
+    Formula: c_skip = sigma_data^2 / ((sigma - e)^2 + sigma_data^2);
+        c_out = sigma_data (sigma - e) / sqrt(sigma^2 + sigma_data^2)
+    Source: Song et al. 2023, arXiv 2303.01469, app. C
+    """
+    step = sigma - BOUNDARY
+    return sigma_data**2 / (step**2 + sigma_data**2), sigma_data * step / (sigma**2 + sigma_data**2).sqrt()
 
 
 def edm_path(sigma: Tensor, sigma_data: float) -> Pair:
@@ -200,4 +213,5 @@ PARAMETRIZATIONS = {  # vp is plain eps-prediction on the VP path, flow plain v-
     "flow_eps": Parametrization(eps, flow_path),
     "flow_x0": Parametrization(x0, flow_path),
     "flow_t": Parametrization(velocity, flow_t_path),
+    "consistency": Parametrization(boundary, edm_path, BOUNDARY),
 }

@@ -27,6 +27,11 @@ def main_file(folder: Path, seed: int) -> Path:
     return folder / f"seed_{seed}.safetensors"
 
 
+def student_file(folder: Path, seed: int, steps: int) -> Path:
+    """The file of the student that progressive distillation made for so many steps."""
+    return folder / f"seed_{seed}_steps_{steps}.safetensors"
+
+
 def average_file(folder: Path, seed: int, profile: Profile) -> Path:
     """The file of another average at the end of a training."""
     return folder / f"seed_{seed}_{profile.name}.safetensors"
@@ -96,12 +101,13 @@ class Selection:
 
     average: None is the main average; a half-life gets the ramp-up of its training. guide: an earlier snapshot or the
     classifier; None: no guide with separate weights. guide_images: the snapshot nearest to this number of images
-    guides; None: the earliest.
+    guides; None: the earliest. steps: the number of steps whose student samples; None: the main average.
     """
 
     average: Profile | None = None
     guide: Literal["snapshot", "classifier"] | None = None
     guide_images: int | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,12 @@ def _average(folder: Path, seed: int, selection: Selection) -> _Origin:
     main, wanted = main_file(folder, seed), selection.average
     if not main.exists():
         raise StudyError(f"{main}: missing; `dvc repro` trains it")
+    if selection.steps:
+        students = _students(folder, seed)
+        if selection.steps not in students:
+            listed = ", ".join(map(str, sorted(students)))
+            raise StudyError(f"{main}: no student was made for {selection.steps} steps; there are those for {listed}")
+        return _Origin(students[selection.steps])
     if wanted is None:
         return _Origin(main)
     snapshots = load_snapshots(folder, seed)
@@ -206,6 +218,17 @@ def _average(folder: Path, seed: int, selection: Selection) -> _Origin:
             "the model's row, or give it two ema_sigma_rels and snapshots"
         )
     return _Origin(main, tuple(snapshots), wanted)
+
+
+def _students(folder: Path, seed: int) -> dict[int, Path]:
+    """The students of progressive distillation by their number of steps; none for other trainings."""
+    found = folder.glob(f"seed_{seed}_steps_*.safetensors")
+    return {int(path.stem.rpartition("_")[2]): path for path in found}
+
+
+def student_of(folder: Path, seed: int, steps: int) -> int | None:
+    """`steps`, if each number of steps has a student of its own, as progressive distillation makes them; else None."""
+    return steps if _students(folder, seed) else None
 
 
 def _snapshot(folder: Path, seed: int, selection: Selection) -> _Origin | None:

@@ -43,16 +43,15 @@ class Curve(Sampler):
     seeds: tuple[tuple[Seed, Seed], ...] = ()
     """(training seed, sampling seed) of each repetition; `resolve` fills it in."""
 
-    @property
-    def weights(self) -> Selection:
-        """The weights that it samples with. Guidance without effect needs no guide."""
+    def weights(self, student: int | None = None) -> Selection:
+        """The weights that it samples with. Guidance without effect needs no guide. student: as of `student_of`."""
         average: Profile | None = None
         if self.ema_sigma_rel is not None:
             average = Power(self.ema_sigma_rel)
         elif self.ema_halflife_images is not None:
             average = HalfLife(self.ema_halflife_images, None)
         separate = self.guide != "unconditional" and not self.build_guidance().idle
-        return Selection(average, self.guide if separate else None, self.guide_images)
+        return Selection(average, self.guide if separate else None, self.guide_images, student)
 
     @property
     def sampler_hash(self) -> str:

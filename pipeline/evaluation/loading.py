@@ -38,9 +38,14 @@ class LoadedModel:
             return self.network.network(x, c_noise, None)
 
 
-def load_model(curve: Curve, folder: Path, train_seed: int, device: torch.device = CPU) -> LoadedModel:
-    """Load the model of a curve from the folder of its weights. Raises StudyError if some are missing."""
-    weights = weights_for(folder, train_seed, curve.weights)
+def load_model(
+    curve: Curve, folder: Path, train_seed: int, student: int | None = None, device: torch.device = CPU
+) -> LoadedModel:
+    """Load the model of a curve from the folder of its weights. student: as of `student_of`.
+
+    Raises StudyError if some are missing.
+    """
+    weights = weights_for(folder, train_seed, curve.weights(student))
     for denoiser in filter(None, (weights.denoiser, weights.snapshot)):
         denoiser.run_on(device, curve.precision, curve.compile)
     classifier = weights.classifier.to(device) if weights.classifier else None

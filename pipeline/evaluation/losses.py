@@ -114,9 +114,11 @@ def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | No
     x0 = to_device(to_range(images), device)
     parameters = list(denoiser.parameters())
     for sigma in noise_levels():
-        u = row.distribution.u(sigma).clamp(INSIDE, 1 - INSIDE)
-        c_out = denoiser.coefficients(sigma, denoiser.sigma_data).c_out
-        weight = float(row.weight(u, sigma, denoiser.sigma_data, c_out))
+        weight = math.nan
+        if row.objective == "denoising":
+            u = row.distribution.u(sigma).clamp(INSIDE, 1 - INSIDE)
+            c_out = denoiser.coefficients(sigma, denoiser.sigma_data).c_out
+            weight = float(row.weight(u, (sigma,), denoiser.sigma_data, c_out))
         error = error_at(denoiser, x0, sigma, labels)
         gradients = torch.autograd.grad(error, parameters, allow_unused=True)
         norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()

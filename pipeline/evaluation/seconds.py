@@ -13,7 +13,7 @@ from pipeline.common.devices import default_device
 from pipeline.common.errors import NotFinite
 from pipeline.common.files import SHORT_HASH
 from pipeline.common.machine import machine
-from pipeline.diffusion.weights import content_key, main_file
+from pipeline.diffusion.weights import content_key, main_file, student_of
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.loading import LoadedModel, load_model
 from pipeline.sampling.batches import generate, mean_nfe
@@ -64,8 +64,9 @@ def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGri
     out.
     """
     seed = curve.seeds[0][0]
-    loaded = load_model(curve, model, seed, default_device())
     for steps in curve.step_counts:
+        student = student_of(model, seed, steps)
+        loaded = load_model(curve, model, seed, student, default_device())
         sampler = on_fitted_grid(curve, grids, main_file(model, seed).name, steps)
         batch = partial(_batch, loaded, sampler, steps)
         try:
@@ -80,7 +81,7 @@ def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGri
             images=IMAGES,
             repetitions=REPETITIONS,
             device=machine(loaded.device)["device"],
-            checkpoint=content_key(model, seed, curve.weights)[:SHORT_HASH],
+            checkpoint=content_key(model, seed, curve.weights(student))[:SHORT_HASH],
             sampler=curve.sampler_hash,
         )
         yield Timed(timing, batch)

@@ -16,7 +16,7 @@ from pipeline.common.machine import machine
 from pipeline.common.sealed import save_json
 from pipeline.common.tensors import save_tensors
 from pipeline.common.threads import side_by_side
-from pipeline.diffusion.weights import content_key, main_file
+from pipeline.diffusion.weights import content_key, main_file, student_of
 from pipeline.evaluation.cell import AGREEMENT_SAMPLES, Cell, cache_file, failed_cell, load_cell, save_cell
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.loading import LoadedModel, load_model
@@ -78,14 +78,15 @@ def measure_cell(
     If an answer of the denoiser is not finite, the cell fails and holds the reason. Raises as `measure_curve` does.
     """
     (train_seed, sample_seed), device = seeds, default_device()
-    weights = content_key(model, train_seed, curve.weights)
+    student = student_of(model, train_seed, steps)
+    weights = content_key(model, train_seed, curve.weights(student))
     costs: list[tuple[int, int]] = []
     try:
         sampler = on_fitted_grid(curve, grids, main_file(model, train_seed).name, steps)
         file = cache_file(sampler, weights, steps, sample_seed, extractor, reference, device)
         if cached := _cached(file, min(keep, curve.samples)):
             return replace(cached, features=cached.features[:keep])
-        loaded = _loaded(curve, model, train_seed, weights, device)
+        loaded = _loaded(curve, model, train_seed, student, weights, device)
         batch = loaded.fitting_batch() if curve.batch == "auto" else curve.batch
         batches = generate(loaded.denoiser, loaded.shape, sampler, steps, sample_seed, curve.samples, batch, device)
         shown = SHOWN_POINTS if len(loaded.shape) == 1 else SHOWN_IMAGES
@@ -118,9 +119,11 @@ def _cached(file: Path, features: int) -> Cell | None:
 
 
 @lru_cache(maxsize=4)
-def _loaded(curve: Curve, model: Path, train_seed: int, weights: str, device: torch.device) -> LoadedModel:
+def _loaded(
+    curve: Curve, model: Path, train_seed: int, student: int | None, weights: str, device: torch.device
+) -> LoadedModel:
     """The model of a curve, kept because compiling it takes time. weights: their hash, so that new ones are loaded."""
-    return load_model(curve, model, train_seed, device)
+    return load_model(curve, model, train_seed, student, device)
 
 
 def save_curve(cells: Sequence[Cell], provenance: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -22,12 +22,15 @@ from pipeline.diffusion.averages import (
     synthesis_of,
 )
 from pipeline.diffusion.networks.registry import check_network
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.curve import Curve
 from pipeline.metrics.extractors.registry import check_suits
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
 from pipeline.training.checks import check_models
-from pipeline.training.row import Model
+from pipeline.training.row import NETWORK_KEYS, Model
+
+WEIGHTS = ("network", *sorted(NETWORK_KEYS), "embedding", "labels", "sigma_data")  # what a student's weights depend on
 
 # All functions here raise StudyError, one line that says where, what is wrong, and what to write instead.
 
@@ -64,14 +67,42 @@ def check_model(study: Study, name: str, row: Model) -> None:
         )
 
 
+def teaching_key(row: Model) -> str:
+    """The key by which a model row learns from a teacher, if it does."""
+    return "pairs" if row.pairs == "reflow" else "objective"
+
+
 def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> None:
-    """Refuse a teacher without all seeds of its student, or one that never learned to sample without labels."""
+    """Refuse a teacher that lacks seeds of its student, or cannot teach it."""
+    key = teaching_key(row)
+    what = f"{place}.{key}: {getattr(row, key)}"
     if missing := set(row.train_seeds) - set(teacher.train_seeds if teacher else ()):
         seed = min(missing)
-        raise StudyError(f"{place}.train_seeds: {which} has no seed {seed} to take pairs from; add it there")
-    if teacher and teacher.labels == "classes" and not teacher.label_dropout:
+        raise StudyError(f"{place}.train_seeds: {which} has no seed {seed} to learn from; add it there")
+    if teacher is None:
+        return
+    if key == "pairs":
+        if not PARAMETRIZATIONS[teacher.parametrization].flow:
+            raise StudyError(
+                f"{what} takes its pairs from a flow, but {which} has parametrization {teacher.parametrization}; name "
+                "a flow as base"
+            )
+        if teacher.labels == "classes" and not teacher.label_dropout:
+            raise StudyError(f"{what} samples from {which} without labels, which needs label_dropout above 0 there")
+        return
+    if teacher.objective != "denoising":
+        raise StudyError(f"{what} learns from a denoiser, but {which} has objective {teacher.objective}")
+    if different := [key for key in WEIGHTS if getattr(row, key) != getattr(teacher, key)]:
+        other = different[0]
         raise StudyError(
-            f"{place}.pairs: reflow samples from {which} without labels, which needs label_dropout above 0 there"
+            f"{place}.{other}: the training starts from the weights of {which}, which has {getattr(teacher, other)}; "
+            "use the same here"
+        )
+    paths = [PARAMETRIZATIONS[one.parametrization].path for one in (row, teacher)]
+    if paths[0] is not paths[1] or (row.objective == "progressive" and row.parametrization != teacher.parametrization):
+        raise StudyError(
+            f"{place}.parametrization: {row.parametrization} does not go with the weights of {which}, which were "
+            f"trained as {teacher.parametrization}"
         )
 
 
@@ -94,9 +125,25 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     if missing := set(curve.train_seeds or ()) - set(model.train_seeds):
         listed = ", ".join(map(str, model.train_seeds))
         raise StudyError(f"{place}.train_seeds: model {curve.model} has no seed {min(missing)}; use some of {listed}")
+    _check_students(place, curve, model)
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)
+
+
+def _check_students(place: str, curve: Curve, model: Model) -> None:
+    """Refuse numbers of steps, and averages, for which progressive distillation made no student."""
+    if model.objective != "progressive":
+        return
+    made = sorted(part.round_steps or 0 for part in model.rounds)
+    if missing := [steps for steps in curve.step_counts if steps not in made]:
+        raise StudyError(
+            f"{place}.nfe: model {curve.model} has no student for {missing[0]} steps; there are those for "
+            f"{', '.join(map(str, made))}"
+        )
+    for key in ("ema_halflife_images", "ema_sigma_rel"):
+        if getattr(curve, key):
+            raise StudyError(f"{place}.{key}: the students of model {curve.model} have one average each; leave it out")
 
 
 def _check_labels(place: str, curve: Curve, model: Model) -> None:
@@ -152,7 +199,9 @@ def _check_average(place: str, curve: Curve, model: Model) -> None:
         profile = HalfLife(curve.ema_halflife_images, model.ema_ramp_up)
         same = model.model_copy(update={key: curve.ema_halflife_images})
         if same.longest_average_images == model.longest_average_images:
-            raise StudyError(f"{place}.{key}: over {model.images} images this is the model's own average; leave it out")
+            raise StudyError(
+                f"{place}.{key}: over {model.own_images} images this is the model's own average; leave it out"
+            )
     elif curve.ema_sigma_rel:
         key, of_model, value = "ema_sigma_rel", "ema_sigma_rels", str(curve.ema_sigma_rel)
         profile = Power(curve.ema_sigma_rel)

@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.common.rows import Row
-from pipeline.diffusion import parametrization, schedule
+from pipeline.diffusion import grids, parametrization, schedule
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
-from pipeline.sampling import grids, guidance, multistep, solvers, thresholding
+from pipeline.sampling import guidance, multistep, solvers, thresholding
 from pipeline.training import draws, hybrid, noise, optimizer, pairs, weighting
 
 LABEL = re.compile(r"^(Formula|Source): (.*(?:\n +.*)*)", re.M)

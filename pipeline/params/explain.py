@@ -10,7 +10,13 @@ from pipeline.common.text import shortened
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 
-FILLED_IN = ("teacher", "like", "seeds", "content")  # keys that `resolve` fills in and a study file must not have
+FILLED_IN = (
+    "teacher",
+    "like",
+    "round_steps",
+    "seeds",
+    "content",
+)  # keys that `resolve` fills in and a study file must not have
 BOUNDS = {  # of JSON Schema, in words
     "exclusiveMinimum": "greater than",
     "minimum": "greater than or equal to",

@@ -16,16 +16,17 @@ from pipeline.common.randomness import generator
 from pipeline.common.rows import Row
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import LabelledMixture
+from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.curve import Curve
 from pipeline.params.resolved import Resolved
 from pipeline.sampling import thresholding
 from pipeline.sampling.fitted_grids import fit
-from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.guidance import LabelledDenoiser, guided
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.training.noise import NOISES, keys_of
+from pipeline.training.objectives import OBJECTIVES
 from pipeline.training.row import TRIED_SIGMA_DATA, WEIGHTING_KEYS, Model
 from pipeline.training.weighting import WEIGHTINGS
 
@@ -39,12 +40,19 @@ KEYS_OF_NOISE = {"noise"}.union(*(keys_of(name) for name in NOISES))
 
 
 def differences(row: Row, base: Row) -> dict[str, Any]:
-    """The design choices (fields with a title) in which a row differs from its base: key -> the row's value."""
-    return {
+    """The design choices (fields with a title) in which a row differs from its base: key -> the row's value.
+
+    Those that a row has as published with an objective that its base does not have are part of this objective.
+    """
+    published: Mapping[str, Any] = {}
+    if isinstance(row, Model) and isinstance(base, Model) and row.objective != base.objective:
+        published = OBJECTIVES[row.objective].published
+    changed = {
         name: getattr(row, name)
         for name, field in type(row).model_fields.items()
         if field.title and getattr(row, name) != getattr(base, name)
     }
+    return {name: value for name, value in changed.items() if (name, value) not in published.items()}
 
 
 def _mixture(std: float) -> LabelledMixture:
@@ -122,8 +130,8 @@ def _tried(oracle: DenoiserFunction, noise: Tensor, row: Sampler, steps: int) ->
 def trained(row: Model) -> dict[str, Any]:
     """Everything that a training of this row depends on: coefficients, noise levels, weights, and the other choices."""
     u = torch.arange(1, 200, dtype=torch.float64) / 200
-    sigma = row.distribution.sigma(u)
-    sigma_data = row.sigma_data or TRIED_SIGMA_DATA
+    levels = row.levels(u)
+    sigma, sigma_data = levels[0], row.sigma_data or TRIED_SIGMA_DATA
     coefficients = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data)
     others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, *SIDE_PRODUCTS})
     others["ema_halflife_images"] = row.longest_average_images
@@ -137,8 +145,8 @@ def trained(row: Model) -> dict[str, Any]:
     return others | {
         "learned": WEIGHTINGS[row.weighting].learned,
         "coefficients": torch.stack(coefficients),
-        "sigma": sigma,
-        "weighting": row.weight(u, sigma, sigma_data, coefficients.c_out),
+        "levels": torch.stack(levels),
+        "weighting": row.weight(u, levels, sigma_data, coefficients.c_out),
     }
 
 
@@ -198,7 +206,7 @@ def model_reason(row: Model, key: str) -> str:
         return f"noise {row.noise} has no {key}"
     if key == "ema_halflife_images":
         longest = f"{row.longest_average_images:.0f}"
-        return f"over a training of {row.images} images, ema_ramp_up limits the half-life to {longest}"
+        return f"over a training of {row.own_images} images, ema_ramp_up limits the half-life to {longest}"
     if key == "label_dropout":
         return "without labels there is nothing to drop"
     if key == "learning_rate_reference_images":

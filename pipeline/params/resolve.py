@@ -12,8 +12,8 @@ from pipeline.common.text import shortened
 from pipeline.data.listing import ARCHIVE_SUFFIX, BUILT_IN
 from pipeline.data.watch import watched
 from pipeline.diffusion.networks.registry import KEYS
-from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.curve import Curve, seed_pairs
+from pipeline.params.cautions import cautions
 from pipeline.params.checks import (
     check_curve,
     check_data,
@@ -23,6 +23,7 @@ from pipeline.params.checks import (
     check_teacher,
     check_with_data,
     common_samples,
+    teaching_key,
 )
 from pipeline.params.explain import explain
 from pipeline.params.null_axes import differences, warnings
@@ -164,26 +165,26 @@ def _defaults(defaults: dict[str, Any], row: dict[str, Any], schema: type[Model]
 
 
 def _with_teacher(study: Study, models: dict[str, Model], name: str, done: dict[str, Model]) -> Model:
-    """A model row with its teacher, if it takes pairs from one: the base that it names. done: as for `_complete`."""
+    """A model row with its teacher, if it learns from one: the base that it names. done: as for `_complete`."""
     row = models[name]
-    if row.pairs != "reflow":
+    if not row.needs_teacher:
         return row
+    key = teaching_key(row)
     written = study.models[name] or {}
     base = written.get("base")
     if base is None:
-        raise StudyError(f"models.{name}.pairs: reflow takes its pairs from a trained flow; name that row as base")
-    if "pairs" not in written:  # the row inherits `pairs`, and with it the teacher
-        teacher = _with_teacher(study, models, base, done).teacher
-        check_teacher(row, teacher, f"models.{name}", f"the teacher of base {base}")
-        return row.model_copy(update={"teacher": teacher})
-    if not PARAMETRIZATIONS[models[base].parametrization].flow:
+        raise StudyError(f"models.{name}.{key}: {getattr(row, key)} learns from a trained model; name that row as base")
+    if key not in written:  # the row inherits it, and with it the teacher
+        teacher, which = _with_teacher(study, models, base, done).teacher, f"the teacher of base {base}"
+    else:
+        teacher, which = _complete(study, models, base, done), f"base {base}"
+    check_teacher(row, teacher, f"models.{name}", which)
+    row = row.model_copy(update={"teacher": teacher})
+    if row.own_images < row.batch:
         raise StudyError(
-            f"models.{name}.pairs: reflow takes its pairs from a flow, but the base {base} has parametrization "
-            f"{models[base].parametrization}; name a flow as base"
+            f"models.{name}.images: {row.images} in all, and the teacher takes {row.images - row.own_images}; use more"
         )
-    teacher = _complete(study, models, base, done)
-    check_teacher(row, teacher, f"models.{name}", f"base {base}")
-    return row.model_copy(update={"teacher": teacher})
+    return row
 
 
 def _complete(study: Study, models: dict[str, Model], name: str, done: dict[str, Model]) -> Model:
@@ -194,7 +195,7 @@ def _complete(study: Study, models: dict[str, Model], name: str, done: dict[str,
     if name not in done:
         done[name] = row = _with_like(study, models, name, done)
         if _nested(row) > MOST_NESTED:
-            key = "equal" if row.like and _nested(row.like) == MOST_NESTED else "pairs"
+            key = "equal" if row.like and _nested(row.like) == MOST_NESTED else teaching_key(row)
             raise StudyError(f"models.{name}.{key}: more than {MOST_NESTED} rows need each other in turn; use fewer")
     return done[name]
 
@@ -219,8 +220,9 @@ def _with_like(study: Study, models: dict[str, Model], name: str, done: dict[str
 
 
 def _model_differences(row: Model, base: Model) -> dict[str, Any]:
-    """The design choices in which a model row differs from its base; another teacher makes other pairs."""
-    return differences(row, base) | ({"pairs": row.pairs} if row.teacher != base.teacher else {})
+    """The design choices in which a model row differs from its base; another teacher teaches something else."""
+    key = teaching_key(row)
+    return differences(row, base) | ({key: getattr(row, key)} if row.teacher != base.teacher else {})
 
 
 def _titles(schema: type[Row], keys: dict[str, Any]) -> set[str]:
@@ -269,8 +271,11 @@ def _fitted_ranges(model: str, curves: dict[str, Curve]) -> tuple[tuple[float, f
 
 
 def _warnings(study: Study, models: dict[str, Model], curves: dict[str, Curve]) -> list[str]:
-    """Warnings of choices that change nothing. The first row of a section is compared with the defaults."""
+    """Warnings of choices that change nothing, or that do not suit a model.
+
+    The first row of a section is compared with the defaults.
+    """
     plain = Model(**_defaults(study.defaults.get("models", {}), {}, Model))
     model_bases = {name: models[base] if (base := _base(study.models, name)) != name else plain for name in models}
     curve_bases = {name: curves[base] if (base := _base(study.curves, name)) != name else Sampler() for name in curves}
-    return warnings(models, model_bases, curves, curve_bases)
+    return [*warnings(models, model_bases, curves, curve_bases), *cautions(models, curves)]

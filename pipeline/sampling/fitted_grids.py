@@ -27,13 +27,12 @@ from pipeline.common.sealed import cached_json, load_json, reading, save_json
 from pipeline.common.tensors import read_sealed
 from pipeline.common.threads import side_by_side
 from pipeline.diffusion.denoiser import DenoiserFunction, load_denoiser
+from pipeline.diffusion.grids import EDM_RHO, LEVELS, edm
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
 from pipeline.diffusion.weights import main_files
-from pipeline.sampling.grids import LEVELS, edm
 from pipeline.sampling.ode import Ode
 from pipeline.sampling.row import Sampler
 
-TEACHER_RHO = 7.0
 TRAJECTORIES = 256
 FIT_EVALUATIONS = 2 * LEVELS - 1  # the teacher's, for each trajectory; its slopes also serve the long steps
 
@@ -93,7 +92,7 @@ def fit(
 
     noise: standard normal, (N, ...). Raises NotFinite if an answer of the denoiser is not finite.
     """
-    sigmas = [*edm(levels, sigma_min, sigma_max, TEACHER_RHO).tolist(), 0.0]
+    sigmas = [*edm(levels, sigma_min, sigma_max, EDM_RHO).tolist(), 0.0]
     errors = truncation_errors(denoiser, noise, sigmas)
     if errors.triu(1).isnan().any():
         raise NotFinite("discretization optimised: the denoiser's answers are not finite on the teacher's trajectory")

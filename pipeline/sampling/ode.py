@@ -81,7 +81,7 @@ class Solver(Protocol):
 
     @property
     def order(self) -> int | None:
-        """The order of convergence; None if the solver chooses its own steps."""
+        """The order of convergence; None if the solver chooses its own steps, or solves no equation."""
 
     @property
     def stages(self) -> int:

@@ -13,10 +13,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.common.rows import MOST, NonNegativeFloat, PositiveFloat, Row, axis
+from pipeline.common.rows import MOST, NonNegativeFloat, PositiveFloat, PositiveInt, Row, axis
+from pipeline.diffusion.grids import DISCRETIZATIONS, EDM_RHO, LEVELS, SPACINGS
+from pipeline.diffusion.parametrization import BOUNDARY
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
 from pipeline.sampling.counting import Counted
-from pipeline.sampling.grids import DISCRETIZATIONS, LEVELS, SPACINGS
 from pipeline.sampling.guidance import GUIDES, Guidance
 from pipeline.sampling.multistep import VARIANTS, Multistep
 from pipeline.sampling.ode import Ode, SingleStep, Solver
@@ -59,6 +60,8 @@ class Sampler(Row):
     """Langevin steps after each step. For euler_maruyama."""
     corrector_snr: PositiveFloat = axis(0.16, "Langevin corrector")
     """Signal-to-noise ratio that sets the size of Langevin steps. For euler_maruyama."""
+    boundary: NonNegativeFloat = axis(BOUNDARY, "boundary")
+    """Noise level at which the consistency map ends; 0 for models of objective easy_consistency. For consistency."""
     rtol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
     """Relative tolerance. For rk45."""
     atol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
@@ -73,12 +76,14 @@ class Sampler(Row):
     """Factor on the standard deviation of churn's noise."""
     discretization: Literal[tuple(DISCRETIZATIONS)] = axis("edm", "discretization")  # type: ignore[valid-type]
     """The grid of noise levels."""
-    rho: PositiveFloat = axis(7.0, "rho")
+    rho: PositiveFloat = axis(EDM_RHO, "rho")
     """Exponent of discretization edm."""
     shift: PositiveFloat = axis(1.0, "shift")
     """Factor on sigma. For discretization flow."""
     spacing: Literal[tuple(SPACINGS)] = axis("linspace", "spacing")  # type: ignore[valid-type]
     """Which of DDPM's levels are used. For discretization ddpm."""
+    finest_steps: PositiveInt | None = axis(None, "discretization")
+    """Use every k-th level of the grid of so many steps, as progressive distillation does; null: a grid of its own."""
     sigmas: Sigmas | None = axis(None, "discretization")
     """The falling list of noise levels above 0. For discretization explicit."""
     sigma_min: PositiveFloat | None = axis(None, "noise range")
@@ -114,6 +119,8 @@ class Sampler(Row):
             raise ValueError(f"sigmas: discretization {self.discretization} uses none; a list is for explicit")
         if not self.sigmas and self.discretization == "explicit":
             raise ValueError("sigmas: discretization explicit needs a list of noise levels, such as [80, 5, 1, 0.1]")
+        if self.finest_steps and self.discretization in ("explicit", "optimised"):
+            raise ValueError(f"finest_steps: discretization {self.discretization} has no grid of so many steps")
         low, high = self.sigma_range
         if low >= high and not self.sigmas:
             raise ValueError(f"sigma_min ({low}) must be below sigma_max ({high})")
@@ -125,7 +132,10 @@ class Sampler(Row):
         solver = self.build_solver()
         if solver.adaptive and max(self.nfe) < self.evaluations(2):
             raise ValueError(f"nfe: solver {self.solver} needs at least {self.evaluations(2)} evaluations")
-        most = max(self.steps(budget) for budget in self.nfe)
+        counts = self.step_counts
+        most = counts[-1]
+        if odd := [count for count in counts if (self.finest_steps or count) % count]:
+            raise ValueError(f"finest_steps: {self.finest_steps} is no multiple of {odd[0]} steps, which nfe pays for")
         if self.order and isinstance(solver, Multistep) and most < solver.steps_needed:
             raise ValueError(f"order: {self.order} needs {solver.steps_needed} steps, and nfe pays for at most {most}")
         if not self._falls(most):
@@ -243,7 +253,10 @@ class Sampler(Row):
             return torch.tensor([high, low, 0.0], dtype=torch.float64)
         choices: dict[str, Any] = {key: getattr(self, key) for key in ("rho", "shift", "spacing", "sigmas")}
         choices["schedule"] = self.build_schedule()
-        return DISCRETIZATIONS[self.discretization](steps, *self.sigma_range, **choices)
+        finest = self.finest_steps or steps
+        if finest % steps:
+            raise StudyError(f"finest_steps: {finest} is no multiple of {steps} steps")
+        return DISCRETIZATIONS[self.discretization](finest, *self.sigma_range, **choices)[:: finest // steps]
 
     def with_grid(self, sigmas: tuple[float, ...]) -> Self:
         """This row on an explicit grid in the same range. sigmas: falling noise levels above 0."""

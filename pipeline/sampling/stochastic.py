@@ -116,6 +116,27 @@ class DDPM(SingleStep):
 
 
 @dataclass(frozen=True)
+class Consistency(SingleStep):
+    """Multistep sampling of a consistency map: denoise, then add the noise of the next level.
+
+    `boundary` is the level e at which the map ends. With a plain denoiser the samples lack variance at any number of
+    steps.
+
+    Formula: D + sqrt(sigma_next^2 - e^2) n
+    Source: Song et al. 2023, arXiv 2303.01469, Algorithm 1
+    """
+
+    boundary: float
+    order = None
+    variable = "sigma"
+    stochastic = True
+
+    def step(self, ode: Ode, z: Tensor, sigma: float, sigma_next: float, randn_like: RandnLike) -> Tensor:
+        added = math.sqrt(max(sigma_next**2 - self.boundary**2, 0))
+        return _noised(ode.denoise(z, sigma), added if sigma_next else 0.0, randn_like)
+
+
+@dataclass(frozen=True)
 class EulerMaruyama(SingleStep):
     """Euler-Maruyama on the reverse SDE, with Langevin steps in between.
 
@@ -186,6 +207,7 @@ class DPMSolverPPSDE2M(Multistep):
 STOCHASTIC: dict[str, Callable[..., Solver]] = {
     "ddim": DDIM,
     "ddpm": DDPM,
+    "consistency": Consistency,
     "euler_maruyama": EulerMaruyama,
     "dpmpp_2m_sde": DPMSolverPPSDE2M,
 }

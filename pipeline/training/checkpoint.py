@@ -79,6 +79,8 @@ def state(run: Run) -> dict[str, Tensor]:
     """All tensors of a run, by name."""
     tensors = {f"model.{k}": v for k, v in run.denoiser.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in run.averages.tensors().items()}
+    if run.target:
+        tensors |= {f"target.{k}": v for k, v in run.target.state_dict().items()}
     if run.uncertainty:
         tensors |= {f"uncertainty.{k}": v for k, v in run.uncertainty.state_dict().items()}
     for index, values in run.optimizer.state_dict()["state"].items():
@@ -90,6 +92,8 @@ def _restore(run: Run, tensors: dict[str, Tensor]) -> None:
     """Inverse of `state`."""
     run.denoiser.load_state_dict(_under(tensors, "model."))
     run.averages.load(_under(tensors, "average."))
+    if run.target:
+        run.target.load_state_dict(_under(tensors, "target."))
     if run.uncertainty:
         run.uncertainty.load_state_dict(_under(tensors, "uncertainty."))
     optimizer, parameters = run.optimizer.state_dict(), run.parameters()

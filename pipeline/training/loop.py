@@ -5,7 +5,6 @@ The loss is in loss.py, the batch in batches.py, the state in run.py, its file i
 
 import copy
 from collections.abc import Callable, Generator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,16 @@ from pipeline.training.batches import Batch, Examples, Pairs, batch_indices, dra
 from pipeline.training.checkpoint import beside, load_checkpoint, save_checkpoint, setting
 from pipeline.training.checks import check_examples, spec_of
 from pipeline.training.classifier import accuracy_by_sigma, kept_classifier
+from pipeline.training.distances import DISTANCES
 from pipeline.training.hybrid import VLB_WEIGHT, Steps, bound_bits
 from pipeline.training.loss import Terms, network_error
 from pipeline.training.noise import Levels
+from pipeline.training.objectives import OBJECTIVES, Falling, Question, denoising
 from pipeline.training.optimizer import clip, learning_rate
 from pipeline.training.pairs import reflow_pairs
 from pipeline.training.row import Model
 from pipeline.training.run import Run
-from pipeline.training.trained import Trained
+from pipeline.training.trained import Trained, joined
 
 CHECKPOINTS = 10  # checkpoints of a training
 
@@ -58,14 +59,18 @@ def train_seeds(
         teacher = row.teacher.model_copy(update={"train_seeds": row.train_seeds})
         teachers = [*train_seeds(teacher, data, images, lambda images: None, workers, labels)]
 
-    def task(seed: int, teacher: Trained | None) -> Generator[None, None, Trained]:
-        key = content_hash(setting(row, spec, images, labels, seed, device))
-        make_pairs = partial(_pairs, teacher.denoiser, row.reflow_pairs, seed, device) if teacher else None
+    def task(part: Model, seed: int, of: Trained | None) -> Generator[None, None, Trained]:
+        key = content_hash(setting(part, spec, images, labels, seed, device))
         checkpoint = CACHE / "training" / f"{key}.safetensors"
-        return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs, labels, device))
+        teacher = of.denoiser if of else None
+        return (yield from train(part, spec, images, seed, checkpoint, progress, teacher, labels, device))
 
-    tasks = [task(seed, teacher) for seed, teacher in zip(row.train_seeds, teachers, strict=True)]
-    return in_turns(tasks, processes.workers_on(device) if workers is None else workers)
+    rounds: list[list[Trained]] = []
+    for part in row.rounds:
+        seeded = zip(row.train_seeds, rounds[-1] if rounds else teachers, strict=True)
+        tasks = [task(part, seed, teacher) for seed, teacher in seeded]
+        rounds.append(in_turns(tasks, processes.workers_on(device) if workers is None else workers))
+    return [joined(of_seed) for of_seed in zip(*rounds, strict=True)]
 
 
 def _pairs(teacher: Denoiser, count: int, seed: int, device: torch.device) -> Pairs:
@@ -79,11 +84,13 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     progress: Callable[[int], object] = lambda images: None,
-    make_pairs: Callable[[], Pairs] | None = None,
+    teacher: Denoiser | None = None,
     labels: Tensor | None = None,
     device: torch.device | None = None,
 ) -> Generator[None, None, Trained]:
-    """Train one seed of a row on images (N, C, H, W), uint8, and their classes (N,), int64, or on another flow's pairs.
+    """Train one seed of a row on images (N, C, H, W), uint8, and their classes (N,), int64.
+
+    teacher: the trained network that the row's objective learns from, or whose pairs of noise and images it takes.
 
     The result depends on these arguments and the kind of device alone: seed and step name the generator of each draw.
     So a training that was killed continues from `checkpoint` to the same bytes. Snapshots are written beside the
@@ -96,24 +103,27 @@ def train(
     """
     check_examples(row, images, labels)
     device = device or default_device()
+    learnt_from = teacher if OBJECTIVES[row.objective].teacher else None
     own_setting = setting(row, spec, images, labels, seed, device) if checkpoint else {}
     snapshots = {}
     if checkpoint:
         snapshots = {step: beside(checkpoint, f"snapshot_{step * row.batch}") for step in snapshot_steps(row)}
 
     def begin(micro_batch: int | None) -> Run:
-        run = Run(spec, row, seed, device, micro_batch)
+        run = Run(spec, row, seed, device, micro_batch, learnt_from)
         if checkpoint and load_checkpoint(run, checkpoint, own_setting):
             if lost := [path for step, path in snapshots.items() if step <= run.step and not kept(load_snapshot, path)]:
                 say_once(f"{lost[0]}: missing or broken, so {checkpoint} cannot be used; training from the start")
-                run = Run(spec, row, seed, device, micro_batch)
+                run = Run(spec, row, seed, device, micro_batch, learnt_from)
             progress(run.step * row.batch)
         return run
 
     run = begin(None)
     if len(set(processes.exchange(str(run.step).encode()))) > 1:
         raise StudyError(f"{checkpoint}: not the same for all processes; they need one file system")
-    pairs = make_pairs() if make_pairs and run.step < row.steps else None
+    pairs = None
+    if teacher and row.pairs == "reflow" and run.step < row.steps:
+        pairs = _pairs(teacher, row.reflow_pairs, seed, device)
     examples = Examples(to_device(images, device), labels if row.labels == "classes" else None, pairs)
     checkpoint_steps = max(row.steps // CHECKPOINTS, 1)
     halved = False
@@ -144,13 +154,15 @@ def train(
     averages = {
         profile: with_weights(run.denoiser, run.averages.of(profile)).to(CPU) for profile in run.averages.profiles
     }
+    main = averages.pop(run.averages.profiles[0])
     return Trained(
-        averages.pop(run.averages.profiles[0]),
+        main,
         run.curve(),
         averages,
         {step * row.batch: path for step, path in snapshots.items()},
         classifier,
         accuracy,
+        {row.round_steps: main} if row.round_steps else {},
     )
 
 
@@ -165,9 +177,10 @@ def advance(run: Run, examples: Examples) -> None:
     batch = draw_batch(row, examples, indices, run.draws, generator("step", run.seed, run.step), device)
     run.seed_dropout()
 
-    sigma = row.distribution.sigma(batch.u)
+    levels = row.levels(batch.u, run.step)
+    sigma = levels[0]
     coefficients = run.denoiser.coefficients(sigma, sigma_data)
-    weight = row.weight(batch.u, sigma, sigma_data, coefficients.c_out)
+    weight = row.weight(batch.u, levels, sigma_data, coefficients.c_out)
     terms = Terms.of(coefficients, weight, sigma)
     factors = to_device_together(terms._asdict() | {"importance": batch.importance}, device)
     importance, terms = factors.pop("importance"), Terms(**factors)
@@ -178,37 +191,48 @@ def advance(run: Run, examples: Examples) -> None:
 
     run.optimizer.param_groups[0]["lr"] = learning_rate(row, run.step)
     run.optimizer.zero_grad()
-    losses = _backward(run, batch, terms, importance, ln_sigma, steps)
+    losses = _backward(run, batch, levels, terms, importance, ln_sigma, steps)
     run.suspects[run.step] = terms.sigma.gather(0, losses.isfinite().logical_not().float().argmax(0, True))[0]
     run.draws.learn(batch.u, losses)
     if row.clip_norm:
         clip(run.parameters(), row.clip_norm)
     run.optimizer.step()
+    run.update_target()
     run.averages.update(run.step, row.batch)
     run.step += 1
 
 
 def _backward(
-    run: Run, batch: Batch, terms: Terms, importance: Tensor, ln_sigma: Tensor | None, steps: Steps | None
+    run: Run,
+    batch: Batch,
+    levels: Falling,
+    terms: Terms,
+    importance: Tensor,
+    ln_sigma: Tensor | None,
+    steps: Steps | None,
 ) -> Tensor:
     """Add up the gradient over micro-batches and processes, and return the losses of the whole batch, (B,).
 
-    importance (B,): the weights that keep the mean over the batch unbiased. ln_sigma (B,): for a learned weighting.
-    steps: for a learned variance.
+    levels: of the objective, (B,) each, on the CPU. importance (B,): the weights that keep the mean over the batch
+    unbiased. ln_sigma (B,): for a learned weighting. steps: for a learned variance.
     """
+    objective, distance = OBJECTIVES[run.row.objective], DISTANCES[run.row.distance]
     batch_losses, mean = torch.zeros(run.row.batch, device=run.device), torch.zeros(1, device=run.device)
     for first in range(run.part.start, run.part.stop, run.micro_batch):
         part = slice(first, min(first + run.micro_batch, run.part.stop))  # of the whole batch
         own = slice(part.start - run.part.start, part.stop - run.part.start)  # of this process's images
         labels, augmentation = (None if v is None else v[own] for v in (batch.labels, batch.augmentation))
-        losses, difference, v = network_error(
-            run.network, terms.part(part), batch.x0[own], batch.n[own], labels, augmentation
-        )
+        x0, n, conditions = batch.x0[own], batch.n[own], (labels, augmentation)
+        target = None
+        if objective.target is not denoising:
+            asked = Question(x0, n, tuple(level[part] for level in levels), *run.answers(conditions))
+            target = objective.target_of(asked, vars(run.row))
+        losses, difference, v = network_error(run.network, terms.part(part), x0, n, *conditions, target, distance)
         if run.uncertainty and ln_sigma is not None:
             uncertainty = run.uncertainty(ln_sigma[part])
             losses = losses / uncertainty.exp() + uncertainty
         if steps and v is not None:
-            losses = losses + VLB_WEIGHT * steps.length * bound_bits(steps.part(part), batch.x0[own], difference, v)
+            losses = losses + VLB_WEIGHT * steps.length * bound_bits(steps.part(part), x0, difference, v)
         share = (importance[part] * losses).sum() / run.row.batch
         share.backward()
         mean += share.detach()

@@ -7,15 +7,18 @@ from torch import Tensor
 from pipeline.common.devices import Network, to_device
 from pipeline.diffusion.denoiser import Denoiser, network_parts, per_sample
 from pipeline.diffusion.parametrization import Coefficients
+from pipeline.training.distances import Distance, squared
 
 
 class Terms(NamedTuple):
-    """The factors of the loss at N noise levels sigma, (N,) each. With z = x0 + sigma n, the loss of an image is
+    """The factors of the loss at N noise levels sigma, (N,) each. With z = x0 + sigma n, the error of F is
 
-        weight (F(c_in z, c_noise) - (signal x0 - noise n))^2.
+        difference = F(c_in z, c_noise) - (signal x0 - noise n) - (target - x0) / c_out,
 
-    This equals lambda(sigma) (D(z; sigma) - x0)^2 (Karras et al. 2022, arXiv 2206.00364, eq. 8). We compute it on F,
-    because the factors of its target are exact at every sigma.
+    so that D(z; sigma) - target is c_out difference. The target is x0 itself, or what another objective puts in its
+    place. With the squared distance, the loss of an image is weight difference^2, which equals lambda(sigma) (D(z;
+    sigma) - target)^2 (Karras et al. 2022, arXiv 2206.00364, eq. 8). We compute it on F, because the factors of its
+    target are exact at every sigma.
     """
 
     sigma: Tensor
@@ -23,13 +26,14 @@ class Terms(NamedTuple):
     c_noise: Tensor
     signal: Tensor
     noise: Tensor
+    c_out: Tensor
     weight: Tensor
 
     @classmethod
     def of(cls, coefficients: Coefficients, weight: Tensor, sigma: Tensor) -> Self:
         """The terms of a parametrization's coefficients and a weight lambda(sigma) on D, (N,) each."""
         c_skip, c_out, c_in, c_noise = coefficients
-        return cls(sigma, c_in, c_noise, (1 - c_skip) / c_out, c_skip * sigma / c_out, weight * c_out**2)
+        return cls(sigma, c_in, c_noise, (1 - c_skip) / c_out, c_skip * sigma / c_out, c_out, weight * c_out**2)
 
     def part(self, images: slice) -> Self:
         """The terms of some of the images."""
@@ -37,7 +41,7 @@ class Terms(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """The loss of each image, averaged over its pixels, (N,); F minus its target, (N, ...); v of `network_parts`."""
+    """The loss of each image, (N,); F minus its target, (N, ...); v of `network_parts`."""
 
     losses: Tensor
     difference: Tensor
@@ -45,19 +49,28 @@ class Errors(NamedTuple):
 
 
 def network_error(
-    network: Network, terms: Terms, x0: Tensor, n: Tensor, labels: Tensor | None, augmentation: Tensor | None
+    network: Network,
+    terms: Terms,
+    x0: Tensor,
+    n: Tensor,
+    labels: Tensor | None,
+    augmentation: Tensor | None,
+    target: Tensor | None = None,
+    distance: Distance = squared,
 ) -> Errors:
     """The errors of a network for images x0 and noise n, (N, ...) each.
 
-    labels (N,) and augmentation (N, 9) are the network's further inputs.
+    labels (N,) and augmentation (N, 9) are the network's further inputs. target (N, ...): of D; None is x0.
     """
     z = x0 + per_sample(terms.sigma, n) * n
-    target = per_sample(terms.signal, x0) * x0 - per_sample(terms.noise, n) * n
+    of_f = per_sample(terms.signal, x0) * x0 - per_sample(terms.noise, n) * n
+    if target is not None:
+        of_f = of_f + (target - x0) / per_sample(terms.c_out, x0)
     output = network(per_sample(terms.c_in, z) * z, to_device(terms.c_noise.float(), z.device), labels, augmentation)
     f, v = network_parts(output, z)
-    difference = f - target
-    losses = to_device(terms.weight.float(), z.device) * difference.square().flatten(1).mean(1)
-    return Errors(losses, difference, v)
+    difference = f - of_f
+    weight, c_out = (to_device(factor.float(), z.device) for factor in (terms.weight, terms.c_out))
+    return Errors(weight * distance(difference, c_out), difference, v)
 
 
 def loss(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.special import ndtri
 
+from pipeline.diffusion.grids import EDM_RANGE, EDM_RHO
 from pipeline.diffusion.schedule import EPS_T, VP_PUBLISHED, ddpm_sigmas, iddpm_sigmas
 
 VE_RANGE = (0.02, 100.0)
@@ -47,6 +48,16 @@ def ve_loguniform(u: Tensor) -> Tensor:
     """
     low, high = VE_RANGE
     return low * (high / low) ** u
+
+
+def rho_uniform(u: Tensor) -> Tensor:
+    """sigma^(1 / 7) is uniform, so that every interval of EDM's grid is equally likely.
+
+    Formula: (a + u (b - a))^7, a = 0.002^(1 / 7), b = 80^(1 / 7)
+    Source: Song et al. 2023, arXiv 2303.01469, Algorithm 2
+    """
+    low, high = (sigma ** (1 / EDM_RHO) for sigma in EDM_RANGE)
+    return (low + u * (high - low)) ** EDM_RHO
 
 
 def flow_uniform(u: Tensor, shift: float) -> Tensor:
@@ -95,6 +106,7 @@ NOISES: dict[str, Callable[..., Tensor]] = {
     "lognormal": lognormal,
     "vp_uniform": vp_uniform,
     "ve_loguniform": ve_loguniform,
+    "rho_uniform": rho_uniform,
     "iddpm_uniform": lambda: iddpm_sigmas().flip(0)[1:],
     "ddpm_uniform": ddpm_sigmas,
     "flow_uniform": flow_uniform,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,15 +13,19 @@ from pipeline.common.rows import NonNegativeInt, PositiveFloat, PositiveInt, Rea
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL
 from pipeline.diffusion.networks.embedding import EMBEDDINGS
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
-from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.parametrization import BOUNDARY, PARAMETRIZATIONS
 from pipeline.diffusion.spec import Spec
 from pipeline.training.augmentation import LABELS
+from pipeline.training.distances import DISTANCES
 from pipeline.training.draws import DRAWS
 from pipeline.training.hybrid import CHAINS, LEARNED_VARIANCES
 from pipeline.training.noise import NOISES, Distribution, distribution
+from pipeline.training.objectives import CONSISTENCY_GRIDS, GRIDS, LEVEL_GROWTHS, OBJECTIVES, Falling
 from pipeline.training.pairs import PAIRS
 from pipeline.training.weighting import WEIGHTINGS
 
+OBJECTIVE_KEYS = sorted(set().union(*(objective.keys for objective in OBJECTIVES.values())))
+Intervals = Annotated[int, Field(gt=0, le=100_000)]
 WEIGHTING_KEYS = sorted(set().union(*(weighting.optional for weighting in WEIGHTINGS.values())))
 ABOVE, BELOW = 1e-3, 0.05  # shares of draws that may lie above and below the path of the parametrization
 SLACK = 1.1  # factor by which all draws may exceed that path
@@ -61,6 +65,26 @@ class Model(Row):
     """Parameter of weighting p2; null: the published value."""
     bias: Annotated[float, Field(ge=-50, le=50)] | None = axis(None, "loss weighting")
     """Parameter of weighting sigmoid; null: the published value."""
+    objective: Literal[tuple(OBJECTIVES)] = axis("denoising", "objective")  # type: ignore[valid-type]
+    """Towards what the network is trained; all but denoising make networks that need few evaluations."""
+    distance: Literal[tuple(DISTANCES)] = axis("squared", "distance")  # type: ignore[valid-type]
+    """The distance between D and the objective's target."""
+    grid: Literal[GRIDS] = axis("edm", "training grid")  # type: ignore[valid-type]
+    """The grid of noise levels of the objective, in its published range."""
+    first_steps: PositiveInt = axis(8, "distillation rounds")
+    """Steps of the first student, a power of two; each further one has half as many, down to 1. For progressive."""
+    teacher_step: Literal["euler", "heun"] = axis("heun", "teacher's step")
+    """How the teacher steps to the next noise level. For consistency_distillation."""
+    level_growth: Literal[tuple(LEVEL_GROWTHS)] = axis("doubling", "consistency levels")  # type: ignore[valid-type]
+    """How the number of intervals of the grid grows. For consistency_distillation and consistency_training."""
+    first_levels: Intervals = axis(10, "consistency levels")
+    """Intervals of the grid at the start. For consistency_distillation and consistency_training."""
+    last_levels: Intervals = axis(1280, "consistency levels")
+    """Intervals of the grid at the end. For consistency_distillation and consistency_training."""
+    target_decay: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "target average")
+    """Share that the target's average of the weights keeps in a step at first; 0: the target is the network itself."""
+    stages: Annotated[int, Field(gt=0, le=50)] = axis(8, "consistency stages")
+    """Stages in which the two noise levels approach each other. For easy_consistency."""
     learned_variance: Literal[LEARNED_VARIANCES] = axis("none", "learned variance")  # type: ignore[valid-type]
     """Whether the network also learns the variance of a step, for `variance: learned` in curves."""
     pairs: Literal[PAIRS] = axis("independent", "pairs")  # type: ignore[valid-type]
@@ -98,7 +122,9 @@ class Model(Row):
     dropout: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "dropout")
     """Probability that dropout zeroes a feature."""
     images: PositiveInt = axis(140_000, "training length")
-    """Length of the training, in images."""
+    """Length of the training, in images; with rounds, of all of them."""
+    budget: Literal["own", "total"] = axis("own", "training length")
+    """Whether `images` is the length of this training alone, or together with that of its teacher."""
     batch: PositiveInt = axis(128, "batch size")
     """Images per step."""
     micro_batch: PositiveInt | None = axis(None, "micro-batches")
@@ -134,9 +160,18 @@ class Model(Row):
     train_seeds: Seeds = (0, 1, 2)
     """Seeds of training; each is one training."""
     teacher: "Model | None" = None
-    """The row of the flow that makes the pairs of `pairs: reflow`; `resolve` fills it in."""
+    """The row of the trained network that `pairs: reflow` or the objective needs; `resolve` fills it in."""
+    round_steps: PositiveInt | None = None
+    """The steps of the student of one round of objective progressive; training fills it in."""
     like: "Model | None" = None
     """The row whose cost `equal` matches; `resolve` fills it in."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, keys: Any) -> Any:
+        """Fill in the keys with which the objective was published."""
+        name = keys.get("objective") if isinstance(keys, dict) else None
+        return {**OBJECTIVES[name].published, **keys} if isinstance(name, str) and name in OBJECTIVES else keys
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -149,6 +184,7 @@ class Model(Row):
             if getattr(self, key) != type(self).model_fields[key].default:
                 those = ", ".join(name for name, keys in KEYS.items() if key in keys)
                 raise ValueError(f"{key}: network {self.network} does not use it; {key} is for {those}")
+        self._check_objective()
         if self.draws == "stratified" and self.batch == 1:
             raise ValueError("draws: stratified needs a batch of at least 2; use independent")
         if self.pairs == "reflow":
@@ -172,6 +208,43 @@ class Model(Row):
         self._check_embedding()
         return self
 
+    def _check_objective(self) -> None:
+        """Refuse keys of other objectives, and choices that leave an objective without a meaning."""
+        name, objective = self.objective, OBJECTIVES[self.objective]
+        for key in OBJECTIVE_KEYS:
+            if key not in objective.keys and getattr(self, key) != type(self).model_fields[key].default:
+                those = ", ".join(other for other in OBJECTIVES if key in OBJECTIVES[other].keys)
+                raise ValueError(f"{key}: objective {name} does not use it; {key} is for {those}")
+        if self.first_steps & (self.first_steps - 1):
+            lower = 1 << self.first_steps.bit_length() - 1
+            raise ValueError(f"first_steps: {self.first_steps} is no power of two; use {lower} or {2 * lower}")
+        if self.first_levels > self.last_levels:
+            raise ValueError(f"first_levels ({self.first_levels}) must not be above last_levels ({self.last_levels})")
+        if self.parametrization == "consistency" and not objective.maps:
+            raise ValueError(f"parametrization: consistency is for consistency objectives, not {name}; use edm")
+        if "grid" in objective.keys and objective.maps and self.grid not in CONSISTENCY_GRIDS:
+            listed = " or ".join(CONSISTENCY_GRIDS)
+            raise ValueError(
+                f"grid: a consistency map ends at sigma {BOUNDARY:g}, where {self.grid} does not; use {listed}"
+            )
+        if name == "denoising" and self.weighting == "inverse_step":
+            raise ValueError("weighting: inverse_step is for consistency objectives, which compare two noise levels")
+        if name == "denoising":
+            return
+        if self.pairs == "reflow":
+            raise ValueError(f"objective: {name} draws its own noise, and pairs reflow bring theirs; use independent")
+        for key in ("snapshots", "ema_halflives_images", "ema_sigma_rels"):
+            if name == "progressive" and getattr(self, key):
+                raise ValueError(
+                    f"{key}: objective progressive keeps the main average of each student alone; leave it out"
+                )
+        if self.learned_variance != "none":
+            raise ValueError(f"learned_variance: objective {name} does not train it; use none")
+        if self.weighting == "vlb":
+            raise ValueError(f"weighting: vlb is the bound of objective denoising; use another for {name}")
+        if self.steps < len(self.rounds):
+            raise ValueError(f"images: {self.images} are {self.steps} steps for {len(self.rounds)} rounds; use more")
+
     def _check_variance(self) -> None:
         """Refuse to learn variances if a batch has no steps of a chain, or no levels of pixels."""
         if self.learned_variance == "none":
@@ -190,7 +263,7 @@ class Model(Row):
     def _check_range(self) -> None:
         """Refuse noise levels that are not positive and finite, or outside the parametrization's path."""
         path = PARAMETRIZATIONS[self.parametrization]
-        low, high = self.distribution.sigma(torch.tensor([BELOW, 1 - ABOVE], dtype=torch.float64)).tolist()
+        low, high = self.levels(torch.tensor([BELOW, 1 - ABOVE], dtype=torch.float64))[0].tolist()
         if not 0 < low <= high < math.inf:
             raise ValueError(f"noise: sigma must be positive and finite; {self.noise} gives {low:.4g} to {high:.4g}")
         if high > SLACK * path.largest:
@@ -206,10 +279,13 @@ class Model(Row):
 
     def _check_weights(self) -> None:
         """Refuse a loss in which a few draws outweigh all others, because lambda grows faster than c_out^2 shrinks."""
+        if self.distance != "squared":
+            return
         u = (torch.arange(TRIED, dtype=torch.float64) + 0.5) / TRIED
-        sigma = self.distribution.sigma(u)
+        levels = self.levels(u)
+        sigma = levels[0]
         c_out = PARAMETRIZATIONS[self.parametrization](sigma, TRIED_SIGMA_DATA).c_out
-        weight = self.weight(u, sigma, TRIED_SIGMA_DATA, c_out) * c_out**2
+        weight = self.weight(u, levels, TRIED_SIGMA_DATA, c_out) * c_out**2
         effective = float(weight.sum() ** 2 / weight.square().sum()) / TRIED
         if not effective > LEAST_EFFECTIVE:
             raise ValueError(
@@ -220,7 +296,7 @@ class Model(Row):
 
     def _check_embedding(self) -> None:
         """Refuse an embedding whose frequencies are too high for the values of c_noise that the network is told."""
-        ends = self.distribution.sigma(torch.tensor([ABOVE, 1 - ABOVE], dtype=torch.float64))
+        ends = self.levels(torch.tensor([ABOVE, 1 - ABOVE], dtype=torch.float64))[0]
         low, high = PARAMETRIZATIONS[self.parametrization](ends, TRIED_SIGMA_DATA).c_noise.tolist()
         widest = EMBEDDINGS[self.embedding].widest
         if high - low > widest:
@@ -232,23 +308,51 @@ class Model(Row):
     @property
     def longest_average_images(self) -> float:
         """The half-life of the main average at the end of the training, its largest value."""
-        return min(self.ema_halflife_images, self.ema_ramp_up * self.images if self.ema_ramp_up else math.inf)
+        return min(self.ema_halflife_images, self.ema_ramp_up * self.own_images if self.ema_ramp_up else math.inf)
 
     @property
     def distribution(self) -> Distribution:
         """The distribution of training noise levels."""
         return distribution(self.noise, vars(self))
 
-    def weight(self, u: Tensor, sigma: Tensor, sigma_data: float, c_out: Tensor) -> Tensor:
-        """lambda(sigma) at sigma = distribution.sigma(u); u, sigma, c_out and the result have one shape."""
+    def levels(self, u: Tensor, step: int = 0) -> Falling:
+        """The noise levels of the objective at u (N,) in a step of the training, (N,) each; the first one is sigma."""
+        return OBJECTIVES[self.objective].levels_of(u, self.distribution, step, self.steps, vars(self))
+
+    def weight(self, u: Tensor, levels: Falling, sigma_data: float, c_out: Tensor) -> Tensor:
+        """lambda(sigma) at the noise levels of u; u, levels, c_out and the result have one shape."""
         weighting, choices = WEIGHTINGS[self.weighting], {key: getattr(self, key) for key in WEIGHTING_KEYS}
         rate = self.distribution.snr_rate(u) if "snr_rate" in weighting.keys else None
-        return weighting(sigma, sigma_data=sigma_data, c_out=c_out, snr_rate=rate, **choices)
+        step = levels[0] - levels[-1]
+        return weighting(levels[0], sigma_data=sigma_data, c_out=c_out, snr_rate=rate, step=step, **choices)
 
     @property
     def steps(self) -> int:
         """The number of training steps, at least one."""
-        return max(self.images // self.batch, 1)
+        return max(self.own_images // self.batch, 1)
+
+    @property
+    def own_images(self) -> int:
+        """The length of this training alone; it may be 0 or less if the teacher uses up a total budget."""
+        return self.images - (self.teacher.total_images if self.teacher and self.budget == "total" else 0)
+
+    @property
+    def total_images(self) -> int:
+        """The length of this training together with that of its teacher."""
+        return self.own_images + (self.teacher.total_images if self.teacher else 0)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.pairs == "reflow" or OBJECTIVES[self.objective].teacher
+
+    @property
+    def rounds(self) -> tuple["Model", ...]:
+        """The trainings that follow each other: one, or one for each student of objective progressive."""
+        if self.objective != "progressive" or self.round_steps:
+            return (self,)
+        counts = [self.first_steps >> i for i in range(self.first_steps.bit_length())]
+        own = {"images": self.own_images // len(counts), "budget": "own"}
+        return tuple(self.model_copy(update=own | {"round_steps": count}) for count in counts)
 
     def spec(self, measured_sigma_data: float, shape: tuple[int, ...], classes: Sequence[int] = ()) -> Spec:
         """The spec of this row's denoiser for data of `shape`, (C, H, W) of images or (2,) of points.

@@ -1,6 +1,8 @@
 """The state of one training: network, averages, optimizer, step, and the losses so far."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,12 @@ from pipeline.common.devices import CPU, Network, autocast, compiled, make_gradi
 from pipeline.common.errors import StudyError
 from pipeline.common.randomness import generator
 from pipeline.diffusion.averages import Averages, profiles
-from pipeline.diffusion.denoiser import new_denoiser
+from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction, denoised, new_denoiser
 from pipeline.diffusion.networks.layers import Dropout
 from pipeline.diffusion.spec import Spec
 from pipeline.training import augmentation
 from pipeline.training.draws import DRAWS
+from pipeline.training.objectives import target_share
 from pipeline.training.optimizer import adam
 from pipeline.training.row import Model
 from pipeline.training.weighting import WEIGHTINGS, Uncertainty
@@ -29,17 +32,33 @@ class Run:
     """
 
     def __init__(
-        self, spec: Spec, row: Model, seed: int, device: torch.device = CPU, micro_batch: int | None = None
+        self,
+        spec: Spec,
+        row: Model,
+        seed: int,
+        device: torch.device = CPU,
+        micro_batch: int | None = None,
+        teacher: Denoiser | None = None,
     ) -> None:
-        """micro_batch: images per call of the network in each process; None: the row's value, or the whole batch."""
+        """micro_batch: images per call of the network in each process; None: the row's value, or the whole batch.
+
+        teacher: what the objective learns from, if it needs one; the training then starts from its weights.
+        """
         if device.type == "cuda":
             make_gradients_repeatable()
         self.row, self.seed, self.device = row, seed, device
         self.part = processes.part(row.batch)  # of each batch, for this process
         self.micro_batch = min(micro_batch or row.micro_batch or row.batch, self.part.stop - self.part.start)
         self.denoiser = new_denoiser(spec, seed).to(device)
+        self.teacher = copy.deepcopy(teacher).to(device) if teacher else None
+        if self.teacher:
+            self.denoiser.load_state_dict(self.teacher.state_dict())
         self.averages = Averages(dict(self.denoiser.named_parameters()), profiles(row))
         self.uncertainty = Uncertainty().to(device) if WEIGHTINGS[row.weighting].learned else None
+        self.target = new_denoiser(spec, seed).to(device).eval() if row.target_decay else None  # of an average
+        if self.target:
+            self.target.load_state_dict(self.denoiser.state_dict())
+            self.target.requires_grad_(False)
         self.draws = DRAWS[row.draws]()
         self.optimizer = adam(self.parameters(), row.learning_rate)
         self.step = 0
@@ -77,6 +96,41 @@ class Run:
             if layer.generator:
                 layer.generator.manual_seed(generator("dropout", self.seed, self.step, index).initial_seed())
                 layer.skip = self.part.start
+
+    @contextmanager
+    def same_dropout(self) -> Iterator[None]:
+        """What is called within leaves the masks of dropout to the next call, which gets the same ones."""
+        before = [(one, one.skip, one.generator.get_state()) for one in self.dropouts if one.generator]
+        yield
+        for layer, skip, state in before:
+            layer.skip = skip
+            if layer.generator:
+                layer.generator.set_state(state)
+
+    def answers(self, conditions: Sequence[Tensor | None]) -> tuple[DenoiserFunction, DenoiserFunction]:
+        """D(z; sigma) without gradients of the teacher, and of the network in training or the target's average.
+
+        z (P, ...), sigma (P,) on the CPU. conditions: labels and augmentation, as the network gets them.
+        """
+
+        def of(denoiser: Denoiser, network: Network) -> DenoiserFunction:
+            @torch.no_grad()
+            def answer(z: Tensor, sigma: Tensor) -> Tensor:
+                coefficients = denoiser.coefficients(sigma, denoiser.sigma_data)
+                with autocast(self.row.precision, self.device), self.same_dropout():
+                    return denoised(network, coefficients, z, *conditions)[0]
+
+            return answer
+
+        student = of(self.target, self.target.network) if self.target else of(self.denoiser, self.function)
+        return of(self.teacher, self.teacher.network) if self.teacher else student, student
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """Move the target's average towards the weights after a step."""
+        if self.target:
+            share = target_share(self.step, self.row.steps, vars(self.row))
+            torch._foreach_lerp_([*self.target.parameters()], [*self.denoiser.parameters()], 1 - share)
 
     def check(self) -> None:
         """Raises StudyError if a loss so far, or a weight now, is not finite."""

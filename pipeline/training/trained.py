@@ -1,6 +1,7 @@
 """The result of a training, and the files that hold it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.diffusion.averages import Profile
 from pipeline.diffusion.classifier import NoisyClassifier, save_classifier
 from pipeline.diffusion.denoiser import Denoiser, save_denoiser
 from pipeline.diffusion.networks.registry import cost
-from pipeline.diffusion.weights import average_file, classifier_file, main_file, snapshot_file
+from pipeline.diffusion.weights import average_file, classifier_file, main_file, snapshot_file, student_file
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Trained:
     """A trained model: the denoiser with the main average of the weights, and the training curve.
 
     averages: denoisers with the other averages. snapshots: files with all averages, by the number of images seen.
-    classifier: the noise-aware classifier trained beside the model, with its accuracy by noise level.
+    classifier: the noise-aware classifier trained beside the model, with its accuracy by noise level. students: the
+    student of each round of objective progressive, by its number of steps.
     """
 
     denoiser: Denoiser
@@ -28,6 +30,17 @@ class Trained:
     snapshots: dict[int, Path] = field(default_factory=dict)
     classifier: NoisyClassifier | None = None
     classifier_accuracy: dict[str, float] = field(default_factory=dict)
+    students: dict[int, Denoiser] = field(default_factory=dict)
+
+
+def joined(rounds: Sequence[Trained]) -> Trained:
+    """One training that consists of several rounds: the last one, with the students and the curve of all."""
+    curve: list[dict[str, float]] = []
+    for part in rounds:
+        before = curve[-1]["images"] if curve else 0
+        curve += [point | {"images": before + point["images"]} for point in part.curve]
+    students = {steps: student for part in rounds for steps, student in part.students.items()}
+    return replace(rounds[-1], curve=curve, students=students)
 
 
 def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
@@ -35,6 +48,8 @@ def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
     for run in trained:
         seed = int(run.curve[0]["seed"])
         save_denoiser(run.denoiser, main_file(folder, seed))
+        for steps, student in run.students.items():
+            save_denoiser(student, student_file(folder, seed, steps))
         for profile, denoiser in run.averages.items():
             save_denoiser(denoiser, average_file(folder, seed, profile))
         for images, path in run.snapshots.items():

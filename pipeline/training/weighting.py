@@ -1,7 +1,8 @@
 """Loss weightings lambda(sigma) on D: the loss is E lambda(sigma) || D(x0 + sigma n; sigma) - x0 ||^2.
 
 Each is a function of sigma (float64, any shape) that returns lambda in that shape. Its further arguments are
-sigma_data; c_out and snr_rate (-d SNR / du of the noise distribution), in sigma's shape; and keys of a model row.
+sigma_data; in sigma's shape c_out, snr_rate (-d SNR / du of the noise distribution) and step (from sigma down to the
+other noise level of an objective that compares two); and keys of a model row.
 """
 
 import math
@@ -126,6 +127,15 @@ def uniform_score(sigma: Tensor) -> Tensor:
     return sigma**-4
 
 
+def inverse_step(sigma: Tensor, step: Tensor) -> Tensor:
+    """The inverse of the step between the two noise levels that a consistency objective compares.
+
+    Formula: 1 / step
+    Source: Song and Dhariwal 2024, arXiv 2310.14189, sec. 3.1; Geng et al. 2024, arXiv 2406.14548
+    """
+    return 1 / step
+
+
 def vlb(sigma: Tensor, snr_rate: Tensor) -> Tensor:
     """The variational bound in nats per dimension, for any noise distribution; snr_rate = -d(1 / sigma^2) / du.
 
@@ -197,6 +207,7 @@ WEIGHTINGS = {
     "uniform_v": Weighting(uniform_v),
     "uniform_velocity": Weighting(uniform_velocity),
     "uniform_score": Weighting(uniform_score),
+    "inverse_step": Weighting(inverse_step),
     "vlb": Weighting(vlb),
     "uncertainty": Weighting(unit, learned=True),
 }

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pipeline.commands.axes import AXES, coefficients, evaluations
 from pipeline.diffusion.averages import HalfLife, Power, exponent
+from pipeline.diffusion.grids import DISCRETIZATIONS, SPACINGS
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, SCALINGS, SCHEDULES, VP_BETA_D, VP_BETA_MIN, VP_STEPS
-from pipeline.sampling.grids import DISCRETIZATIONS, SPACINGS
 from pipeline.sampling.guidance import GUIDES
 from pipeline.sampling.multistep import VARIANTS
 from pipeline.sampling.ode import Ode, RandnLike, SingleStep

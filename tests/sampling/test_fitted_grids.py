@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.exact import Gaussian
+from pipeline.diffusion.grids import edm
 from pipeline.evaluation.convergence import mixture
 from pipeline.sampling.counting import Counted
 from pipeline.sampling.fitted_grids import FIT_EVALUATIONS, LEVELS, fit, shortest, truncation_errors
-from pipeline.sampling.grids import edm
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 

@@ -12,10 +12,10 @@ from pipeline.common.errors import StudyError
 from pipeline.diffusion.classifier import NoisyClassifier
 from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
 from pipeline.diffusion.exact import Gaussian
+from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
 from pipeline.sampling.batches import GROUP, MIN_BATCH, mean_nfe
 from pipeline.sampling.batches import generate as batches
-from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.guidance import GUIDES, ByClass, Guidance, guided
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.exact import Gaussian
+from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCHEDULES
 from pipeline.sampling.fitted_grids import LEVELS
-from pipeline.sampling.grids import DISCRETIZATIONS
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import SOLVER_KEYS, Sampler, keys_of
 from pipeline.sampling.solvers import SOLVERS

@@ -196,7 +196,7 @@ def optimised(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 VP_RANGE = [float(VP_PUBLISHED.sigma(torch.tensor(t, dtype=torch.float64))) for t in (EPS_S, 1.0)]
 DDPM_RANGE = [float(ddpm_sigmas()[i]) for i in (0, -1)]
-EDM_RANGE = (0.002, 80.0)
+EDM_RANGE, EDM_RHO = (0.002, 80.0), 7.0
 LEVELS = 64  # an optimised grid chooses from so many noise levels, so it has at most as many steps
 
 SPACINGS = {"linspace": linspace, "leading": leading, "trailing": trailing, "quadratic": quadratic}

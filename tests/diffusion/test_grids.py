@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
+from pipeline.diffusion.grids import DISCRETIZATIONS, SPACINGS
 from pipeline.diffusion.schedule import SCHEDULES
-from pipeline.sampling.grids import DISCRETIZATIONS, SPACINGS
 from pipeline.sampling.row import Sampler
 
 EPS_S = 1e-3
