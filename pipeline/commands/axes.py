@@ -16,6 +16,7 @@ from pipeline.sampling.row import Sampler, keys_of
 from pipeline.sampling.stochastic import Churned
 from pipeline.sampling.thresholding import keys_of as keys_of_threshold
 from pipeline.training.noise import keys_of as keys_of_noise
+from pipeline.training.objectives import OBJECTIVES
 from pipeline.training.weighting import WEIGHTINGS
 
 COEFFICIENTS = ("c_skip", "c_out", "c_in", "c_noise")
@@ -162,10 +163,37 @@ AXES = (
         "Loss weightings",
         "models",
         "weighting",
-        "The loss is the mean of lambda(sigma) (D - x0)^2.",
+        "The loss is the mean of lambda(sigma) (D - x0)^2, or of another distance and target.",
         "lambda(sigma)",
         lambda name: sorted(WEIGHTINGS[name].optional),
         published=_published_weighting,
+    ),
+    Axis(
+        "Objectives",
+        "models",
+        "objective",
+        "Towards which target D(z; sigma) is trained, at z = x0 + sigma n. The target is computed without gradients. r "
+        "is a lower noise level, T(z; sigma) the answer of the teacher: the model that the row names as its base, from "
+        "whose weights the training starts. Costs, and what networks for few steps buy: [training](training.md).",
+        "target",
+        lambda name: (*OBJECTIVES[name].keys, *OBJECTIVES[name].published),
+        published=lambda name: OBJECTIVES[name].published,
+        columns={"teacher": lambda name: "yes" if OBJECTIVES[name].teacher else "no"},
+    ),
+    Axis(
+        "Distances",
+        "models",
+        "distance",
+        "The distance between D and its target, a = D - target, over the d values of an image.",
+        "distance",
+    ),
+    Axis(
+        "Growth of the number of noise levels",
+        "models",
+        "level_growth",
+        "The number of intervals of the grid in a step k of K, from `first_levels` a to `last_levels` b. For "
+        "consistency_distillation and consistency_training.",
+        "intervals",
     ),
     Axis(
         "Learned variances",

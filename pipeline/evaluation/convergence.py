@@ -112,7 +112,7 @@ class Tables:
 
 
 def entries() -> dict[str, Sampler]:
-    """Every solver with its defaults, and further variants that the report compares, by name."""
+    """Every solver of the ODE or SDE with its defaults, and further variants that the report compares, by name."""
     more: dict[str, dict[str, Any]] = {
         "unipc, order 2": {"solver": "unipc", "order": 2},
         "unipc, bh1": {"solver": "unipc", "variant": "bh1"},
@@ -123,7 +123,8 @@ def entries() -> dict[str, Sampler]:
         "euler_maruyama, 1 Langevin step": {"solver": "euler_maruyama", "corrector_steps": 1},
     }
     rows = {name: {"solver": name} for name in SOLVERS} | more
-    return {name: Sampler(**row, nfe=BUDGETS) for name, row in rows.items()}
+    found = {name: Sampler(**row, nfe=BUDGETS) for name, row in rows.items()}
+    return {name: row for name, row in found.items() if row.build_solver().order or row.build_solver().adaptive}
 
 
 def mixture() -> Mixture:

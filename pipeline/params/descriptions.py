@@ -21,7 +21,7 @@ from pipeline.diffusion import grids, parametrization, schedule
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.sampling import guidance, multistep, solvers, thresholding
-from pipeline.training import draws, hybrid, noise, optimizer, pairs, weighting
+from pipeline.training import distances, draws, hybrid, noise, objectives, optimizer, pairs, weighting
 
 LABEL = re.compile(r"^(Formula|Source): (.*(?:\n +.*)*)", re.M)
 
@@ -60,6 +60,9 @@ TABLES = {  # of each key that takes the name of a choice
     "parametrization": Table(parametrization, "PARAMETRIZATIONS"),
     "noise": Table(noise, "NOISES"),
     "draws": Table(draws, "DRAWS"),
+    "objective": Table(objectives, "OBJECTIVES", lambda choice: choice.target),
+    "distance": Table(distances, "DISTANCES"),
+    "level_growth": Table(objectives, "LEVEL_GROWTHS"),
     "weighting": Table(weighting, "WEIGHTINGS", lambda choice: choice.function),
     "learned_variance": Table(hybrid, "LEARNED_VARIANCES"),
     "pairs": Table(pairs, "PAIRS"),

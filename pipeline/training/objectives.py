@@ -92,7 +92,7 @@ def approaching(u: Tensor, distribution: Distribution, stages: int, step: int, s
 def doubling(step: int, steps: int, first: int, last: int) -> int:
     """The number of intervals doubles, after equally many steps each time.
 
-    Formula: min(first 2^floor(step / floor(steps / (floor(log2(last / first)) + 1))), last)
+    Formula: min(a 2^floor(k / floor(K / (floor(log2(b / a)) + 1))), b)
     Source: Song and Dhariwal 2024, arXiv 2310.14189, sec. 3.4
     """
     stretch = max(steps // (int(math.log2(last // first)) + 1), 1)
@@ -102,7 +102,7 @@ def doubling(step: int, steps: int, first: int, last: int) -> int:
 def square_root(step: int, steps: int, first: int, last: int) -> int:
     """The number of intervals grows as the root of the steps so far.
 
-    Formula: ceil(sqrt(step / steps ((last + 1)^2 - first^2) + first^2) - 1)
+    Formula: max(ceil(sqrt(k / K ((b + 1)^2 - a^2) + a^2) - 1), 1)
     Source: Song et al. 2023, arXiv 2303.01469, app. C
     """
     return max(math.ceil(math.sqrt(step / steps * ((last + 1) ** 2 - first**2) + first**2) - 1), 1)
@@ -137,10 +137,10 @@ def denoising(question: Question) -> Tensor:
 def progressive(question: Question) -> Tensor:
     """The D whose one DDIM step ends where two of the teacher's end. Each round halves the number of steps.
 
-    The first round has steps of half the length of `first_steps` as its teacher's; the student of a round is the
-    teacher of the next one. z'' is the end of the teacher's steps.
+    The teacher of the first round takes twice `first_steps` steps; the student of a round is the teacher of the next
+    one. The teacher's two steps end in z_2 at sigma_2.
 
-    Formula: (z'' - r z) / (1 - r), r = sigma'' / sigma
+    Formula: (z_2 - c z) / (1 - c), c = sigma_2 / sigma
     Source: Salimans and Ho 2022, arXiv 2202.00512, Algorithm 2
     """
     begin = end = question.noised(0)
@@ -159,9 +159,9 @@ def progressive_target(z: Tensor, z_next_next: Tensor, sigma: Tensor, sigma_next
 
 
 def consistency_distillation(question: Question, teacher_step: str) -> Tensor:
-    """The student's own answer one level lower, to which one step of the teacher leads from z.
+    """The network's own answer one level lower, to which one step of the teacher, Euler's or Heun's, leads from z.
 
-    Formula: D(z'; r), z' = z + (r - sigma) (z - T(z; sigma)) / sigma, or Heun's step
+    Formula: D(z + (r - sigma) (z - T) / sigma, r)
     Source: Song et al. 2023, arXiv 2303.01469, Algorithm 2
     """
     sigma, lower = question.levels
@@ -175,9 +175,9 @@ def consistency_distillation(question: Question, teacher_step: str) -> Tensor:
 
 
 def consistency_training(question: Question) -> Tensor:
-    """The student's own answer one level lower, at the same image and noise.
+    """The network's own answer one level lower, at the same image and noise.
 
-    Formula: D(x0 + r n; r)
+    Formula: D(x0 + r n, r)
     Source: Song et al. 2023, arXiv 2303.01469, Algorithm 3;
         Song and Dhariwal 2024, arXiv 2310.14189
     """
@@ -189,7 +189,7 @@ def easy_consistency(question: Question) -> Tensor:
 
     The lower level is sigma max(1 - (1 + 8 / (1 + exp(sigma))) / 2^a, 0) in stage a = 1, 2, ... At 0 the target is x0.
 
-    Formula: D(x0 + r n; r)
+    Formula: D(x0 + r n, r)
     Source: Geng et al. 2024, arXiv 2406.14548, sec. 3
     """
     lower = question.levels[1]

@@ -78,7 +78,7 @@ class Model(Row):
     level_growth: Literal[tuple(LEVEL_GROWTHS)] = axis("doubling", "consistency levels")  # type: ignore[valid-type]
     """How the number of intervals of the grid grows. For consistency_distillation and consistency_training."""
     first_levels: Intervals = axis(10, "consistency levels")
-    """Intervals of the grid at the start. For consistency_distillation and consistency_training."""
+    """Intervals of the grid at the start, one less for level_growth square_root. For the same objectives."""
     last_levels: Intervals = axis(1280, "consistency levels")
     """Intervals of the grid at the end. For consistency_distillation and consistency_training."""
     target_decay: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "target average")

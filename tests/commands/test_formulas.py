@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.commands.axes import AXES, coefficients, evaluations
 from pipeline.diffusion.averages import HalfLife, Power, exponent
 from pipeline.diffusion.grids import DISCRETIZATIONS, SPACINGS
-from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.parametrization import BOUNDARY, PARAMETRIZATIONS
 from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, SCALINGS, SCHEDULES, VP_BETA_D, VP_BETA_MIN, VP_STEPS
 from pipeline.sampling.guidance import GUIDES
 from pipeline.sampling.multistep import VARIANTS
@@ -24,8 +24,10 @@ from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.sampling.stochastic import Churned
 from pipeline.sampling.thresholding import THRESHOLDS, thresholding
+from pipeline.training.distances import DISTANCES
 from pipeline.training.noise import NOISES
 from pipeline.training.noise import keys_of as keys_of_noise
+from pipeline.training.objectives import LEVEL_GROWTHS, OBJECTIVES, Objective, Question
 from pipeline.training.optimizer import DECAYS
 from pipeline.training.row import Model
 from pipeline.training.weighting import WEIGHTINGS
@@ -38,6 +40,9 @@ def evaluate(formula: str, **values: Any) -> Any:
     head, *rest = re.split(r", (\w+) = ", formula)
     symbols: dict[str, Any] = {name: sympy.Symbol(name) for name in (*values, *rest[::2])}
     functions = {"max": sympy.Max, "min": sympy.Min, "q": sympy.Function("q"), "round": sympy.Function("nearest")}
+    functions |= {"ceil": sympy.ceiling} | {name: sympy.Function(name) for name in ("sum", "mean", "log2")}
+    own = {name: values.pop(name) for name in [*values] if callable(values[name])}  # functions among the letters
+    functions |= {name: sympy.Function(name) for name in own}
     transformations = (*standard_transformations, implicit_multiplication, convert_xor)
 
     def of(text: str) -> sympy.Expr:
@@ -47,7 +52,8 @@ def evaluate(formula: str, **values: Any) -> Any:
     for name, text in zip(rest[::2], rest[1::2], strict=True):
         expression = expression.subs(symbols[name], of(text))
     used = sorted(expression.free_symbols, key=str)
-    function = sympy.lambdify(used, expression, [{"q": ndtri, "nearest": np.rint}, "numpy"])
+    arithmetic = {"q": ndtri, "nearest": np.rint, "sum": np.sum, "mean": np.mean, "log2": np.log2}
+    function = sympy.lambdify(used, expression, [arithmetic | own, "numpy"])
     return function(*(values[str(symbol)] for symbol in used))
 
 
@@ -84,7 +90,7 @@ def checks() -> dict[tuple[str, str], Check]:
     for name, row in PARAMETRIZATIONS.items():
         for key, text in coefficients(name).items():
             if "nearest" not in text:
-                values = {"sigma": SIGMA.numpy(), "sigma_data": SD, **BETAS}
+                values = {"sigma": SIGMA.numpy(), "sigma_data": SD, "e": BOUNDARY, **BETAS}
                 code = lambda r=row, k=key: getattr(r(SIGMA, SD), k)  # noqa: E731
                 add("Parametrizations", f"{name} {key}", code, text, **values)
     row = Model(P_mean=-0.4, P_std=1.1, shift=2.0, logit_mean=0.3, logit_std=0.8, mode_scale=0.7)
@@ -93,13 +99,24 @@ def checks() -> dict[tuple[str, str], Check]:
             keys = {key: getattr(row, key) for key in keys_of_noise(name)}
             add("Training noise", name, lambda n=noise, k=keys: n(U, **k), u=U.numpy(), **keys, **BETAS)
     choices = {"gamma": 3.0, "k": 2.0, "bias": 1.5}
-    c_out, snr_rate = SIGMA * 0.3 + 1, SIGMA * 0.7 + 2
+    c_out, snr_rate, step = SIGMA * 0.3 + 1, SIGMA * 0.7 + 2, SIGMA * 0.2
     for name, weighting in WEIGHTINGS.items():
         add(
             "Loss weightings", name,
-            lambda w=weighting: w(SIGMA, sigma_data=SD, c_out=c_out, snr_rate=snr_rate, **choices),
-            sigma=SIGMA.numpy(), sigma_data=SD, c_out=c_out.numpy(), snr_rate=snr_rate.numpy(), **choices,
+            lambda w=weighting: w(SIGMA, sigma_data=SD, c_out=c_out, snr_rate=snr_rate, step=step, **choices),
+            sigma=SIGMA.numpy(), sigma_data=SD, c_out=c_out.numpy(), snr_rate=snr_rate.numpy(), step=step.numpy(),
+            **choices,
         )  # fmt: skip
+    asked = {"x0": 0.5, "n": -1.5, "r": 0.7, "sigma": 2.0, "T": 0.8, "z": -2.5, "D": lambda z, sigma: z + 3 * sigma}
+    for name, objective in OBJECTIVES.items():
+        add("Objectives", name, lambda o=objective: target(o), **asked, z_2=-2.5 / 4 + 0.8 * 3 / 4, sigma_2=0.5)
+    far = torch.tensor([0.3, -0.2, 0.5, 0.9], dtype=torch.float64)
+    for name, distance in DISTANCES.items():
+        code = lambda d=distance: 0.7**2 * d(far[None] / 0.7, torch.tensor([0.7], dtype=torch.float64))  # noqa: E731
+        add("Distances", name, code, a=far.numpy(), d=4.0)
+    for name, growth in LEVEL_GROWTHS.items():
+        code = lambda g=growth: [g(k, 800, 3, 100) for k in range(800)]  # noqa: E731
+        add("Growth of the number of noise levels", name, code, k=np.arange(800.0), K=800.0, a=3.0, b=100.0)
     ends = {name: added_variance(name) for name in ("beta_tilde", "beta")}
     for name in (*ends, "learned"):
         add("Variances of `ddpm`", name, lambda n=name: added_variance(n), sigma=2.0, sigma_next=1.5, v=0.3, **ends)
@@ -122,6 +139,15 @@ def checks() -> dict[tuple[str, str], Check]:
             k=np.arange(100.0), K=100.0, B=64.0, t_ref=1000.0,
         )  # fmt: skip
     return found
+
+
+def target(objective: Objective) -> Tensor:
+    """The target at x0 = 0.5, n = -1.5 and sigma = 2, of a teacher that answers 0.8 and a network of z + 3 sigma."""
+    x0, n = (torch.full((1, 1), value, dtype=torch.float64) for value in (0.5, -1.5))
+    lower = (1.0, 0.5) if objective is OBJECTIVES["progressive"] else (0.7,)
+    levels = tuple(torch.tensor([sigma], dtype=torch.float64) for sigma in (2.0, *lower))
+    question = Question(x0, n, levels, lambda z, sigma: torch.full_like(z, 0.8), lambda z, sigma: z + 3 * sigma)
+    return objective.target_of(question, {"teacher_step": "euler"})
 
 
 def added_variance(name: str) -> float:

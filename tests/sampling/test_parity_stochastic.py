@@ -3,10 +3,12 @@
 import math
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -18,7 +20,9 @@ from diffusers import (
 from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
 from torch import Tensor
 
+from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.schedule import SCALINGS, VP_BETA_D, VP_BETA_MIN, VP_PUBLISHED
+from pipeline.sampling.loop import sample
 from pipeline.sampling.ode import Ode
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.stochastic import EulerMaruyama
@@ -57,7 +61,7 @@ from tests.sampling.peers import (
     times_between,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of diffusers
 
 
 @all_steps
@@ -202,7 +206,33 @@ def test_euler_maruyama_is_a_plain_loop(schedule: str, scaling: str, diffusion: 
     assert_equal(solved(EulerMaruyama(diffusion, 0, 0.1), ode, times), x)
 
 
+@pytest.mark.parametrize("sigmas", [[80.0], [80.0, 0.8], [80.0, 14.0, 2.5, 0.3]])
+def test_consistency_sampling_is_that_of_diffusers(sigmas: list[float]) -> None:
+    """So are the coefficients of the parametrization, which diffusers applies itself."""
+    theirs = CMStochasticIterativeScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, clip_denoised=False)
+    theirs.set_timesteps(len(sigmas))
+    theirs.sigmas = torch.tensor([*sigmas, 0.002], dtype=F64)
+    parametrization, draws = PARAMETRIZATIONS["consistency"], iter(DRAWS)
+
+    def f(z: Tensor, sigma: Tensor) -> Tensor:  # any network
+        return torch.tanh(z) * torch.log1p(sigma)
+
+    def denoiser(z: Tensor, sigma: Tensor) -> Tensor:
+        c_skip, c_out, _, _ = parametrization(sigma, 0.5)
+        return c_skip * z + c_out * f(z, sigma)
+
+    sampler = Sampler(solver="consistency", discretization="explicit", sigmas=tuple(sigmas), nfe=(len(sigmas),))
+    found = sample(denoiser, NOISE, sampler, len(sigmas), lambda z: next(draws)).x0
+    z, draws = NOISE * 80, iter(DRAWS)
+    for i, t in enumerate(theirs.timesteps):
+        noise = next(draws) if i + 1 < len(sigmas) else torch.zeros_like(z)
+        with patch("diffusers.schedulers.scheduling_consistency_models.randn_tensor", lambda *a, n=noise, **k: n):
+            z = theirs.step(f(z, torch.tensor(sigmas[i], dtype=F64)), t, z).prev_sample
+    assert_equal(found, z)
+
+
 PEERS: Peers = {
+    "consistency": (test_consistency_sampling_is_that_of_diffusers,),
     "euler": (test_churn_is_that_of_diffusers,),
     "ddim": (test_ddim_is_that_of_diffusers,),
     "ddpm": (test_ddpm_is_that_of_diffusers,),

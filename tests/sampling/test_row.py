@@ -35,6 +35,7 @@ KEYS: dict[str, tuple[str, ...]] = {  # of a row, that a solver goes by
     "lms": ("order",),
     "ddim": ("eta",),
     "ddpm": ("variance",),
+    "consistency": ("boundary",),
     "euler_maruyama": ("diffusion", "corrector_steps", "corrector_snr"),
     "dpmpp_2m_sde": (),
 }
@@ -44,6 +45,7 @@ OTHER: dict[str, Any] = {  # than the default
     "alpha": 0.5,
     "eta": 0.5,
     "variance": "beta",
+    "boundary": 0.1,
     "diffusion": 0.5,
     "corrector_steps": 1,
     "corrector_snr": 0.2,
