@@ -31,6 +31,7 @@ from pipeline.diffusion.networks import registry
 from pipeline.evaluation import losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
+from pipeline.evaluation.truth import DRAWS
 from pipeline.metrics.extractors import classifier as features
 from pipeline.metrics.extractors.extractor import BATCH as FEATURE_BATCH
 from pipeline.params.resolved import Resolved
@@ -295,6 +296,8 @@ class Estimate:
             workers = self._workers(seeds)
             of_seed = self.speed.training(size, 2 * losses.SIGMAS * count, count)
             of_seed += self.speed.calling(size, 2 * losses.STRAIGHTNESS_STEPS * losses.IMAGES, losses.IMAGES)
+            if self._data == "points":
+                of_seed += self.speed.calling(size, 2 * losses.SIGMAS * DRAWS, DRAWS)
             work += of_seed.repeated(seeds, workers)
             if isinstance(row.distribution, Levels) and self._data == "images":
                 work += self.speed.calling(size, losses.BOUND_DRAWS + REPEATS * count, 256)

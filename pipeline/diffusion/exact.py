@@ -85,6 +85,42 @@ class LabelledMixture(Mixture):
         return (self.means[labels] - near) / (_expand(sigma, z) ** 2 + self.std**2)
 
 
+@dataclass(frozen=True)
+class Cubes:
+    """The denoiser of data uniform on K cubes of equal probability: centres (K, d), width of their sides.
+
+    z is (N, d). Given z, x0 in one cube follows a truncated normal distribution in each dimension (Johnson, Kotz and
+    Balakrishnan 1994, vol. 1, ch. 13, sec. 10.1). D stays accurate far from all cubes and for small sigma. Its rounding
+    error grows as sigma^2 and is about 1e-12 at sigma = 80.
+    """
+
+    centres: Tensor
+    width: float
+
+    def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """The mean of the truncated distributions, weighted by the cubes' posterior probabilities."""
+        level = sigma.reshape(-1, 1, 1)
+        offset = z[:, None] - self.centres
+        log_mass, towards = _truncated(offset.abs() / level, self.width / (2 * level))
+        means = z[:, None] - offset.sign() * level * towards
+        return (log_mass.sum(2).softmax(1)[..., None] * means).sum(1)
+
+
+def _truncated(distance: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """A standard normal distribution within distance -+ half, distance >= 0: the logarithm of twice its mass, its mean.
+
+    Outside of the interval, mass and mean share the factor exp(-near^2 / 2), which underflows and is left out.
+    """
+    near, far = distance - half, distance + half
+    inside, root, outer = near < 0, math.sqrt(2), near.clamp(min=0)
+    between = torch.erf(far / root) - torch.erf(near.clamp(max=0) / root)
+    fall = -2 * distance * half  # (near^2 - far^2) / 2
+    scaled = torch.special.erfcx(outer / root) - fall.exp() * torch.special.erfcx(far / root)
+    log_mass = torch.where(inside, between.log(), scaled.log() - outer.square() / 2)
+    share = torch.where(inside, (-near.square() / 2).exp() / between, 1 / scaled)
+    return log_mass, -math.sqrt(2 / math.pi) * torch.expm1(fall) * share
+
+
 def empirical(images: Tensor) -> Mixture:
     """The optimal denoiser of a finite data set, images (K, ...): a network that has memorised it."""
     return Mixture(images.double(), torch.full((len(images),), 1 / len(images), dtype=torch.float64), 0.0)
@@ -92,7 +128,23 @@ def empirical(images: Tensor) -> Mixture:
 
 def flow(denoiser: DenoiserFunction, z: Tensor, sigma: float, sigma_next: float, tolerance: float = 1e-12) -> Tensor:
     """The solution of the probability-flow ODE at sigma_next > 0 from z (N, ...) at sigma: (N, ...), float64."""
+    if sigma == sigma_next:
+        return z.double()
     return solution(denoiser, z, [sigma, sigma_next], tolerance)[-1]
+
+
+def consistency_map(
+    denoiser: DenoiserFunction, z: Tensor, sigma: float, end: float, tolerance: float = 1e-12
+) -> Tensor:
+    """The exact consistency map f(z, sigma) of z (N, ...), to `end` > 0: (N, ...), float64. f(z, end) = z.
+
+    It follows the probability-flow ODE from sigma to `end`, in closed form for a Gaussian, else by `flow` with its
+    tolerance. Source: Song et al. 2023, arXiv 2303.01469, sec. 3.
+    """
+    if isinstance(denoiser, Gaussian):
+        begin, final = (torch.tensor(value, dtype=torch.float64) for value in (sigma, end))
+        return denoiser.flow(z.double(), begin, final)
+    return flow(denoiser, z, sigma, end, tolerance)
 
 
 def solution(denoiser: DenoiserFunction, z: Tensor, sigmas: Sequence[float], tolerance: float = 1e-12) -> Tensor:

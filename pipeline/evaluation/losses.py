@@ -1,4 +1,7 @@
-"""Loss and gradient by noise level, before and after training (EDM, figure 5a), straightness, and the bound."""
+"""Loss and gradient by noise level, before and after training (EDM, figure 5a), straightness, and the bound.
+
+For points, whose exact denoisers are known, also the distance from them by noise level.
+"""
 
 import math
 import statistics
@@ -20,6 +23,7 @@ from pipeline.data.dataset import is_points, to_range
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.bound import variational_bound
+from pipeline.evaluation.truth import Truth, distances
 from pipeline.training.loss import loss
 from pipeline.training.noise import Levels
 from pipeline.training.pairs import flow_to
@@ -49,7 +53,10 @@ class LevelLoss:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of losses.csv. state: "initial" or "trained"."""
+    """A row of losses.csv. state: "initial" or "trained".
+
+    denoising_error, map_error: see `Distance`; "" for images, and for a model that is told the classes.
+    """
 
     model: str
     train_seed: int
@@ -58,6 +65,8 @@ class Line:
     error: str
     loss: str
     gradient: str
+    denoising_error: str = ""
+    map_error: str = ""
 
 
 COLUMNS = [field.name for field in fields(Line)]
@@ -156,12 +165,19 @@ def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> BoundTerms | 
 
 
 def measure_model(
-    name: str, row: Model, folder: Path, images: Tensor, workers: int | None = None, labels: Tensor | None = None
+    name: str,
+    row: Model,
+    folder: Path,
+    images: Tensor,
+    workers: int | None = None,
+    labels: Tensor | None = None,
+    truth: Truth | None = None,
 ) -> ModelLosses:
     """Measure all seeds of a model, before and after training.
 
     folder: where `save_models` wrote the weights. images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
-    used. labels (N,): their classes, which a model with classes gets.
+    used. labels (N,): their classes, which a model with classes gets. truth: the exact answers for the points, at
+    noise_levels(); they are those of all classes together, so a model that is told its class is not compared.
     """
     device = exact_device(default_device())  # the bound is a sum of small differences
     x0 = to_device(evenly_spread(images, IMAGES), device)
@@ -174,8 +190,11 @@ def measure_model(
         denoisers[seed, "initial"] = new_denoiser(trained.spec, seed).eval().to(device)
         denoisers[seed, "trained"] = trained
 
-    def by_level(denoiser: Denoiser) -> list[LevelLoss]:
-        return list(by_sigma(denoiser, row, x0, classes))
+    def by_level(denoiser: Denoiser) -> list[dict[str, float]]:
+        levels = [vars(level) for level in by_sigma(denoiser, row, x0, classes)]
+        if truth is None or row.labels == "classes":
+            return levels
+        return [own | vars(far) for own, far in zip(levels, distances(denoiser, truth, device), strict=True)]
 
     trained_ones = [denoisers[seed, "trained"] for seed in row.train_seeds]
     tasks: list[Callable[[], Any]] = [partial(bound_terms, trained_ones[0], row, x0)]  # first, as it may take longest
@@ -185,7 +204,7 @@ def measure_model(
     bound, *found = side_by_side(tasks, workers)
     levels, straight = found[: len(denoisers)], found[len(denoisers) :]
     lines = [
-        Line(name, seed, state, **{key: f"{value:.6g}" for key, value in vars(at).items()})
+        Line(name, seed, state, **{key: f"{value:.6g}" for key, value in at.items()})
         for (seed, state), measured in zip(denoisers, levels, strict=True)
         for at in measured
     ]

@@ -15,7 +15,7 @@ from pipeline.params.resolved import ReportRows
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
 ORIGIN = ["extractor", "reference_hash", "checkpoint"]  # columns after COLUMNS: the first digits of hashes
 CSV_COLUMNS = [*COLUMNS, "reference", *ORIGIN]  # of results.csv, whose metrics are apart from their reference
-LOSS_COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient"]
+LOSS_COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient", "denoising_error", "map_error"]
 TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]
 FAILED = "failed"  # the metric of a failed cell, with value 1
@@ -118,7 +118,7 @@ def read_losses(paths: Paths, models: Collection[str]) -> pd.DataFrame:
 
     Raises StudyError if the table is missing, broken, or has no row of a model.
     """
-    names, numbers = ["model", "state"], ["sigma", "error", "loss", "gradient"]
+    names, numbers = ["model", "state"], LOSS_COLUMNS[3:]
     unknown = {column: ["", "nan"] for column in numbers}  # pandas would read a model called null as NaN
     try:
         found = pd.read_csv(paths.losses, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=unknown)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.exact import Gaussian, Mixture, empirical, flow
+from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.diffusion.exact import Cubes, Gaussian, Mixture, consistency_map, empirical, flow
 from tests.runge_kutta import flow_by_rk4
 
 MEANS, WEIGHTS, STD = [-1.0, 0.3, 2.0], [0.2, 0.5, 0.3], 0.4
@@ -175,3 +176,83 @@ def test_the_exact_flow_of_a_mixture_equals_that_of_small_steps() -> None:
     found = flow(mixture_2d(), z, 1.5, 0.3)
     torch.testing.assert_close(found, flow_by_rk4(mixture_2d(), z, 1.5, 0.3, 500), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(flow(mixture_2d(), found, 0.3, 1.5), z, rtol=1e-8, atol=1e-8)
+
+
+SIDE = 0.5
+CENTRES = torch.tensor([[-0.75, -0.25], [0.25, -0.25], [0.25, 0.75]], dtype=F64)  # two of them one above the other
+CUBES = Cubes(CENTRES, SIDE)
+
+
+def cubes_by_quadrature(z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of the density of z, but for a constant, and E[x0 | z], by Gauss-Legendre quadrature."""
+    place, weight = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(200))
+    offsets = torch.cartesian_prod(place, place) * SIDE / 2
+    nodes = (CENTRES[:, None] + offsets).flatten(0, 1)
+    weights = torch.cartesian_prod(weight, weight).prod(1).repeat(len(CENTRES))
+    logs = weights.log() - (z[:, None] - nodes).square().sum(2) / (2 * sigma**2)
+    return logs.logsumexp(1) - 2 * sigma.log(), logs.softmax(1) @ nodes
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.1, 0.5, 3.0, 80.0])
+def test_cubes_have_the_posterior_mean(sigma: float) -> None:
+    """For z inside of the cubes, between them, and outside."""
+    level = torch.tensor(sigma, dtype=F64)
+    z = (1 + 2 * sigma) * torch.randn(60, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    z = torch.cat([z, CENTRES, CENTRES + SIDE / 2, torch.tensor([[-0.25, -0.25], [0.0, 0.0]], dtype=F64)])
+    torch.testing.assert_close(CUBES(z, level), cubes_by_quadrature(z, level)[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 3.0])
+def test_cubes_have_the_score_of_their_density(sigma: float) -> None:
+    """Tweedie's formula, D = z + sigma^2 grad ln p, by central differences of the density."""
+    level, h = torch.tensor(sigma, dtype=F64), 1e-4 * sigma
+    z = (0.7 + sigma) * torch.randn(30, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    steps = h * torch.eye(2, dtype=F64)
+    up, down = (torch.stack([cubes_by_quadrature(z + sign * s, level)[0] for s in steps], 1) for sign in (1, -1))
+    torch.testing.assert_close(CUBES(z, level), z + sigma**2 * (up - down) / (2 * h), rtol=0, atol=1e-6)
+
+
+def test_cubes_far_away_and_at_extreme_levels() -> None:
+    """The nearest point of the cubes for sigma -> 0, the mean of the data for sigma -> infinity; always finite."""
+    z = torch.tensor([[-0.8, -0.3], [5.0, 0.7], [-0.9, -400.0], [0.1, 0.3], [1e6, 1e6]], dtype=F64)
+    nearest = torch.tensor([[-0.8, -0.3], [0.5, 0.7], [-0.9, -0.5], [0.1, 0.5], [0.5, 1.0]], dtype=F64)
+    for sigma in (1e-12, 1e-7, 1e-4):
+        torch.testing.assert_close(CUBES(z, torch.tensor(sigma, dtype=F64)), nearest, rtol=0, atol=2 * sigma + 1e-9)
+    mean = CENTRES.mean(0).expand(5, 2)
+    torch.testing.assert_close(CUBES(z, torch.tensor(1e3, dtype=F64))[:4], mean[:4], rtol=0, atol=1e-3)
+    for sigma in (1e-12, 1e-3, 1.0, 1e6):
+        assert CUBES(1e3 * z, torch.tensor(sigma, dtype=F64)).isfinite().all()
+
+
+def test_cubes_take_a_sigma_for_each_sample() -> None:
+    z, sigma = (
+        torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0)),
+        torch.logspace(-2, 2, 5).double(),
+    )
+    apart = [CUBES(z[i : i + 1], sigma[i]) for i in range(5)]
+    torch.testing.assert_close(CUBES(z, sigma), torch.cat(apart), rtol=1e-13, atol=0)
+
+
+E = 0.002  # where consistency maps end
+
+
+@pytest.mark.parametrize("sigma", [E, 0.1, 1.0, 80.0])
+def test_the_consistency_map_of_a_gaussian(sigma: float) -> None:
+    """m + (z - m) sqrt((sd^2 + e^2) / (sd^2 + sigma^2)), for the Gaussian and for a mixture of one."""
+    z = 0.3 + math.hypot(sigma, 0.6) * torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    expected = 0.3 + (z.double() - 0.3) * math.sqrt((0.6**2 + E**2) / (0.6**2 + sigma**2))
+    for denoiser in (Gaussian(0.3, 0.6), single(0.3, 0.6, 2)):
+        found = consistency_map(denoiser, z, sigma, E)
+        assert found.dtype == F64
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("denoiser", [mixture_2d(), CUBES, empirical(CENTRES)], ids=["mixture", "cubes", "finite set"])
+def test_the_consistency_map_is_one_along_a_solution(denoiser: DenoiserFunction) -> None:
+    """f(z', t) = f(z, s), where the ODE takes z from s to z' at t; f(z, e) = z."""
+    z = 3 * torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(2))
+    whole = consistency_map(denoiser, z, 3.0, E)
+    for level in (1.0, 0.2, E):
+        between = flow(denoiser, z, 3.0, level)
+        torch.testing.assert_close(consistency_map(denoiser, between, level, E), whole, rtol=0, atol=1e-7)
+    assert consistency_map(denoiser, z, E, E).equal(z)

@@ -152,7 +152,7 @@ def write_losses(folder: Path, paths: Paths, models: Mapping[str, ModelEntry]) -
         name: {"straightness": {"mean": 0.02, "sd": 0.003 if count > 1 else None, "steps": 32}, "bound": None}
         for name, count in seeds.items()
     }
-    write_json(folder / paths.metrics("losses", "models"), {"images": 256, "models": own})
+    write_json(folder / paths.metrics("losses", "models"), {"images": 256, "models": own, "truth": None})
     row = "edm_proposed: {base: edm, P_mean: -0.95, P_std: 1.1}"
     write_json(folder / paths.metrics("propose", "noise"), PROPOSAL | {"row": row})
 

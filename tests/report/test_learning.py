@@ -337,3 +337,44 @@ def test_the_table_lists_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     text = learning._by_model(Report(made_up_study(tmp_path, METHODS, [0, 1], models=MANY), tmp_path))
     assert all(f"| `{name}` |" in text for name in MANY)
+
+
+def with_truth(paths: Paths) -> None:
+    """Made-up distances from the truth: 0.1 and 0.2 for trained networks of seed 0, 0.01 more for each next seed."""
+
+    def measured(found: pd.DataFrame) -> pd.DataFrame:
+        own = (found.state == "initial") + 0.1 + 0.01 * found.train_seed
+        return found.assign(denoising_error=own, map_error=0.1 + own)
+
+    change_losses(paths, measured)
+    levels = np.unique(pd.read_csv(paths.losses).sigma)
+    file = paths.metrics("losses", "models")
+    truth = {"draws": 77, "end": 0.002, "denoiser_map_errors": [0.5 + 0.01 * i for i in range(len(levels))]}
+    write_json(file, json.loads(file.read_text()) | {"truth": truth})
+
+
+def test_distances_to_the_truth_are_drawn_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are told the class are named and left out."""
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, EDM, [0, 1], models={"edm": {}, "told": {"labels": "classes"}})
+    assert "Distance to the truth" not in built(paths)
+    with_truth(paths)
+    text = built(paths).split("### Distance to the truth by noise level")[1].split("### Noise")[0]
+    denoising, mapped = text.split("The map error is")
+    half = number(0.01 / 2 * stats.t.ppf(0.975, 1))
+    assert row(denoising, "edm") == ["`edm`", *[f"0.105 ± {half}"] * 5]
+    assert row(mapped, "edm") == ["`edm`", *[f"0.205 ± {half}"] * 5]
+    assert (
+        "| the exact denoiser | 0.520 | 0.530 | 0.540 | 0.550 | 0.560 |" in mapped
+        and "exact denoiser |" not in denoising
+    )
+    assert "over 77 draws" in text and "down to sigma = 0.002" in text
+    assert "not compared: told." in text and "`told`" not in text
+    for name in ("denoising_error", "map_error"):
+        assert f"figures/{name}_by_noise_level.png" in text
+    figures = drawn(monkeypatch)
+    learning.section(Report(paths, tmp_path))
+    [panel] = figures["map_error_by_noise_level"].values()
+    trained, initial = panel["edm"]
+    assert list(panel) == ["edm"] and initial.dashed
+    assert np.array(trained.points)[:, 1:] == pytest.approx(np.array([[0.205, 0.01 / 2**0.5]] * 8))

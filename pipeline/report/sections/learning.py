@@ -1,7 +1,10 @@
-"""The section on training: errors and gradients by noise level, straightness, bounds, and the proposed noise."""
+"""The section on training: errors, distances from the truth and gradients by noise level, straightness, bounds, and the
+proposed noise.
+"""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,7 @@ def section(report: Report) -> dict[str, Any]:
         "gradients_figure": _figure(
             report, "gradient_by_noise_level", panels, lambda *of: _gradients(report, *of), "gradient norm / its mean"
         ),
+        "truth": _truth(report, panels),
         "by_model": _by_model(report),
         "steps": listed(sorted({str(flow["steps"]) for flow in _straightness(report).values()})),
         "pairs": _pairs(report),
@@ -139,16 +143,45 @@ def _alike(own: pd.Series, other: pd.Series) -> bool:
 
 def _by_model(report: Report) -> Markdown:
     """Errors of trained models at a few noise levels, ratios of gradients, and the straightness of the flow."""
-    levels = np.unique(report.losses.sigma)
-    shown = list(dict.fromkeys(float(levels[abs(np.log(levels / near)).argmin()]) for near in SHOWN_SIGMAS))
-    straightness = _straightness(report)
+    shown, straightness = _shown(report), _straightness(report)
     lines = []
     for name in report.models:
-        errors = _errors(report, name, "trained")
-        texts = [stated(interval(errors[sigma].to_numpy())) if sigma in errors else NOT_FINITE for sigma in shown]
+        texts = _stated(_errors(report, name, "trained"), shown)
         lines.append([code(name), *texts, _spread_of_gradients(report, name), _with_sd(straightness[name])])
     header = ["model", *(f"error at sigma {number(sigma)}" for sigma in shown), "largest / smallest gradient"]
     return table([*header, "straightness"], lines)
+
+
+def _shown(report: Report) -> list[float]:
+    """The noise levels of tables."""
+    levels = np.unique(report.losses.sigma)
+    return list(dict.fromkeys(float(levels[abs(np.log(levels / near)).argmin()]) for near in SHOWN_SIGMAS))
+
+
+def _stated(found: pd.DataFrame, shown: list[float]) -> list[str]:
+    """A quantity at the noise levels of tables, with its interval over trainings."""
+    return [stated(interval(found[sigma].to_numpy())) if sigma in found else NOT_FINITE for sigma in shown]
+
+
+def _truth(report: Report, panels: dict[str, list[str]]) -> dict[str, Any] | None:
+    """Distances from the exact denoiser and from its consistency map; None if the study's data have no known truth."""
+    truth, shown = report.learning["truth"], _shown(report)
+    told = [name for name, entry in report.models.items() if entry.row.labels == "classes"]
+    compared = [name for name in report.models if name not in told]
+    if truth is None or not compared:
+        return None
+    own = {title: [name for name in names if name in compared] for title, names in panels.items()}
+    found: dict[str, Any] = {"draws": truth["draws"], "end": f"{truth['end']:g}", "told": listed(told)}
+    for column, ylabel in (("denoising_error", "RMS of D - exact D"), ("map_error", "RMS of D - exact f")):
+        lines = [[code(name), *_stated(_levels(report, name, "trained", column), shown)] for name in compared]
+        if column == "map_error":
+            levels = np.unique(report.losses.sigma)
+            exact = dict(zip(levels, truth["denoiser_map_errors"], strict=True))
+            lines.append(["the exact denoiser", *(number(exact[sigma]) for sigma in shown)])
+        found[column] = table(["model", *(f"at sigma {number(sigma)}" for sigma in shown)], lines)
+        name, quantity = f"{column}_by_noise_level", partial(_levels, report, value=column)
+        found[f"{column}_figure"] = _figure(report, name, own, quantity, ylabel)
+    return found
 
 
 def _spread_of_gradients(report: Report, name: str) -> str:
