@@ -33,8 +33,8 @@ from pipeline.training.noise import Levels
 from pipeline.training.optimizer import clip, learning_rate
 from pipeline.training.pairs import reflow_pairs
 from pipeline.training.row import Model
-from pipeline.training.run import Run
-from pipeline.training.trained import Trained
+from pipeline.training.run import Diverged, Run
+from pipeline.training.trained import Failed, Trained
 
 CHECKPOINTS = 10  # checkpoints of a training
 
@@ -46,23 +46,28 @@ def train_seeds(
     progress: Callable[[int], object],
     workers: int | None = None,
     labels: Tensor | None = None,
-) -> list[Trained]:
+) -> list[Trained | Failed]:
     """Train all seeds of a row side by side, each from its checkpoint in .cache if there is one.
 
     data: the data set's summary; the other arguments are those of `train`. A row with a teacher trains that first;
-    if it is already trained, this costs nothing.
+    if it is already trained, this costs nothing. A seed that diverges, or whose teacher has, fails alone.
     """
     spec, device = spec_of(row, data), default_device()
-    teachers: list[Trained | None] = [None] * len(row.train_seeds)
+    teachers: list[Trained | Failed | None] = [None] * len(row.train_seeds)
     if row.teacher:
         teacher = row.teacher.model_copy(update={"train_seeds": row.train_seeds})
         teachers = [*train_seeds(teacher, data, images, lambda images: None, workers, labels)]
 
-    def task(seed: int, teacher: Trained | None) -> Generator[None, None, Trained]:
+    def task(seed: int, teacher: Trained | Failed | None) -> Generator[None, None, Trained | Failed]:
+        if isinstance(teacher, Failed):
+            return Failed(seed, f"the teacher failed: {teacher.reason}", spec)
         key = content_hash(setting(row, spec, images, labels, seed, device))
         make_pairs = partial(_pairs, teacher.denoiser, row.reflow_pairs, seed, device) if teacher else None
         checkpoint = CACHE / "training" / f"{key}.safetensors"
-        return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs, labels, device))
+        try:
+            return (yield from train(row, spec, images, seed, checkpoint, progress, make_pairs, labels, device))
+        except Diverged as error:
+            return Failed(seed, str(error), spec, error.curve)
 
     tasks = [task(seed, teacher) for seed, teacher in zip(row.train_seeds, teachers, strict=True)]
     return in_turns(tasks, processes.workers_on(device) if workers is None else workers)
@@ -91,8 +96,8 @@ def train(
     call, which is negative after a step back.
 
     A generator, for `in_turns`: it pauses after every step and returns the result. Raises StudyError if the row does
-    not fit the data, if the checkpoint has another setting, if memory does not suffice, and, naming the
-    step, if the loss is not finite; the last good checkpoint stays.
+    not fit the data, if the checkpoint has another setting, or if memory does not suffice, and Diverged, naming the
+    step, if a loss or a weight is not finite; the last good checkpoint stays.
     """
     check_examples(row, images, labels)
     device = device or default_device()

@@ -1,5 +1,6 @@
 """The result of a training, and the files that hold it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ from pipeline.diffusion.averages import Profile
 from pipeline.diffusion.classifier import NoisyClassifier, save_classifier
 from pipeline.diffusion.denoiser import Denoiser, save_denoiser
 from pipeline.diffusion.networks.registry import cost
-from pipeline.diffusion.weights import average_file, classifier_file, main_file, snapshot_file
+from pipeline.diffusion.spec import Spec
+from pipeline.diffusion.weights import (
+    average_file,
+    classifier_file,
+    failure_file,
+    main_file,
+    save_failure,
+    snapshot_file,
+)
 
 
 @dataclass(frozen=True)
@@ -29,10 +38,34 @@ class Trained:
     classifier: NoisyClassifier | None = None
     classifier_accuracy: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def spec(self) -> Spec:
+        return self.denoiser.spec
 
-def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
-    """Write each seed's weights: averages, snapshots and classifier. Returns the summary for metrics/train."""
+
+@dataclass(frozen=True)
+class Failed:
+    """A training without a result, the reason in one line, and its training curve until then."""
+
+    seed: int
+    reason: str
+    spec: Spec
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_models(trained: Sequence[Trained | Failed], folder: Path) -> dict[str, Any]:
+    """Write each seed's weights, averages, snapshots and classifier, or why it failed.
+
+    Returns the summary for metrics/train, with means over the trainings that did not fail; if some failed, `failed` has
+    their reasons by seed.
+    """
+    done, failed = [], {}
     for run in trained:
+        if isinstance(run, Failed):
+            save_failure(run.reason, failure_file(folder, run.seed))
+            failed[str(run.seed)] = run.reason
+            continue
+        done.append(run)
         seed = int(run.curve[0]["seed"])
         save_denoiser(run.denoiser, main_file(folder, seed))
         for profile, denoiser in run.averages.items():
@@ -41,14 +74,15 @@ def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
             write_bytes(snapshot_file(folder, seed, images), path.read_bytes())
         if run.classifier:
             save_classifier(run.classifier, classifier_file(folder, seed))
-    losses, spec = [run.curve[-1]["loss"] for run in trained], trained[0].denoiser.spec
-    accuracies = [run.classifier_accuracy for run in trained]
+    losses, spec = [run.curve[-1]["loss"] for run in done], trained[0].spec
+    accuracies = [run.classifier_accuracy for run in done] or [{}]
     return {
         "network": spec.network,
         "channels": spec.channels,
         **cost(spec)._asdict(),
-        "images": trained[0].curve[-1]["images"],
-        "final_loss": sum(losses) / len(losses),
-        "classifier_accuracy": {sigma: sum(a[sigma] for a in accuracies) / len(trained) for sigma in accuracies[0]},
+        "images": max((point["images"] for run in trained for point in run.curve), default=0),
+        "final_loss": sum(losses) / len(losses) if losses else None,
+        "classifier_accuracy": {sigma: sum(a[sigma] for a in accuracies) / len(done) for sigma in accuracies[0]},
         "machine": machine(default_device()),
+        **({"failed": failed} if failed else {}),
     }

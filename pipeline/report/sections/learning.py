@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 
 from pipeline.report.figures.lines import Line, densities_figure, noise_levels_figure
 from pipeline.report.page import Markdown, code, table
+from pipeline.report.results import FAILED
 from pipeline.report.statistics import CONFIDENCE, interval
 from pipeline.report.study import Report
 from pipeline.report.text import course, listed, number, plain, stated
@@ -144,9 +145,14 @@ def _by_model(report: Report) -> Markdown:
     straightness = _straightness(report)
     lines = []
     for name in report.models:
+        share = report.share_trained(name)
+        model = Markdown(f"{code(name)} ({share})") if share else code(name)
+        if not report.trainings(name):
+            lines.append([model, *[FAILED] * (len(shown) + 2)])
+            continue
         errors = _errors(report, name, "trained")
         texts = [stated(interval(errors[sigma].to_numpy())) if sigma in errors else NOT_FINITE for sigma in shown]
-        lines.append([code(name), *texts, _spread_of_gradients(report, name), _with_sd(straightness[name])])
+        lines.append([model, *texts, _spread_of_gradients(report, name), _with_sd(straightness[name])])
     header = ["model", *(f"error at sigma {number(sigma)}" for sigma in shown), "largest / smallest gradient"]
     return table([*header, "straightness"], lines)
 
@@ -192,7 +198,7 @@ def _straighter(report: Report, name: str, base: str) -> str:
     word = "straighter than" if own["mean"] < other["mean"] else "less straight than"
     if None in (own["sd"], other["sd"]):
         return f"{word} (one training, so the error is unknown)"
-    counts = [len(report.models[n].row.train_seeds) for n in (name, base)]
+    counts = [report.trainings(n) for n in (name, base)]
     error = math.hypot(own["sd"] / math.sqrt(counts[0]), other["sd"] / math.sqrt(counts[1]))
     half = float(stdtrit(max(min(counts) - 1, 1), (1 + CONFIDENCE) / 2)) * error
     return (
