@@ -1,5 +1,7 @@
 """Train one model row, all its seeds."""
 
+import sys
+
 from pipeline.common import processes
 from pipeline.common.files import read_json, whole_folder, write_csv, write_json
 from pipeline.common.progress import bar
@@ -25,7 +27,10 @@ def main(arguments: Arguments) -> None:
         metrics = save_models(trained, folder)
     write_csv(paths.training_curve(name), ["seed", "images", "loss"], [p for t in trained for p in t.curve])
     write_json(paths.metrics("train", name), metrics)
-    print(f"{name}: {metrics['parameters']:,} parameters, loss {metrics['final_loss']:.4f}")
+    for reason in metrics.get("failed", {}).values():
+        print(f"failed: {name}, {reason}", file=sys.stderr)
+    loss = "all trainings failed" if metrics["final_loss"] is None else f"loss {metrics['final_loss']:.4f}"
+    print(f"{name}: {metrics['parameters']:,} parameters, {loss}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from pipeline.common.tensors import load_tensors
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import Dataset, load_prepared, load_summary
 from pipeline.diffusion.denoiser import load_denoiser
-from pipeline.diffusion.weights import main_file
+from pipeline.diffusion.weights import failure, main_file
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.sweep import measure_cell
@@ -160,7 +160,7 @@ class Sample:
                     raise StudyError(f"{name}: {found}")
 
     def _trainings(self, names: list[str]) -> dict[str, Any]:
-        """Compare the first steps of every training, and one whole training.
+        """Compare the first steps of every training that did not fail, and one whole training.
 
         Returns hashes of the former, with those of models that are not stale this time.
         """
@@ -170,7 +170,7 @@ class Sample:
         print(f"{self.paths.study}: the first steps of {len(names)} models, and all of {names[0]}", flush=True)
         data, summary = load_prepared(self.paths.data), load_summary(self.paths.data)
         models = {name: Model(**read_json(self.paths.row("models", name))) for name in self._all_models()}
-        seeds = [(name, seed) for name in names for seed in models[name].train_seeds]
+        seeds = [(n, s) for n in names for s in models[n].train_seeds if not failure(self.paths.model(n), s)]
         tasks = [partial(self._first_steps, name, models, seed, data, summary) for name, seed in seeds]
         first: dict[str, Any] = {name: {"outputs": self._lock_hash(name), "seeds": {}} for name in names}
         for (name, seed), now in zip(seeds, side_by_side(tasks, workers_on(default_device())), strict=True):

@@ -18,7 +18,7 @@ class StudyError(Exception):
 
 
 class NotFinite(StudyError):
-    """A denoiser's output or a sample is not finite."""
+    """A loss, a weight, a denoiser's output or a sample is not finite."""
 
 
 @cache

@@ -13,9 +13,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from pipeline.common.errors import StudyError
+from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import content_hash
-from pipeline.common.sealed import reading
+from pipeline.common.sealed import load_json, reading, save_json
 from pipeline.common.tensors import load_tensors, read_sealed, save_tensors
 from pipeline.diffusion.averages import LARGEST_ERROR, Averages, HalfLife, Power, Profile, synthesis
 from pipeline.diffusion.classifier import NoisyClassifier, load_classifier
@@ -45,6 +45,25 @@ def snapshot_file(folder: Path, seed: int, images: int) -> Path:
 def classifier_file(folder: Path, seed: int) -> Path:
     """The file of the classifier that was trained with the model."""
     return folder / f"seed_{seed}_classifier.safetensors"
+
+
+def failure_file(folder: Path, seed: int) -> Path:
+    """The file in place of the weights of a training that failed."""
+    return folder / f"seed_{seed}_failed.json"
+
+
+def save_failure(reason: str, path: Path) -> None:
+    """Write why a training failed, in one line."""
+    save_json(path, {"failed": reason})
+
+
+def failure(folder: Path, seed: int) -> str:
+    """Why a training failed, in one line; empty if it did not. Raises StudyError if the file that says so is broken."""
+    file = failure_file(folder, seed)
+    if not file.exists():
+        return ""
+    with reading(file):
+        return str(load_json(file)["failed"])
 
 
 def main_files(folder: Path) -> list[Path]:
@@ -192,6 +211,8 @@ def _key(profile: Profile) -> tuple[str, float]:
 def _average(folder: Path, seed: int, selection: Selection) -> _Origin:
     """The selected average: the main one, a tracked one from its own file, or else one made from the snapshots."""
     main, wanted = main_file(folder, seed), selection.average
+    if reason := failure(folder, seed):
+        raise NotFinite(f"training failed: {reason}")
     if not main.exists():
         raise StudyError(f"{main}: missing; `dvc repro` trains it")
     if selection.steps:
@@ -256,7 +277,8 @@ def _classifier(folder: Path, seed: int) -> Path:
 def weights_for(folder: Path, seed: int, selection: Selection) -> Weights:
     """Load the selected weights from a model's folder.
 
-    Raises StudyError if the training kept no such average or guide; the message names the keys to set.
+    Raises NotFinite with the reason if the training failed, and StudyError if it kept no such average or guide; the
+    message names the keys to set.
     """
     average, snapshot = _average(folder, seed, selection), _snapshot(folder, seed, selection)
     classifier = load_classifier(_classifier(folder, seed)) if selection.guide == "classifier" else None
@@ -266,7 +288,7 @@ def weights_for(folder: Path, seed: int, selection: Selection) -> Weights:
 def content_key(folder: Path, seed: int, selection: Selection) -> str:
     """A hash of all selected weights; for the main average without a guide, the hash of its file.
 
-    Raises StudyError if some are missing.
+    Raises NotFinite with the reason if the training failed, and StudyError if some are missing.
     """
     parts = _average(folder, seed, selection).parts
     if snapshot := _snapshot(folder, seed, selection):

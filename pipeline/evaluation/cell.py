@@ -25,7 +25,8 @@ class Cell:
     """The metrics of one set of samples, their counted NFE, the hash of the weights, and the first images.
 
     images: (SHOWN_IMAGES, C, H, W), uint8, or (SHOWN_POINTS, 2), float32. features: the first AGREEMENT_SAMPLES, or
-    (0, d) if they were not asked for. failed: why sampling failed, in one line; then metrics and images are empty.
+    (0, d) if they were not asked for. failed: why training or sampling failed, in one line; then metrics and images are
+    empty, and without weights their hash is, too.
     """
 
     train_seed: int
@@ -56,7 +57,7 @@ class Cell:
 def failed_cell(
     curve: Curve, seeds: tuple[int, int], steps: int, weights: str, reference: Reference, reason: str
 ) -> Cell:
-    """A cell whose sampling failed, with the NFE that it would have cost. weights: their hash."""
+    """A cell whose training or sampling failed, with the NFE that it would have cost. weights: their hash, or ""."""
     images, features = torch.empty(0, dtype=torch.uint8), torch.empty(0, reference.features.shape[1])
     return Cell(*seeds, steps, curve.evaluations(steps), curve.samples, weights, [], images, features, reason)
 

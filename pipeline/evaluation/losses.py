@@ -22,6 +22,7 @@ from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import is_points, to_range
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.weights import failure, main_file
 from pipeline.evaluation.bound import variational_bound
 from pipeline.evaluation.truth import Truth, distances
 from pipeline.training.loss import loss
@@ -173,7 +174,7 @@ def measure_model(
     labels: Tensor | None = None,
     truth: Truth | None = None,
 ) -> ModelLosses:
-    """Measure all seeds of a model, before and after training.
+    """Measure all seeds of a model whose training did not fail, before and after training.
 
     folder: where `save_models` wrote the weights. images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
     used. labels (N,): their classes, which a model with classes gets. truth: the exact answers for the points, at
@@ -185,8 +186,9 @@ def measure_model(
     if labels is not None and row.labels == "classes":
         classes = to_device(evenly_spread(labels, IMAGES), device)
     denoisers: dict[tuple[int, str], Denoiser] = {}
-    for seed in row.train_seeds:  # created before the threads, because they share PyTorch's one random generator
-        trained = load_denoiser(folder / f"seed_{seed}.safetensors").requires_grad_(True).to(device)
+    seeds = [seed for seed in row.train_seeds if not failure(folder, seed)]
+    for seed in seeds:  # created before the threads, because they share PyTorch's one random generator
+        trained = load_denoiser(main_file(folder, seed)).requires_grad_(True).to(device)
         denoisers[seed, "initial"] = new_denoiser(trained.spec, seed).eval().to(device)
         denoisers[seed, "trained"] = trained
 
@@ -196,7 +198,9 @@ def measure_model(
             return levels
         return [own | vars(far) for own, far in zip(levels, distances(denoiser, truth, device), strict=True)]
 
-    trained_ones = [denoisers[seed, "trained"] for seed in row.train_seeds]
+    trained_ones = [denoisers[seed, "trained"] for seed in seeds]
+    if not trained_ones:
+        return ModelLosses([], Straightness(None, None, STRAIGHTNESS_STEPS), None)
     tasks: list[Callable[[], Any]] = [partial(bound_terms, trained_ones[0], row, x0)]  # first, as it may take longest
     tasks += [partial(by_level, denoiser) for denoiser in denoisers.values()]
     tasks += [partial(straightness, denoiser) for denoiser in trained_ones]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.common import processes
 from pipeline.common.devices import default_device, exact_device, to_device
+from pipeline.common.errors import NotFinite, say_once
 from pipeline.common.scalars import in_a_line
 from pipeline.common.threads import in_turns, side_by_side
 from pipeline.data.dataset import to_range
@@ -68,12 +69,17 @@ def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
 def propose(row: Model, spec: Spec, images: Tensor, workers: int | None = None) -> Normal | None:
     """Train a row's network briefly on all noise levels, and fit P_mean and P_std to the levels at which it learns.
 
-    Returns None if it learns nothing. spec: of the row's denoiser. images: (N, C, H, W), uint8.
+    Returns None if it learns nothing, or if it diverges, which a line on stderr says. spec: of the row's denoiser.
+    images: (N, C, H, W), uint8.
     """
     wide = Model(**row.model_dump(exclude={*PLAIN}) | WIDE)
     rows = [wide.model_copy(update={"images": count}) for count in BRIEF_IMAGES]
     workers = processes.workers_on(default_device()) if workers is None else workers
-    trained = in_turns([train(brief, spec, images, SEED) for brief in rows], workers)
+    try:
+        trained = in_turns([train(brief, spec, images, SEED) for brief in rows], workers)
+    except NotFinite as error:
+        say_once(f"no noise is proposed, because a brief training diverges: {error}")
+        return None
     short, long = side_by_side([partial(errors, brief.denoiser, images) for brief in trained], workers)
     return fit(noise_levels(), short.cpu(), long.cpu(), spec.sigma_data)
 

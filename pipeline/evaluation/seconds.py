@@ -13,7 +13,7 @@ from pipeline.common.devices import default_device
 from pipeline.common.errors import NotFinite
 from pipeline.common.files import SHORT_HASH
 from pipeline.common.machine import machine
-from pipeline.diffusion.weights import content_key, main_file, student_of
+from pipeline.diffusion.weights import content_key, failure, main_file, student_of
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.loading import LoadedModel, load_model
 from pipeline.sampling.batches import generate, mean_nfe
@@ -60,10 +60,12 @@ class Timed(NamedTuple):
 def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGrids]) -> Iterator[Timed]:
     """The numbers of steps of a curve to be timed, on the threads of the calling thread. A first run is not timed.
 
-    model: the folder of its weights. grids: fitted to the model. Numbers of steps whose samples are not finite are left
-    out.
+    model: the folder of its weights, of which the first training that did not fail is timed; none if all failed. grids:
+    fitted to the model. Numbers of steps whose samples are not finite are left out.
     """
-    seed = curve.seeds[0][0]
+    seed = next((seed for seed, _ in curve.seeds if not failure(model, seed)), None)
+    if seed is None:
+        return
     for steps in curve.step_counts:
         student = student_of(model, seed, steps)
         loaded = load_model(curve, model, seed, student, default_device())

@@ -16,7 +16,7 @@ from pipeline.common.machine import machine
 from pipeline.common.sealed import save_json
 from pipeline.common.tensors import save_tensors
 from pipeline.common.threads import side_by_side
-from pipeline.diffusion.weights import content_key, main_file, student_of
+from pipeline.diffusion.weights import content_key, failure, main_file, student_of
 from pipeline.evaluation.cell import AGREEMENT_SAMPLES, Cell, cache_file, failed_cell, load_cell, save_cell
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.loading import LoadedModel, load_model
@@ -39,13 +39,15 @@ def measure_curve(
 ) -> list[Cell]:
     """Measure all cells of a curve, in the order of `Curve.cells`; `finished` is called with each.
 
-    model: the folder of its weights. grids: fitted to the model. A cell whose denoiser gives values that are not finite
-    fails alone. The cell of the most steps and the first seeds keeps its features, for the comparison with other
-    libraries. Raises StudyError if weights, grids or guides are missing.
+    model: the folder of its weights. grids: fitted to the model. A cell whose training failed, or whose denoiser gives
+    values that are not finite, fails alone. The cell of the most steps and the first seeds whose training did not fail
+    keeps its features, for the comparison with other libraries. Raises StudyError if weights, grids or guides are
+    missing.
     """
     cells, device = curve.cells(), default_device()
     extractor, reference = extractor.on(device), reference.on(exact_device(device))
-    compared = cells[-1][0], curve.seeds[0]
+    trained = (seeds for seeds in curve.seeds if not failure(model, seeds[0]))
+    compared = cells[-1][0], next(trained, curve.seeds[0])
 
     def task(steps: int, seeds: tuple[int, int]) -> Cell:
         keep = AGREEMENT_SAMPLES if (steps, seeds) == compared else 0
@@ -75,13 +77,14 @@ def measure_cell(
 ) -> Cell:
     """Sample and measure one cell, or take it from the cache. It keeps the first `keep` features.
 
-    If an answer of the denoiser is not finite, the cell fails and holds the reason. Raises as `measure_curve` does.
+    If the training failed or an answer of the denoiser is not finite, the cell fails and holds the reason. Raises as
+    `measure_curve` does.
     """
-    (train_seed, sample_seed), device = seeds, default_device()
+    (train_seed, sample_seed), device, weights = seeds, default_device(), ""
     student = student_of(model, train_seed, steps)
-    weights = content_key(model, train_seed, curve.weights(student))
     costs: list[tuple[int, int]] = []
     try:
+        weights = content_key(model, train_seed, curve.weights(student))
         sampler = on_fitted_grid(curve, grids, main_file(model, train_seed).name, steps)
         file = cache_file(sampler, weights, steps, sample_seed, extractor, reference, device)
         if cached := _cached(file, min(keep, curve.samples)):

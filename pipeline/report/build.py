@@ -143,6 +143,7 @@ def render(report: Report) -> str:
         fronts=efficiency.fronts(report),
         reach=efficiency.reach(report),
         best_samplers=samplers.best_samplers(report),
+        failed_trainings=failures.trainings(report),
         failures=failures.failures(report),
         exact=exact.section(report),
         learning=learning.section(report),

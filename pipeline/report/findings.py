@@ -30,6 +30,7 @@ def findings(report: Report, others: Sequence[list[str]] = ()) -> Findings:
     """
     samplers = _samplers(report)
     first = [
+        *_failed_trainings(report),
         *_failures(report),
         *_leaders(report),
         *_reach(report),
@@ -49,6 +50,11 @@ def findings(report: Report, others: Sequence[list[str]] = ()) -> Findings:
         *_spread(report),
     ]
     return Findings([*first, *lead], more)
+
+
+def _failed_trainings(report: Report) -> list[str]:
+    lost = [f"{name} ({report.share_trained(name)} left)" for name in report.models if report.failed_trainings(name)]
+    return [f'Trainings failed, of {listed(lost)} (see "Failed trainings").'] if lost else []
 
 
 def _failures(report: Report) -> list[str]:

@@ -59,7 +59,7 @@ class Report:
         self.agreement |= {name: read_json(paths.metrics("measure", name))["agreement"] for name in self.sets}
         self.training = {name: read_json(paths.metrics("train", name)) for name in self.models}
         self.oracle = read_json(paths.metrics("oracle", "solvers"))
-        self.losses = read_losses(paths, self.models)
+        self.losses = read_losses(paths, [name for name in self.models if self.trainings(name)])
         self.learning = read_json(paths.metrics("losses", "models"))
         self.proposal = read_json(paths.metrics("propose", "noise"))
         self._check_origins()
@@ -94,7 +94,8 @@ class Report:
     def timings(self) -> pd.DataFrame:
         """Seconds per image of the current curves, without timings of other weights or samplers."""
         found = read_timings(self.paths)
-        checkpoints = self.results.drop_duplicates("curve").set_index("curve").checkpoint
+        trained = self.results[self.results.checkpoint != ""]
+        checkpoints = trained.drop_duplicates("curve").set_index("curve").checkpoint
         current = {name: (checkpoints.get(name), self.sampler(name)) for name in self.curves}
         own = [current.get(row.curve) == (row.checkpoint, row.sampler) for row in found.itertuples()]
         return found[pd.Series(own, index=found.index, dtype=bool)]
@@ -154,6 +155,20 @@ class Report:
     def model(self, curve: str) -> Model:
         """The row of the model that a curve samples."""
         return self.models[self.curves[curve].row.model].row
+
+    def failed_trainings(self, model: str) -> dict[str, str]:
+        """Why trainings of a model failed, by seed."""
+        reasons: dict[str, str] = self.training[model].get("failed", {})
+        return reasons
+
+    def trainings(self, model: str) -> int:
+        """The number of trainings of a model that did not fail."""
+        return len(self.models[model].row.train_seeds) - len(self.failed_trainings(model))
+
+    def share_trained(self, model: str) -> str:
+        """How many of a model's trainings did not fail: "2 of 3 trainings"; empty if none failed."""
+        total = len(self.models[model].row.train_seeds)
+        return f"{self.trainings(model)} of {total} trainings" if self.failed_trainings(model) else ""
 
     def sampler(self, curve: str) -> str:
         """A hash of how a curve is sampled from its model, its budgets left out."""

@@ -69,12 +69,13 @@ def curves(report: Report) -> list[dict[str, object]]:
 
 
 def training(report: Report) -> list[dict[str, object]]:
-    """The training curves of all models. Raises OSError if one is missing."""
-    return [
-        {"model": name, "images": images, "loss": rounded(loss)}
-        for name in report.models
-        for images, loss in pd.read_csv(report.paths.training_curve(name)).groupby("images").loss.mean().items()
-    ]
+    """The training curves of all models, as far as all of their seeds got. Raises OSError if one is missing."""
+    found: list[dict[str, object]] = []
+    for name, entry in report.models.items():
+        for images, own in pd.read_csv(report.paths.training_curve(name)).groupby("images"):
+            if len(own) == len(entry.row.train_seeds):
+                found.append({"model": name, "images": images, "loss": rounded(own.loss.mean())})
+    return found
 
 
 def rounded(value: float) -> float:

@@ -70,10 +70,14 @@ class Adaptive(Independent):
         return u, 1 / (shares[stretch] * self.STRETCHES)
 
     def learn(self, u: Tensor, losses: Tensor) -> None:
-        """Move the mean squared loss of each interval with draws towards their losses, by RATE per draw."""
+        """Move the mean squared loss of each interval with draws towards their losses, by RATE per draw.
+
+        A loss that is not finite counts as 0: the training has diverged, and goes on only to its next check.
+        """
         stretch = (u * self.STRETCHES).long().clamp(max=self.STRETCHES - 1)
+        finite = losses.detach().to(self.state).nan_to_num(0.0, 0.0, 0.0)
         count = torch.bincount(stretch, minlength=self.STRETCHES).to(self.state)
-        sums = torch.zeros_like(count).index_add_(0, stretch, losses.detach().to(self.state).square())
+        sums = torch.zeros_like(count).index_add_(0, stretch, finite.square())
         squares, seen = self.state
         keep = torch.where(seen < self.ENOUGH, seen / (seen + count).clamp(min=1), (1 - self.RATE) ** count)
         squares.copy_(torch.where(count > 0, keep * squares + (1 - keep) * sums / count.clamp(min=1), squares))

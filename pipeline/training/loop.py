@@ -34,8 +34,8 @@ from pipeline.training.objectives import OBJECTIVES, Falling, Question, denoisin
 from pipeline.training.optimizer import clip, learning_rate
 from pipeline.training.pairs import reflow_pairs
 from pipeline.training.row import Model
-from pipeline.training.run import Run
-from pipeline.training.trained import Trained, joined
+from pipeline.training.run import Diverged, Run
+from pipeline.training.trained import Failed, Trained, joined
 
 CHECKPOINTS = 10  # checkpoints of a training
 
@@ -47,28 +47,37 @@ def train_seeds(
     progress: Callable[[int], object],
     workers: int | None = None,
     labels: Tensor | None = None,
-) -> list[Trained]:
+) -> list[Trained | Failed]:
     """Train all seeds of a row side by side, each from its checkpoint in .cache if there is one.
 
     data: the data set's summary; the other arguments are those of `train`. A row with a teacher trains that first;
-    if it is already trained, this costs nothing.
+    if it is already trained, this costs nothing. A seed that diverges, or whose teacher has, fails alone.
     """
     spec, device = spec_of(row, data), default_device()
-    teachers: list[Trained | None] = [None] * len(row.train_seeds)
+    teachers: list[Trained | Failed | None] = [None] * len(row.train_seeds)
     if row.teacher:
         teacher = row.teacher.model_copy(update={"train_seeds": row.train_seeds})
-        teachers = [*train_seeds(teacher, data, images, lambda images: None, workers, labels)]
+        found = train_seeds(teacher, data, images, lambda images: None, workers, labels)
+        teachers = [
+            Failed(one.seed, f"the teacher failed: {one.reason}", spec) if isinstance(one, Failed) else one
+            for one in found
+        ]
 
-    def task(part: Model, seed: int, of: Trained | None) -> Generator[None, None, Trained]:
+    def task(part: Model, seed: int, of: Trained | Failed | None) -> Generator[None, None, Trained | Failed]:
+        if isinstance(of, Failed):
+            return of
         key = content_hash(setting(part, spec, images, labels, seed, device))
         checkpoint = CACHE / "training" / f"{key}.safetensors"
         teacher = of.denoiser if of else None
-        return (yield from train(part, spec, images, seed, checkpoint, progress, teacher, labels, device))
+        try:
+            return (yield from train(part, spec, images, seed, checkpoint, progress, teacher, labels, device))
+        except Diverged as error:
+            return Failed(seed, str(error), spec, error.curve)
 
-    rounds: list[list[Trained]] = []
+    rounds: list[list[Trained | Failed]] = []
     for part in row.rounds:
         seeded = zip(row.train_seeds, rounds[-1] if rounds else teachers, strict=True)
-        tasks = [task(part, seed, teacher) for seed, teacher in seeded]
+        tasks = [task(part, seed, of) for seed, of in seeded]
         rounds.append(in_turns(tasks, processes.workers_on(device) if workers is None else workers))
     return [joined(of_seed) for of_seed in zip(*rounds, strict=True)]
 
@@ -98,8 +107,8 @@ def train(
     call, which is negative after a step back.
 
     A generator, for `in_turns`: it pauses after every step and returns the result. Raises StudyError if the row does
-    not fit the data, if the checkpoint has another setting, if memory does not suffice, and, naming the
-    step, if the loss is not finite; the last good checkpoint stays.
+    not fit the data, if the checkpoint has another setting, or if memory does not suffice, and Diverged, naming the
+    step, if a loss or a weight is not finite; the last good checkpoint stays.
     """
     check_examples(row, images, labels)
     device = device or default_device()

@@ -1,15 +1,17 @@
 """The state of one training: network, averages, optimizer, step, and the losses so far."""
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.common import processes
 from pipeline.common.devices import CPU, Network, autocast, compiled, make_gradients_repeatable
-from pipeline.common.errors import StudyError
+from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
 from pipeline.diffusion.averages import Averages, profiles
 from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction, denoised, new_denoiser
@@ -23,6 +25,15 @@ from pipeline.training.row import Model
 from pipeline.training.weighting import WEIGHTINGS, Uncertainty
 
 CURVE_POINTS = 50  # points of the training curve
+LAST_LOSSES = 3  # finite losses before one that is not, which an error names
+
+
+class Diverged(NotFinite):
+    """A loss or a weight of a training is not finite. curve: the training curve up to there."""
+
+    def __init__(self, reason: str, curve: list[dict[str, float]]) -> None:
+        super().__init__(reason)
+        self.curve = curve
 
 
 class Run:
@@ -133,24 +144,31 @@ class Run:
             torch._foreach_lerp_([*self.target.parameters()], [*self.denoiser.parameters()], 1 - share)
 
     def check(self) -> None:
-        """Raises StudyError if a loss so far, or a weight now, is not finite."""
+        """Raises Diverged if a loss so far, or a weight now, is not finite: step, sigma and the losses before."""
         losses = self.losses[: self.step].cpu()
+        weights = [parameter.detach() for parameter in self.parameters()]
         if not losses.isfinite().all():
             step = int(losses.isfinite().int().argmin())
-            where = f"the loss is not finite at step {step} (sigma {float(self.suspects[step]):.4g})"
-            raise StudyError(f"seed {self.seed}: {where}; lower learning_rate?")
-        weights = [parameter.detach() for parameter in self.parameters()]
-        if not torch.stack(torch._foreach_norm(weights, torch.inf)).isfinite().all():
-            raise StudyError(f"seed {self.seed}: the weights are not finite at step {self.step}; lower learning_rate?")
+            what, at = "the loss is", [f"sigma {float(self.suspects[step]):.4g}"]
+        elif not torch.stack(torch._foreach_norm(weights, torch.inf)).isfinite().all():
+            step, what, at = self.step, "the weights are", []
+        else:
+            return
+        if before := ", ".join(f"{loss:.4g}" for loss in losses[:step].tolist()[-LAST_LOSSES:]):
+            at.append(f"losses before: {before}")
+        where = f"{what} not finite at step {step} ({'; '.join(at)})"
+        raise Diverged(f"seed {self.seed}: {where}; lower learning_rate?", self.curve())
 
     def stretches(self) -> Sequence[Tensor]:
         """The steps behind each point of the training curve."""
         return torch.arange(self.row.steps).tensor_split(min(CURVE_POINTS, self.row.steps))
 
     def curve(self) -> list[dict[str, float]]:
-        """The training curve: the mean loss over each stretch of steps."""
+        """The training curve: the mean loss over each stretch of steps, up to one that is not over or not finite."""
         losses = self.losses.cpu()
-        return [
+        points = (
             {"seed": self.seed, "images": (int(s[-1]) + 1) * self.row.batch, "loss": round(float(losses[s].mean()), 6)}
             for s in self.stretches()
-        ]
+            if int(s[-1]) < self.step
+        )
+        return list(takewhile(lambda point: math.isfinite(point["loss"]), points))

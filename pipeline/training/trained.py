@@ -12,7 +12,16 @@ from pipeline.diffusion.averages import Profile
 from pipeline.diffusion.classifier import NoisyClassifier, save_classifier
 from pipeline.diffusion.denoiser import Denoiser, save_denoiser
 from pipeline.diffusion.networks.registry import cost
-from pipeline.diffusion.weights import average_file, classifier_file, main_file, snapshot_file, student_file
+from pipeline.diffusion.spec import Spec
+from pipeline.diffusion.weights import (
+    average_file,
+    classifier_file,
+    failure_file,
+    main_file,
+    save_failure,
+    snapshot_file,
+    student_file,
+)
 
 
 @dataclass(frozen=True)
@@ -32,20 +41,52 @@ class Trained:
     classifier_accuracy: dict[str, float] = field(default_factory=dict)
     students: dict[int, Denoiser] = field(default_factory=dict)
 
+    @property
+    def spec(self) -> Spec:
+        return self.denoiser.spec
 
-def joined(rounds: Sequence[Trained]) -> Trained:
-    """One training that consists of several rounds: the last one, with the students and the curve of all."""
+
+@dataclass(frozen=True)
+class Failed:
+    """A training without a result, the reason in one line, and its training curve until then."""
+
+    seed: int
+    reason: str
+    spec: Spec
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def joined(rounds: Sequence[Trained | Failed]) -> Trained | Failed:
+    """One training that consists of several rounds: the last one, with the students and the curve of all.
+
+    A round that failed ends it.
+    """
+    *before, last = [one for i, one in enumerate(rounds) if not any(one is earlier for earlier in rounds[:i])]
     curve: list[dict[str, float]] = []
-    for part in rounds:
-        before = curve[-1]["images"] if curve else 0
-        curve += [point | {"images": before + point["images"]} for point in part.curve]
-    students = {steps: student for part in rounds for steps, student in part.students.items()}
-    return replace(rounds[-1], curve=curve, students=students)
+    for part in (*before, last):
+        seen = curve[-1]["images"] if curve else 0
+        curve += [point | {"images": seen + point["images"]} for point in part.curve]
+    if isinstance(last, Failed):
+        return replace(last, curve=curve)
+    students = {
+        steps: student for part in rounds if isinstance(part, Trained) for steps, student in part.students.items()
+    }
+    return replace(last, curve=curve, students=students)
 
 
-def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
-    """Write each seed's weights: averages, snapshots and classifier. Returns the summary for metrics/train."""
+def save_models(trained: Sequence[Trained | Failed], folder: Path) -> dict[str, Any]:
+    """Write each seed's weights, averages, snapshots and classifier, or why it failed.
+
+    Returns the summary for metrics/train, with means over the trainings that did not fail; if some failed, `failed` has
+    their reasons by seed.
+    """
+    done, failed = [], {}
     for run in trained:
+        if isinstance(run, Failed):
+            save_failure(run.reason, failure_file(folder, run.seed))
+            failed[str(run.seed)] = run.reason
+            continue
+        done.append(run)
         seed = int(run.curve[0]["seed"])
         save_denoiser(run.denoiser, main_file(folder, seed))
         for steps, student in run.students.items():
@@ -56,14 +97,15 @@ def save_models(trained: list[Trained], folder: Path) -> dict[str, Any]:
             write_bytes(snapshot_file(folder, seed, images), path.read_bytes())
         if run.classifier:
             save_classifier(run.classifier, classifier_file(folder, seed))
-    losses, spec = [run.curve[-1]["loss"] for run in trained], trained[0].denoiser.spec
-    accuracies = [run.classifier_accuracy for run in trained]
+    losses, spec = [run.curve[-1]["loss"] for run in done], trained[0].spec
+    accuracies = [run.classifier_accuracy for run in done] or [{}]
     return {
         "network": spec.network,
         "channels": spec.channels,
         **cost(spec)._asdict(),
-        "images": trained[0].curve[-1]["images"],
-        "final_loss": sum(losses) / len(losses),
-        "classifier_accuracy": {sigma: sum(a[sigma] for a in accuracies) / len(trained) for sigma in accuracies[0]},
+        "images": max((point["images"] for run in trained for point in run.curve), default=0),
+        "final_loss": sum(losses) / len(losses) if losses else None,
+        "classifier_accuracy": {sigma: sum(a[sigma] for a in accuracies) / len(done) for sigma in accuracies[0]},
         "machine": machine(default_device()),
+        **({"failed": failed} if failed else {}),
     }

@@ -13,9 +13,14 @@ from tests.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The tiny study with a second flow and an image set, run once. The tests below go on from each other's state."""
+    """The tiny study with a second flow, failed trainings and an image set, run once.
+
+    The tests below go on from each other's state.
+    """
     tiny_study = Workspace(tmp_path_factory.mktemp("repository"), quick=["report"])
     tiny_study.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
+    tiny_study.study["models"]["wild"] = {"learning_rate": 1e12, "train_seeds": [0, 1]}
+    tiny_study.study["curves"]["wild"] = {"model": "wild"}
     tiny_study.study["sets"]["real"] = {"source": "digits"}
     del tiny_study.study["curves"]["rho_3"]
     tiny_study.repro()
@@ -56,9 +61,9 @@ def test_a_renamed_variable_and_a_split_module_are_accepted_and_nothing_runs_aga
     assert printed.endswith("tiny: every byte agrees; dvc.lock has the new code (reports/tiny/accepted.json)\n")
     assert (tiny_study.root / "dvc.lock").read_text() != lock
     record = json.loads((tiny_study.root / "reports/tiny/accepted.json").read_text())
-    assert record["train"]["first_steps"].keys() == {"edm", "flow", "again"}
+    assert record["train"]["first_steps"].keys() == {"edm", "flow", "again", "wild"}
     assert {"train", "sweep", "measure"} <= record["code"].keys()
-    assert record["train"]["whole"] == "edm, seed 0" and record["sweep"].keys() == {"edm", "flow"}
+    assert record["train"]["whole"] == "edm, seed 0" and record["sweep"].keys() == {"edm", "flow", "wild"}
     assert "measure@real" in record["whole"] and "report" not in record["whole"]
     assert tiny_study.repro() <= {"report"}
     changed = {name for name, content in tiny_study.results().items() if before.get(name) != content}

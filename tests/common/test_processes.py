@@ -32,6 +32,7 @@ models:
   hard: {dropout: 0.2, labels: classes, weighting: uncertainty, draws: adaptive, augment: 0.2, micro_batch: 3}
   matched: {parametrization: flow, noise: flow_uniform, pairs: optimal_transport, flip: 0.5, clip_norm: 1}
   odd: {batch: 15}
+  wild: {learning_rate: 1.0e+12, train_seeds: [0, 1]}
 curves:
   edm: {model: edm}
   churn: {model: edm, S_churn: 8}
@@ -120,6 +121,16 @@ def test_two_processes_train_the_same_weights_as_one(row: str, prepared: Path, t
         assert len(list((folder / ".cache/training").glob("*.safetensors"))) == 1
     for name, one in found[1].items():
         torch.testing.assert_close(found[2][name], one, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: name + text)
+
+
+def test_a_training_that_diverges_fails_in_all_processes(prepared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    done = stage(folder, "train", "wild", 2)
+    assert done.returncode == 0 and done.stdout.count("all trainings failed") == 1, done.stderr
+    assert [f"failed: wild, seed {seed}: " in done.stderr for seed in (0, 1)] == [True, True]
+    assert done.stderr.count("failed: wild") == 2, "only one process prints"
+    files = sorted(path.name for path in (folder / "build/tiny/models/wild").iterdir())
+    assert files == ["seed_0_failed.json", "seed_1_failed.json"]
 
 
 @pytest.mark.parametrize("row", ["edm", "churn", "rk45", "guided"])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.common.errors import StudyError
+from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.tensors import read_sealed, save_tensors, write_sealed
 from pipeline.diffusion.averages import Averages, HalfLife, Power, Profile, synthesis
@@ -20,10 +20,13 @@ from pipeline.diffusion.weights import (
     average_file,
     classifier_file,
     content_key,
+    failure,
+    failure_file,
     load_snapshot,
     load_snapshots,
     main_file,
     main_files,
+    save_failure,
     save_snapshot,
     snapshot_file,
     weights_for,
@@ -88,6 +91,24 @@ def test_a_curve_without_a_choice_has_the_main_average(tmp_path: Path, ends: dic
     assert same(weights.denoiser, ends[MAIN.name]) and weights.snapshot is None
     assert not weights.denoiser.training and not any(p.requires_grad for p in weights.denoiser.parameters())
     assert content_key(tmp_path, SEED, Selection()) == content_hash(read_sealed(tmp_path / "seed_3.safetensors"))
+
+
+def test_failed_weights_are_told_from_missing_ones(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:
+    with pytest.raises(StudyError, match=r"seed_4.safetensors: missing; `dvc repro` trains it") as caught:
+        content_key(tmp_path, 4, Selection())
+    assert not isinstance(caught.value, NotFinite) and failure(tmp_path, 4) == ""
+    save_failure("seed 4: no number at step 7", failure_file(tmp_path, 4))
+    assert failure(tmp_path, 4) == "seed 4: no number at step 7" and failure(tmp_path, SEED) == ""
+    assert main_files(tmp_path) == [main_file(tmp_path, SEED)]
+    for read in (weights_for, content_key):
+        for selection in (Selection(), Selection(Power(0.05)), Selection(**SNAPSHOT), Selection(guide="classifier")):
+            with pytest.raises(NotFinite, match=r"^training failed: seed 4: no number at step 7$"):
+                read(tmp_path, 4, selection)
+    file = failure_file(tmp_path, 4)
+    file.write_bytes(file.read_bytes().replace(b"step 7", b"step 8"))
+    with pytest.raises(StudyError, match=rf"^{re.escape(str(file))}: not as this study wrote it") as caught:
+        content_key(tmp_path, 4, Selection())
+    assert not isinstance(caught.value, NotFinite)
 
 
 def test_the_main_average_may_be_asked_for_by_its_half_life(tmp_path: Path, ends: dict[str, dict[str, Tensor]]) -> None:

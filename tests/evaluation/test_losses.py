@@ -21,6 +21,7 @@ from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser, p
 from pipeline.diffusion.exact import Gaussian
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.schedule import VP_PUBLISHED, ddpm_sigmas
+from pipeline.diffusion.weights import failure_file, main_file, save_failure
 from pipeline.evaluation import losses
 from pipeline.evaluation.bound import variational_bound
 from pipeline.evaluation.losses import (
@@ -307,6 +308,21 @@ def test_measures_depend_on_the_row_and_the_weights_alone(tmp_path: Path, brief:
     first = row.model_copy(update={"train_seeds": row.train_seeds[:1]})
     of_first = [line for line in whole.lines if line.train_seed == row.train_seeds[0]]
     assert measure_model("name", first, tmp_path, IMAGES, 1).lines == of_first
+
+
+def test_failed_trainings_are_left_out(tmp_path: Path, brief: None) -> None:
+    whole = measured(LADDER, tmp_path)
+    first, *others = LADDER.train_seeds
+    main_file(tmp_path, first).unlink()
+    save_failure("no number", failure_file(tmp_path, first))
+    found = measure_model("name", LADDER, tmp_path, IMAGES, 1)
+    assert found.lines == [line for line in whole.lines if line.train_seed != first] and found.lines
+    rest = LADDER.model_copy(update={"train_seeds": tuple(others)})
+    assert found == measure_model("name", rest, tmp_path, IMAGES, 1) and found.bound != whole.bound
+    for seed in others:
+        save_failure("no number", failure_file(tmp_path, seed))
+    found = measure_model("name", LADDER, tmp_path, IMAGES, 1)
+    assert found.lines == [] and found.bound is None and found.summary()["straightness"]["mean"] is None
 
 
 def test_measures_do_not_depend_on_the_number_of_workers(

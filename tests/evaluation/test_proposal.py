@@ -52,6 +52,16 @@ def test_proposals_are_rounded(mean: float, std: float, expected: tuple[float, f
     assert math.copysign(1, found.P_mean) == (1 if mean > 0 else -1)
 
 
+def test_nothing_is_proposed_if_a_brief_training_diverges(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "BRIEF_IMAGES", (16, 80))
+    row = Model(**SMALL | {"warmup_images": 10_000}, learning_rate=1e12)
+    assert propose(row, row.spec(SD, SHAPE), IMAGES, 1) is None
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("no noise is proposed, because a brief training diverges: seed 0: the ")
+
+
 def test_what_is_lost_counts_for_nothing() -> None:
     gained = gain(-1.2, 0.6)
     lost = torch.where((noise_levels().log() + 1.2).abs() > 4 * 0.6, -1.0, gained)

@@ -1,15 +1,17 @@
 """Reports of studies with failed cells, or with curves without a result within a budget."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.common.files import write_json
+from pipeline.common.files import write_csv, write_json
+from pipeline.common.sealed import load_json, save_json
 from pipeline.report.build import build
-from pipeline.report.results import COLUMNS, at_budget, cells, failed_at
+from pipeline.report.results import COLUMNS, TIMING_COLUMNS, at_budget, cells, failed_at
 from pipeline.report.sections.samples import samples
 from pipeline.report.statistics import summarise
 from pipeline.report.study import METRICS, Report
@@ -77,6 +79,71 @@ def test_failed_cells_are_reported_everywhere(tmp_path: Path, monkeypatch: pytes
     assert (report.having(["edm", "flow"], 8), report.missing("flow", 8), report.missing("edm", 5)) == (
         ["edm"], "failed", "",
     )  # fmt: skip
+
+
+@drawn
+def test_failed_trainings_are_listed_and_no_comparison_uses_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = {"edm": {}, "edm_snr": {"weighting": "snr"}, "lost": {"P_mean": 0}}
+    paths = made_up_study(tmp_path, CURVES | {"lost": {"model": "lost"}}, [0, 1, 2], models=models)
+    for name, curve, seeds in (("edm_snr", "weighted", (1,)), ("lost", "lost", (0, 1, 2))):
+        fail(paths, curve, seeds=seeds)
+        results = load_json(paths.curve(curve) / "results.json")
+        for cell in results["cells"]:
+            cell["checkpoint"] = "" if cell["failed"] else cell["checkpoint"]
+        save_json(paths.curve(curve) / "results.json", results)
+        reasons = {str(seed): f"seed {seed}: the loss is not finite at step {seed + 5}" for seed in seeds}
+        write_json(
+            paths.metrics("train", name), json.loads(paths.metrics("train", name).read_text()) | {"failed": reasons}
+        )
+        points = pd.read_csv(paths.training_curve(name))
+        points[~(points.seed.isin(seeds) & (points.images > 64))].to_csv(paths.training_curve(name), index=False)
+        losses = pd.read_csv(paths.losses)
+        losses[~((losses.model == name) & losses.train_seed.isin(seeds))].to_csv(paths.losses, index=False)
+    learning = json.loads(paths.metrics("losses", "models").read_text())
+    learning["models"]["lost"]["straightness"] |= {"mean": None, "sd": None}
+    write_json(paths.metrics("losses", "models"), learning)
+    write_json(paths.metrics("agreement", "libraries"), {name: [] for name in [*CURVES, "lost"]})
+    build(paths)
+    text = markdown(paths)
+    assert (
+        '- Trainings failed, of edm_snr (2 of 3 trainings left) and lost (0 of 3 trainings left) (see "Failed' in text
+    )
+    for name, seed, left in (("edm_snr", 1, 2), ("lost", 0, 0)):
+        reason = f"seed {seed}: the loss is not finite at step {seed + 5}"
+        assert row(text, f"`{name}`", "## Failed trainings") == [
+            f"`{name}`", str(seed), f"{left} of 3 trainings", reason,
+        ]  # fmt: skip
+    assert len(re.findall(r"not finite at step \d \|", text)) == 4
+    assert row(text, "`weighted`", "## Design choices")[-3:-1] == ["4: failed", "8: failed"]
+    assert row(text, "`edm_snr` (2 of 3 trainings)", "\n## Training\n")[1].count("±") == 1
+    assert row(text, "`lost` (0 of 3 trainings)", "\n## Training\n")[1:] == ["failed"] * 7
+    assert "nan" not in text
+
+    report = Report(paths, tmp_path)
+    assert report.having(["edm", "weighted", "lost"], 8) == ["edm"]
+    assert [report.trainings(name) for name in models] == [3, 2, 0]
+    curve = pd.read_csv(paths.reports / "training.csv")
+    assert {name: len(own) for name, own in curve.groupby("model")} == {"edm": 2, "edm_snr": 1, "lost": 1}
+    origins = json.loads((paths.reports / "provenance.json").read_text())
+    assert origins["weighted"]["checkpoints"] == {"0": "c" * 12, "1": "", "2": "c" * 12}
+
+
+def test_timings_are_those_of_the_first_training_that_did_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = made_up_study(tmp_path, CURVES, [0, 1])
+    fail(paths, "edm", seeds=(0,))
+    results = load_json(paths.curve("edm") / "results.json")
+    for cell in results["cells"]:
+        cell["checkpoint"] = "" if cell["failed"] else "d" * 64
+    save_json(paths.curve("edm") / "results.json", results)
+    timing = {"curve": "edm", "nfe": 3, "seconds_per_image": 1, "images": 1, "device": "CPU", "checkpoint": "d" * 12}
+    write_csv(paths.timings, TIMING_COLUMNS, [timing | {"sampler": Report(paths, tmp_path).sampler("edm")}])
+    assert list(Report(paths, tmp_path).timings.curve) == ["edm"]
 
 
 METHODS = ("edm", "flow")

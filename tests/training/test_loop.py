@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.common.errors import StudyError
 from pipeline.diffusion.averages import Averages, profiles
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
@@ -175,13 +174,6 @@ def test_the_checkpoints_name_depends_on_row_and_data(tmp_path: Path, monkeypatc
     train_seeds(row, DATA, IMAGES.flip(0), lambda images: None, 1)
     train_seeds(row, DATA | {"sigma_data": 0.6}, IMAGES, lambda images: None, 1)
     assert len(list((tmp_path / ".cache/training").iterdir())) == 6
-
-
-def test_the_first_error_of_a_seed_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(StudyError, match="seed 0: the loss is not finite"):
-        row = Model(**SMALL, images=80, train_seeds=(0, 1, 2)).model_copy(update={"learning_rate": 1e30})
-        trained_seeds(row, 1)
 
 
 def test_further_averages_do_not_change_the_main_one(tmp_path: Path, whole: Trained) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.common.errors import StudyError
+from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
 from pipeline.training.batches import Examples, draw_batch
 from pipeline.training.draws import Independent
@@ -88,8 +88,9 @@ def test_clipped_gradients_keep_their_direction_and_have_the_given_norm() -> Non
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_sigma() -> None:
-    line = r"^seed 7: the loss is not finite at step [12] \(sigma [\d.e+-]+\); lower learning_rate\?$"
-    with pytest.raises(StudyError, match=line):
+    where = r"at step [12] \(sigma [\d.e+-]+; losses before: [\d.e+, -]+\)"
+    line = rf"^seed 7: the loss is not finite {where}; lower learning_rate\?$"
+    with pytest.raises(NotFinite, match=line):
         train(ROW.model_copy(update={"learning_rate": 1e30}), SPEC, IMAGES, 7)
 
 
@@ -106,7 +107,7 @@ def test_the_error_names_sigma_of_the_first_loss_that_is_not_finite() -> None:
     level = (sigma.log() / 4).float()[5]
     run.function = broken
     advance(run, Examples(IMAGES))
-    with pytest.raises(StudyError, match=rf"step 0 \(sigma {float(sigma[5]):.4g}\)".replace("+", r"\+")):
+    with pytest.raises(NotFinite, match=rf"step 0 \(sigma {float(sigma[5]):.4g}\)".replace("+", r"\+")):
         run.check()
 
 

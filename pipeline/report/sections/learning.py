@@ -14,6 +14,7 @@ from scipy.special import stdtrit
 
 from pipeline.report.figures.lines import Line, densities_figure, noise_levels_figure
 from pipeline.report.page import Markdown, code, table
+from pipeline.report.results import FAILED
 from pipeline.report.statistics import CONFIDENCE, interval
 from pipeline.report.study import Report
 from pipeline.report.text import course, listed, number, plain, stated
@@ -146,8 +147,13 @@ def _by_model(report: Report) -> Markdown:
     shown, straightness = _shown(report), _straightness(report)
     lines = []
     for name in report.models:
+        share = report.share_trained(name)
+        model = Markdown(f"{code(name)} ({share})") if share else code(name)
+        if not report.trainings(name):
+            lines.append([model, *[FAILED] * (len(shown) + 2)])
+            continue
         texts = _stated(_errors(report, name, "trained"), shown)
-        lines.append([code(name), *texts, _spread_of_gradients(report, name), _with_sd(straightness[name])])
+        lines.append([model, *texts, _spread_of_gradients(report, name), _with_sd(straightness[name])])
     header = ["model", *(f"error at sigma {number(sigma)}" for sigma in shown), "largest / smallest gradient"]
     return table([*header, "straightness"], lines)
 
@@ -225,7 +231,7 @@ def _straighter(report: Report, name: str, base: str) -> str:
     word = "straighter than" if own["mean"] < other["mean"] else "less straight than"
     if None in (own["sd"], other["sd"]):
         return f"{word} (one training, so the error is unknown)"
-    counts = [len(report.models[n].row.train_seeds) for n in (name, base)]
+    counts = [report.trainings(n) for n in (name, base)]
     error = math.hypot(own["sd"] / math.sqrt(counts[0]), other["sd"] / math.sqrt(counts[1]))
     half = float(stdtrit(max(min(counts) - 1, 1), (1 + CONFIDENCE) / 2)) * error
     return (
