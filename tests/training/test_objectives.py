@@ -77,17 +77,12 @@ def test_one_step_to_the_progressive_target_is_two_ddim_steps(grid: str, round_s
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_students_steps_are_those_of_a_curve(grid: str) -> None:
     """Each round has half the steps, on every other level of the grid before."""
-    published = DISCRETIZATIONS[grid]
     for part in Model(objective="progressive", first_steps=8, grid=grid).rounds:
         keys = {"discretization": grid, "finest_steps": 16, "solver": "ddim", "nfe": (part.round_steps,)}
         levels = Sampler(**keys).grid(part.round_steps or 0)
         sigma, _, end = part.levels(U)
-        assert sigma.unique().flip(0).tolist() == levels[:-1].tolist() and levels[0] == published(16, *ends_of(grid))[0]
+        assert sigma.unique().flip(0).tolist() == levels[:-1].tolist()
         assert end.unique().flip(0).tolist() == levels[1:].tolist()
-
-
-def ends_of(grid: str) -> tuple[float, float]:
-    return DISCRETIZATIONS[grid].sigma_min, DISCRETIZATIONS[grid].sigma_max
 
 
 @pytest.mark.parametrize("grid", CONSISTENCY_GRIDS)
@@ -130,7 +125,6 @@ def test_easy_levels_approach_each_other_from_denoising_on() -> None:
 def test_levels_grow_from_first_to_last(growth: str) -> None:
     counts = [LEVEL_GROWTHS[growth](step, 1000, 10, 160) for step in range(1000)]
     assert counts[0] == (10 if growth == "doubling" else 9) and counts == sorted(counts) and counts[-1] == 160
-    assert {LEVEL_GROWTHS[growth](step, 3, 5, 5) for step in range(3)} == {5}
 
 
 def test_the_average_of_the_target_keeps_more_the_more_levels_there_are() -> None:
@@ -189,7 +183,7 @@ OWN: dict[str, dict[str, Any]] = {
     "easy_consistency": {"stages": 6},
 }
 LEARNED = {
-    name: Model(**SETTINGS | {"learning_rate": 0.005}, images=256 * 500, objective=name, **OWN[name]) for name in OWN
+    name: Model(**SETTINGS | {"learning_rate": 0.005}, images=256 * 300, objective=name, **OWN[name]) for name in OWN
 }
 TRUTHS: dict[str, Mixture] = {
     "gaussian": Mixture(torch.tensor([[0.3, 0.3]], dtype=F64), torch.ones(1, dtype=F64), 0.5),
