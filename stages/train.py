@@ -19,7 +19,7 @@ def main(arguments: Arguments) -> None:
     row = Model(**read_json(paths.row("models", name)))
     data, summary = load_prepared(paths.data), load_summary(paths.data)
     check_models({name: row}, summary, data.images, data.labels)
-    with bar(f"train {name}", row.own_images * len(row.train_seeds), "image") as progress:
+    with bar(f"train {name}", row.seen_images * len(row.train_seeds), "image") as progress:
         trained = train_seeds(row, summary, data.images, progress.update, labels=data.labels)
     if not processes.first():
         return

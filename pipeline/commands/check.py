@@ -20,6 +20,7 @@ from pipeline.params.places import check_place
 from pipeline.params.resolve import resolve_with_data
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import read_study, unmet
+from pipeline.training.bill import bills
 
 NAMED = 3  # rows that are named if there are more
 
@@ -64,6 +65,7 @@ class Preview:
             yield from self._table()
         else:
             yield f"all {len(self.stages)} stages are up to date"
+        yield from self._bills()
         yield from self._accuracy()
         yield self.seeds
 
@@ -87,6 +89,23 @@ class Preview:
         evaluations, memory = sum(each.evaluations for each in work), max(each.mib for each in work) / 1024
         counted = f"{evaluations:,}" if evaluations else "-"
         return f"{counted:>14}{self._minutes(stages):>9.1f}{memory:>6.1f} GiB"
+
+    def _bills(self) -> Iterator[str]:
+        """Images and evaluations of one training of each model that learns from a teacher, and of those beside it."""
+        names = self.rows.billed
+        if not names:
+            return
+        width = max(10, *(len(name) + 2 for name in names))
+        yield ""
+        yield f"{'':<{width}}{'images':>12}{'evaluations':>38}"
+        yield f"{'training':<{width}}" + 2 * f"{'own':>12}{'teacher':>13}{'together':>13}"
+        for name in names:
+            own, teacher, both = bills(self.rows.models[name].row).values()
+            counts = (own.images, teacher.images, both.images, own.evaluations, teacher.evaluations, both.evaluations)
+            texts = [f"{count:,}" if count else "-" for count in counts]
+            yield f"{name:<{width}}" + "".join(f"{text:>{12 + (i % 3 > 0)}}" for i, text in enumerate(texts))
+        yield "of one seed; a teacher is trained once, however many learn from it"
+        yield ""
 
     def _accuracy(self) -> Iterator[str]:
         ratios = off_by({name: self.work[name].seconds for name in self.timings}, self.timings)

@@ -38,12 +38,12 @@ from pipeline.params.resolved import Resolved
 from pipeline.sampling.fitted_grids import FIT_EVALUATIONS, TRAJECTORIES
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
-from pipeline.training import classifier
+from pipeline.training import bill, classifier
 from pipeline.training.batches import Examples
 from pipeline.training.checks import spec_of
 from pipeline.training.loop import advance
 from pipeline.training.noise import Levels
-from pipeline.training.pairs import REFLOW_STEPS
+from pipeline.training.pairs import REFLOW_BATCH
 from pipeline.training.row import Model
 from pipeline.training.run import Run
 
@@ -249,21 +249,30 @@ class Estimate:
     def _workers(self, tasks: int) -> int:
         return max(min(self.speed.cores, tasks), 1)
 
+    def _size(self, row: Model) -> Size:
+        """The size of a row's network, which is that of each model of the study with the same network."""
+        same = (name for name, one in self.study.models.items() if _architecture(one.row) == _architecture(row))
+        return self.sizes[next(same)]
+
     def _training(self, name: str) -> Work:
-        """All seeds of a model row. A reflow row first makes its pairs; a classifier is trained afterwards."""
+        """All seeds of a model row, without its teacher, which is a row, too. A reflow row first makes its pairs; the
+        targets of other objectives take further evaluations; a classifier is trained afterwards."""
         row, size = self.study.models[name].row, self.sizes[name]
         seeds, at_once = len(row.train_seeds), min(row.micro_batch or row.batch, row.batch)
-        work = self.speed.training(size, row.steps * row.batch, at_once)
+        teacher = self._size(row.teacher) if row.teacher else None
+        work = self.speed.training(size, row.seen_images, at_once)
+        work += self.speed.calling(size, row.seen_images * bill.asked(row), at_once)
+        work += self.speed.calling(teacher or size, bill.for_pairs(row), REFLOW_BATCH)
         if row.pairs == "optimal_transport":
-            work += Work(seconds=row.steps * row.batch**2 * MATCHING_SECONDS * self.speed.slower)
-        if row.pairs == "reflow":
-            work += self.speed.calling(size, 2 * REFLOW_STEPS * row.reflow_pairs, 512)
+            work += Work(seconds=row.seen_images * row.batch * MATCHING_SECONDS * self.speed.slower)
         if row.classifier_images:
             network = partial(classifier.Network, self._shape, len(self.about["classes"]))
             inputs = torch.zeros(1, *self._shape), torch.zeros(1)
             beside = _kept(["classifier", self._shape, self.about["classes"]], lambda: size_of(network, *inputs))
             work += replace(self.speed.training(beside, row.classifier_images, classifier.BATCH), evaluations=0)
-        held = (4 + len(profiles(row))) * size.parameters * FLOAT_BYTES + at_once * size.saved
+        copies = 4 + len(profiles(row)) + (row.target_decay > 0)  # with gradients and Adam's two moments
+        weights = copies * size.parameters + (teacher.parameters if teacher else 0)
+        held = weights * FLOAT_BYTES + at_once * size.saved
         workers = self._workers(seeds)
         return replace(work.repeated(seeds, workers), mib=self._mib(workers * held))
 

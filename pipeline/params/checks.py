@@ -81,6 +81,8 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
         raise StudyError(f"{place}.train_seeds: {which} has no seed {seed} to learn from; add it there")
     if teacher is None:
         return
+    if teacher.objective != "denoising":
+        raise StudyError(f"{what} learns from a denoiser, but {which} has objective {teacher.objective}")
     if key == "pairs":
         if not PARAMETRIZATIONS[teacher.parametrization].flow:
             raise StudyError(
@@ -90,8 +92,6 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
         if teacher.labels == "classes" and not teacher.label_dropout:
             raise StudyError(f"{what} samples from {which} without labels, which needs label_dropout above 0 there")
         return
-    if teacher.objective != "denoising":
-        raise StudyError(f"{what} learns from a denoiser, but {which} has objective {teacher.objective}")
     if different := [key for key in WEIGHTS if getattr(row, key) != getattr(teacher, key)]:
         other = different[0]
         raise StudyError(

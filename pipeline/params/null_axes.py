@@ -135,6 +135,8 @@ def trained(row: Model) -> dict[str, Any]:
     coefficients = PARAMETRIZATIONS[row.parametrization](sigma, sigma_data)
     others = row.model_dump(exclude={"parametrization", *KEYS_OF_NOISE, "weighting", *WEIGHTING_KEYS, *SIDE_PRODUCTS})
     others["ema_halflife_images"] = row.longest_average_images
+    others["images"] = row.own_images
+    del others["budget"]
     others["micro_batch"] = min(row.micro_batch or row.batch, row.batch)
     if row.pairs != "reflow":
         del others["reflow_pairs"]
@@ -207,6 +209,8 @@ def model_reason(row: Model, key: str) -> str:
     if key == "ema_halflife_images":
         longest = f"{row.longest_average_images:.0f}"
         return f"over a training of {row.own_images} images, ema_ramp_up limits the half-life to {longest}"
+    if key == "budget":
+        return "the row has no teacher"
     if key == "label_dropout":
         return "without labels there is nothing to drop"
     if key == "learning_rate_reference_images":

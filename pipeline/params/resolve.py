@@ -180,9 +180,12 @@ def _with_teacher(study: Study, models: dict[str, Model], name: str, done: dict[
         teacher, which = _complete(study, models, base, done), f"base {base}"
     check_teacher(row, teacher, f"models.{name}", which)
     row = row.model_copy(update={"teacher": teacher})
-    if row.own_images < row.batch:
+    least = row.batch * max(len(row.rounds), row.snapshots, 1)
+    if row.budget == "total" and row.own_images < least:
+        taken = teacher.total_images if teacher else 0
         raise StudyError(
-            f"models.{name}.images: {row.images} in all, and the teacher takes {row.images - row.own_images}; use more"
+            f"models.{name}.images: {row.images} in all, of which the teacher takes {taken}; use at least "
+            f"{taken + least}, or budget: own"
         )
     return row
 

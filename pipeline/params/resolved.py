@@ -69,6 +69,17 @@ class ReportRows(Row):
     warnings: tuple[str, ...]
     """One line for each choice that cannot change the result."""
 
+    @property
+    def billed(self) -> list[str]:
+        """The models with a teacher, their bases, and those trained on as many images as one of them in total."""
+        taught = [entry for entry in self.models.values() if entry.row.teacher]
+        bases, lengths = {entry.base for entry in taught}, {entry.row.total_images for entry in taught}
+        return [
+            name
+            for name, entry in self.models.items()
+            if entry.row.teacher or name in bases or entry.row.total_images in lengths
+        ]
+
     def flat(self, section: str, name: str) -> dict[str, Any]:
         """A row and its relation to its base as one flat mapping of JSON values; `provenance.json` has it like this.
 

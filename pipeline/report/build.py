@@ -136,6 +136,7 @@ def render(report: Report) -> str:
         published=published.section(report),
         effects=design.effects(report),
         costs=cost.costs(report),
+        trainings=cost.trainings(report),
         small_budget=SMALL_BUDGET,
         ablations=[design.ablation(report, title, names) for title, names in report.ablations.items()],
         paths=cumulative.sections(report),

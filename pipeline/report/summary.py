@@ -8,10 +8,12 @@ import pandas as pd
 from pipeline.common.files import write_csv, write_json
 from pipeline.metrics.names import GAP, HELDOUT, against
 from pipeline.report.study import Report
+from pipeline.training.bill import bills
 
 METHODS = "methods"  # the figure of methods; other figures have the title of their axis
 CURVE_COLUMNS = ["figure", "curve", "nfe", "score", "low", "high"]
 TRAINING_COLUMNS = ["model", "images", "loss"]
+COUNTED = ("images", "evaluations")  # of a bill
 
 
 def write_summary(report: Report) -> None:
@@ -26,8 +28,9 @@ def write_summary(report: Report) -> None:
 def summary(report: Report) -> dict[str, Any]:
     """The mean scores of methods at their largest common budget, and the best score of the study, to six digits.
 
-    With held-out images also the scores against them, and their gap: see the section on held-out images. Methods
-    without a result at this budget are omitted, as is the best score of a study without any result.
+    With held-out images also the scores against them, and their gap: see the section on held-out images. If a model
+    learns from a teacher, also what trainings cost. Methods without a result at this budget are omitted, as is the best
+    score of a study without any result.
     """
     budget = max(report.common_budgets(report.methods), default=0)
     having = report.having(report.methods, budget)
@@ -49,8 +52,18 @@ def summary(report: Report) -> dict[str, Any]:
         METHODS: {name: rounded(report.estimate(name, budget).mean) for name in having},
         **unseen,
         **best,
+        **({"trainings": trainings(report)} if report.rows.billed else {}),
         "failed": len(report.failures),
     }
+
+
+def trainings(report: Report) -> dict[str, Any]:
+    """Images and network evaluations of one training of each billed model: its own, its teacher's, and of both."""
+    found = {}
+    for name in report.rows.billed:
+        parts = bills(report.models[name].row)
+        found[name] = {key: {part: getattr(own, key) for part, own in parts.items()} for key in COUNTED}
+    return found
 
 
 def curves(report: Report) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""What a training costs: images seen and network evaluations, its own and its teacher's."""
+"""What a training costs: images seen and network evaluations, its own and its teacher's. All counts are of one seed."""
 
 from dataclasses import dataclass
 
@@ -34,14 +34,23 @@ class Bill:
 
 def own_bill(row: Model) -> Bill:
     """The bill of a row's training, without its teacher's."""
-    images = sum(part.steps * part.batch for part in row.rounds)
-    pairs = 2 * REFLOW_STEPS * row.reflow_pairs if row.pairs == "reflow" else 0
-    return Bill(images, images * asked(row) + pairs)
+    return Bill(row.seen_images, row.seen_images * asked(row) + for_pairs(row))
 
 
 def teacher_bill(row: Model) -> Bill:
     """The bill of everything that had to be trained before a row; nothing for a row without a teacher."""
     return own_bill(row.teacher) + teacher_bill(row.teacher) if row.teacher else Bill(0, 0)
+
+
+def bills(row: Model) -> dict[str, Bill]:
+    """The bills of a row's training, of its teacher's, and of both."""
+    own, teacher = own_bill(row), teacher_bill(row)
+    return {"own": own, "teacher": teacher, "both": own + teacher}
+
+
+def for_pairs(row: Model) -> int:
+    """The teacher's evaluations that make the pairs of a reflow row, once for each training; 0 for other rows."""
+    return 2 * REFLOW_STEPS * row.reflow_pairs if row.pairs == "reflow" else 0
 
 
 def asked(row: Model) -> int:

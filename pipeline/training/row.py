@@ -342,6 +342,11 @@ class Model(Row):
         return self.own_images + (self.teacher.total_images if self.teacher else 0)
 
     @property
+    def seen_images(self) -> int:
+        """The images of all steps of this training: own_images in whole batches, of each round."""
+        return sum(part.steps * part.batch for part in self.rounds)
+
+    @property
     def needs_teacher(self) -> bool:
         return self.pairs == "reflow" or OBJECTIVES[self.objective].teacher
 

@@ -28,6 +28,7 @@ from pipeline.diffusion.networks.registry import build, cost
 from pipeline.params.places import check_place
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
+from pipeline.training.bill import own_bill
 from pipeline.training.row import Model
 from tests.data.small import images
 from tests.imports import ROOT
@@ -250,6 +251,57 @@ def test_more_budgets_guidance_and_grids_cost_more(repository: Callable[..., Pat
     assert found.of("grids").evaluations == 127 * 256
     for stage in ("prepare", "features", "reference", "losses", "propose", "oracle", "agreement", "report", "new"):
         assert found.of(stage).seconds > 0
+
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "edm": {},
+    "flow": {"parametrization": "flow", "noise": "flow_uniform"},
+    "pd": {"base": "edm", "objective": "progressive", "first_steps": 2, "budget": "total", "images": 1024},
+    "cd": {"base": "edm", "objective": "consistency_distillation", "budget": "total", "images": 1280},
+    "ct": {"base": "edm", "objective": "consistency_training"},
+    "averaged": {"base": "ct", "target_decay": 0.9},
+    "long": {"images": 1280},
+    "wide": {"base": "flow", "channels": 16, "pairs": "reflow", "reflow_pairs": 100},
+}
+
+
+def test_further_evaluations_and_copies_of_objectives_are_estimated(repository: Callable[..., Path]) -> None:
+    """A step of the teacher or the target takes a call; the teacher and a target's average hold one copy each."""
+    found = estimated(models=STUDENTS)
+    work = {name: found.of(f"train@{name}") for name in STUDENTS}
+    step, call = (64 * 1e6 * flop + 50 * tensor for flop, tensor in ((2.5e-11, 2e-4), (6.5e-12, 8e-5)))
+    for name, steps, calls in (("edm", 8, 0), ("pd", 8, 2), ("cd", 12, 3), ("ct", 8, 1), ("averaged", 8, 1)):
+        assert work[name].evaluations == steps * 64 * (1 + calls) == own_bill(found.study.models[name].row).evaluations
+        assert work[name].seconds == pytest.approx(steps * (step + calls * call))
+    copy = 100_000 * 4 / 2**20
+    assert work["cd"].mib == pytest.approx(work["edm"].mib + copy)
+    assert work["averaged"].mib == pytest.approx(work["ct"].mib + copy) == pytest.approx(work["edm"].mib + copy)
+
+
+def test_pairs_cost_what_their_teachers_network_does(repository: Callable[..., Path]) -> None:
+    found = estimated(models=STUDENTS)
+    larger = replace(found, sizes={**found.sizes, "wide": Size(200_000, 50, 3_000_000, 50_000, 5_000)})
+    work, other = found.of("train@wide"), larger.of("train@wide")
+    assert work.evaluations == other.evaluations == 512 + 64 * 100
+    assert other.seconds - work.seconds == pytest.approx(512 * 2_000_000 * 2.5e-11)  # of its own steps alone
+    assert other.flops - work.flops == pytest.approx(3 * 512 * 2_000_000)
+
+
+@pytest.mark.dvc
+def test_the_bill_lists_students_their_bases_and_rows_as_long_in_total(repository: Callable[..., Path]) -> None:
+    lines = [*preview(repository(models=STUDENTS), 2.0).lines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("training "))
+    assert lines[start].split() == ["training", *2 * ["own", "teacher", "together"]]
+    assert [line.split() for line in lines[start + 1 : start + 7]] == [
+        ["edm", "512", "-", "512", "512", "-", "512"],
+        ["flow", "512", "-", "512", "512", "-", "512"],
+        ["pd", "512", "512", "1,024", "1,536", "512", "2,048"],
+        ["cd", "768", "512", "1,280", "3,072", "512", "3,584"],
+        ["long", "1,280", "-", "1,280", "1,280", "-", "1,280"],
+        ["wide", "512", "512", "1,024", "6,912", "512", "7,424"],
+    ]
+    assert len({len(line) for line in lines[start : start + 7]}) == 1 and lines[start + 7].startswith("of one seed")
+    assert not any(line.startswith("training ") for line in preview(repository(), 2.0).lines())
 
 
 def test_an_enlarging_extractor_takes_longer_than_any_network_here(repository: Callable[..., Path]) -> None:

@@ -125,8 +125,9 @@ def test_every_choice_of_an_axis_has_words_and_a_source_and_no_other_is_listed(t
 
 
 def test_every_axis_of_names_has_its_section() -> None:
-    """A key that takes names is an axis, but for settings of the loop and of the measurement."""
+    """A key that takes names is an axis, but for settings of objectives, of the loop and of the measurement."""
     settings = {"labels", "equal", "precision", "compile", "memory_format", "repetitions"}
+    settings |= {"budget", "grid", "teacher_step"}
     for section, row in SECTIONS.items():
         properties = properties_of(row).items()
         named = {key for key, part in properties if any("enum" in p for p in part.get("anyOf", [part]))}

@@ -8,6 +8,7 @@ import pytest
 from tests.params.minimal import CLASSES, FLOW, REFLOW, curves, models, refusal, resolved
 
 CHAIN = {"parametrization": "ddpm", "noise": "ddpm_uniform", "learned_variance": "hybrid"}
+PROGRESSIVE = {"objective": "progressive"}
 BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model rows, the place, the cause
     "shift 0": ({"x": {"shift": 0}}, "models.x.shift: ", "greater than 0"),
     "negative shift": ({"x": {"noise": "flow_uniform", "shift": -2}}, "models.x.shift: ", "greater than 0"),
@@ -46,7 +47,7 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
     "unknown pairs": ({"x": {"pairs": "reflo"}}, "models.x.pairs: ", "did you mean 'reflow'?"),
     "reflow without base": ({"flow": FLOW, "x": {**FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "as base"),
     "reflow on a base that is no flow": (
-        {"x": {"base": "edm", **FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "the base edm has parametrization edm"
+        {"x": {"base": "edm", **FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "but base edm has parametrization edm"
     ),
     "reflow that is no flow": (
         {"flow": FLOW, "x": {**REFLOW, "parametrization": "edm"}}, "models.x: ", "reflow needs a flow (flow"
@@ -66,6 +67,31 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
     "teacher without reflow": ({"x": {"teacher": {}}}, "models.x.teacher: ", "`resolve` fills"),
     "teacher of a base": ({"m": {"teacher": {}}, "x": {"base": "m"}}, "models.m.teacher: ", "`resolve` fills"),
     "teacher by name": ({"flow": FLOW, "x": {**REFLOW, "teacher": "flow"}}, "models.x.teacher: ", "`resolve` fills"),
+    "reflow of a student": (
+        {"flow": FLOW, "y": {"base": "flow", **PROGRESSIVE}, "x": {**REFLOW, "base": "y", "objective": "denoising"}},
+        "models.x.pairs: ",
+        "reflow learns from a denoiser, but base y has objective progressive",
+    ),
+    "a total budget for the teacher alone": (
+        {"flow": FLOW, "x": {**REFLOW, "budget": "total"}},
+        "models.x.images: ",
+        "140000 in all, of which the teacher takes 140000; use at least 140128, or budget: own",
+    ),
+    "a total budget for two teachers": (
+        {"flow": FLOW, "y": REFLOW, "x": {"base": "y", "pairs": "reflow", "budget": "total", "images": 200_000}},
+        "models.x.images: ",
+        "200000 in all, of which the teacher takes 280000; use at least 280128, or budget: own",
+    ),
+    "a total budget that leaves less than the rounds take": (
+        {"x": {"base": "edm", **PROGRESSIVE, "budget": "total", "images": 140_511}},
+        "models.x.images: ",
+        "140511 in all, of which the teacher takes 140000; use at least 140512, or budget: own",
+    ),
+    "a total budget that leaves fewer steps than snapshots": (
+        {"flow": FLOW, "x": {**REFLOW, "budget": "total", "images": 141_000, "snapshots": 10}},
+        "models.x.images: ",
+        "use at least 141280, or budget: own",
+    ),
     "mode_scale too low": ({"x": {"mode_scale": -1.01}}, "models.x.mode_scale: ", "greater than or equal to -1"),
     "mode_scale too high": ({"x": {"noise": "mode", "mode_scale": 1.8}}, "models.x.mode_scale: ", "equal to 1.75"),
     "a variance without a chain": (

@@ -194,6 +194,7 @@ def test_a_row_with_a_method_gets_no_warning(tmp_path: Path) -> None:
             "learning_rate_decay cosine does not use it",
         ),
         ({"micro_batch": 128}, "micro_batch", "a batch has 128 images"),
+        ({"budget": "total"}, "budget", "the row has no teacher"),
         ({"weighting": "min_snr", "gamma": 5}, "gamma", "trained on the same targets without it"),
         ({"weighting": "p2", "k": 1}, "k", "trained on the same targets without it"),
     ],
@@ -246,6 +247,7 @@ def test_reflow_and_its_number_of_pairs_get_no_warning(tmp_path: Path) -> None:
     flow = {"parametrization": "flow", "noise": "flow_uniform"}
     again = {"base": "flow", "pairs": "reflow"}
     rows = {"flow": flow, "x": again, "y": {"base": "x", "reflow_pairs": 100}, "z": again | {"reflow_pairs": 100}}
+    rows |= {"total": again | {"budget": "total", "images": 280_000}, "longer": {"base": "total", "budget": "own"}}
     assert found(tmp_path, models=rows) == []
 
 

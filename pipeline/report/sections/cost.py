@@ -1,9 +1,10 @@
-"""The section on cost: FLOPs and seconds of a sample."""
+"""The section on cost: FLOPs and seconds of a sample, and what a training costs."""
 
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.sections.networks import mega
 from pipeline.report.study import Report
 from pipeline.report.text import listed, number
+from pipeline.training.bill import bills
 
 
 def costs(report: Report) -> Markdown:
@@ -20,6 +21,22 @@ def costs(report: Report) -> Markdown:
     header = ["curve", f"best {report.score}", "at NFE", "model", "parameters", "MFLOPs per evaluation"]
     header += [f"MFLOPs per {thing}", *([f"seconds per {thing}"] if seconds else [])]
     return table(header, lines) if lines else Markdown("")
+
+
+def trainings(report: Report) -> Markdown:
+    """Images and network evaluations of trainings with a teacher and of those beside them; empty without a teacher."""
+    lines = []
+    for name in report.rows.billed:
+        entry = report.models[name]
+        row, before = entry.row, entry.row.teacher or report.models[entry.base].row
+        _, teacher, both = parts = [*bills(row).values()]
+        images, evaluations = ([f"{getattr(p, key):,}" for p in parts] for key in ("images", "evaluations"))
+        if not teacher.images:
+            images[1] = evaluations[1] = ""
+        way = f"pairs {row.pairs}" if row.objective == "denoising" and row.pairs != "independent" else row.objective
+        lines.append([code(name), way, *images, *evaluations, f"{both.passes / bills(before)['both'].passes:.2f}"])
+    header = [f"{what}, {whose}" for what in ("images", "evaluations") for whose in ("own", "teacher", "together")]
+    return table(["model", "learns by", *header, "passes"], lines) if lines else Markdown("")
 
 
 def timed_on(report: Report) -> str:

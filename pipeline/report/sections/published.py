@@ -20,7 +20,7 @@ def section(report: Report) -> dict[str, Any] | None:
     lines = []
     for row in report.rows.published:
         nfe, ours = _ours(report, row)
-        theirs, trained = row.images, report.model(row.curve).images
+        theirs, trained = row.images, report.model(row.curve).own_images
         lines.append(
             [
                 code(row.curve),
@@ -50,7 +50,7 @@ def _ours(report: Report, row: Published) -> tuple[object, str]:
 
 def _differs(report: Report) -> list[str]:
     """Sentences on the differences between the published and this study's protocols."""
-    ours = _range({report.model(row.curve).images for row in report.rows.published})
+    ours = _range({report.model(row.curve).own_images for row in report.rows.published})
     theirs = {row.images for row in report.rows.published if row.images}
     scale = f" This is preset {report.rows.preset} of the study." if report.rows.preset else ""
     published = f", published networks on {_range(theirs)}, where known" if theirs else ""
