@@ -34,7 +34,7 @@ from pipeline.common.sealed import load_json
 from pipeline.common.tensors import load_tensors
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import Dataset, load_prepared, load_summary
-from pipeline.diffusion.denoiser import load_denoiser
+from pipeline.diffusion.denoiser import Denoiser, load_denoiser
 from pipeline.diffusion.weights import failure, main_file
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
@@ -45,9 +45,10 @@ from pipeline.params.places import STUDIES
 from pipeline.params.resolve import resolve_with_data
 from pipeline.params.study import read_study
 from pipeline.sampling.fitted_grids import load_grids
-from pipeline.training.batches import Examples, Pairs
+from pipeline.training.batches import Examples
 from pipeline.training.checks import spec_of
 from pipeline.training.loop import advance, train_seeds
+from pipeline.training.objectives import OBJECTIVES
 from pipeline.training.pairs import reflow_pairs
 from pipeline.training.row import Model
 from pipeline.training.run import Run
@@ -194,10 +195,12 @@ class Sample:
         self, name: str, models: dict[str, Model], seed: int, data: Dataset, summary: dict[str, Any]
     ) -> str:
         """Train up to the first point of the training curve, compare that point, and return a hash of the weights."""
-        row, device = models[name], default_device()
-        run = Run(spec_of(row, summary), row, seed, device)
+        row, device, teacher = models[name].rounds[0], default_device(), self._teacher(models, models[name], seed)
+        learnt_from = teacher if OBJECTIVES[row.objective].teacher else None
+        run = Run(spec_of(row, summary), row, seed, device, teacher=learnt_from)
         images, labels = to_device(data.images, device), data.labels if row.labels == "classes" else None
-        examples = Examples(images, labels, self._pairs(models, row, seed))
+        pairs = reflow_pairs(teacher, row.reflow_pairs, seed, device) if teacher and row.pairs == "reflow" else None
+        examples = Examples(images, labels, pairs)
         for _ in run.stretches()[0]:
             advance(run, examples)
         now = {key: str(value) for key, value in run.curve()[0].items()}
@@ -209,15 +212,14 @@ class Sample:
         tensors = {key: value.cpu().numpy().tobytes() for key, value in sorted(run.denoiser.state_dict().items())}
         return content_hash(*tensors, *tensors.values())[:SHORT_HASH]
 
-    def _pairs(self, models: dict[str, Model], row: Model, seed: int) -> Pairs | None:
-        """The pairs that a row takes from its teacher, another row of the study that was trained before."""
+    def _teacher(self, models: dict[str, Model], row: Model, seed: int) -> Denoiser | None:
+        """The teacher of a row, which is another row of the study that was trained before."""
         if row.teacher is None:
             return None
         seedless = {"train_seeds": ()}
         wanted = row.teacher.model_copy(update=seedless)
         teacher = next(name for name, other in models.items() if other.model_copy(update=seedless) == wanted)
-        denoiser = load_denoiser(main_file(self.paths.model(teacher), seed)).to(default_device())
-        return reflow_pairs(denoiser, row.reflow_pairs, seed, default_device())
+        return load_denoiser(main_file(self.paths.model(teacher), seed)).to(default_device())
 
     def _whole_training(self, name: str, row: Model, data: Dataset, summary: dict[str, Any]) -> None:
         """Train one seed to its end and compare all files of weights."""

@@ -41,6 +41,7 @@ COST: dict[str, tuple[Callable[[int], int], Callable[[int], int]] | None] = {  #
     "lms": ONCE,
     "ddim": ONCE,
     "ddpm": ONCE,
+    "consistency": ONCE,
     "euler_maruyama": ONCE,
     "dpmpp_2m_sde": ONCE,
 }

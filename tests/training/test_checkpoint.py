@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from pipeline.common.errors import StudyError
 from pipeline.common.tensors import read_sealed
+from pipeline.diffusion.denoiser import new_denoiser
 from pipeline.training import loop
 from pipeline.training.checkpoint import beside
 from pipeline.training.draws import Adaptive
@@ -49,6 +50,10 @@ def plain() -> Trained:
         {"precision": "bfloat16"},
         {"clip_norm": 0.1, "learning_rate_decay": "inverse_sqrt"},
         {"ema_halflives_images": (80,), "ema_ramp_up": None},
+        {"objective": "progressive", "first_steps": 4, "round_steps": 2},
+        {"objective": "consistency_distillation", "dropout": 0.2},
+        {"objective": "consistency_training", "target_decay": 0.9},
+        {"objective": "easy_consistency"},
     ],
     ids=str,
 )
@@ -58,12 +63,13 @@ def test_a_training_with_further_state_continues_to_the_same_bytes(
     monkeypatch.setattr(Adaptive, "ENOUGH", 1)  # so that it adapts within these steps
     row = Model(**SMALL, **choices, images=25 * 8)
     spec = row.spec(0.5, SHAPE, COUNTS)
+    keys: dict[str, Any] = {"labels": LABELS, "teacher": new_denoiser(spec, 1).eval() if row.needs_teacher else None}
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Killed):
-        train(row, spec, IMAGES, 0, checkpoint, deadly(19), labels=LABELS)
+        train(row, spec, IMAGES, 0, checkpoint, deadly(19), **keys)
     assert checkpoint.exists()
-    whole = train(row, spec, IMAGES, 0, labels=LABELS)
-    assert same(train(row, spec, IMAGES, 0, checkpoint, labels=LABELS), whole)
+    whole = train(row, spec, IMAGES, 0, **keys)
+    assert same(train(row, spec, IMAGES, 0, checkpoint, **keys), whole)
     assert not same(plain, whole)
 
 
