@@ -44,7 +44,8 @@ def finding(report: Report) -> list[str]:
     text = ", ".join(f"{number(ratio)}-fold at {budget}" for budget, (ratio, _) in found.items())
     return [
         f"With {' or '.join(map(str, seeds))} trainings of each model, this study can tell these differences between "
-        f"models from chance, by budget (80% power, corrected for {family} comparisons): {text}."
+        f"models from chance, by budget (80% power for models of typical spread, corrected for {family} comparisons): "
+        f"{text}. Models whose scores spread more need larger differences."
     ]
 
 
