@@ -30,7 +30,13 @@ from pipeline.params.study import Study
 from pipeline.training.checks import check_models
 from pipeline.training.row import NETWORK_KEYS, Model
 
-WEIGHTS = ("network", *sorted(NETWORK_KEYS - {"dropout"}), "embedding", "labels", "sigma_data")  # what weights depend on
+WEIGHTS = (
+    "network",
+    *sorted(NETWORK_KEYS - {"dropout"}),
+    "embedding",
+    "labels",
+    "sigma_data",
+)  # what weights depend on
 
 # All functions here raise StudyError, one line that says where, what is wrong, and what to write instead.
 

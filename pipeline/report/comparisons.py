@@ -193,8 +193,8 @@ def across(own: np.ndarray, base: np.ndarray, shared: Population | None, base_sh
     """The contrast of the means of two samples, (n,) and (m,), whose variances come from different populations.
 
     Each sample has the variance of its population, moderated by its own, or its own alone if it is far noisier or there
-    is no population. The degrees of freedom are Welch's, but not more than those of either population, because both may rest
-    on the same trainings. The error is unknown if a sample of one value has no population.
+    is no population. The degrees of freedom are Welch's, but not more than those of either population, because both may
+    rest on the same trainings. The error is unknown if a sample of one value has no population.
     """
     parts, most = [], math.inf
     for values, among in ((own, shared), (base, base_shared)):
