@@ -30,7 +30,13 @@ from pipeline.params.study import Study
 from pipeline.training.checks import check_models
 from pipeline.training.row import NETWORK_KEYS, Model
 
-WEIGHTS = ("network", *sorted(NETWORK_KEYS), "embedding", "labels", "sigma_data")  # what a student's weights depend on
+WEIGHTS = (
+    "network",
+    *sorted(NETWORK_KEYS - {"dropout"}),
+    "embedding",
+    "labels",
+    "sigma_data",
+)  # what weights depend on
 
 # All functions here raise StudyError, one line that says where, what is wrong, and what to write instead.
 
@@ -92,7 +98,10 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
         if teacher.labels == "classes" and not teacher.label_dropout:
             raise StudyError(f"{what} samples from {which} without labels, which needs label_dropout above 0 there")
         return
-    if different := [key for key in WEIGHTS if getattr(row, key) != getattr(teacher, key)]:
+    different = [key for key in WEIGHTS if getattr(row, key) != getattr(teacher, key)]
+    if bool(row.augment) != bool(teacher.augment):  # networks are told about augmentations
+        different.append("augment")
+    if different:
         other = different[0]
         raise StudyError(
             f"{place}.{other}: the training starts from the weights of {which}, which has {getattr(teacher, other)}; "

@@ -25,6 +25,7 @@ from pipeline.report.sections import (
     exact,
     factorial,
     failures,
+    few_steps,
     guidance,
     heldout,
     learning,
@@ -106,7 +107,8 @@ def render(report: Report) -> str:
     ]
     guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
     by_class, unseen = classes.section(report), heldout.section(report)
-    others = [part["findings"] for part in (unseen, guided, averaged) if part]
+    taught = few_steps.section(report)
+    others = [part["findings"] for part in (taught, unseen, guided, averaged) if part]
     return environment.from_string(
         files("pipeline.report").joinpath("template.md.j2").read_text(encoding="utf-8")
     ).render(
@@ -148,6 +150,7 @@ def render(report: Report) -> str:
         failures=failures.failures(report),
         exact=exact.section(report),
         learning=learning.section(report),
+        few_steps=taught,
         guidance=guided,
         averages=averaged,
         networks=networks.section(report),

@@ -189,6 +189,28 @@ def unpaired(own: np.ndarray, base: np.ndarray, shared: Population | None = None
     return Contrast(effect, unit, square / unit, df, shared)
 
 
+def across(own: np.ndarray, base: np.ndarray, shared: Population | None, base_shared: Population | None) -> Contrast:
+    """The contrast of the means of two samples, (n,) and (m,), whose variances come from different populations.
+
+    Each sample has the variance of its population, moderated by its own, or its own alone if it is far noisier or there
+    is no population. The degrees of freedom are Welch's, but not more than those of either population, because both may
+    rest on the same trainings. The error is unknown if a sample of one value has no population.
+    """
+    parts, most = [], math.inf
+    for values, among in ((own, shared), (base, base_shared)):
+        df: float = len(values) - 1
+        variance = float(np.var(values, ddof=1)) if df else 0.0
+        if among and not (df and apart(variance, df, among)):
+            variance, df = among.moderated(variance, df)
+            most = min(most, among.total)
+        parts.append((variance / len(values), df))
+    effect, square = float(np.mean(own) - np.mean(base)), sum(part for part, _ in parts)
+    if min(df for _, df in parts) <= 0:
+        return Contrast(effect, 1, 0.0, 0)
+    welch = square**2 / sum(part**2 / df for part, df in parts) if square else float(len(own) + len(base) - 2)
+    return Contrast(effect, 1, square, min(welch, most))
+
+
 def apart(variance: float, df: float, shared: Population) -> bool:
     """Whether a variance is larger than the mean of the others in its population, by an F test at 5% over their number.
 
@@ -234,6 +256,42 @@ def may_be_best(names: Sequence[str], contrast: Callable[[str, str], Contrast]) 
         return found.effect < 0 and found.p / 2 < LEVEL / (len(names) - 1)
 
     return [name for name in names if not any(lower(other, name) for other in names if other != name)]
+
+
+class Lowest(NamedTuple):
+    """The difference of the lowest true means of two sets: its estimate, interval and p value; see `lowest`."""
+
+    effect: float
+    low: float
+    high: float
+    p: float
+
+
+def lowest(contrasts: Sequence[Sequence[Contrast]], level: float = LEVEL) -> Lowest:
+    """The lowest true mean of one set of names minus that of another one, whichever names they belong to.
+
+    contrasts[i][j]: name i of the set minus name j of the other one. level: the probability that the interval misses.
+
+    Nothing is picked by its estimate, so no lowest mean flatters. The lowest mean of the set is at most that of any
+    member i, and i minus the other set's lowest is at most the largest upper end of its contrasts, because one of them
+    is with the lowest. The least of these ends over i, each at the level divided by the size of the set, is therefore
+    an upper end of the difference (an intersection-union test, Berger 1982, Technometrics 24, 295, with Bonferroni's
+    correction), and the lower end likewise. Two single names have the interval and the p value of their contrast.
+    """
+    means = np.array([[contrast.effect for contrast in row] for row in contrasts])
+    effect = float(means.max(1).min())
+    if not all(contrast.known for row in contrasts for contrast in row):
+        return Lowest(effect, math.nan, math.nan, 1.0)
+    rows, columns = means.shape
+    high, low = (
+        means + sign * np.array([[contrast.half_width(level / count) for contrast in row] for row in contrasts])
+        for sign, count in ((1, rows), (-1, columns))
+    )
+    lower = np.array(
+        [[contrast.p / 2 if contrast.effect < 0 else 1 - contrast.p / 2 for contrast in row] for row in contrasts]
+    )
+    p = min(rows * float(lower.max(1).min()), columns * float((1 - lower).max(0).min()))
+    return Lowest(effect, float(low.min(0).max()), float(high.max(1).min()), min(2 * p, 1.0))
 
 
 def flattery(logs: Mapping[str, Mapping[Hashable, float]]) -> float:

@@ -9,11 +9,10 @@ from pipeline.report.sections import factorial, paths, precision
 from pipeline.report.sections.efficiency import SHARES, reached
 from pipeline.report.statistics import spread
 from pipeline.report.study import Report
-from pipeline.report.text import course, listed, number, percent, stated_verdict
+from pipeline.report.text import MANY, course, leaders, listed, number, percent, stated_verdict
 from pipeline.report.verdicts import Verdict
 
 FIRST = 9  # the most sentences at the top of the report
-MANY = 4  # rows of a choice that a sentence lists; more are counted
 
 
 class Findings(NamedTuple):
@@ -88,18 +87,8 @@ def _leaders(report: Report) -> list[str]:
 
 
 def _by_leader(report: Report, curves: list[str], budgets: list[int]) -> str:
-    """The curves that may be best, each set with its budgets: "a alone at 4 and 7; b, a or c at 19".
-
-    A set begins with the lowest mean; a set of more than MANY is counted.
-    """
-    found: dict[str, list[str]] = {}
-    for budget in budgets:
-        first, *others = (report.label(name) for name in report.best(curves, budget))
-        text = f"{first} alone" if not others else f"{first} (lowest mean) or any of {len(others)} others"
-        if 0 < len(others) < MANY:
-            text = f"{', '.join([first, *others[:-1]])} or {others[-1]}"
-        found.setdefault(text, []).append(str(budget))
-    return "; ".join(f"{text} at {listed(own)}" for text, own in found.items())
+    """The curves that may be best, each set with its budgets."""
+    return leaders({budget: [report.label(name) for name in report.best(curves, budget)] for budget in budgets})
 
 
 def _samplers(report: Report) -> list[str]:

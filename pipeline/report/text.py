@@ -7,6 +7,8 @@ from typing import Any
 from pipeline.report.statistics import Interval
 from pipeline.report.verdicts import Verdict
 
+MANY = 4  # names that a sentence lists; more are counted
+
 
 def number(value: float) -> str:
     """A number with three significant digits; with an exponent only if it is very small or very large."""
@@ -59,6 +61,20 @@ def course(found: Mapping[int, Verdict]) -> str:
         word = "equal" if verdict.equal else verdict.word
         budgets.setdefault(word + remark(verdict), []).append(str(budget))
     return ", ".join(f"{word} at {listed(own)}" for word, own in budgets.items())
+
+
+def leaders(found: Mapping[int, list[str]]) -> str:
+    """The names that may be best by budget, each set with its budgets: "a alone at 4 and 7; b, a or c at 19".
+
+    A set begins with the lowest mean; a set of more than MANY is counted.
+    """
+    budgets: dict[str, list[str]] = {}
+    for budget, (first, *others) in found.items():
+        text = f"{first} alone" if not others else f"{first} (lowest mean) or any of {len(others)} others"
+        if 0 < len(others) < MANY:
+            text = f"{', '.join([first, *others[:-1]])} or {others[-1]}"
+        budgets.setdefault(text, []).append(str(budget))
+    return "; ".join(f"{text} at {listed(own)}" for text, own in budgets.items())
 
 
 def percent(share: float) -> str:

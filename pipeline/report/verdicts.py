@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,12 @@ from pipeline.report.comparisons import (
     LEVEL,
     Contrast,
     Population,
+    across,
     detectable,
     flattery,
     holm,
     judged,
+    lowest,
     may_be_best,
     overlap,
     paired,
@@ -32,6 +34,8 @@ TRAINING, SAMPLING, DRAWING = "training", "sampling", "drawing"  # what a repeti
 ROUNDING = 1e-9  # relative differences up to this are rounding
 
 Cells = Callable[[str, int], pd.DataFrame]
+Key = TypeVar("Key", bound=Hashable)
+Point = tuple[str, int]  # a curve and a budget at which it has a result
 
 
 class Verdict(NamedTuple):
@@ -247,6 +251,45 @@ class Verdicts:
                 found[name] = {seed: math.log(value) for seed, value in own.items()}
         several = len(found) > 1 and len(found) == len(names) and any(len(own) > 1 for own in found.values())
         return flattery(found) if several else math.nan
+
+    def lowest_of(self, families: Mapping[Key, tuple[list[Point], list[Point]]]) -> dict[Key, Verdict]:
+        """The verdicts on the lowest true score of one set of points against that of another one, by key.
+
+        Both sets have points, the budgets may differ, and the models of the two sets must. See `comparisons.lowest`: a
+        verdict holds whichever points are the lowest ones, and it is corrected for all of these comparisons.
+        """
+        found = {key: self._contrasts(*sets) for key, sets in families.items()}
+        adjusted = holm([lowest(contrasts).p for contrasts, _ in found.values()])
+        verdicts: dict[Key, Verdict] = {}
+        for (key, (contrasts, is_ratio)), p in zip(found.items(), adjusted, strict=True):
+            plain, corrected = lowest(contrasts), lowest(contrasts, LEVEL / len(found))
+            margin = math.log1p(self.smallest_effect) if is_ratio else -1.0
+            within = -margin <= corrected.low and corrected.high <= margin
+            word = "equivalent" if within else judged(plain.effect, math.inf, p, margin)
+            effect, *ends = (
+                (math.exp(min(value, 700)) if is_ratio else value)
+                for value in (plain.effect, plain.low, plain.high, corrected.low, corrected.high)
+            )
+            counts = [len(self.cells(*point)) for point in (*families[key][0], *families[key][1])]
+            interval = Interval(effect, ends[0], ends[1], min(counts))
+            units = {self.unit(budget) for _, budget in (*families[key][0], *families[key][1])}
+            verdicts[key] = Verdict(
+                word, interval, (ends[2], ends[3]), p, is_ratio, "" if units == {TRAINING} else "one training each"
+            )
+        return verdicts
+
+    def _contrasts(self, own: list[Point], base: list[Point]) -> tuple[list[list[Contrast]], bool]:
+        """The contrasts of all points of one set with all of another one, and whether they are of logarithms."""
+        values = {point: np.array(list(self.values(*point, self.unit(point[1])).values())) for point in (*own, *base)}
+        is_ratio = min(float(found.min()) for found in values.values()) > 0
+        logs = {point: np.log(found) if is_ratio else found for point, found in values.items()}
+
+        def contrast(one: Point, two: Point) -> Contrast:
+            if one[1] == two[1] and is_ratio:
+                return self.compared(one[0], two[0], one[1]).contrast
+            return across(logs[one], logs[two], *(self.population(p[1]) if is_ratio else None for p in (one, two)))
+
+        return [[contrast(one, two) for two in base] for one in own], is_ratio
 
     def detectable(self, budget: int, comparisons: int) -> tuple[float, int]:
         """The ratio that a comparison of two models detects with 80% power at a budget, and their trainings.

@@ -45,6 +45,16 @@ BAD_TRAINING: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {  # model
     "noise without end": ({"x": {"P_mean": 1e5}}, "models.x: ", "positive and finite; lognormal gives inf to inf"),
     "unknown draws": ({"x": {"draws": "stratifed"}}, "models.x.draws: ", "did you mean 'stratified'?"),
     "unknown pairs": ({"x": {"pairs": "reflo"}}, "models.x.pairs: ", "did you mean 'reflow'?"),
+    "augmented student": (
+        {"x": {"base": "edm", "objective": "progressive", "augment": 0.1}},
+        "models.x.augment: ",
+        "from the weights of base edm, which has 0.0; use the same here",
+    ),
+    "augmented teacher": (
+        {"m": {"augment": 0.1}, "x": {"base": "m", "objective": "easy_consistency", "augment": 0}},
+        "models.x.augment: ",
+        "from the weights of base m, which has 0.1; use the same here",
+    ),
     "reflow without base": ({"flow": FLOW, "x": {**FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "as base"),
     "reflow on a base that is no flow": (
         {"x": {"base": "edm", **FLOW, "pairs": "reflow"}}, "models.x.pairs: ", "but base edm has parametrization edm"
@@ -271,3 +281,11 @@ def test_a_teacher_needs_label_dropout(tmp_path: Path) -> None:
     rows = models(flow=flow, x={"base": "flow", "pairs": "reflow", "labels": "none"})
     message = refusal(tmp_path, **rows)
     assert message.startswith("models.x.pairs: ") and "without labels" in message
+
+
+def test_a_student_may_have_another_dropout_and_another_augmentation(tmp_path: Path) -> None:
+    """Neither is part of the weights, as long as both networks are told about augmentations."""
+    teacher, student = {"augment": 0.12, "dropout": 0.13}, {"augment": 0.05, "dropout": 0.2}
+    rows = models(m=teacher, x={"base": "m", "objective": "easy_consistency", **student})
+    row = resolved(tmp_path, **rows)["models/x"]
+    assert (row["dropout"], row["teacher"]["dropout"], row["augment"]) == (0.2, 0.13, 0.05)

@@ -49,6 +49,31 @@ SAMPLERS: dict[str, dict[str, Any]] = {  # words of a published row, and what th
     r"ancestral with the larger variance": {"solver": "ddpm", "variance": "beta"} | QUADRATIC,
     r"^VP probability flow, RK45 at 1e-5": TOLERANCE | {"discretization": "vp", "schedule": "vp"},
     r"^1-rectified flow, RK45 at 1e-5": TOLERANCE | {"discretization": "flow", "schedule": "flow"},
+    r"^progressive distillation": {"solver": "ddim", "eta": 0, "discretization": "edm", "rho": 7, "finest_steps": 8192},
+    r"\(iCT\)": {"solver": "consistency", "boundary": 0.002},
+    r"\(ECT\)": {"solver": "consistency", "boundary": 0},
+}
+DECAYS = {"cd": 0.9999, "ct": 0.99993, "ect": 0.9999}  # of the average of the weights, by step
+FLOAT32 = {"precision": "float32"}  # Adam with a warm-up of 2,000 steps stands for RAdam
+STUDENTS: dict[str, dict[str, Any]] = {  # settings of the authors' code (pd, ect) and of the papers
+    "pd": FLOAT32
+    | {"objective": "progressive", "batch": 512, "learning_rate": 5e-5, "learning_rate_decay": "linear", "dropout": 0}
+    | {"clip_norm": 1, "first_steps": 4096, "weighting": "truncated_snr", "distance": "squared", "warmup_images": 512},
+    "cd": FLOAT32
+    | {
+        "objective": "consistency_distillation",
+        "batch": 512,
+        "learning_rate": 4e-4,
+        "dropout": 0,
+        "teacher_step": "heun",
+    }
+    | {"warmup_images": 10_000_000, "images": 800_000 * 512},
+    "ct": FLOAT32
+    | {"objective": "consistency_training", "batch": 1024, "learning_rate": 1e-4, "dropout": 0.3, "first_levels": 10}
+    | {"last_levels": 1280, "distance": "pseudo_huber", "images": 400_000 * 1024, "warmup_images": 2000 * 1024},
+    "ect": FLOAT32
+    | {"objective": "easy_consistency", "batch": 128, "learning_rate": 1e-4, "dropout": 0.2, "flip": 0, "P_mean": -1.1}
+    | {"P_std": 2, "images": 400_000 * 128, "warmup_images": 2000 * 128, "learning_rate_decay": "none"},
 }
 PUBLISHED = read_study(CIFAR10).published
 
@@ -67,8 +92,33 @@ def test_each_configuration_is_trained_as_published(configuration: str) -> None:
 def test_only_rows_of_configuration_f_are_augmented_and_every_row_has_dropout() -> None:
     models = {name: entry.row for name, entry in of_cifar10("paper").models.items()}
     assert {name for name, row in models.items() if row.augment} == {"edm_augmented", "classes"}
-    assert {row.dropout for row in models.values()} == {0.1, 0.13}
-    assert {row.flip for row in models.values()} == {0.5}
+    denoisers = [row for name, row in models.items() if name not in STUDENTS]
+    assert {row.dropout for row in denoisers} == {0.1, 0.13}
+    assert {row.flip for row in denoisers} == {0.5}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_each_student_is_trained_as_published(name: str) -> None:
+    rows = of_cifar10("paper")
+    row = rows.models[name].row
+    assert {key: getattr(row, key) for key in STUDENTS[name]} == STUDENTS[name]
+    assert row.teacher == (None if name == "ct" else rows.models["edm"].row)
+    if name in DECAYS:
+        assert 0.5 ** (row.batch / row.longest_average_images) == pytest.approx(DECAYS[name], abs=1e-7)
+
+
+def test_progressive_distillation_has_rounds_of_50_000_steps() -> None:
+    rounds = of_cifar10("paper").models["pd"].row.rounds
+    assert [part.round_steps for part in rounds] == [2**i for i in range(12, -1, -1)]
+    assert {part.steps for part in rounds} == {50_000}
+
+
+def test_consistency_models_are_sampled_at_the_published_noise_levels() -> None:
+    for name in ("cd", "ct", "ect"):
+        row = of_cifar10("paper").curves[name].row
+        assert row.grid(1).tolist() == pytest.approx([80, 0]) and row.grid(2).tolist() == pytest.approx(
+            [80, 0.821, 0], abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=where)
@@ -86,7 +136,9 @@ def test_a_published_value_is_beside_a_model_with_its_training(row: Published) -
     rows = of_cifar10("paper")
     name = rows.curves[row.curve].row.model
     model = rows.models[name].row
-    if configuration := re.search(r"configuration ([A-F])", row.what):
+    if name in STUDENTS:
+        assert row.images in (None, model.images) and (name == "ect") == ("configuration F" in row.what)
+    elif configuration := re.search(r"configuration ([A-F])", row.what):
         expected = CONFIGURATIONS[configuration[1]][0]
         assert name == ("classes" if "class-conditional" in row.what else expected)
         assert row.images in (None, model.images)
