@@ -17,7 +17,7 @@ from pipeline.data import points
 from pipeline.data.points import POINTS
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import Cubes, Mixture, solution
-from pipeline.sampling.grids import EDM_RANGE
+from pipeline.diffusion.grids import EDM_RANGE
 
 NODES = {"two_moons": 96, "spiral": 512}  # along each curve; twice as many move no D by more than 1e-9
 DRAWS = 1024
