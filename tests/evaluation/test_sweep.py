@@ -21,7 +21,7 @@ from pipeline.data.row import Data
 from pipeline.data.sources import load
 from pipeline.diffusion.classifier import save_classifier
 from pipeline.diffusion.denoiser import load_denoiser
-from pipeline.diffusion.weights import Weights, classifier_file, failure_file, save_failure
+from pipeline.diffusion.weights import Weights, classifier_file
 from pipeline.evaluation import loading, sweep
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
@@ -206,29 +206,6 @@ def test_a_network_that_answers_nan_fails_its_own_cells_alone(trained: Trained, 
     assert len(cell_files()) == 2
     good = measure_curve(curve(), *trained, workers=2)
     assert same([c for c in cells if not c.failed], [c for c in good if c.train_seed == 0])
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("keys", [{}, {"discretization": "optimised"}], ids=str)
-def test_a_failed_training_fails_its_own_cells_alone(
-    trained: Trained, tmp_path: Path, seed: int, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fitted_grids, "TRAJECTORIES", 16)
-    half = broken(trained, tmp_path / "model")
-    (half.model / f"seed_{seed}.safetensors").unlink()
-    save_failure("seed: no number", failure_file(half.model, seed))
-    half = half._replace(grids=fit_model(half.model, [(0.002, 80.0)]))
-    assert len(half.grids) == 1
-    cells = measure_curve(curve(**keys), *half, workers=1)
-    failed = [c for c in cells if c.train_seed == seed]
-    assert [(c.failed, c.nfe, c.checkpoint, c.metrics, len(c.images)) for c in failed] == [
-        ("training failed: seed: no number", nfe, "", [], 0) for nfe in (3, 5)
-    ]
-    good = [c for c in measure_curve(curve(**keys), *trained, workers=1) if c.train_seed != seed]
-    assert [c.record() for c in cells if not c.failed] == [c.record() for c in good]
-    assert [len(c.features) for c in cells if not c.failed] == [0, SAMPLES], "another seed keeps its features"
-    save_curve(cells, {"extractor": "classifier"}, tmp_path / "a")
-    assert len(load_file(tmp_path / "a/features.safetensors")["features"]) == SAMPLES
 
 
 @pytest.mark.parametrize("seeds", [(1,), (0, 1)])
