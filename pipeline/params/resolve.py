@@ -224,7 +224,7 @@ def _with_like(study: Study, models: dict[str, Model], name: str, done: dict[str
 
 def _model_differences(row: Model, base: Model) -> dict[str, Any]:
     """The design choices in which a model row differs from its base; another teacher teaches something else."""
-    key = teaching_key(row)
+    key = teaching_key(row if row.teacher else base)
     return differences(row, base) | ({key: getattr(row, key)} if row.teacher != base.teacher else {})
 
 

@@ -116,11 +116,17 @@ def literals(annotation: Any) -> list[str]:
     return [v for part in get_args(annotation) for v in ([part] if isinstance(part, str) else literals(part))]
 
 
+CONSISTENCY_KEYS = ("grid", "level_growth", "first_levels", "last_levels", "target_decay")
 NEEDED: dict[str, dict[str, Any]] = {  # what a key goes with
     "guide_images": {"guide": "snapshot"},
     "guidance_min": {"guidance": 2.0},
     "guidance_max": {"guidance": 2.0},
     "learned_variance": {"parametrization": "ddpm", "noise": "ddpm_uniform"},
+    "finest_steps": {"nfe": [3]},
+    "first_steps": {"objective": "progressive"},
+    "teacher_step": {"objective": "consistency_distillation"},
+    "stages": {"objective": "easy_consistency"},
+    **{key: {"objective": "consistency_training"} for key in CONSISTENCY_KEYS},
 }
 VALUES = {"guide_images": [128]}  # the first of ABLE's snapshots
 ABLE = {  # a model that gives a curve whatever it asks for
@@ -154,8 +160,14 @@ def variation(schema: type[Model] | type[Curve], key: str) -> tuple[dict[str, An
 @pytest.mark.parametrize("key", [key for key in Model.model_fields if key not in FILLED_IN])
 def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Model, key)
-    rows = resolved(tmp_path, models={"edm": row, "x": {"base": "edm", key: value}})
-    assert rows["models/x"] | {"like": None} == rows["models/edm"] | {key: value}
+    student = Model(**row).needs_teacher
+    first = {"teacher": {}, "edm": row | {"base": "teacher"}} if student else {"edm": row}
+    of = {"edm": {"model": "teacher" if student else "edm"}}
+    rows = resolved(tmp_path, models=first | {"x": {"base": "edm", key: value}}, curves=of)
+    if key == "objective":  # it comes with a teacher, and with what it was published with
+        assert rows["models/x"]["teacher"] == rows["models/edm"] and rows["models/x"][key] == value
+    else:
+        assert rows["models/x"] | {"like": None} == rows["models/edm"] | {key: value}
     assert rows["report"]["models"]["x"]["axis"] == (Model.model_fields[key].title or "")
 
 
