@@ -143,7 +143,7 @@ def test_uncertainty_starts_at_zero_and_fits_a_smooth_function() -> None:
     assert float((head(ln_sigma) - target).abs().max().detach()) < 0.05
 
 
-@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize("parametrization", [name for name in PARAMETRIZATIONS if name != "consistency"])
 def test_unit_is_the_published_weighting(parametrization: str) -> None:
     c_out = PARAMETRIZATIONS[parametrization](sigmas(), SD).c_out
     expected = [TABLE[parametrization](sigma) for sigma in sigmas().flatten().tolist()]
