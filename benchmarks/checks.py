@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.common.devices import CPU
 from pipeline.common.randomness import SampleNoise
-from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction
+from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction, new_denoiser
 from pipeline.diffusion.exact import Mixture
 from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
@@ -31,6 +31,7 @@ from pipeline.training.batches import Examples
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint, state
 from pipeline.training.loop import advance
 from pipeline.training.noise import NOISES
+from pipeline.training.objectives import OBJECTIVES
 from pipeline.training.row import Model
 from pipeline.training.run import Run
 from pipeline.training.weighting import WEIGHTINGS
@@ -68,7 +69,9 @@ def _labels() -> Tensor:
 def trained(device: torch.device, steps: int = STEPS, **choices: Any) -> tuple[Run, Examples]:
     """A small network after some steps."""
     row = Model(**SMALL | choices)
-    run = Run(row.spec(SIGMA_DATA, SHAPE, CLASSES), row, 0, device)
+    spec = row.spec(SIGMA_DATA, SHAPE, CLASSES)
+    teacher = new_denoiser(spec, 1).eval() if OBJECTIVES[row.objective].teacher else None
+    run = Run(spec, row, 0, device, teacher=teacher)
     examples = Examples(_images().to(device), _labels() if row.labels == "classes" else None)
     for _ in range(steps):
         advance(run, examples)
@@ -108,8 +111,9 @@ def solvers_agree(device: torch.device) -> str:
 
 def trainings_agree(device: torch.device) -> str:
     """The losses of the first steps are the CPU's, for every kind of batch, weighting and noise."""
-    rows = CHOICES | {f"weighting {n}": {"weighting": n} for n in WEIGHTINGS if n != "vlb"}
+    rows = CHOICES | {f"weighting {n}": {"weighting": n} for n in WEIGHTINGS if n not in ("vlb", "inverse_step")}
     rows |= {f"noise {n}": {"noise": n} for n in NOISES} | {"vlb": {"weighting": "vlb", "noise": "ve_loguniform"}}
+    rows |= {f"objective {n}": {"objective": n} for n in OBJECTIVES}
     worst, where = 0.0, ""
     for name, choices in rows.items():
         if name.startswith("dropout") and device.type != "cpu":  # a GPU draws its own masks

@@ -35,6 +35,11 @@ def edm(sigma: float, sd: float) -> Row:
     return sd**2 / root**2, sigma * sd / root, 1 / root, math.log(sigma) / 4
 
 
+def consistency(sigma: float, sd: float) -> Row:
+    step = sigma - 0.002
+    return sd**2 / (step**2 + sd**2), sd * step / math.hypot(sigma, sd), *edm(sigma, sd)[2:]
+
+
 def vp(sigma: float, sd: float) -> Row:
     t = (math.sqrt(0.1**2 + 2 * 19.9 * math.log1p(sigma**2)) - 0.1) / 19.9
     return 1, -sigma, 1 / math.sqrt(1 + sigma**2), 999 * t
@@ -85,6 +90,7 @@ COEFFICIENTS: dict[str, Callable[[float, float], Row]] = {
     "vp_v": vp_v,
     "flow_eps": lambda sigma, sd: (1, -sigma, *flow(sigma, sd)[2:]),
     "flow_x0": x0_on(flow),
+    "consistency": consistency,
 }
 
 all_parametrizations = pytest.mark.parametrize("name", PARAMETRIZATIONS)
@@ -205,6 +211,7 @@ def test_flow_t_is_the_flow_with_a_label_of_t() -> None:
 
 
 NATURAL = {  # the noise that a parametrization was published with
+    "consistency": "lognormal",
     "edm": "lognormal",
     "vp": "vp_uniform",
     "ve": "ve_loguniform",

@@ -194,7 +194,7 @@ def test_weights_are_finite_at_every_level_also_outside_of_the_noise(
 ) -> None:
     monkeypatch.setattr(losses, "SIGMAS", 3)  # from the lowest to the highest
     off = exact(offset=0.1)
-    for weighting in WEIGHTINGS:
+    for weighting in WEIGHTINGS.keys() - {"inverse_step"}:  # of objectives that compare two levels
         row = Model().model_copy(update=noise | {"weighting": weighting})
         points = list(by_sigma(off, row, pictures(2)))
         assert all(math.isfinite(v) and v > 0 for point in points for v in vars(point).values()), weighting

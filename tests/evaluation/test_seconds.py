@@ -39,7 +39,7 @@ def test_points_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest
 def test_the_first_training_that_did_not_fail_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def load(curve: Any, model: Path, seed: int, device: torch.device) -> Any:
+    def load(curve: Any, model: Path, seed: int, student: int | None, device: torch.device) -> Any:
         asked.append(seed)
         return SimpleNamespace(device=device)
 
@@ -50,4 +50,4 @@ def test_the_first_training_that_did_not_fail_is_timed(tmp_path: Path, monkeypat
         found = list(timed_points("x", curve(), tmp_path, []))
         assert [point.timing.checkpoint for point in found] == [f"weights of {seed}"[:SHORT_HASH]] * 2
         save_failure("no number", failure_file(tmp_path, seed))
-    assert list(timed_points("x", curve(), tmp_path, [])) == [] and asked == [0, 1]
+    assert list(timed_points("x", curve(), tmp_path, [])) == [] and asked == [0, 0, 1, 1]

@@ -80,13 +80,14 @@ def test_training_lowers_the_loss() -> None:
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
-@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize("parametrization", [name for name in PARAMETRIZATIONS if name != "consistency"])
 def test_every_parametrization_trains_on_every_noise(parametrization: str) -> None:
     for noise in NOISES:
         try:
             row = Model(**SMALL, parametrization=parametrization, noise=noise, images=2 * 8)
         except ValidationError as error:
-            assert PARAMETRIZATIONS[parametrization].largest < 1000 and "ends at" in str(error)
+            path = PARAMETRIZATIONS[parametrization]
+            assert (path.largest < 1000 and "ends at" in str(error)) or (path.smallest and "begins at" in str(error))
             continue
         losses = [point["loss"] for point in train(row, row.spec(0.5, SHAPE), IMAGES, 0).curve]
         assert len(losses) == 2 and all(math.isfinite(value) and value > 0 for value in losses)
@@ -120,9 +121,7 @@ def test_reflow_trains_on_the_pairs_of_its_teacher(tmp_path: Path, monkeypatch: 
         teacher = train(flow, flow.spec(0.5, SHAPE), IMAGES, seed).denoiser
         pairs = reflow_pairs(teacher, 40, seed)
         assert pairs[0].shape == pairs[1].shape == (40, *SHAPE)
-        assert same(
-            train(row, row.spec(0.5, SHAPE), IMAGES, seed, None, lambda images: None, lambda pairs=pairs: pairs), run
-        )
+        assert same(train(row, row.spec(0.5, SHAPE), IMAGES, seed, teacher=teacher), run)
 
 
 def trained_seeds(row: Model, workers: int) -> list[Trained]:

@@ -31,6 +31,6 @@ def test_the_loss_is_the_weighted_error_of_the_denoiser(parametrization: str, we
     sigma = torch.logspace(-3, 2, count, dtype=torch.float64)
     denoised = denoiser(x0 + sigma[:, None, None, None] * n, sigma)
     c_out = denoiser.coefficients(sigma, 0.5).c_out
-    weight = WEIGHTINGS[weighting](sigma, sigma_data=0.5, c_out=c_out, snr_rate=sigma.sqrt())
+    weight = WEIGHTINGS[weighting](sigma, sigma_data=0.5, c_out=c_out, snr_rate=sigma.sqrt(), step=sigma / 2)
     expected = weight * (denoised - x0).square().mean((1, 2, 3))
     torch.testing.assert_close(loss(denoiser, weight, x0, n, sigma), expected, rtol=1e-6, atol=0)

@@ -13,6 +13,7 @@ from pipeline.training.noise import NOISES, Levels, distribution, keys_of
 
 P_MEAN, P_STD = -1.2, 1.2
 SHIFT, M, S, SCALE = 1.7, -0.4, 0.9, 1.29
+RHO_LOW, RHO_HIGH = 0.002 ** (1 / 7), 80 ** (1 / 7)
 CHOICES = {"P_mean": P_MEAN, "P_std": P_STD, "shift": SHIFT, "logit_mean": M, "logit_std": S, "mode_scale": SCALE}
 
 
@@ -32,6 +33,7 @@ QUANTILES: dict[str, Callable[[float], float]] = {
     "lognormal": lambda u: math.exp(NormalDist(P_MEAN, P_STD).inv_cdf(u)),
     "vp_uniform": lambda u: vp_sigma(1e-5 + u * (1 - 1e-5)),
     "ve_loguniform": lambda u: math.exp(math.log(0.02) + u * (math.log(100) - math.log(0.02))),
+    "rho_uniform": lambda u: (RHO_LOW + u * (RHO_HIGH - RHO_LOW)) ** 7,
     "iddpm_uniform": iddpm_level,
     "ddpm_uniform": lambda u: math.sqrt(1 / math.prod(1 - np.linspace(1e-4, 0.02, 1000)[: int(u * 1000) + 1]) - 1),
     "flow_uniform": lambda u: SHIFT * u / (1 - u),
@@ -108,6 +110,7 @@ def test_mode_without_scale_is_uniform_in_time() -> None:
 DENSITIES: dict[str, Callable[[float], float]] = {  # over ln sigma, in closed form
     "lognormal": lambda log: NormalDist(P_MEAN, P_STD).pdf(log),
     "ve_loguniform": lambda log: 1 / math.log(5000),
+    "rho_uniform": lambda log: math.exp(log / 7) / 7 / (RHO_HIGH - RHO_LOW),
     "flow_uniform": lambda log: 1 / (4 * math.cosh((log - math.log(SHIFT)) / 2) ** 2),
     "logit_normal": lambda log: NormalDist(M + math.log(SHIFT), S).pdf(log),
     "cosmap": lambda log: 2 / math.pi * math.exp(log) * SHIFT / (SHIFT**2 + math.exp(2 * log)),

@@ -34,6 +34,7 @@ LAMBDA: dict[str, Callable[[float, float, float], float]] = {  # of sigma, c_out
     "uniform_v": lambda sigma, c_out, rate: 1 / sigma**2 + 1,
     "uniform_velocity": lambda sigma, c_out, rate: (1 + 1 / sigma) ** 2,
     "uniform_score": lambda sigma, c_out, rate: 1 / sigma**4,
+    "inverse_step": lambda sigma, c_out, rate: 1 / rate,  # the tests use one number for both
     "vlb": lambda sigma, c_out, rate: rate / 2,
     "uncertainty": lambda sigma, c_out, rate: 1 / c_out**2,
 }
@@ -71,7 +72,7 @@ def test_weightings(name: str, parametrization: str) -> None:
     rate = 0.3 + sigmas() / 7
     triples = zip(*(part.flatten().tolist() for part in (sigmas(), c_out, rate)), strict=True)
     expected = torch.tensor([LAMBDA[name](*triple) for triple in triples], dtype=torch.float64).reshape(2, 100)
-    actual = WEIGHTINGS[name](sigmas(), sigma_data=SD, c_out=c_out, snr_rate=rate, **KEYS.get(name, {}))
+    actual = WEIGHTINGS[name](sigmas(), sigma_data=SD, c_out=c_out, snr_rate=rate, step=rate, **KEYS.get(name, {}))
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
