@@ -248,9 +248,10 @@ def test_fourier_features_are_refused_where_those_of_close_noise_levels_are_unre
     embedded = Fourier(256)(labels(name).unique())
     related = float(embedded.diff(dim=0).square().sum(1).median()) < 256 / 4
     row = {"parametrization": name, "noise": NATURAL.get(name, NATURAL[name.split("_")[0]]), "embedding": "fourier"}
+    row["objective"] = "consistency_training" if name == "consistency" else "denoising"
     if related:
         Model(**row)
     else:
         with pytest.raises(ValidationError, match=f"fourier suits c_noise.*parametrization {name} tells.*positional"):
             Model(**row)
-    assert related == (name in ("edm", "ve", "flow_t"))
+    assert related == (name in ("edm", "ve", "flow_t", "consistency"))

@@ -27,7 +27,7 @@ SELECTIONS: list[tuple[dict[str, Any], Selection]] = [
 
 @pytest.mark.parametrize(("keys", "selection"), SELECTIONS, ids=str)
 def test_a_curve_selects_an_average_and_a_guide_that_has_an_effect(keys: dict[str, Any], selection: Selection) -> None:
-    assert Curve(model="edm", **keys).weights == selection
+    assert Curve(model="edm", **keys).weights() == selection
 
 
 CHANGES: list[dict[str, Any]] = [
