@@ -71,7 +71,7 @@ def test_a_renamed_variable_and_a_split_module_are_accepted_and_nothing_runs_aga
 
 
 REFUSED = {
-    "the loss": ("training/loss.py", ".square()", ".square().mul(1.0000001)", "losses: "),
+    "the loss": ("training/distances.py", ".square()", ".square().mul(1.0000001)", "losses: "),
     "one model's weighting": ("training/noise.py", "return shift * u / (1 - u)", "return shift * u / (1.0000002 - u)",
                               "train@flow: "),
     "a solver": ("sampling/ode.py", "alpha=-rate / sigma", "alpha=-rate / sigma * 1.0000001", "sweep@"),
