@@ -70,8 +70,7 @@ def trained(device: torch.device, steps: int = STEPS, **choices: Any) -> tuple[R
     """A small network after some steps."""
     row = Model(**SMALL | choices)
     spec = row.spec(SIGMA_DATA, SHAPE, CLASSES)
-    teacher = new_denoiser(spec, 1).eval() if OBJECTIVES[row.objective].teacher else None
-    run = Run(spec, row, 0, device, teacher=teacher)
+    run = Run(spec, row, 0, device, teacher=new_denoiser(spec, 1).eval())
     examples = Examples(_images().to(device), _labels() if row.labels == "classes" else None)
     for _ in range(steps):
         advance(run, examples)

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from pipeline.common.devices import CPU
 from pipeline.diffusion.denoiser import new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.training.batches import Examples
 from pipeline.training.draws import DRAWS
-from pipeline.training.loop import advance
+from pipeline.training.loop import advance, pairs_from
 from pipeline.training.noise import NOISES
 from pipeline.training.objectives import OBJECTIVES
-from pipeline.training.pairs import reflow_pairs
 from pipeline.training.row import Model
 from pipeline.training.run import Run
 from pipeline.training.weighting import WEIGHTINGS
@@ -41,7 +41,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     **{f"noise: {name}": {"noise": name} for name in NOISES if name != "lognormal"},
     **{f"draws: {name}": {"draws": name} for name in DRAWS if name != "independent"},
     "pairs: optimal_transport": FLOW | {"pairs": "optimal_transport"},
-    "pairs: reflow": FLOW | {"pairs": "reflow"},
+    "pairs: reflow": FLOW | {"pairs": "reflow", "reflow_pairs": 512},
     "augment: 0.12": {"augment": 0.12},
     **{f"objective: {name}": {"objective": name} for name in OBJECTIVES if name != "denoising"},
     "objective: consistency_distillation, teacher_step: euler": {
@@ -66,12 +66,9 @@ def compare(choices: dict[str, Any], steps: int) -> tuple[float, float]:
     images = torch.randint(0, 256, (1797, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = [Model(), Model(**choices)]
     specs = [row.spec(SIGMA_DATA, SHAPE) for row in rows]
-    teacher = new_denoiser(specs[1], 1).eval().requires_grad_(False) if OBJECTIVES[rows[1].objective].teacher else None
-    runs = [Run(specs[0], rows[0], 0), Run(specs[1], rows[1], 0, teacher=teacher)]
-    pairs = None
-    if rows[1].pairs == "reflow":
-        pairs = reflow_pairs(new_denoiser(specs[1], 1), 512, 0)
-    examples = [Examples(images), Examples(images, pairs=pairs)]
+    teacher = new_denoiser(specs[1], 1).eval().requires_grad_(False)
+    runs = [Run(spec, row, 0, teacher=teacher) for spec, row in zip(specs, rows, strict=True)]
+    examples = [Examples(images, pairs=pairs_from(teacher, row, 0, CPU)) for row in rows]
     times: list[list[float]] = [[], []]
     for step in range(WARM_UP + steps):
         for i in (0, 1) if step % 2 else (1, 0):

@@ -47,9 +47,7 @@ from pipeline.params.study import read_study
 from pipeline.sampling.fitted_grids import load_grids
 from pipeline.training.batches import Examples
 from pipeline.training.checks import spec_of
-from pipeline.training.loop import advance, train_seeds
-from pipeline.training.objectives import OBJECTIVES
-from pipeline.training.pairs import reflow_pairs
+from pipeline.training.loop import advance, pairs_from, train_seeds
 from pipeline.training.row import Model
 from pipeline.training.run import Run
 from pipeline.training.trained import save_models
@@ -196,11 +194,9 @@ class Sample:
     ) -> str:
         """Train up to the first point of the training curve, compare that point, and return a hash of the weights."""
         row, device, teacher = models[name].rounds[0], default_device(), self._teacher(models, models[name], seed)
-        learnt_from = teacher if OBJECTIVES[row.objective].teacher else None
-        run = Run(spec_of(row, summary), row, seed, device, teacher=learnt_from)
+        run = Run(spec_of(row, summary), row, seed, device, teacher=teacher)
         images, labels = to_device(data.images, device), data.labels if row.labels == "classes" else None
-        pairs = reflow_pairs(teacher, row.reflow_pairs, seed, device) if teacher and row.pairs == "reflow" else None
-        examples = Examples(images, labels, pairs)
+        examples = Examples(images, labels, pairs_from(teacher, row, seed, device))
         for _ in run.stretches()[0]:
             advance(run, examples)
         now = {key: str(value) for key, value in run.curve()[0].items()}
@@ -219,7 +215,7 @@ class Sample:
         seedless = {"train_seeds": ()}
         wanted = row.teacher.model_copy(update=seedless)
         teacher = next(name for name, other in models.items() if other.model_copy(update=seedless) == wanted)
-        return load_denoiser(main_file(self.paths.model(teacher), seed)).to(default_device())
+        return load_denoiser(main_file(self.paths.model(teacher), seed))
 
     def _whole_training(self, name: str, row: Model, data: Dataset, summary: dict[str, Any]) -> None:
         """Train one seed to its end and compare all files of weights."""

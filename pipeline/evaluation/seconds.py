@@ -66,9 +66,12 @@ def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGri
     seed = next((seed for seed, _ in curve.seeds if not failure(model, seed)), None)
     if seed is None:
         return
+    networks: dict[int | None, LoadedModel] = {}  # by student, each loaded once
     for steps in curve.step_counts:
         student = student_of(model, seed, steps)
-        loaded = load_model(curve, model, seed, student, default_device())
+        if student not in networks:
+            networks[student] = load_model(curve, model, seed, student, default_device())
+        loaded = networks[student]
         sampler = on_fitted_grid(curve, grids, main_file(model, seed).name, steps)
         batch = partial(_batch, loaded, sampler, steps)
         try:

@@ -10,13 +10,8 @@ from pipeline.common.text import shortened
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 
-FILLED_IN = (
-    "teacher",
-    "like",
-    "round_steps",
-    "seeds",
-    "content",
-)  # keys that `resolve` fills in and a study file must not have
+# Keys that a study file must not have, because `resolve`, or for round_steps the training, fills them in.
+FILLED_IN = ("teacher", "like", "round_steps", "seeds", "content")
 BOUNDS = {  # of JSON Schema, in words
     "exclusiveMinimum": "greater than",
     "minimum": "greater than or equal to",

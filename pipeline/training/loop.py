@@ -82,8 +82,11 @@ def train_seeds(
     return [joined(of_seed) for of_seed in zip(*rounds, strict=True)]
 
 
-def _pairs(teacher: Denoiser, count: int, seed: int, device: torch.device) -> Pairs:
-    return reflow_pairs(copy.deepcopy(teacher).to(device), count, seed, device)
+def pairs_from(teacher: Denoiser | None, row: Model, seed: int, device: torch.device) -> Pairs | None:
+    """The pairs of noise and images that a row takes from its teacher; None for rows without such pairs."""
+    if teacher is None or row.pairs != "reflow":
+        return None
+    return reflow_pairs(copy.deepcopy(teacher).to(device), row.reflow_pairs, seed, device)
 
 
 def train(
@@ -112,27 +115,24 @@ def train(
     """
     check_examples(row, images, labels)
     device = device or default_device()
-    learnt_from = teacher if OBJECTIVES[row.objective].teacher else None
     own_setting = setting(row, spec, images, labels, seed, device) if checkpoint else {}
     snapshots = {}
     if checkpoint:
         snapshots = {step: beside(checkpoint, f"snapshot_{step * row.batch}") for step in snapshot_steps(row)}
 
     def begin(micro_batch: int | None) -> Run:
-        run = Run(spec, row, seed, device, micro_batch, learnt_from)
+        run = Run(spec, row, seed, device, micro_batch, teacher)
         if checkpoint and load_checkpoint(run, checkpoint, own_setting):
             if lost := [path for step, path in snapshots.items() if step <= run.step and not kept(load_snapshot, path)]:
                 say_once(f"{lost[0]}: missing or broken, so {checkpoint} cannot be used; training from the start")
-                run = Run(spec, row, seed, device, micro_batch, learnt_from)
+                run = Run(spec, row, seed, device, micro_batch, teacher)
             progress(run.step * row.batch)
         return run
 
     run = begin(None)
     if len(set(processes.exchange(str(run.step).encode()))) > 1:
         raise StudyError(f"{checkpoint}: not the same for all processes; they need one file system")
-    pairs = None
-    if teacher and row.pairs == "reflow" and run.step < row.steps:
-        pairs = _pairs(teacher, row.reflow_pairs, seed, device)
+    pairs = pairs_from(teacher, row, seed, device) if run.step < row.steps else None
     examples = Examples(to_device(images, device), labels if row.labels == "classes" else None, pairs)
     checkpoint_steps = max(row.steps // CHECKPOINTS, 1)
     halved = False

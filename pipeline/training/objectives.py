@@ -250,23 +250,16 @@ def target_share(step: int, steps: int, choices: Mapping[str, Any]) -> float:
 
 GIVEN = {"u", "question", "distribution", "step", "steps", "round_steps"}  # arguments that are no keys of a row
 CONSISTENCY = {"distance": "pseudo_huber", "weighting": "inverse_step", "P_mean": -1.1, "P_std": 2.0}
+MAP: dict[str, Any] = {  # what consistency distillation and training share
+    "levels": neighbours,
+    "maps": True,
+    "published": {"parametrization": "consistency", **CONSISTENCY},
+    "further": ("target_decay",),
+}
 OBJECTIVES = {
     "denoising": Objective(denoising, drawn),
     "progressive": Objective(progressive, halves, teacher=True, published={"weighting": "truncated_snr"}),
-    "consistency_distillation": Objective(
-        consistency_distillation,
-        neighbours,
-        teacher=True,
-        maps=True,
-        published={"parametrization": "consistency", **CONSISTENCY},
-        further=("target_decay",),
-    ),
-    "consistency_training": Objective(
-        consistency_training,
-        neighbours,
-        maps=True,
-        published={"parametrization": "consistency", **CONSISTENCY},
-        further=("target_decay",),
-    ),
+    "consistency_distillation": Objective(consistency_distillation, teacher=True, **MAP),
+    "consistency_training": Objective(consistency_training, **MAP),
     "easy_consistency": Objective(easy_consistency, approaching, teacher=True, maps=True, published=CONSISTENCY),
 }

@@ -227,8 +227,10 @@ class Model(Row):
             raise ValueError(
                 f"grid: a consistency map ends at sigma {BOUNDARY:g}, where {self.grid} does not; use {listed}"
             )
-        if name == "denoising" and self.weighting == "inverse_step":
-            raise ValueError("weighting: inverse_step is for consistency objectives, which compare two noise levels")
+        if name == "denoising" and "step" in WEIGHTINGS[self.weighting].keys:
+            raise ValueError(
+                f"weighting: {self.weighting} is for consistency objectives, which compare two noise levels"
+            )
         if name == "denoising":
             return
         if self.pairs == "reflow":
@@ -240,8 +242,8 @@ class Model(Row):
                 )
         if self.learned_variance != "none":
             raise ValueError(f"learned_variance: objective {name} does not train it; use none")
-        if self.weighting == "vlb":
-            raise ValueError(f"weighting: vlb is the bound of objective denoising; use another for {name}")
+        if "snr_rate" in WEIGHTINGS[self.weighting].keys:
+            raise ValueError(f"weighting: {self.weighting} is the bound of objective denoising; use another for {name}")
         if self.steps < len(self.rounds):
             raise ValueError(f"images: {self.images} are {self.steps} steps for {len(self.rounds)} rounds; use more")
 

@@ -19,7 +19,7 @@ from pipeline.diffusion.networks.layers import Dropout
 from pipeline.diffusion.spec import Spec
 from pipeline.training import augmentation
 from pipeline.training.draws import DRAWS
-from pipeline.training.objectives import target_share
+from pipeline.training.objectives import OBJECTIVES, target_share
 from pipeline.training.optimizer import adam
 from pipeline.training.row import Model
 from pipeline.training.weighting import WEIGHTINGS, Uncertainty
@@ -53,7 +53,8 @@ class Run:
     ) -> None:
         """micro_batch: images per call of the network in each process; None: the row's value, or the whole batch.
 
-        teacher: what the objective learns from, if it needs one; the training then starts from its weights.
+        teacher: what the objective learns from, if it needs one; the training then starts from its weights. Other
+        objectives have no use for it.
         """
         if device.type == "cuda":
             make_gradients_repeatable()
@@ -61,7 +62,7 @@ class Run:
         self.part = processes.part(row.batch)  # of each batch, for this process
         self.micro_batch = min(micro_batch or row.micro_batch or row.batch, self.part.stop - self.part.start)
         self.denoiser = new_denoiser(spec, seed).to(device)
-        self.teacher = copy.deepcopy(teacher).to(device) if teacher else None
+        self.teacher = copy.deepcopy(teacher).to(device) if teacher and OBJECTIVES[row.objective].teacher else None
         if self.teacher:
             self.denoiser.load_state_dict(self.teacher.state_dict())
         self.averages = Averages(dict(self.denoiser.named_parameters()), profiles(row))

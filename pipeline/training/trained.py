@@ -61,16 +61,15 @@ def joined(rounds: Sequence[Trained | Failed]) -> Trained | Failed:
 
     A round that failed ends it.
     """
-    *before, last = [one for i, one in enumerate(rounds) if not any(one is earlier for earlier in rounds[:i])]
     curve: list[dict[str, float]] = []
-    for part in (*before, last):
+    students: dict[int, Denoiser] = {}
+    for part in rounds:
         seen = curve[-1]["images"] if curve else 0
         curve += [point | {"images": seen + point["images"]} for point in part.curve]
-    if isinstance(last, Failed):
-        return replace(last, curve=curve)
-    students = {
-        steps: student for part in rounds if isinstance(part, Trained) for steps, student in part.students.items()
-    }
+        if isinstance(part, Failed):
+            return replace(part, curve=curve)
+        students |= part.students
+        last = part
     return replace(last, curve=curve, students=students)
 
 

@@ -32,19 +32,9 @@ from pipeline.sampling import fitted_grids
 from pipeline.sampling.fitted_grids import fit_model
 from pipeline.sampling.guidance import sample_labels
 from pipeline.training.classifier import train_classifier
-from tests.evaluation.small import CLASSES, MEANS, SAMPLES, Conditional, Trained, broken, curve, make, same
+from tests.evaluation.small import CLASSES, MEANS, SAMPLES, Conditional, Trained, broken, curve, same
 
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A model of two seeds, an extractor and a reference, all trained briefly on one thread."""
-    [made] = side_by_side([partial(make, tmp_path_factory.mktemp("trained"))])
-    return made
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture

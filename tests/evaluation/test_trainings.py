@@ -10,24 +10,14 @@ from safetensors.torch import load_file
 from pipeline.common.errors import StudyError
 from pipeline.common.files import content_hash
 from pipeline.common.tensors import read_sealed
-from pipeline.common.threads import side_by_side
 from pipeline.diffusion.denoiser import load_denoiser, save_denoiser
 from pipeline.diffusion.weights import failure_file, main_file, save_failure, student_file
 from pipeline.evaluation.sweep import measure_curve, save_curve
 from pipeline.sampling import fitted_grids
 from pipeline.sampling.fitted_grids import fit_model
-from tests.evaluation.small import SAMPLES, Trained, broken, curve, make
+from tests.evaluation.small import SAMPLES, Trained, broken, curve
 
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    [made] = side_by_side([partial(make, tmp_path_factory.mktemp("trained"))])
-    return made
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -14,7 +14,7 @@ from pipeline.report.statistics import Interval
 from pipeline.report.study import Report
 from pipeline.report.text import course, leaders, number, percent, stated_verdict
 from pipeline.report.verdicts import TRAINING, Point, Verdict
-from pipeline.training.bill import own_bill, teacher_bill
+from pipeline.training.bill import bills
 from pipeline.training.row import Model
 
 EXCESSES = (10.0, 5.0, 2.0, 1.2)  # scores to reach, as excess over the floor relative to the reference's
@@ -103,7 +103,7 @@ def _teacher(report: Report, name: str) -> str:
 
 
 def _passes(row: Model) -> int:
-    return (own_bill(row) + teacher_bill(row)).passes
+    return bills(row)["both"].passes
 
 
 def _curves(report: Report, model: str) -> list[str]:
