@@ -1,8 +1,8 @@
 # make install | repro | study NAME=solvers | check | verify | prune | new | accept | test | lint | format | docs | bench
 #      | gpu-check | timings | pins
 # Each target calls `python -m pipeline <command>`; `python -m pipeline <command> --help` lists the options.
-# NAME=solvers names a study for check, verify, prune, accept and timings, too. J=2 runs independent stages side by side,
-# each on its own GPU if there are GPUs. PRESET=smoke and DATA=path/to.zip choose a preset and a data set, for studies that
+# NAME=solvers names a study for check, verify, prune, accept and timings, too. J=8 runs eight independent stages side by
+# side, each on its own GPU if there are GPUs. PRESET=smoke and DATA=path/to.zip choose a preset and a data set, for studies that
 # have presets; the study is then studies/NAME_PRESET/. PYTHON names the interpreter that .venv is built with.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,11 +42,11 @@ install: .venv/installed
 	@touch $@
 
 repro: install  # run what has changed in the root study
-	$(RUN) repro --jobs="$${J:-1}"
+	$(RUN) repro --jobs="$$J"
 
 study: install  # the same for another study: make study NAME=solvers
 	@test -n "$$NAME" || { echo "error: name a study: make study NAME=..., one of: $$(echo $$(ls studies))" >&2; exit 1; }
-	$(RUN) repro $(STUDY) --jobs="$${J:-1}"
+	$(RUN) repro $(STUDY) --jobs="$$J"
 
 check: install  # what would run, and what it costs on this machine
 	$(RUN) check $(STUDY)

@@ -136,7 +136,7 @@ def parser() -> Parser:
         return command
 
     add(repro, "validate a study and run what has changed").add_argument(
-        "--jobs", default="1", metavar="J", help="independent stages at a time (default: 1)"
+        "--jobs", default="", metavar="J", help="independent stages at a time (default: one a core, up to 4; 1 on GPUs)"
     )
     add(check, "validate a study; print what would run and what it costs on this machine")
     add(verify, "make cells again from nothing and compare them with the committed results").add_argument(

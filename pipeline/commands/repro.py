@@ -30,11 +30,14 @@ from pipeline.params.places import check_place, read_yaml
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study, unmet
 
+MOST_DEFAULT_JOBS = 4  # each needs about 1 GiB
 RESOLVE = "resolve"  # the stage that always runs, because it takes seconds and notices every change
 
 
 def jobs_of(text: str) -> int:
-    """The number of stages at a time. Raises StudyError unless `text` is a whole number from 1 on."""
+    """The number of stages at a time; the default if `text` is empty. Raises StudyError unless it is whole and >= 1."""
+    if not text:
+        return default_jobs()
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise StudyError(f"--jobs {text!r}: the number of stages at a time must be a whole number, 1 or more")
     return int(text)
@@ -148,6 +151,16 @@ class Device:
 
 
 Start = Callable[[str, str, Device], int]
+
+
+def default_jobs() -> int:
+    """One stage for each core, at most four: two stages on one core each take less time than one on both.
+
+    One stage at a time if there are GPUs, which others may use, or if the system cannot bind a process to cores.
+    """
+    if gpus() or not hasattr(os, "sched_getaffinity"):
+        return 1
+    return min(len(os.sched_getaffinity(0)), MOST_DEFAULT_JOBS)
 
 
 def gpus() -> list[str]:

@@ -37,12 +37,12 @@ def of_study(name: str = "", preset: str = "", data: str = "") -> list[str]:
 
 
 GIVEN = {  # make's arguments, what the command line gets
-    "repro": (("repro",), ["repro", "--jobs=1"]),
+    "repro": (("repro",), ["repro", "--jobs="]),
     "repro side by side": (("repro", f"J={HOSTILE}"), ["repro", f"--jobs={HOSTILE}"]),
-    "study": (("study", f"NAME={HOSTILE}"), ["repro", *of_study(HOSTILE), "--jobs=1"]),
+    "study": (("study", f"NAME={HOSTILE}"), ["repro", *of_study(HOSTILE), "--jobs="]),
     "study side by side": (("study", "NAME=points", "J=2"), ["repro", *of_study("points"), "--jobs=2"]),
     "study at a preset": (
-        ("study", f"NAME={HOSTILE}", f"PRESET={HOSTILE}"), ["repro", *of_study(HOSTILE, HOSTILE), "--jobs=1"]
+        ("study", f"NAME={HOSTILE}", f"PRESET={HOSTILE}"), ["repro", *of_study(HOSTILE, HOSTILE), "--jobs="]
     ),
     "check": (("check",), ["check", *of_study()]),
     "check a study": (("check", f"NAME={HOSTILE}"), ["check", *of_study(HOSTILE)]),

@@ -311,10 +311,22 @@ def test_the_output_of_a_stage_comes_in_one_piece_without_dvcs_own_lines(
     assert "lock file" not in out.partition("/4 ")[2] and "git add" not in out
 
 
-@pytest.mark.parametrize("number", ["", "0", "-1", "two", "2.0", " 2", "\u0662"])
+@pytest.mark.parametrize("number", [" ", "0", "-1", "two", "2.0", " 2", "\u0662"])
 def test_a_number_of_stages_must_be_a_whole_number(number: str) -> None:
     with pytest.raises(StudyError, match=re.escape(f"--jobs {number!r}: the number of stages at a time must be")):
         jobs_of(number)
+
+
+@pytest.mark.parametrize(("gpus", "cores", "expected"), [(0, 1, 1), (0, 2, 2), (0, 64, 4), (1, 16, 1), (8, 64, 1)])
+def test_by_default_each_core_has_a_stage_and_gpus_have_one_stage(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, cores: int, expected: int
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    assert jobs_of("") == expected
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert jobs_of("") == 1
 
 
 def test_a_folder_that_dvc_does_not_know_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

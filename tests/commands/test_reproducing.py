@@ -135,7 +135,7 @@ def test_a_second_run_has_nothing_to_do(walked: Walk) -> None:
     assert {"train@edm", "sweep@edm", "sweep@rho_3", "report"} <= set(begun)
     assert of(walked, "dvc status dvc.yaml").split() == ONLY_RESOLVE
     again = of(walked, "make repro")
-    assert ran(again) == ["resolve"] and "params.yaml is up to date" in again
+    assert not re.search(r" begins |Running stage '(?!resolve')", again) and "params.yaml is up to date" in again
 
 
 def test_metrics_are_few_and_differences_are_named(walked: Walk) -> None:
