@@ -10,7 +10,7 @@ from torch.special import ndtri
 
 from pipeline.data.dataset import to_range
 
-WIDTH = float(to_range(torch.tensor([0, 1], dtype=torch.uint8)).double().diff())  # of a level, in units of [-1, 1]
+WIDTH = float(to_range(torch.tensor([0, 255], dtype=torch.uint8)).double().diff()) / 255  # of a level, in [-1, 1]
 
 
 @dataclass(frozen=True)

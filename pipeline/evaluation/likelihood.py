@@ -108,8 +108,9 @@ def log_likelihood(
         rates.append(_gaussian_trace(sigma, dimensions) - found)
         known = z, denoised.detach()
         z = next(path, z)
-    nats = (prior or Prior()).log_density(z, sigmas[-1]) + _integral(sigmas, torch.stack(rates), dimensions)
-    if network.not_finite(nats) is not None:
+    along = torch.stack(rates)
+    nats = (prior or Prior()).log_density(z, sigmas[-1]) + _integral(sigmas, along, dimensions)
+    if network.not_finite(nats, along) is not None:
         raise NotFinite("an answer of the denoiser, or the likelihood, is not finite")
     return LogLikelihood(nats, z, network.nfe, products)
 
@@ -126,7 +127,7 @@ def _integral(sigmas: Sequence[float], rates: Tensor, dimensions: int) -> Tensor
     closed form.
     """
     logs = [math.log(sigma) for sigma in sigmas]
-    values = torch.nan_to_num(rates).cpu().numpy()  # the caller looks for what is not finite
+    values = rates.nan_to_num(0, 0, 0).cpu().numpy()  # the caller refuses what is not finite
     rest = CubicSpline(logs, values).integrate(logs[0], logs[-1])
     low, high = (math.log(sigma**2 + TYPICAL_STD**2) for sigma in (sigmas[0], sigmas[-1]))
     return torch.from_numpy(rest).to(rates) + dimensions / 2 * (high - low)

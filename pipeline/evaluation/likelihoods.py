@@ -185,7 +185,7 @@ def _measure(
 
     def denoiser(which: Tensor) -> DenoiserFunction:
         """The model for the images with these indices, (n,), whose labels it gets if it has classes."""
-        return given if labels is None else partial(labelled, labels=labels[which.to(device)])
+        return given if labels is None else given.of_labels(labels[which.to(device)])
 
     lines, bits = list[Line](), dict[int, Tensor]()
     for steps in row.step_counts:
