@@ -50,12 +50,10 @@ DEQUANTIZATIONS = {
 }
 """none: No noise, for data that are continuous.
 
-uniform: Uniform over the level.
-Formula: u w, u in (-1/2, 1/2), w = 1 / 127.5
+uniform: Uniform over the level, from -w / 2 to w / 2.
 Source: Theis et al. 2016, arXiv 1511.01844, sec. 3.1
 
-truncated_normal: The noise of the lowest level of the grid, cut off where the next pixel level begins.
-Formula: sigma_min n, |n| < w / (2 sigma_min), w = 1 / 127.5
+truncated_normal: sigma_min n, the noise of the grid's lowest level, cut off at -w / 2 and w / 2.
 Source: Zheng et al. 2023, arXiv 2305.03935
 """
 

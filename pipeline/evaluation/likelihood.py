@@ -18,12 +18,10 @@ from pipeline.sampling.row import Sampler
 
 TYPICAL_STD = 0.5  # of data in [-1, 1]; it only chooses which part of the trace is integrated in closed form
 TRACES = ("exact", "hutchinson")
-"""exact: The whole trace, by one product with the Jacobian for each dimension.
-Formula: sum_i e_i . (dD/dz) e_i
+"""exact: The whole trace, sum_i e_i . (dD/dz) e_i, by one product with the Jacobian for each dimension.
 Source: Chen et al. 2018, arXiv 1806.07366, eq. 8
 
-hutchinson: An unbiased estimate from random signs v, the same at all noise levels.
-Formula: mean over v of v . (dD/dz) v
+hutchinson: An unbiased estimate, the mean of v . (dD/dz) v over random signs v, the same at all noise levels.
 Source: Hutchinson 1989, doi 10.1080/03610918908812806; Grathwohl et al. 2019, arXiv 1810.01367, eq. 7
 """
 
