@@ -1,7 +1,7 @@
 """The `likelihood` section of a study, and its measurement: bits per dimension, bounds, and the way there and back."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipeline.metrics.estimate import mean_estimate
 from pipeline.sampling.guidance import ByClass
 from pipeline.sampling.row import Budgets, Sampler
 from pipeline.sampling.solvers import SOLVERS
+from pipeline.training.noise import Distribution
 from pipeline.training.row import Model
 
 EXACT_DIMENSIONS = 128  # up to so many, the trace is exact unless a row says otherwise
@@ -117,21 +118,13 @@ class Part:
     labels: Tensor | None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One training on one part: its lines, the bits of each image by number of steps, and the bound if it has one."""
-
-    lines: list[Line]
-    bits: dict[int, Tensor]
-    bound: dict[str, Any] | None
-
-
 def parts(row: Likelihood, training: Dataset, heldout: Dataset | None) -> list[Part]:
-    """The images of either part that are measured, evenly spread over it."""
+    """The images of either part that are measured, evenly spread over it, on the device."""
+    device = exact_device(default_device())
 
     def part(name: str, dataset: Dataset) -> Part:
         labels = None if dataset.labels is None else evenly_spread(dataset.labels, row.images)
-        return Part(name, evenly_spread(dataset.images, row.images), labels)
+        return Part(name, to_device(evenly_spread(dataset.images, row.images), device), labels)
 
     return [part(TRAIN, training)] + ([part(HELDOUT, heldout)] if heldout else [])
 
@@ -139,6 +132,90 @@ def parts(row: Likelihood, training: Dataset, heldout: Dataset | None) -> list[P
 def prior_of(row: Likelihood, summary: Mapping[str, Any]) -> Prior:
     """The row's prior for data with this summary."""
     return Prior() if row.prior == "noise" else Prior(summary["mean"], summary["sigma_data"] ** 2)
+
+
+@dataclass(frozen=True)
+class Trip:
+    """The way of a batch up and back: ln p in nats, the mean square of what has changed, both (n,), and z (n, d)."""
+
+    nats: Tensor
+    squares: Tensor
+    z: Tensor
+    nfe: int
+    products: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a model, and the part of the data that it is asked about.
+
+    denoiser: D(z; sigma), or the model of classes that gives it for labels (N,), those of the part.
+    """
+
+    row: Likelihood
+    seed: int
+    part: Part
+    prior: Prior
+    denoiser: Any
+    labels: Tensor | None
+
+    @classmethod
+    def load(cls, row: Likelihood, name: str, folder: Path, seed: int, part: Part, prior: Prior) -> Self:
+        device = exact_device(default_device())
+        denoiser = load_model(row.curve(name, row.labels), folder, seed, device=device).denoiser
+        labels = to_device(part.labels, device) if isinstance(denoiser, ByClass) and part.labels is not None else None
+        return cls(row, seed, part, prior, denoiser, labels)
+
+    def _told(self, which: Tensor) -> DenoiserFunction:
+        """The denoiser of the images with these indices, (n,)."""
+        function: DenoiserFunction = self.denoiser
+        return function if self.labels is None else self.denoiser.of_labels(self.labels[which.to(self.labels.device)])
+
+    def travel(self, steps: int, which: Tensor) -> Trip | str:
+        """The way of the images with these indices, (n,), up and back, or why it failed."""
+        row, part = self.row, self.part
+        assert row.trace and row.dequantization, "the row is settled"
+        noise, shape, device = DEQUANTIZATIONS[row.dequantization], part.data.shape[1:], part.data.device
+        draws = [generator(f"likelihood, {part.name}", row.seed, i) for i in which.tolist()]
+        u = torch.stack([torch.rand(shape, dtype=torch.float64, generator=each) for each in draws])
+        x = to_range(part.data[which.to(device)]).double() + noise.noise(u, lowest(row, steps)).to(device)
+        probes = None
+        if row.trace == "hutchinson":
+            signs = [torch.randint(2, (row.probes, *shape), generator=each) for each in draws]
+            probes = to_device(torch.stack(signs, dim=1) * 2.0 - 1, device)
+        denoiser = self._told(which)
+        try:
+            up = log_likelihood(denoiser, x, row, steps, row.trace, probes, self.prior)
+            back = return_trip(denoiser, up.z, row, steps)
+        except NotFinite as error:
+            return str(error)
+        squares = (back - x).flatten(1).square().mean(1)
+        return Trip(up.nats.cpu(), squares.cpu(), up.z.flatten(1).cpu(), up.nfe, up.products)
+
+    def bound(self, proposal: Distribution) -> dict[str, Any] | None:
+        """The bound for JSON; None for a guided model, whose answers are no means, and if it is not finite."""
+        row = self.row
+        if not row.build_guidance().idle:
+            return None
+
+        def with_labels(z: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+            answer: Tensor = self.denoiser.of_labels(labels)(z, sigma)
+            return answer
+
+        denoiser = self.denoiser if self.labels is None else with_labels
+        drawn = (row.seed, row.bound_draws, self.labels)
+        try:
+            found = continuous_bound(denoiser, self.part.data, row.sigma_range, self.prior, proposal, *drawn)
+        except NotFinite:
+            return None
+        terms = {"L_0": found.L_0.value, "L_diffusion": found.L_diffusion.value, "L_T": found.L_T}
+        total = {"total": found.total.value, "se": found.total.se, "shares": [list(share) for share in found.shares]}
+        return {"train_seed": self.seed, "part": self.part.name} | terms | total
+
+
+def lowest(row: Likelihood, steps: int) -> float:
+    """The lowest noise level above 0 of a grid."""
+    return float(row.grid(steps)[-2])
 
 
 def measure_model(
@@ -156,85 +233,45 @@ def measure_model(
     the gap between the parts at each number of steps, of images' means over trainings, and the bounds.
     """
     seeds = [seed for seed in model.train_seeds if not failure(folder, seed)]
-    tasks: list[Callable[[], Measured]] = [
-        partial(_measure, name, row, model, folder, seed, part, prior, part is parts[-1])
-        for seed in seeds
-        for part in parts
+    asked = [Training.load(row, name, folder, seed, part, prior) for seed in seeds for part in parts]
+    jobs = [
+        (one, steps, which)
+        for steps in reversed(row.step_counts)
+        for one in asked
+        for which in torch.arange(len(one.part.data)).split(BATCH)
     ]
-    device = exact_device(default_device())
-    measured = side_by_side(tasks, processes.workers_on(device) if workers is None else workers)
-    by_part = {part.name: measured[i :: len(parts)] for i, part in enumerate(parts)}
-    lines = [line for each in measured for line in each.lines]
-    bounds = [each.bound for each in by_part[parts[-1].name] if each.bound]
-    gaps = [_gap(by_part, steps) for steps in row.step_counts] if len(parts) > 1 else []
-    return lines, {"gaps": [gap for gap in gaps if gap], "bounds": bounds}
+    workers = processes.workers_on(exact_device(default_device())) if workers is None else workers
+    trips = side_by_side([partial(one.travel, steps, which) for one, steps, which in jobs], workers)
+
+    def line(one: Training, steps: int) -> tuple[Line, Tensor | None]:
+        of_line = [trip for job, trip in zip(jobs, trips, strict=True) if job[0] is one and job[1] == steps]
+        return _line(name, one, steps, of_line)
+
+    places = [(one, steps) for one in asked for steps in row.step_counts]
+    found = side_by_side([partial(line, *place) for place in places], workers)
+    bounds = side_by_side([partial(one.bound, model.distribution) for one in asked if one.part is parts[-1]], workers)
+    bits = {
+        (one.seed, one.part.name, steps): of_images for (one, steps), (_, of_images) in zip(places, found, strict=True)
+    }
+    gaps = [_gap(bits, seeds, steps) for steps in row.step_counts] if len(parts) > 1 and seeds else []
+    summary = {"gaps": [gap for gap in gaps if gap], "bounds": [bound for bound in bounds if bound]}
+    return [each for each, _ in found], summary
 
 
-def _measure(
-    name: str, row: Likelihood, model: Model, folder: Path, seed: int, part: Part, prior: Prior, bound: bool
-) -> Measured:
-    device = exact_device(default_device())
-    given: Any = load_model(row.curve(name, row.labels), folder, seed, device=device).denoiser
-    labels, labelled = None, given
-    if isinstance(given, ByClass):
-        assert part.labels is not None, "classes come from the data"
-        labels = to_device(part.labels, device)
-
-        def labelled(z: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-            return given.of_labels(labels)(z, sigma)
-
-    def denoiser(which: Tensor) -> DenoiserFunction:
-        """The model for the images with these indices, (n,), whose labels it gets if it has classes."""
-        return given if labels is None else given.of_labels(labels[which.to(device)])
-
-    lines, bits = list[Line](), dict[int, Tensor]()
-    for steps in row.step_counts:
-        line: dict[str, Any] = {"nfe": "", "products": ""}
-        try:
-            line, bits[steps] = _by_images(row, part, steps, denoiser, prior, device)
-        except NotFinite as error:
-            line["failed"] = str(error)
-        lines.append(Line(name, seed, part.name, steps, images=len(part.data), **line))
-    found = None
-    if bound and row.build_guidance().idle:
-        found = _bound(row, model, part, labelled, labels, prior, seed)
-    return Measured(lines, bits, found)
-
-
-def _by_images(
-    row: Likelihood,
-    part: Part,
-    steps: int,
-    denoiser: Callable[[Tensor], DenoiserFunction],
-    prior: Prior,
-    device: torch.device,
-) -> tuple[dict[str, Any], Tensor]:
-    """The values of a line, and the bits of each image, (N,). denoiser: for the images with given indices."""
-    sigmas = row.grid(steps)[:-1].tolist()
-    assert row.trace and row.dequantization, "the row is settled"
-    noise, shape = DEQUANTIZATIONS[row.dequantization], part.data.shape[1:]
-    nats, squares, ends = list[Tensor](), list[Tensor](), list[Tensor]()
-    for which in torch.arange(len(part.data)).split(BATCH):
-        draws = [generator(f"likelihood, {part.name}", row.seed, i) for i in which.tolist()]
-        u = torch.stack([torch.rand(shape, dtype=torch.float64, generator=each) for each in draws])
-        x = to_device(to_range(part.data[which].cpu()).double() + noise.noise(u, sigmas[-1]), device)
-        probes = None
-        if row.trace == "hutchinson":
-            signs = [torch.randint(2, (row.probes, *shape), generator=each) for each in draws]
-            probes = to_device(torch.stack(signs, dim=1) * 2.0 - 1, device)
-        up = log_likelihood(denoiser(which), x, row, steps, row.trace, probes, prior)
-        back = return_trip(denoiser(which), up.z, row, steps)
-        nats.append(up.nats.cpu())
-        squares.append((back - x).flatten(1).square().mean(1).cpu())
-        ends.append(up.z.flatten(1).cpu())
-    dimensions = math.prod(shape)
-    bits = bits_per_dimension(torch.cat(nats), dimensions, noise.entropy(sigmas[-1]))
+def _line(name: str, one: Training, steps: int, trips: Sequence[Trip | str]) -> tuple[Line, Tensor | None]:
+    """A line of likelihood.csv from the trips of all batches, and the bits of each image, (N,); None if one failed."""
+    row, count = one.row, len(one.part.data)
+    reasons = [trip for trip in trips if isinstance(trip, str)]
+    if reasons:
+        return Line(name, one.seed, one.part.name, steps, "", "", count, failed=reasons[0]), None
+    done = [trip for trip in trips if isinstance(trip, Trip)]
+    nats, squares, z = (torch.cat([getattr(trip, key) for trip in done]) for key in ("nats", "squares", "z"))
+    entropy = DEQUANTIZATIONS[row.dequantization or ""].entropy(lowest(row, steps))
+    bits = bits_per_dimension(nats, z.shape[1], entropy)
     mean, se = mean_estimate(bits)
-    round_trip = float(torch.cat(squares).mean().sqrt())
-    p = normality(prior.standardised(torch.cat(ends), sigmas[0]), row.seed)
-    values = {"bits": mean, "se": se, "round_trip": round_trip, "noise_p": p}
-    counts = {"nfe": up.nfe, "products": up.products}
-    return counts | {key: f"{value:.6g}" for key, value in values.items()}, bits
+    p = normality(one.prior.standardised(z, float(row.grid(steps)[0])), row.seed)
+    values = (f"{value:.6g}" for value in (mean, se, float(squares.mean().sqrt()), p))
+    return Line(name, one.seed, one.part.name, steps, done[0].nfe, done[0].products, count, *values), bits
 
 
 @torch.no_grad()
@@ -265,57 +302,24 @@ def normality(z: Tensor, seed: int) -> float:
     return (1 + sum(bool(each >= found) for each in permuted)) / (1 + PERMUTATIONS)
 
 
-def _bound(
-    row: Likelihood,
-    model: Model,
-    part: Part,
-    denoiser: Callable[..., Tensor],
-    labels: Tensor | None,
-    prior: Prior,
-    seed: int,
-) -> dict[str, Any] | None:
-    """The bound for JSON, with the model's own noise distribution as its proposal; None if it is not finite."""
-    try:
-        data = to_device(part.data, exact_device(default_device()))
-        found = continuous_bound(
-            denoiser, data, row.sigma_range, prior, model.distribution, row.seed, row.bound_draws, labels
-        )
-    except NotFinite:
-        return None
-    return {
-        "train_seed": seed,
-        "part": part.name,
-        "L_0": found.L_0.value,
-        "L_diffusion": found.L_diffusion.value,
-        "L_T": found.L_T,
-        "total": found.total.value,
-        "se": found.total.se,
-        "shares": [list(share) for share in found.shares],
-    }
-
-
 def summary_of(row: Likelihood, parts: Sequence[Part]) -> dict[str, Any]:
     """The conventions of a settled row for JSON, and the sizes of the parts.
 
     offset_bits: what dequantization adds to -log2 of the density per dimension.
     """
-    low, dimensions = row.sigma_range[0], math.prod(parts[0].data.shape[1:])
-    offset = float(
-        bits_per_dimension(torch.zeros(1), dimensions, DEQUANTIZATIONS[row.dequantization or ""].entropy(low))
-    )
+    dimensions, noise = math.prod(parts[0].data.shape[1:]), DEQUANTIZATIONS[row.dequantization or ""]
+    offset = float(bits_per_dimension(torch.zeros(1), dimensions, noise.entropy(lowest(row, row.step_counts[-1]))))
     images = {part.name: len(part.data) for part in parts}
     return {"row": row.model_dump(mode="json"), "dimensions": dimensions, "offset_bits": offset, "images": images}
 
 
-def _gap(by_part: Mapping[str, Sequence[Measured]], steps: int) -> dict[str, Any] | None:
+def _gap(bits: Mapping[tuple[int, str, int], Tensor | None], seeds: Sequence[int], steps: int) -> dict[str, Any] | None:
     """Held-out minus training bits at a number of steps, with its standard error over images; None if one failed.
 
-    Each image has its mean over trainings, because these share the images.
+    bits: of each image, by seed, part and steps. Each image has its mean over trainings, which share the images.
     """
-    means = {}
-    for name, measured in by_part.items():
-        if not measured or any(steps not in each.bits for each in measured):
-            return None
-        means[name] = mean_estimate(torch.stack([each.bits[steps] for each in measured]).mean(0))
-    held, train = means[HELDOUT], means[TRAIN]
-    return {"steps": steps, "gap": held.value - train.value, "se": math.hypot(held.se, train.se)}
+    held, train = ([bits[seed, part, steps] for seed in seeds] for part in (HELDOUT, TRAIN))
+    if any(of_images is None for of_images in (*held, *train)):
+        return None
+    here, there = (mean_estimate(torch.stack(part).mean(0)) for part in (held, train))  # type: ignore[arg-type]
+    return {"steps": steps, "gap": here.value - there.value, "se": math.hypot(here.se, there.se)}
