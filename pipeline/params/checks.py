@@ -25,7 +25,7 @@ from pipeline.diffusion.networks.registry import check_network
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.likelihood import check_solver
-from pipeline.evaluation.likelihoods import Likelihood
+from pipeline.evaluation.likelihoods import Likelihood, lowest
 from pipeline.metrics.extractors.registry import check_suits
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
@@ -276,6 +276,13 @@ def check_likelihood(study: Study, models: dict[str, Model]) -> None:
         raise StudyError("likelihood.guide: the trace of a classifier's gradient is not computed; use another guide")
     if row.step_counts[0] < 2:
         raise StudyError(f"likelihood.nfe: {min(row.nfe)} pays for one noise level; a likelihood needs two or more")
+    low = row.sigma_range[0]
+    for steps, level in ((steps, lowest(row, steps)) for steps in row.step_counts):
+        if abs(level / low - 1) > 1e-6:
+            raise StudyError(
+                f"likelihood.discretization: the lowest of {steps} levels of {row.discretization} is {level:.3g}, but "
+                f"the density is measured at sigma_min ({low:.3g}); use another, such as edm"
+            )
     for name in row.models:
         if name not in models:
             raise StudyError(f"likelihood.models: no model {name!r}; {nearest(name, models)}")

@@ -38,6 +38,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "thresholded points": (OF_POINTS | asked(threshold="static"), "threshold: only images can be thresholded"),
     "a fitted grid": (asked(discretization="optimised"), "discretization: optimised grids are fitted to sampling"),
+    "a grid that moves": (
+        asked(discretization="flow"),
+        "discretization: the lowest of 19 levels of flow is 0.055",
+    ),
+    "levels that move": (
+        asked(discretization="ddpm", spacing="trailing"),
+        "discretization: the lowest of 19 levels of ddpm is",
+    ),
     "one level": (asked(nfe=[1, 20]), "nfe: 1 pays for one noise level"),
     "a high sigma": (
         models(vp={"parametrization": "vp", "noise": "vp_uniform"}) | asked(models=["vp"], sigma_max=200),
