@@ -35,7 +35,7 @@ from pipeline.training.row import Model
 
 EXACT_DIMENSIONS = 128  # up to so many, the trace is exact unless a row says otherwise
 BATCH = 128  # images per call
-PERMUTATIONS, TESTED = 999, 1024  # of the test of normality
+PERMUTATIONS, TESTED = 4999, 1024  # of the test of normality
 TRAIN, HELDOUT = "train", "heldout"
 
 

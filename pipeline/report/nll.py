@@ -13,9 +13,10 @@ from scipy.stats import kendalltau
 from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.report.comparisons import LEVEL, Contrast, holm, may_be_best, unpaired
 from pipeline.report.statistics import CONFIDENCE, Interval, interval
+from pipeline.sampling.multistep import Multistep
 
 NOT_CONVERGED, UNKNOWN = "not converged", "convergence unknown"
-SPLINE_ORDER = 4  # of the integral of the trace
+SPLINE_ORDER, START_ORDER = 4, 2  # of the integral of the trace, of the first step of a multistep solver
 NORMAL = 1.96  # half the width of a 95% interval in standard errors
 RESAMPLES = 1000
 
@@ -137,14 +138,19 @@ class Nll:
         """The mark of a model: that of the values of all parts at the largest budget."""
         return worst([found.mark for part in self.images if (found := self.value(model, part))])
 
+    @property
+    def order(self) -> int:
+        """The order of the NLL's error in the step size: the solver's, unless its first step or the spline has less."""
+        solver = self.row.build_solver()
+        return min(solver.order or SPLINE_ORDER, START_ORDER if isinstance(solver, Multistep) else SPLINE_ORDER)
+
     def limit(self, model: str, part: str) -> float | None:
         """The extrapolated NLL of a model, from its two largest budgets; None unless both have a value."""
         found = self.values(model, part)
         if len(self.steps) < 2 or not all(steps in found for steps in self.steps[-2:]):
             return None
         coarse, fine = self.steps[-2:]
-        order = min(self.row.build_solver().order or SPLINE_ORDER, SPLINE_ORDER)
-        return extrapolated(found[coarse].mean, found[fine].mean, (coarse, fine), order)
+        return extrapolated(found[coarse].mean, found[fine].mean, (coarse, fine), self.order)
 
     def gap(self, model: str) -> Gap | None:
         """The gap of a model at the largest budget; None without held-out data, or if a value failed."""
