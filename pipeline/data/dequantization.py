@@ -44,11 +44,11 @@ def _truncated_entropy(sigma: float) -> float:
 
 
 DEQUANTIZATIONS = {
-    "none": Dequantization(lambda u, sigma: torch.zeros_like(u), lambda sigma: 0.0),
+    "none": Dequantization(lambda u, sigma: sigma * ndtri(u), lambda sigma: 0.0),
     "uniform": Dequantization(lambda u, sigma: (u - 0.5) * WIDTH, lambda sigma: math.log(WIDTH)),
     "truncated_normal": Dequantization(_truncated_noise, _truncated_entropy),
 }
-"""none: No noise, for data that are continuous.
+"""none: sigma_min n, for data that are continuous: it makes them draws of the density at sigma_min.
 
 uniform: Uniform over the level, from -w / 2 to w / 2.
 Source: Theis et al. 2016, arXiv 1511.01844, sec. 3.1

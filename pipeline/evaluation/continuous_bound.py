@@ -11,7 +11,7 @@ from pipeline.common.randomness import generator
 from pipeline.data.dataset import is_points, to_range
 from pipeline.data.decoder import pixel_levels
 from pipeline.diffusion.denoiser import per_sample
-from pipeline.evaluation.bound import ROUNDS, in_turn, scores
+from pipeline.evaluation.bound import REPEATS, ROUNDS, in_turn, scores
 from pipeline.evaluation.likelihood import TYPICAL_STD, Prior
 from pipeline.metrics.estimate import Estimate, mean_estimate
 from pipeline.training.noise import Distribution, Levels
@@ -49,13 +49,13 @@ def continuous_bound(
 
     L_diffusion is the integral of ||x0 - D||^2 / sigma^2 over ln sigma (Kingma et al. 2021, arXiv 2107.00630, eq. 18,
     with SNR = 1 / sigma^2), L_T the divergence of z at sigma_max from `prior`. An image's levels are read from z at
-    sigma_min as in its eq. 35.
+    sigma_min, each pixel by itself, with p(level | z) in proportion to N(z; level, sigma_min^2).
 
     denoiser(z, sigma) -> D, with z (n, ...) and sigma (n,), both float64; it also gets the images' labels if these are
-    given, (N,). It is called on `draws` pairs of an image and
-    a noise level, rounded up to a multiple of ROUNDS. Half of the levels are uniform in ln sigma, half follow
-    `proposal`, whose weights stay bounded that way (Owen and Zhou 2000, doi 10.1080/01621459.2000.10473909); a
-    discrete or missing proposal leaves them all uniform. Raises NotFinite if an answer is not finite.
+    given, (N,). It is called on `draws` pairs of an image and a noise level, rounded up to a multiple of ROUNDS. Half
+    of the levels are uniform in ln sigma, half follow `proposal`, whose weights stay bounded that way (Owen and Zhou
+    2000, doi 10.1080/01621459.2000.10473909); a discrete or missing proposal leaves them all uniform. Raises NotFinite
+    if an answer is not finite.
     """
     draw, (low, high) = generator("continuous bound", seed), sigma_range
     start = _reconstruction(data, low, draw)
@@ -70,12 +70,13 @@ def _reconstruction(data: Tensor, sigma: float, draw: torch.Generator) -> Estima
     if is_points(data):
         return Estimate(math.log2(2 * math.pi * math.e * sigma**2) / 2, 0.0)
     levels, bits = pixel_levels(), list[Tensor]()
-    for image in data.cpu():
+    for image in data.cpu().repeat_interleave(REPEATS, 0):
         x0 = levels[image.flatten().long()]
         n = torch.randn(x0.shape, dtype=torch.float64, generator=draw)
         exponents = -(((x0 + sigma * n)[:, None] - levels) ** 2) / (2 * sigma**2)
         bits.append((exponents.logsumexp(1) + n.square() / 2).mean() / math.log(2))
-    return mean_estimate(torch.stack(bits))
+    of_images = torch.stack(bits).reshape(-1, REPEATS)
+    return Estimate(float(of_images.mean()), float((of_images.var(1) / REPEATS).sum().sqrt()) / len(of_images))
 
 
 def _diffusion(

@@ -72,14 +72,16 @@ def log_likelihood(
     ln p(x) = ln p(z; sigma_max) + integral of tr d((z - D) / sigma)/dz over sigma (Chen et al. 2018, arXiv 1806.07366,
     eq. 8; Song et al. 2021, arXiv 2011.13456, app. D.2). The solver takes z through the levels above 0 of the sampler's
     grid of `steps` steps. The integral is that of a cubic spline in ln sigma through its integrand at these levels, so
-    its error is of order 4, and the solver's if that is lower.
+    its error is of order 4, or of the solver's if that is lower. Multistep solvers have order 2, because their first
+    step has order 1.
 
     denoiser(z, sigma) -> D, differentiable, whose samples do not affect each other. x: (N, ...), continuous, about in
     [-1, 1]. trace: one of TRACES; hutchinson needs probes (P, N, ...) of values 1 and -1. prior: N(0, sigma_max^2) by
     default.
 
-    Raises StudyError for a solver that adds noise or chooses its own steps, or a grid of one level, ValueError for
-    hutchinson without probes or exact with them, NotFinite if an answer of the denoiser or the result is not finite.
+    Raises StudyError for a solver that adds noise or chooses its own steps, a threshold, or a grid of one level,
+    ValueError for hutchinson without probes or exact with them, NotFinite if an answer of the denoiser or the result is
+    not finite.
     """
     if (trace == "hutchinson") != (probes is not None):
         raise ValueError("probes are for trace hutchinson, which needs them")
@@ -87,12 +89,12 @@ def log_likelihood(
     sigmas = sampler.grid(steps)[:-1].flip(0).tolist()
     if len(sigmas) < 2:
         raise StudyError(f"nfe: {steps} step has one noise level above 0; a likelihood needs two or more")
-    network, threshold = Counted(denoiser), sampler.build_threshold()
+    network = Counted(denoiser)
     dimensions, products, rates = x[0].numel(), 0, list[Tensor]()
     known: tuple[Tensor, Tensor] | None = None  # the last z whose trace was taken, and its D
 
     def answer(z: Tensor, sigma: Tensor) -> Tensor:
-        return known[1] if known and z is known[0] else threshold(network(z, sigma).to(z.dtype))
+        return known[1] if known and z is known[0] else network(z, sigma).to(z.dtype)
 
     z = x.double()
     path = travel(answer, z, sampler, sigmas)
@@ -160,7 +162,12 @@ def travel(denoiser: DenoiserFunction, z: Tensor, sampler: Sampler, sigmas: Sequ
 
 
 def check_solver(sampler: Sampler) -> None:
-    """Raise StudyError for a solver that adds noise, along which there is no likelihood, or chooses its own steps."""
+    """Raise StudyError for a solver that adds noise, along which there is no likelihood, or chooses its own steps.
+
+    And for a threshold, with which an ODE cannot be run back.
+    """
+    if sampler.threshold != "none":
+        raise StudyError(f"threshold: {sampler.threshold} gives many z one D, so that no way leads back; use none")
     solver = sampler.build_solver()
     key, why = "S_churn" if sampler.S_churn else "solver", ""
     if solver.stochastic:

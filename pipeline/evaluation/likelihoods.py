@@ -61,7 +61,7 @@ class Likelihood(Sampler):
     prior: Literal["noise", "moments"] = "noise"
     """The density at sigma_max: N(0, sigma_max^2), or N(mean, sigma_max^2 + variance) with those of the data."""
     labels: Literal["data", "none"] = "data"
-    """Whether a model with labels: classes is told those of the images."""
+    """Whether a model with labels: classes gets the labels of the images."""
     bound_draws: Annotated[int, Field(ge=64, le=MOST)] = 4096
     """Pairs of an image and a noise level for the variational bound."""
     seed: Seed = 0

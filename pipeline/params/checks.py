@@ -268,8 +268,6 @@ def check_likelihood(study: Study, models: dict[str, Model]) -> None:
         raise StudyError(f"likelihood.dequantization: {source} are points, which are continuous; leave it out")
     if source not in POINTS and row.dequantization == "none":
         raise StudyError("likelihood.dequantization: pixels have 256 levels and no density; use uniform")
-    if source in POINTS and row.threshold != "none":
-        raise StudyError(f"likelihood.threshold: only images can be thresholded, and {source} are points; use none")
     if row.discretization == "optimised":
         raise StudyError("likelihood.discretization: optimised grids are fitted to sampling; use another")
     if row.guide == "classifier" and not row.build_guidance().idle:

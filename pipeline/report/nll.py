@@ -191,15 +191,20 @@ class Nll:
     def best(self) -> list[str]:
         """The model with the lowest NLL on the last part, then the others that may have it; without failed models.
 
-        A model is left out only by a test over trainings, of values that have converged. All models are measured on the
-        same images, and the test says nothing about others.
+        A model is left out only by a test over trainings of values that have converged. It is a test of the difference
+        less its change from the second-largest budget. All models are measured on the same images, with the same
+        dequantization and probes, and the test says nothing about others.
         """
         found = {name: value for name in self.models if (value := self.value(name, self.part))}
 
         def contrast(own: str, base: str) -> Contrast:
             one, two = found[own], found[base]
             known = unpaired(one.by_training.to_numpy(), two.by_training.to_numpy())
-            return Contrast(known.effect, known.unit, 0.0, 0) if one.mark or two.mark else known
+            if one.mark or two.mark:
+                return Contrast(known.effect, known.unit, 0.0, 0)
+            before = [self.values(name, self.part)[self.steps[-2]].mean for name in (own, base)]
+            moved = abs(known.effect - (before[0] - before[1]))
+            return known._replace(effect=math.copysign(max(abs(known.effect) - moved, 0.0), known.effect))
 
         return may_be_best(sorted(found, key=lambda name: found[name].mean), contrast)
 

@@ -51,7 +51,8 @@ def test_a_uniform_density_over_all_levels_has_8_bits(name: str) -> None:
     assert torch.allclose(found, torch.full((3,), 8 + loss, dtype=F64)) and loss >= 0
 
 
-def test_without_noise_data_stay_as_they_are() -> None:
+def test_continuous_data_get_the_noise_of_the_lowest_level() -> None:
     none = DEQUANTIZATIONS["none"]
-    assert none.noise(torch.rand(3), 0.002).eq(0).all() and none.entropy(0.002) == 0
+    noise = none.noise((torch.arange(100_000, dtype=F64) + 0.5) / 100_000, 0.002)
+    assert float(noise.std()) == pytest.approx(0.002, rel=1e-3) and none.entropy(0.002) == 0
     assert bits_per_dimension(torch.tensor([-2 * math.log(2)]), 2, 0.0).item() == pytest.approx(1)

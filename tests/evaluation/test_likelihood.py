@@ -201,6 +201,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "noise": ({"solver": "ddpm"}, "solver: ddpm adds noise"),
     "noise by eta": ({"solver": "ddim", "eta": 0.5}, "solver: ddim adds noise"),
     "churn": ({"S_churn": 3}, "S_churn: 3.0 adds noise"),
+    "a threshold": ({"threshold": "static"}, "threshold: static gives many z one D"),
     "its own steps": ({"solver": "rk45"}, "solver: rk45 chooses its own levels"),
     "no equation": ({"solver": "consistency"}, "solver: consistency adds noise"),
 }

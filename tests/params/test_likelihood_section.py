@@ -36,7 +36,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         OF_POINTS | asked(dequantization="truncated_normal"),
         "dequantization: two_moons are points",
     ),
-    "thresholded points": (OF_POINTS | asked(threshold="static"), "threshold: only images can be thresholded"),
+    "a threshold": (asked(threshold="static"), "threshold: static gives many z one D"),
+    "a threshold of points": (OF_POINTS | asked(threshold="dynamic"), "threshold: dynamic gives many z one D"),
     "a fitted grid": (asked(discretization="optimised"), "discretization: optimised grids are fitted to sampling"),
     "a grid that moves": (
         asked(discretization="flow"),
