@@ -262,4 +262,17 @@ AXES = (
         "factor",
         lambda name: ("learning_rate_reference_images",) if name == "inverse_sqrt" else (),
     ),
+    Axis(
+        "Traces",
+        "likelihood",
+        "trace",
+        "How the trace of dD/dz is computed: [likelihood](likelihood.md).",
+        keys=lambda name: ("probes",) if name == "hutchinson" else (),
+    ),
+    Axis(
+        "Dequantization",
+        "likelihood",
+        "dequantization",
+        "Noise that makes pixels continuous. w = 1 / 127.5 is the width of a level in units of [-1, 1].",
+    ),
 )

@@ -28,7 +28,7 @@ from pipeline.data.dataset import shape_of
 from pipeline.data.heldout import equal_size
 from pipeline.diffusion.averages import profiles
 from pipeline.diffusion.networks import registry
-from pipeline.evaluation import losses
+from pipeline.evaluation import likelihoods, losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
 from pipeline.evaluation.truth import DRAWS
@@ -222,7 +222,13 @@ class Estimate:
         """The work of a stage, by its name in dvc.yaml, such as train@edm."""
         kind, _, name = stage.partition("@")
         of_row = {"train": self._training, "sweep": self._sweeping}
-        once = {"losses": self._losses, "propose": self._proposing, "grids": self._fitting, "features": self._extractor}
+        once = {
+            "losses": self._losses,
+            "likelihood": self._likelihood,
+            "propose": self._proposing,
+            "grids": self._fitting,
+            "features": self._extractor,
+        }
         if kind in of_row:
             return of_row[kind](name)
         return once[kind]() if kind in once else self._other(kind)
@@ -311,6 +317,26 @@ class Estimate:
             if isinstance(row.distribution, Levels) and self._data == "images":
                 work += self.speed.calling(size, losses.BOUND_DRAWS + REPEATS * count, 256)
             most = max(most, workers * count * size.saved)
+        return replace(work, mib=self._mib(most))
+
+    def _likelihood(self) -> Work:
+        """The way up and back for every training, images and budget, products with the Jacobian, and the bound."""
+        row, work, most = self.study.likelihood, Work(mib=self._mib(0)), 0.0
+        if row is None:
+            return work
+        row, held = row.settled(self._shape), self.about.get("heldout", 0)
+        images = [min(row.images, count) for count in (self.about["count"], held) if count]
+        products = row.probes if row.trace == "hutchinson" else math.prod(self._shape)
+        for name in row.models:
+            size, seeds = self.sizes[name], len(self.study.models[name].row.train_seeds)
+            for count in images:
+                calls = sum(2 * row.evaluations(steps) for steps in row.step_counts) * count
+                of_seed = self.speed.calling(size, calls, likelihoods.BATCH)
+                taken = products * sum(row.step_counts) * count  # each costs about an evaluation
+                of_seed += replace(self.speed.calling(size, taken, likelihoods.BATCH), evaluations=0)
+                work += of_seed.repeated(seeds, self._workers(seeds * len(images)))
+            work += self.speed.calling(size, row.bound_draws, 256).repeated(seeds, self._workers(seeds))
+            most = max(most, self._workers(seeds * len(images)) * min(likelihoods.BATCH, max(images)) * size.saved)
         return replace(work, mib=self._mib(most))
 
     def _proposing(self) -> Work:

@@ -15,6 +15,7 @@ from pipeline.common.files import write_text
 from pipeline.common.rows import MOST, Row
 from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, VP_BETA_D, VP_BETA_MIN, VP_STEPS
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.params import schema
 from pipeline.params.descriptions import choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
@@ -24,7 +25,7 @@ from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
 
 PAGE = Path("docs/design-space.md")
-SECTIONS: dict[str, type[Row]] = {"models": Model, "curves": Curve}
+SECTIONS: dict[str, type[Row]] = {"models": Model, "curves": Curve, "likelihood": Likelihood}
 CONSTANTS = (
     f"beta_d = {VP_BETA_D}, beta_min = {VP_BETA_MIN} (unless solved for a row's noise range), eps_s = {EPS_S:g}, "
     f"eps_t = {EPS_T:g}, M = {VP_STEPS}, C_2 = {IDDPM_C2:g}; q is the quantile function of the standard normal "
@@ -184,12 +185,15 @@ def _row(row: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in row.items()) + "}"
 
 
-def keys_table(row: type[Row]) -> str:
-    """Every key of a row: what it takes, its default, what it is and the axis that the report files it under."""
+def keys_table(row: type[Row], without: Iterable[str] = ()) -> str:
+    """Every key of a row: what it takes, its default, what it is and the axis that the report files it under.
+
+    without: keys that are left out.
+    """
     rows = [
         [_code(key), takes(row, key), _code(default(row, key)), linked(text), row.model_fields[key].title or ""]
         for key, text in key_descriptions(row).items()
-        if key not in FILLED_IN
+        if key not in (*FILLED_IN, *without)
     ]
     return table(["key", "takes", "default", "what it is", "filed under"], rows)
 
@@ -214,6 +218,10 @@ def page() -> str:
         keys_table(Model) + "\n",
         "## Keys of a curve row\n",
         keys_table(Curve) + "\n",
+        "## Keys of the likelihood section\n",
+        "Beside these it takes the other sampler keys of a curve row, with the same defaults "
+        "([likelihood](likelihood.md)).\n",
+        keys_table(Likelihood, Sampler.model_fields.keys() - {"solver", "nfe"}) + "\n",
         "## Further reading\n",
         "- [Training choices](training.md): how they relate, what they cost, what is refused.\n"
         "- [Samplers](samplers.md): orders, agreement with other libraries, speed.\n"

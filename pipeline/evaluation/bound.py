@@ -80,21 +80,26 @@ def snr_steps(sigmas: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _scores(
-    denoiser: DenoiserFunction,
+def scores(
+    denoiser: Callable[..., Tensor],
     images: Tensor,
     which: Tensor,
     sigma: Tensor,
     draw: torch.Generator,
     score: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor],
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """score(images, D, v, sigma), averaged over dimensions, for images[which] at noise levels sigma; all (M,)."""
+    """score(images, D, v, sigma), averaged over dimensions, for images[which] at noise levels sigma; all (M,).
+
+    labels: of the images, (N,), which the denoiser gets, too, if they are given.
+    """
     found = []
     for rows, levels in zip(which.split(BATCH), sigma.split(BATCH), strict=True):
         chosen = images[rows.to(images.device)]
         x0 = to_range(chosen).double()
         n = torch.randn(x0.shape, dtype=torch.float64, generator=draw).to(x0)
-        denoised, v = parted(denoiser(x0 + per_sample(levels, x0) * n, levels.to(x0)).to(x0), x0)
+        told = () if labels is None else (labels[rows.to(labels.device)],)
+        denoised, v = parted(denoiser(x0 + per_sample(levels, x0) * n, levels.to(x0), *told).to(x0), x0)
         scores = score(chosen, denoised, v, levels).flatten(1).mean(1).cpu()
         if not scores.isfinite().all():
             bad = float(levels[~scores.isfinite()][0])
@@ -120,7 +125,7 @@ def _decoder_bits(denoiser: DenoiserFunction, images: Tensor, sigmas: Tensor, dr
         return decoder_nats(x0, denoised - x0, v, sigma, log_range[:1].expand(len(x0)))
 
     which = torch.arange(len(images)).repeat_interleave(REPEATS)
-    nats = _scores(
+    nats = scores(
         denoiser,
         images,
         which,
@@ -150,7 +155,7 @@ def _transition_bits(
     size = -(-draws // ROUNDS)
     strata = (torch.arange(size) + torch.rand(ROUNDS, size, dtype=torch.float64, generator=draw)) / size
     t = torch.searchsorted(chances.cumsum(0)[:-1], strata, right=True)  # index 0 is t = 2; (ROUNDS, size)
-    which = torch.stack([_in_turn(len(images), size, draw) for _ in range(ROUNDS)])
+    which = torch.stack([in_turn(len(images), size, draw) for _ in range(ROUNDS)])
 
     def over_weight(chosen: Tensor, denoised: Tensor, v: Tensor | None, sigma: Tensor) -> Tensor:
         """A term over its weight: the squared error, if the variances are not learned."""
@@ -161,7 +166,7 @@ def _transition_bits(
         log_range, snr_step = (per_sample(factors[of_step], error) for factors in step_factors(sigmas))
         return transition_nats(error, v, log_range, snr_step) / (snr_step / 2)
 
-    errors = _scores(denoiser, images, which.flatten(), sigmas[1:][t].flatten(), draw, over_weight)
+    errors = scores(denoiser, images, which.flatten(), sigmas[1:][t].flatten(), draw, over_weight)
     bits = errors.reshape(t.shape) * (weights / chances)[t] / math.log(2)
     rounds = bits.mean(1)
     shares = [
@@ -171,6 +176,6 @@ def _transition_bits(
     return Estimate(float(rounds.mean()), float(rounds.std()) / math.sqrt(ROUNDS)), shares
 
 
-def _in_turn(count: int, size: int, draw: torch.Generator) -> Tensor:
+def in_turn(count: int, size: int, draw: torch.Generator) -> Tensor:
     """`size` of `count` indices, in random orders; each index comes again only after all others."""
     return torch.cat([torch.randperm(count, generator=draw) for _ in range(-(-size // count))])[:size]

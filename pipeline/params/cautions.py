@@ -1,14 +1,22 @@
-"""Curves that ask a model for what it was not trained for: fair questions, but seldom what is meant."""
+"""Rows that ask a model for what it was not trained for: fair questions, but seldom what is meant."""
 
 from collections.abc import Iterator, Mapping
 
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.training.objectives import OBJECTIVES
 from pipeline.training.row import Model
 
 
-def cautions(models: Mapping[str, Model], curves: Mapping[str, Curve]) -> Iterator[str]:
-    """One line for each curve whose solver or grid does not go with the objective or the pairs of its model."""
+def cautions(models: Mapping[str, Model], curves: Mapping[str, Curve], likelihood: Likelihood | None) -> Iterator[str]:
+    """One line for each curve whose solver or grid does not go with the objective or the pairs of its model, and for
+    each model whose likelihood does not go with its pairs."""
+    for name in likelihood.models if likelihood else ():
+        if (pairs := models[name].pairs) != "independent":
+            yield (
+                f"likelihood.models: model {name} was trained on noise that depends on the image (pairs {pairs}): its "
+                "ODE has a likelihood, but its variational bound is that of independent noise"
+            )
     for name, curve in curves.items():
         model, place, most = models[curve.model], f"curves.{name}", max(curve.step_counts)
         maps, several = OBJECTIVES[model.objective].maps, most > 1

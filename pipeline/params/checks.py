@@ -24,6 +24,8 @@ from pipeline.diffusion.averages import (
 from pipeline.diffusion.networks.registry import check_network
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.likelihood import check_solver
+from pipeline.evaluation.likelihoods import Likelihood, lowest
 from pipeline.metrics.extractors.registry import check_suits
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
@@ -251,6 +253,56 @@ def check_sets(study: Study, curves: dict[str, Curve]) -> None:
         label = images.method or name
         if label in [row.method or other for other, row in (curves | study.sets).items() if other != name]:
             raise StudyError(f"sets.{name}.method: another row is already called {label!r}; choose another name")
+
+
+def check_likelihood(study: Study, models: dict[str, Model]) -> None:
+    """Refuse a likelihood of models, data or sampler choices that have none."""
+    row, source = study.likelihood, study.data.source
+    if row is None:
+        return
+    try:
+        check_solver(row)
+    except StudyError as error:
+        raise StudyError(f"likelihood.{error}") from None
+    if source in POINTS and row.dequantization not in (None, "none"):
+        raise StudyError(f"likelihood.dequantization: {source} are points, which are continuous; leave it out")
+    if source not in POINTS and row.dequantization == "none":
+        raise StudyError("likelihood.dequantization: pixels have 256 levels and no density; use uniform")
+    if row.discretization == "optimised":
+        raise StudyError("likelihood.discretization: optimised grids are fitted to sampling; use another")
+    if row.guide == "classifier" and not row.build_guidance().idle:
+        raise StudyError("likelihood.guide: the trace of a classifier's gradient is not computed; use another guide")
+    if row.step_counts[0] < 2:
+        raise StudyError(f"likelihood.nfe: {min(row.nfe)} pays for one noise level; a likelihood needs two or more")
+    low = row.sigma_range[0]
+    for steps, level in ((steps, lowest(row, steps)) for steps in row.step_counts):
+        if abs(level / low - 1) > 1e-6:
+            raise StudyError(
+                f"likelihood.discretization: the lowest of {steps} levels of {row.discretization} is {level:.3g}, but "
+                f"the density is measured at sigma_min ({low:.3g}); use another, such as edm"
+            )
+    for name in row.models:
+        if name not in models:
+            raise StudyError(f"likelihood.models: no model {name!r}; {nearest(name, models)}")
+        _check_likelihood_of(row, name, models[name])
+
+
+def _check_likelihood_of(row: Likelihood, name: str, model: Model) -> None:
+    if model.objective != "denoising":
+        raise StudyError(
+            f"likelihood.models: {name} has objective {model.objective}, whose answers are no means, so no ODE has its "
+            "likelihood; name models with objective denoising"
+        )
+    curve = row.curve(name, labels="data" if model.labels == "none" else row.labels)
+    _check_labels("likelihood", curve, model)
+    _check_guide("likelihood", curve, model)
+    (low, high), path = row.sigma_range, PARAMETRIZATIONS[model.parametrization]
+    for key, sigma, valid in (("sigma_min", low, low >= path.smallest), ("sigma_max", high, high <= path.largest)):
+        if not valid:
+            raise StudyError(
+                f"likelihood.{key}: {sigma:g}, but model {name} with parametrization {model.parametrization} has noise "
+                f"levels from {path.smallest:g} to {path.largest:g}; set {key} within them"
+            )
 
 
 def check_published(study: Study) -> None:

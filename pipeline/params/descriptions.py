@@ -17,9 +17,11 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.common.rows import Row
+from pipeline.data import dequantization
 from pipeline.diffusion import grids, parametrization, schedule
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.evaluation import likelihood
 from pipeline.sampling import guidance, multistep, solvers, thresholding
 from pipeline.training import distances, draws, hybrid, noise, objectives, optimizer, pairs, weighting
 
@@ -71,6 +73,8 @@ TABLES = {  # of each key that takes the name of a choice
     "network": Table(registry, "NETWORKS"),
     "embedding": Table(embedding, "EMBEDDINGS"),
     "learning_rate_decay": Table(optimizer, "DECAYS"),
+    "trace": Table(likelihood, "TRACES"),
+    "dequantization": Table(dequantization, "DEQUANTIZATIONS"),
 }
 
 

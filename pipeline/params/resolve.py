@@ -17,6 +17,7 @@ from pipeline.params.cautions import cautions
 from pipeline.params.checks import (
     check_curve,
     check_data,
+    check_likelihood,
     check_model,
     check_published,
     check_sets,
@@ -53,6 +54,7 @@ def resolve(study: Study) -> Resolved:
         check_curve(study, name, curves, models)
     samples = common_samples(curves)
     check_sets(study, curves)
+    check_likelihood(study, models)
     check_published(study)
     source = study.data.source
     known = source in BUILT_IN or source.lower().endswith(ARCHIVE_SUFFIX)  # an archive must have CIFAR-10's sha256
@@ -65,6 +67,7 @@ def resolve(study: Study) -> Resolved:
         models={name: _model_entry(study, name, models) for name in models},
         curves={name: _curve_entry(study, name, curves, models) for name in curves},
         sets=study.sets,
+        likelihood=study.likelihood and study.likelihood.filled(),
         published=study.published,
         report=study.report,
         warnings=tuple(_warnings(study, models, curves)),
@@ -281,4 +284,4 @@ def _warnings(study: Study, models: dict[str, Model], curves: dict[str, Curve]) 
     plain = Model(**_defaults(study.defaults.get("models", {}), {}, Model))
     model_bases = {name: models[base] if (base := _base(study.models, name)) != name else plain for name in models}
     curve_bases = {name: curves[base] if (base := _base(study.curves, name)) != name else Sampler() for name in curves}
-    return [*warnings(models, model_bases, curves, curve_bases), *cautions(models, curves)]
+    return [*warnings(models, model_bases, curves, curve_bases), *cautions(models, curves, study.likelihood)]

@@ -8,6 +8,7 @@ from pipeline.common.rows import Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
+from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.study import Published, Reporting, StudyInfo
 from pipeline.training.row import Model
@@ -64,6 +65,7 @@ class ReportRows(Row):
     models: dict[str, ModelEntry]
     curves: dict[str, CurveEntry]
     sets: dict[str, ImageSet]
+    likelihood: Likelihood | None
     published: tuple[Published, ...]
     report: Reporting
     warnings: tuple[str, ...]
@@ -117,6 +119,7 @@ class Resolved(ReportRows):
             **{f"curves/{name}": row for name, row in curves.items()},
             **{f"sets/{name}": row.model_dump(mode="json") for name, row in self.sets.items()},
             "grids": {name: [list(each) for each in ranges] for name, ranges in self.grids.items()},
+            "likelihood": self.likelihood and self.likelihood.model_dump(mode="json"),
             "samples": self.samples,
             "report": self.model_dump(
                 mode="json", include=set(ReportRows.model_fields), exclude={"sets": {"__all__": {"content"}}}

@@ -10,6 +10,7 @@ from pipeline.common.rows import NAME, Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
+from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.descriptions import TABLES, choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
@@ -19,7 +20,7 @@ from pipeline.training.row import Model
 
 FILE = "params.schema.json"
 DRAFT = "http://json-schema.org/draft-07/schema#"  # editors support this draft best
-DIFFERENT = ("nfe", "train_seeds", "sample_seeds")  # lists without duplicates
+DIFFERENT = ("nfe", "models", "train_seeds", "sample_seeds")  # lists without duplicates
 BASE = {
     "description": "The row that this row inherits all other keys from and is compared with. Without `base`, a row "
     "inherits nothing and is compared with the first row of its section.",
@@ -76,7 +77,8 @@ def study_schema() -> dict[str, Any]:
     )
     base = {"base": {"$ref": "#/definitions/base"}}
     without_model = {key: part for key, part in curve.items() if key != "model"}
-    top = _keys(Study)
+    top, asked = _keys(Study), _keys(Likelihood)
+    asked = {key: curve[key] if part == definitions.get(f"curve.{key}") else part for key, part in asked.items()}
     scaled = {
         "needs": _mapping(_keys(Needs)),
         "data": _mapping(_keys(Data)),
@@ -91,6 +93,7 @@ def study_schema() -> dict[str, Any]:
         "models": _rows(_mapping(base | model, type=["object", "null"]), least=1),
         "curves": _rows(_mapping(base | curve, ("model",)), least=1),
         "sets": _rows(_mapping(_keys(ImageSet), ("source",))),
+        "likelihood": _mapping(asked, ("models",), type=["object", "null"]),
         "report": _mapping(_keys(Reporting)),
         "published": {
             "type": "array",

@@ -11,6 +11,7 @@ from pipeline.common.rows import Name, PositiveFloat, PositiveInt, Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
+from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN, explain
 from pipeline.params.needs import Needs, shortfall
@@ -102,6 +103,8 @@ class Study(Row):
     """One sampler row on one model each, measured at budgets of NFE. The first row is the baseline."""
     sets: dict[Name, ImageSet] = Field(default_factory=dict)
     """Images from elsewhere, measured like those of the curves; {} for none."""
+    likelihood: Likelihood | None = None
+    """The likelihood of the data under some of the models; null: not measured."""
     published: tuple[Published, ...] = ()
     """Published values, which the report shows beside those of this study's curves."""
     report: Reporting = Reporting()

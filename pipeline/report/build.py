@@ -29,6 +29,7 @@ from pipeline.report.sections import (
     guidance,
     heldout,
     learning,
+    likelihood,
     machines,
     methods,
     networks,
@@ -107,8 +108,8 @@ def render(report: Report) -> str:
     ]
     guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
     by_class, unseen = classes.section(report), heldout.section(report)
-    taught = few_steps.section(report)
-    others = [part["findings"] for part in (taught, unseen, guided, averaged) if part]
+    taught, probable = few_steps.section(report), likelihood.section(report)
+    others = [part["findings"] for part in (taught, unseen, probable, guided, averaged) if part]
     return environment.from_string(
         files("pipeline.report").joinpath("template.md.j2").read_text(encoding="utf-8")
     ).render(
@@ -150,6 +151,7 @@ def render(report: Report) -> str:
         failures=failures.failures(report),
         exact=exact.section(report),
         learning=learning.section(report),
+        likelihood=probable,
         few_steps=taught,
         guidance=guided,
         averages=averaged,

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pipeline.common.errors import StudyError
-from pipeline.common.files import SHORT_HASH, Paths
+from pipeline.common.files import SHORT_HASH, Paths, read_json
 from pipeline.common.machine import check_comparable
 from pipeline.common.sealed import load_json
+from pipeline.evaluation.likelihoods import COLUMNS as LIKELIHOOD_COLUMNS
 from pipeline.params.resolved import ReportRows
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
@@ -130,3 +131,24 @@ def read_losses(paths: Paths, models: Collection[str]) -> pd.DataFrame:
     if missing := [name for name in models if not (found.model == name).any()]:
         raise StudyError(f"{paths.losses}: no row of model {missing[0]}; run `dvc repro`")
     return found[found.model.isin(list(models))]
+
+
+def read_likelihood(paths: Paths, models: Collection[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The lines of the likelihood of models, with the columns of `Line`, and its summary. Numbers of failures are NaN.
+
+    Raises StudyError if the table is missing or broken, or a model was not measured.
+    """
+    file, summary = paths.reports / "likelihood.csv", read_json(paths.metrics("likelihood", "models"))
+    names, counts = ["model", "part", "failed"], ["train_seed", "steps", "images"]
+    numbers = [column for column in LIKELIHOOD_COLUMNS if column not in names + counts]
+    unknown = {column: ["", "nan"] for column in numbers}  # pandas would read a model called null as NaN
+    try:
+        found = pd.read_csv(file, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=unknown)
+        found = found.astype(dict.fromkeys(counts, int) | dict.fromkeys(numbers, float))[LIKELIHOOD_COLUMNS]
+    except FileNotFoundError:
+        raise StudyError(f"{file}: missing; `dvc repro` makes it") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise StudyError(f"{file}: broken ({error}); run `dvc repro`") from None
+    if missing := [name for name in models if name not in summary["models"]]:
+        raise StudyError(f"{paths.metrics('likelihood', 'models')}: no model {missing[0]}; run `dvc repro`")
+    return found[found.model.isin(list(models))], summary

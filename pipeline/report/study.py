@@ -11,8 +11,17 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
 from pipeline.metrics.names import COORDINATES, headline, label
 from pipeline.params.resolved import ReportRows
+from pipeline.report.nll import Nll
 from pipeline.report.page import marked
-from pipeline.report.results import FAILED, at_budget, failed_at, read_losses, read_results, read_timings
+from pipeline.report.results import (
+    FAILED,
+    at_budget,
+    failed_at,
+    read_likelihood,
+    read_losses,
+    read_results,
+    read_timings,
+)
 from pipeline.report.statistics import Floor, Interval, estimate, floor_of, summarise
 from pipeline.report.text import plain, stated, stated_verdict
 from pipeline.report.verdicts import Verdict, Verdicts
@@ -62,6 +71,8 @@ class Report:
         self.losses = read_losses(paths, [name for name in self.models if self.trainings(name)])
         self.learning = read_json(paths.metrics("losses", "models"))
         self.proposal = read_json(paths.metrics("propose", "noise"))
+        asked = rows.likelihood.models if rows.likelihood else ()
+        self.nll = Nll(*read_likelihood(paths, asked), asked) if asked else None
         self._check_origins()
         self.methods = [name for name, entry in self.curves.items() if entry.row.method] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}

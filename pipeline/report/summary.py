@@ -7,6 +7,7 @@ import pandas as pd
 
 from pipeline.common.files import write_csv, write_json
 from pipeline.metrics.names import GAP, HELDOUT, against
+from pipeline.report.nll import NOT_CONVERGED, Nll
 from pipeline.report.study import Report
 from pipeline.training.bill import bills
 
@@ -29,8 +30,8 @@ def summary(report: Report) -> dict[str, Any]:
     """The mean scores of methods at their largest common budget, and the best score of the study, to six digits.
 
     With held-out images also the scores against them, and their gap: see the section on held-out images. If a model
-    learns from a teacher, also what trainings cost. Methods without a result at this budget are omitted, as is the best
-    score of a study without any result.
+    learns from a teacher, also what trainings cost; if the study measures likelihoods, also these. Methods without a
+    result at this budget are omitted, as is the best score of a study without any result.
     """
     budget = max(report.common_budgets(report.methods), default=0)
     having = report.having(report.methods, budget)
@@ -53,6 +54,7 @@ def summary(report: Report) -> dict[str, Any]:
         **unseen,
         **best,
         **({"trainings": trainings(report)} if report.rows.billed else {}),
+        **({"likelihood": likelihoods(report.nll)} if report.nll else {}),
         "failed": len(report.failures),
     }
 
@@ -63,6 +65,26 @@ def trainings(report: Report) -> dict[str, Any]:
     for name in report.rows.billed:
         parts = bills(report.models[name].row)
         found[name] = {key: {part: getattr(own, key) for part, own in parts.items()} for key in COUNTED}
+    return found
+
+
+def likelihoods(nll: Nll) -> dict[str, Any]:
+    """The NLL of each model at the largest budget in bits per dimension, its gap and its bound, without failed ones.
+
+    converged: whether the NLLs have converged; None if it is unknown.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in nll.models:
+        values = [nll.value(name, part) for part in nll.images]
+        gap, bound = nll.gap(name), nll.bound(name)
+        known: dict[str, float | None] = {
+            **dict(zip(("bits", "heldout_bits"), [value.mean if value else None for value in values], strict=False)),
+            "gap": gap.interval.mean if gap else None,
+            "bound": bound.mean if bound else None,
+        }
+        found[name] = {key: rounded(value) for key, value in known.items() if value is not None}
+        if any(values):
+            found[name]["converged"] = {"": True, NOT_CONVERGED: False}.get(nll.mark(name))
     return found
 
 

@@ -253,6 +253,19 @@ def test_more_budgets_guidance_and_grids_cost_more(repository: Callable[..., Pat
         assert found.of(stage).seconds > 0
 
 
+def test_a_likelihood_costs_calls_both_ways_and_its_products(repository: Callable[..., Path]) -> None:
+    """64 dimensions, one training: 9 levels cost 9 calls up and 9 back, and as many products as the trace takes."""
+    asked = {"models": ["edm"], "nfe": [9], "images": 50, "bound_draws": 64}
+    assert estimated().of("likelihood").seconds == 0
+    exact = estimated(likelihood=asked).of("likelihood")
+    assert exact.evaluations == 50 * 18 + 64
+    estimate = estimated(likelihood=asked | {"trace": "hutchinson", "probes": 2}).of("likelihood")
+    assert estimate.evaluations == exact.evaluations
+    assert exact.flops - estimate.flops == pytest.approx(50 * 9 * (64 - 2) * 1e6)
+    about = {"count": 1000, "channels": 1, "height": 8, "width": 8, "classes": ["a"], "heldout": 200}
+    assert estimated(about=about, likelihood=asked).of("likelihood").evaluations == 2 * 50 * 18 + 64
+
+
 STUDENTS: dict[str, dict[str, Any]] = {
     "edm": {},
     "flow": {"parametrization": "flow", "noise": "flow_uniform"},

@@ -18,6 +18,7 @@ from pipeline.commands.axes import AXES, COEFFICIENTS, coefficients
 from pipeline.commands.docs import SECTIONS, page
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.params.schema import properties_of
+from pipeline.sampling.row import Sampler
 from tests.imports import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("reports/*/report.md"))]
@@ -127,9 +128,10 @@ def test_every_choice_of_an_axis_has_words_and_a_source_and_no_other_is_listed(t
 def test_every_axis_of_names_has_its_section() -> None:
     """A key that takes names is an axis, but for settings of objectives, of the loop and of the measurement."""
     settings = {"labels", "equal", "precision", "compile", "memory_format", "repetitions"}
-    settings |= {"budget", "grid", "teacher_step"}
+    settings |= {"budget", "grid", "teacher_step", "prior"}
     for section, row in SECTIONS.items():
-        properties = properties_of(row).items()
+        inherited = Sampler.model_fields if section == "likelihood" else ()
+        properties = [(key, part) for key, part in properties_of(row).items() if key not in inherited]
         named = {key for key, part in properties if any("enum" in p for p in part.get("anyOf", [part]))}
         assert named - settings == {axis.key for axis in AXES if axis.section == section and axis.key}
 

@@ -12,6 +12,7 @@ from jsonschema import Draft7Validator
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.imageset import ImageSet
+from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.descriptions import TABLES
 from pipeline.params.explain import FILLED_IN
@@ -138,7 +139,7 @@ def properties(*place: str) -> dict[str, Any]:
 ROWS: dict[Any, tuple[str, ...]] = {
     StudyInfo: ("study",), Data: ("data",), Features: ("features",), Model: ("models",), Curve: ("curves",),
     ImageSet: ("sets",), Needs: ("needs",), Preset: ("presets",), Published: ("published",),
-    Reporting: ("report",),
+    Likelihood: ("likelihood",), Reporting: ("report",),
 }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_rows_complete_with_names_descriptions_and_defaults() -> None:
 
 
 def test_every_choice_is_described_where_it_is_completed() -> None:
-    keys = properties("models") | properties("curves")
+    keys = properties("likelihood") | properties("models") | properties("curves")
     for key in TABLES:
         [option] = [part for part in keys[key].get("anyOf", [keys[key]]) if "enum" in part]
         assert len(option["enumDescriptions"]) == len(option["enum"]) and all(option["enumDescriptions"])

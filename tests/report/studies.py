@@ -15,6 +15,7 @@ import torch
 from pipeline.common.files import Paths, write_csv, write_json
 from pipeline.common.sealed import load_json, save_json
 from pipeline.common.tensors import load_tensors, save_tensors
+from pipeline.evaluation.likelihoods import COLUMNS as LIKELIHOOD_COLUMNS
 from pipeline.params.resolve import resolve
 from pipeline.params.resolved import ModelEntry
 from pipeline.params.study import Study
@@ -223,6 +224,8 @@ def make_study(
         curve = [{"seed": seed, "images": n, "loss": 1 / n + seed} for seed in seeds for n in (64, 128)]
         write_csv(folder / paths.training_curve(model), ["seed", "images", "loss"], curve)
     write_losses(folder, paths, resolved.models)
+    write_csv(folder / paths.reports / "likelihood.csv", LIKELIHOOD_COLUMNS, [])
+    write_json(folder / paths.metrics("likelihood", "models"), {"about": None, "models": {}})
     write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
     write_json(folder / paths.metrics("oracle", "solvers"), SOLVERS)
 

@@ -91,14 +91,14 @@ def test_ways_have_their_teachers_kinds_and_costs(tmp_path: Path, drawn: dict[st
         "edm (training-free)": ("training-free", "edm", ["edm", "ipndm"]),
         "edm (fitted grid)": ("fitted", "edm", ["fitted"]),
         "flow (training-free)": ("training-free", "flow", ["flow"]),
-        "long (denoising, equal budget)": ("denoising", "long", ["long"]),
+        "long (denoising, equal images)": ("denoising", "long", ["long"]),
         "pd": ("student", "edm", ["pd"]),
         "cd": ("student", "edm", ["cd"]),
         "ct": ("student", "edm", ["ct"]),
         "reflow": ("student", "flow", ["reflow"]),
     }
     once = found["edm (training-free)"].passes
-    assert found["long (denoising, equal budget)"].passes == pytest.approx(2 * once, rel=0.01)
+    assert found["long (denoising, equal images)"].passes == pytest.approx(2 * once, rel=0.01)
     assert found["pd"].passes == pytest.approx(once * (1 + 5 / 3), rel=0.01)  # two evaluations of its teacher
     assert found["cd"].passes == pytest.approx(once * (1 + 6 / 3), rel=0.01)  # Heun's step and its own answer
     assert found["ct"].passes == pytest.approx(once * 2 * 4 / 3, rel=0.01)
@@ -121,16 +121,30 @@ def test_the_table_names_the_best_sampler_of_several(tmp_path: Path, drawn: dict
     )
 
 
+def test_pairs_of_noise_and_data_are_not_plain_denoising(
+    tmp_path: Path, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"base": "flow", "pairs": "optimal_transport", "images": 280_000}
+    for table, added in ((MODELS, own), (CURVES, CURVES["long"] | {"model": "ot"}), (MEANS, MEANS["long"])):
+        monkeypatch.setitem(table, "ot", added)
+    found = part(study(tmp_path), tmp_path)
+    assert "ot (pairs optimal_transport, equal images)" in drawn
+    assert found["of_pairs"] and any("optimal-transport pairs on as many images" in text for text in found["findings"])
+    assert [*few_steps.ways(Report(study(tmp_path), tmp_path))][-1].kind == "pairs"
+
+
 def test_the_question_is_answered_for_every_teacher(tmp_path: Path, drawn: dict[str, Any]) -> None:
     findings = part(study(tmp_path), tmp_path)["findings"]
     assert findings[0].startswith(
-        "The best student of edm at 1 evaluation, relative to the best sampler of edm by budget: better at 1, 2 and 3, "
+        "The best student of edm at 1 evaluation, relative to the best sampler of edm, which took 140,000 images where "
+        "its students took 280,000 in total, by budget: better at 1, 2 and 3, "
     )
+    assert "The same, relative to plain denoising on as many in total: " in findings[0]
     ratio = re.search(r"At 3 it is ×0\.667 \((.*?) to (.*?)\), better, corrected (.*?) to (.*?);", findings[0])
     assert ratio
     low, high, lowest, highest = map(float, ratio.groups())
     assert lowest < low < 2 / 3 < high < highest < 1
-    assert "the lowest means are cd (2.00) and fitted (3.00), paired by training ×0.667 (" in findings[0]
+    assert "the lowest means are cd (2.00) and fitted (3.00), for these two alone ×0.667 (" in findings[0]
     assert findings[1].startswith("The best student of flow at 1 evaluation") and "At 3" not in findings[1]
 
 
@@ -148,11 +162,9 @@ def test_noise_leaves_the_question_open(tmp_path: Path, drawn: dict[str, Any]) -
 def test_the_findings_say_what_may_be_best_and_how_students_compare(tmp_path: Path, drawn: dict[str, Any]) -> None:
     found = part(study(tmp_path), tmp_path)["findings"]
     assert "in few steps, by budget (NFE): cd alone at 1, 2 and 4; edm (fitted grid) alone at 8." in found[2]
-    assert (
-        "relative to the best sampler of their teacher at the same budget: pd better at 1 and 2, worse at 4 and 8"
-        in found[3]
-    )
-    assert "relative to denoising at equal total budget at the same budget" in found[4]
+    said = "the best sampler of their teacher or base at the same budget: pd better at 1 and 2, worse at 4 and 8"
+    assert f"relative to {said}" in found[3]
+    assert "relative to plain denoising on as many images in total at the same budget" in found[4]
     assert "reflow better at 1, " in found[4]
 
 

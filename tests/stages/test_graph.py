@@ -73,6 +73,7 @@ def test_the_graph_names_the_files_that_the_code_writes() -> None:
         "reference": [paths.reference, paths.metrics("reference", "floor")],
         "train": [paths.model("${key}"), paths.metrics("train", "${key}"), paths.training_curve("${key}")],
         "losses": [paths.losses, paths.metrics("losses", "models")],
+        "likelihood": [paths.reports / "likelihood.csv", paths.metrics("likelihood", "models")],
         "propose": [paths.proposed, paths.metrics("propose", "noise")],
         "grids": [paths.grids("").parent],
         "oracle": [paths.metrics("oracle", "solvers")],

@@ -195,3 +195,16 @@ def densities_figure(path: Path, lines: dict[str, Line]) -> None:
         path,
         chart({"": _points(thinned, bar=False)}, looks, Axis("sigma"), Axis("density over ln sigma", log=False)),
     )
+
+
+def shares_figure(path: Path, lines: dict[str, Line], ylabel: str) -> None:
+    """Draw parts of a quantity against sigma, label -> line, on a linear vertical axis; bands are sd."""
+    figure, [[axes]] = new_figure((9.5, 4.4))
+    for label, line in lines.items():
+        _level_line(axes, line, label)
+    sigma_axis(axes)
+    axes.set_ylabel(ylabel)
+    legend_beside(axes)
+    looks = {label: Look(line.place, MARKERS[line.place % len(MARKERS)]) for label, line in lines.items()}
+    points, y = _points(lines, bar=False), Axis(ylabel, log=False)
+    save(figure, path, chart({"": points}, looks, Axis("sigma"), y, band="mean ± sd", about=charts.MODELS))

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -235,3 +235,26 @@ def residuals_figure(path: Path, points: dict[str, list[tuple[float, float]]], x
     looks = {label: Look(place, MARKERS[place % len(MARKERS)]) for place, label in enumerate(points)}
     drawn = [charts.point(label, x, y, alone=True) for label, own in points.items() for x, y in own]
     save(figure, path, chart({"": drawn}, looks, Axis(f"mean {xlabel}"), Axis(ylabel)))
+
+
+class Place(NamedTuple):
+    """A point of a scatter plot with both of its intervals."""
+
+    x: Interval
+    y: Interval
+
+
+def scatter_figure(path: Path, places: dict[str, Place], labels: tuple[str, str]) -> None:
+    """Draw one measure against another, label -> point; bars are intervals."""
+    figure, [[axes]] = new_figure((9.2, 4.8))
+    looks = {label: Look(place, MARKERS[place % len(MARKERS)]) for place, label in enumerate(places)}
+    for (label, found), look in zip(places.items(), looks.values(), strict=True):
+        bars = [None if math.isnan(own.low) else own.half_width for own in (found.y, found.x)]
+        style = {"color": look.hue, "marker": look.marker, "label": literal(label)}
+        axes.errorbar(found.x.mean, found.y.mean, *bars, linestyle="none", markersize=6, elinewidth=1, **style)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    legend_beside(axes)
+    drawn = [charts.of_interval(label, own.x.mean, own.y, bar=True, alone=True) for label, own in places.items()]
+    x_axis, y_axis = (Axis(label, log=False) for label in labels)
+    save(figure, path, chart({"": drawn}, looks, x_axis, y_axis))

@@ -43,7 +43,8 @@ def timed_on(report: Report) -> str:
     """How seconds were measured, and which curves have none."""
     seconds = f"Seconds per {report.thing}"
     if report.timings.empty:
-        return f"{seconds} are not measured for the current curves; make timings measures them."
+        name = "" if report.rows.study.root == "." else f" NAME={report.rows.study.name}"
+        return f"{seconds} are not measured for the current curves; make timings{name} measures them."
     missing = sorted(set(report.curves) - set(report.timings.curve))
     how = (
         f"{seconds} were measured on one thread of {listed(sorted(set(report.timings.device)))}, in batches of "

@@ -14,6 +14,7 @@ from pipeline.report.statistics import Interval
 from pipeline.report.study import Report
 from pipeline.report.text import course, leaders, number, percent, stated_verdict
 from pipeline.report.verdicts import TRAINING, Point, Verdict
+from pipeline.sampling.fitted_grids import FIT_EVALUATIONS, TRAJECTORIES
 from pipeline.training.bill import bills
 from pipeline.training.row import Model
 
@@ -26,7 +27,8 @@ ONE, THREE = 1, 3  # the question: students at one evaluation against samplers o
 class Way(NamedTuple):
     """A way to samples in few steps: the curves of a model, the best of which counts at each budget.
 
-    kind: "student", "training-free" or "fitted" samplers of a teacher, or "denoising" at a student's total budget.
+    kind: "student", "training-free" or "fitted" samplers of a teacher, or, on a student's total number of images,
+    "denoising" or a training on "pairs" of noise and data.
     teacher: the model that a student is compared with; else the model itself. passes: the cost of the training and of
     everything that it needed, in passes through the network.
     """
@@ -49,19 +51,23 @@ def section(report: Report) -> dict[str, Any] | None:
     curves_figure(report.figures / "few_steps.png", lines, report.score, colours, report.score_floor)
     of_teacher = _verdicts(report, found, budgets, lambda way, other: other.teacher == way.teacher)
     of_denoising = _verdicts(report, found, budgets, lambda way, other: other.kind == "denoising")
+    of_pairs = _verdicts(report, found, budgets, lambda way, other: other.kind == "pairs")
     reference = _reference(report, found)
     return {
         "figure": "few_steps.png",
         "table": _table(report, found, budgets),
         "of_teacher": _ratios(of_teacher, budgets),
         "of_denoising": _ratios(of_denoising, budgets),
+        "of_pairs": _ratios(of_pairs, budgets),
+        "fitting": FIT_EVALUATIONS * TRAJECTORIES if any(way.kind == "fitted" for way in found) else 0,
         "reference": f"{number(reference[1])} ({reference[0]})" if reference else "",
         "goals": _goals(report, found, budgets, reference[1]) if reference else Markdown(""),
         "findings": [
             *_questions(report, found),
             *_leaders(report, found, budgets),
-            *_courses("the best sampler of their teacher", of_teacher),
-            *_courses("denoising at equal total budget", of_denoising),
+            *_courses("the best sampler of their teacher or base", of_teacher),
+            *_courses("plain denoising on as many images in total", of_denoising),
+            *_courses("optimal-transport pairs on as many images in total", of_pairs),
         ],
     }
 
@@ -83,8 +89,8 @@ def ways(report: Report) -> list[Way]:
         if model in students:
             found.append(Way(model, "student", students[model], _curves(report, model), _passes(row)))
         elif model not in teachers and any(abs(row.total_images / total - 1) <= SLACK for total in totals):
-            label = f"{model} (denoising, equal budget)"
-            found.append(Way(label, "denoising", model, _curves(report, model), _passes(row)))
+            kind, what = ("denoising",) * 2 if row.pairs == "independent" else ("pairs", f"pairs {row.pairs}")
+            found.append(Way(f"{model} ({what}, equal images)", kind, model, _curves(report, model), _passes(row)))
     return [way for way in found if way.curves]
 
 
@@ -185,27 +191,41 @@ def _courses(base: str, verdicts: dict[str, dict[int, Verdict]]) -> list[str]:
 
 
 def _questions(report: Report, found: list[Way]) -> list[str]:
-    """For each teacher: its students at one evaluation against its best sampler at each budget, above all at three."""
+    """For each teacher: its students at one evaluation against its best sampler at each budget, above all at three.
+
+    Then against plain denoising on as many images in total.
+    """
     sentences = []
     for teacher in dict.fromkeys(way.teacher for way in found if way.kind == "student"):
         own = [way for way in found if way.kind == "student" and way.teacher == teacher]
         rivals = [way for way in found if way.kind in ("training-free", "fitted") and way.teacher == teacher]
-        students = _points(report, own, ONE)
-        budgets = report.budgets([name for way in rivals for name in way.curves])
-        sets = {b: (students, others) for b in budgets if students and (others := _points(report, rivals, b))}
-        verdicts = report.verdicts.lowest_of(sets)
-        if not verdicts:
-            continue
-        start = (
-            f"The best student of {teacher} at {ONE} evaluation, relative to the best sampler of {teacher} by budget: "
+        longer = [way for way in found if way.kind == "denoising"]
+        taken, most = (report.models[name].row.total_images for name in (teacher, own[0].label))
+        lengths = (
+            f", which took {taken:,} {report.things} where its students took {most:,} in total," if most > taken else ""
         )
-        answer = _answer(report, sets[THREE], verdicts[THREE]) if THREE in sets else ""
-        sentences.append(f"{start}{course(verdicts)}{answer}.")
+        first = _compared(report, own, rivals, f"the best sampler of {teacher}{lengths} by budget", THREE)
+        if first:
+            start = f"The best student of {teacher} at {ONE} evaluation, relative to "
+            second = _compared(report, own, longer, "The same, relative to plain denoising on as many in total")
+            sentences.append(" ".join(filter(None, (f"{start}{first}", second))))
     return sentences
 
 
+def _compared(report: Report, own: list[Way], rivals: list[Way], to: str, above_all: int | None = None) -> str:
+    """The verdicts on the best of some ways at one evaluation against the best of others by budget; "" without any."""
+    students = _points(report, own, ONE)
+    budgets = report.budgets([name for way in rivals for name in way.curves])
+    sets = {b: (students, others) for b in budgets if students and (others := _points(report, rivals, b))}
+    verdicts = report.verdicts.lowest_of(sets)
+    if not verdicts:
+        return ""
+    answer = _answer(report, sets[above_all], verdicts[above_all]) if above_all in sets else ""
+    return f"{to}: {course(verdicts)}{answer}."
+
+
 def _answer(report: Report, sets: tuple[list[Point], list[Point]], verdict: Verdict) -> str:
-    """The verdict at three evaluations in numbers, and the paired ratio of the lowest means."""
+    """The verdict at three evaluations in numbers, and the paired ratio of the lowest means, which is not corrected."""
     (own, *_), (base, *_) = sets
     low, high = (number(end) for end in verdict.corrected)
     means = [f"{name} ({number(report.estimate(name, budget).mean)})" for name, budget in (own, base)]
@@ -221,7 +241,7 @@ def _paired(report: Report, own: Point, base: Point) -> str:
         return ""
     found = paired(np.log([one[seed] / two[seed] for seed in seeds]))
     mean, low, high = (math.exp(found.effect + sign * found.half_width()) for sign in (0, -1, 1))
-    return f", paired by training ×{number(mean)} ({number(low)} to {number(high)})"
+    return f", for these two alone ×{number(mean)} ({number(low)} to {number(high)}, paired by training, not corrected)"
 
 
 def _leaders(report: Report, found: list[Way], budgets: list[int]) -> list[str]:
