@@ -264,6 +264,15 @@ def test_the_orders_of_nll_and_score(paths: Paths, sign: int, words: str) -> Non
     assert row(text, "`flow`", "### NLL and score")[1:4] == ["3.755 ± 0.025", "`flow`", "7"]
 
 
+def test_models_worse_than_chance_are_left_out_of_the_figure(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "UNIFORM", 3.7)
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(likelihood, "scatter_figure", lambda path, places, labels: drawn.update(places))
+    found = likelihood.section(Report(measured(paths, {"models": tuple(MODELS)}), Path()))
+    assert found and found["ranks"]["left_out"].startswith("It leaves out flow and snr, above 3.7 bits")
+    assert "flow" not in drawn and "edm" in drawn
+
+
 def test_models_without_a_score_are_not_ranked(paths: Paths) -> None:
     fail(paths, "flow", nfes=(7,))
     text = section(measured(paths, {"models": tuple(MODELS)}))

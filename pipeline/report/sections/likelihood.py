@@ -23,6 +23,7 @@ LEARNED, GIVEN = ("L_diffusion", "total"), ("L_0", "L_T")  # terms of the bound 
 NAMED = ("solver", "discretization")  # sampler keys that the conventions always name
 RESOLVED = ("sigma_min", "sigma_max", "scaling")  # sampler keys with values that follow from others
 KINDS = {TRAIN: "training", HELDOUT: "held-out"}
+UNIFORM = 8.0  # bits per dimension of equally likely levels
 LEAST_MODELS = 4  # fewer say nothing about the agreement of two orders
 
 
@@ -218,7 +219,7 @@ def _shares(report: Report, nll: Nll) -> str:
 
 def _ranks(report: Report, nll: Nll) -> dict[str, Any]:
     """Whether NLL and score order the models alike; with enough models, a table and a figure."""
-    pairs, lines, places = [], [], {}
+    pairs, lines, places, out = [], [], dict[str, Place](), list[str]()
     for name in nll.models:
         value, at = nll.value(name, nll.part), _largest(report, name)
         scores = report.cells(*at).value.groupby("train_seed").mean() if at else None
@@ -230,7 +231,10 @@ def _ranks(report: Report, nll: Nll) -> dict[str, Any]:
         own = value.by_training[common].to_numpy(), scores[common].to_numpy()
         pairs.append(own)
         x, y = (interval(values) for values in own)
-        places[remarked(name, value.mark)] = Place(x, y)
+        if report.of_points or x.mean <= UNIFORM:
+            places[remarked(name, value.mark)] = Place(x, y)
+        else:
+            out.append(name)
         nfe = report.nfe(*at)
         lines.append([code(name), remarked(with_interval(x), value.mark), code(at[0]), nfe, _score(y), len(common)])
     if len(pairs) < LEAST_MODELS:
@@ -240,7 +244,9 @@ def _ranks(report: Report, nll: Nll) -> dict[str, Any]:
     scatter_figure(path, places, (f"{KINDS[nll.part]} NLL, bits per dimension", report.score))
     head = ["model", f"{KINDS[nll.part]} NLL", "curve", "NFE", report.score, "trainings"]
     mark = worst([value.mark for name in nll.models if (value := nll.value(name, nll.part))])
-    return {"text": _agreement(rank_agreement(pairs), mark), "figure": path.name, "table": table(head, lines)}
+    left_out = f"It leaves out {listed(out)}, above {UNIFORM:g} bits, the NLL of equally likely levels." if out else ""
+    text = _agreement(rank_agreement(pairs), mark)
+    return {"text": text, "figure": path.name, "left_out": left_out, "table": table(head, lines)}
 
 
 def _score(found: Interval) -> str:
