@@ -154,7 +154,7 @@ Start = Callable[[str, str, Device], int]
 
 
 def default_jobs() -> int:
-    """One stage for each core, at most four: two stages on one core each take less time than one on both.
+    """One stage for each core, at most four: while one starts, which takes seconds on one core, another computes.
 
     One stage at a time if there are GPUs, which others may use, or if the system cannot bind a process to cores.
     """
