@@ -116,13 +116,14 @@ def test_a_study_has_at_most_72_stages(params: Path) -> None:
 
 
 LAST = {"agreement", "report"}
+OF_MODELS = {"losses", "likelihood", "grids"}  # the stages that read all models
 
 
 @pytest.fixture(scope="module")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study, run once. The tests below go on from each other's state."""
     tiny_study = Workspace(tmp_path_factory.mktemp("repository"), quick=["report"])
-    rows = {"train@edm", "train@flow", "losses", "grids", "sweep@edm", "sweep@rho_3", "sweep@flow"}
+    rows = {"train@edm", "train@flow", "losses", "likelihood", "grids", "sweep@edm", "sweep@rho_3", "sweep@flow"}
     assert tiny_study.repro() == {"prepare", "features", "reference", "oracle", "propose", *rows} | LAST
     assert len(tiny_study.cells()) == 3 * 2
     return tiny_study
@@ -211,7 +212,7 @@ def test_an_edited_comment_runs_no_stage(tiny_study: Workspace) -> None:
     [
         ("pipeline/report/text.py", "def percent(", "UNUSED = 1\n\n\ndef percent(", {"report"}),
         ("pipeline/evaluation/losses.py", "def measure_model(", "UNUSED = 1\n\n\ndef measure_model(",
-         {"losses", "propose"}),
+         {"losses", "propose", "likelihood", "report"}),
     ],
     ids=["the report", "the losses"],
 )  # fmt: skip
@@ -274,21 +275,21 @@ def test_a_new_curve_and_a_new_budget_run_by_themselves(tiny_study: Workspace) -
 
 def test_a_changed_model_reruns_itself_and_what_is_built_on_it(tiny_study: Workspace) -> None:
     tiny_study.study["models"]["flow"]["weighting"] = "snr"
-    assert tiny_study.repro() == {"train@flow", "losses", "grids", "sweep@flow"} | LAST
+    assert tiny_study.repro() == {"train@flow", *OF_MODELS, "sweep@flow"} | LAST
 
 
 def test_a_second_flow_is_one_row_and_takes_its_teacher_from_where_it_was_trained(tiny_study: Workspace) -> None:
     before = set((tiny_study.root / ".cache/training").iterdir())
     tiny_study.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
     tiny_study.study["curves"]["again"] = {"model": "again"}
-    assert tiny_study.repro() == {"train@again", "losses", "grids", "sweep@again"} | LAST
+    assert tiny_study.repro() == {"train@again", *OF_MODELS, "sweep@again"} | LAST
     assert len(set((tiny_study.root / ".cache/training").iterdir()) - before) == 1
 
 
 def test_a_proposal_is_a_row_that_can_be_adopted(tiny_study: Workspace) -> None:
     proposed = yaml.safe_load((tiny_study.root / "reports/tiny/proposed.yaml").read_text())["models"]
     tiny_study.study["models"] |= proposed
-    assert tiny_study.repro() == {"train@edm_proposed", "losses", "grids", "report"}
+    assert tiny_study.repro() == {"train@edm_proposed", *OF_MODELS, "report"}
 
 
 def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspace) -> None:
@@ -307,6 +308,17 @@ def test_an_image_set_is_measured_by_itself(tiny_study: Workspace) -> None:
     assert [(cell["sample_seed"], cell["samples"], cell["nfe"]) for cell in results["cells"]] == [
         (0, 40, 9), (1, 40, 9), (2, 40, 9),
     ]  # fmt: skip
+
+
+def test_a_likelihood_is_measured_by_itself(tiny_study: Workspace) -> None:
+    asked = {"models": ["flow"], "nfe": [4], "images": 20, "trace": "hutchinson", "bound_draws": 64}
+    tiny_study.study["likelihood"] = asked
+    assert tiny_study.repro() == {"likelihood", "report"}
+    lines = (tiny_study.root / "reports/tiny/likelihood.csv").read_text().splitlines()
+    assert [line.split(",")[:7] for line in lines[1:]] == [["flow", "0", "train", "4", "4", "4", "20"]]
+    del tiny_study.study["likelihood"]
+    assert tiny_study.repro() == {"likelihood", "report"}
+    assert (tiny_study.root / "reports/tiny/likelihood.csv").read_text().splitlines() == lines[:1]
 
 
 def test_a_lost_curve_comes_back_byte_for_byte(tiny_study: Workspace) -> None:
