@@ -29,7 +29,7 @@ from pipeline.sampling.measurement import Linear, Measurement
 class Bill:
     """What answers cost besides network calls: products with J^T, and steps of conjugate gradients.
 
-    Both are counted for one sample. A product costs about as much as a call.
+    Both are counted for one sample. A product through two networks, as of a guided denoiser, counts twice.
     """
 
     products: int = 0
@@ -62,12 +62,22 @@ class At:
 
     def linearised(self) -> tuple[Tensor, Pull]:
         """D, and products with J^T, from one call."""
+        networks = 0
+
+        def noted(network: DenoiserFunction) -> DenoiserFunction:
+            def call(z: Tensor, sigma: Tensor) -> Tensor:
+                nonlocal networks
+                networks += 1
+                return network(z, sigma)
+
+            return call
+
         with torch.enable_grad():
             at = self.z.detach().requires_grad_()
-            denoised = parted(self.denoiser(at, self.sigma), at)[0]
+            denoised = parted(_wrapped(self.denoiser, noted)(at, self.sigma), at)[0]
 
         def pull(v: Tensor, last: bool = False) -> Tensor:
-            self.bill.products += 1
+            self.bill.products += networks
             return torch.autograd.grad(denoised, at, v, retain_graph=not last)[0]
 
         return denoised.detach(), pull
@@ -84,7 +94,7 @@ def replacement(at: At, measurement: Linear) -> Tensor:
     Source: Lugmayr et al. 2022, arXiv 2201.09865, eq. 8
     """
     denoised = at.answer()
-    return denoised + measurement.adjoint(_misfit(measurement, denoised))
+    return denoised + measurement.adjoint(misfit(measurement, denoised))
 
 
 def dps(at: At, measurement: Measurement, *, zeta: float = 1.0) -> Tensor:
@@ -96,7 +106,7 @@ def dps(at: At, measurement: Measurement, *, zeta: float = 1.0) -> Tensor:
     Source: Chung et al. 2023, arXiv 2209.14687, sec. 3.2
     """
     denoised, pull = at.linearised()
-    towards = measurement.adjoint_at(denoised, _misfit(measurement, denoised))
+    towards = measurement.adjoint_at(denoised, misfit(measurement, denoised))
     return denoised + zeta * at.variance / measurement.std**2 * pull(towards, last=True)
 
 
@@ -111,7 +121,7 @@ def dps_norm(at: At, measurement: Measurement, *, zeta: float = 1.0) -> Tensor:
     Source: Chung et al. 2023, arXiv 2209.14687, algorithm 1
     """
     denoised, pull = at.linearised()
-    towards = measurement.adjoint_at(denoised, normalize(_misfit(measurement, denoised), dim=1))
+    towards = measurement.adjoint_at(denoised, normalize(misfit(measurement, denoised), dim=1))
     beta = math.sqrt(VP_BETA_MIN**2 + 2 * VP_BETA_D * math.log1p(at.variance)) / VP_STEPS
     return denoised + 2 * zeta * at.variance / beta * pull(towards, last=True)
 
@@ -128,7 +138,7 @@ def pigdm(at: At, measurement: Linear, *, data_std: float = 1.0) -> Tensor:
     spread = at.variance * data_std**2 / (at.variance + data_std**2)
     values = measurement.svd.values
     weights = values / (spread * values**2 + measurement.std**2)
-    return denoised + at.variance * pull(measurement.filtered(_misfit(measurement, denoised), weights), last=True)
+    return denoised + at.variance * pull(measurement.filtered(misfit(measurement, denoised), weights), last=True)
 
 
 def tmp(at: At, measurement: Linear, *, covariance: str = "full") -> Tensor:
@@ -141,22 +151,19 @@ def tmp(at: At, measurement: Linear, *, covariance: str = "full") -> Tensor:
     Source: Boys et al. 2024, arXiv 2310.06721, sec. 3
     """
     denoised, pull = at.linearised()
-    misfit = _misfit(measurement, denoised)
+    e = misfit(measurement, denoised)
     if covariance == "diagonal":
-        sums = measurement.apply(pull(measurement.adjoint(torch.ones_like(misfit))))
-        solved = misfit / (at.variance * sums + measurement.std**2)
+        sums = measurement.apply(pull(measurement.adjoint(torch.ones_like(e))))
+        solved = e / (at.variance * sums + measurement.std**2)
         return denoised + at.variance * pull(measurement.adjoint(solved), last=True)
-    units = torch.eye(measurement.size, dtype=misfit.dtype, device=misfit.device)
+    units = torch.eye(measurement.size, dtype=e.dtype, device=e.device)
     rows = torch.stack(  # of A J: (N, m, ...)
-        [
-            pull(measurement.adjoint(unit.expand_as(misfit)), last=i == measurement.size - 1)
-            for i, unit in enumerate(units)
-        ],
+        [pull(measurement.adjoint(unit.expand_as(e)), last=i == measurement.size - 1) for i, unit in enumerate(units)],
         dim=1,
     )
-    ajat = measurement.apply(rows.flatten(0, 1)).reshape(*misfit.shape, measurement.size)
+    ajat = measurement.apply(rows.flatten(0, 1)).reshape(*e.shape, measurement.size)
     # Singular matrices give nan, which samplers refuse; they need std = 0 and a J of lower rank.
-    solved = torch.linalg.solve_ex(at.variance * ajat + measurement.std**2 * units, misfit)[0]
+    solved = torch.linalg.solve_ex(at.variance * ajat + measurement.std**2 * units, e)[0]
     return denoised + at.variance * torch.einsum("nm,nm...->n...", solved, rows)
 
 
@@ -171,7 +178,7 @@ def mmps(at: At, measurement: Linear, *, iterations: int = 1) -> Tensor:
     Source: Rozet et al. 2024, arXiv 2405.13712, sec. 4.2; Hestenes and Stiefel 1952
     """
     denoised, pull = at.linearised()
-    direction = residual = _misfit(measurement, denoised)
+    direction = residual = misfit(measurement, denoised)
     square, pulled_sum = _dot(residual, residual), torch.zeros_like(denoised)
     for i in range(iterations):
         at.bill.cg_steps += 1
@@ -198,7 +205,7 @@ def ddnm(at: At, measurement: Linear) -> Tensor:
     denoised = at.answer()
     values = measurement.svd.values
     damping = (float(at.sigma) * values / measurement.std).clamp(max=1) if measurement.std else 1
-    return denoised + measurement.filtered(_misfit(measurement, denoised), damping / values)
+    return denoised + measurement.filtered(misfit(measurement, denoised), damping / values)
 
 
 def mpgd(at: At, measurement: Measurement, *, step: float = 1.0) -> Tensor:
@@ -212,13 +219,18 @@ def mpgd(at: At, measurement: Measurement, *, step: float = 1.0) -> Tensor:
     Source: He et al. 2024, arXiv 2311.16424, algorithm 1
     """
     denoised = at.answer()
-    return denoised + step * measurement.adjoint_at(denoised, _misfit(measurement, denoised))
+    return denoised + step * measurement.adjoint_at(denoised, misfit(measurement, denoised))
 
 
-def _misfit(measurement: Measurement, denoised: Tensor) -> Tensor:
+def misfit(measurement: Measurement, denoised: Tensor) -> Tensor:
     """e = y - A(D), (N, m)."""
     assert measurement.y is not None
     return measurement.y.to(denoised) - measurement.apply(denoised)
+
+
+def _wrapped(denoiser: DenoiserFunction, wrap: Callable[[DenoiserFunction], DenoiserFunction]) -> DenoiserFunction:
+    """The same denoiser, with all its networks wrapped."""
+    return denoiser.over(wrap) if isinstance(denoiser, Composite) else wrap(denoiser)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -230,13 +242,13 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below > 0, above / below, 0)
 
 
-def _mask_only(measurement: Measurement) -> str | None:
+def mask_only(measurement: Measurement) -> str | None:
     return (
         None if measurement.picks else "replaces measured values, and this measurement picks none; use a mask or ddnm"
     )
 
 
-def _linear_only(measurement: Measurement) -> str | None:
+def linear_only(measurement: Measurement) -> str | None:
     if isinstance(measurement, Linear):
         return None
     return "needs a linear measurement, with singular values and an adjoint; use dps or mpgd"
@@ -252,29 +264,81 @@ def _any(measurement: Measurement) -> str | None:
 
 @dataclass(frozen=True)
 class Method:
-    """answer: E[x0 | z, y] from a denoiser at z, a measurement and keys. refusal: what a measurement lacks for it."""
+    """answer: E[x0 | z, y] from a denoiser at z, a measurement and keys. refusal: what a measurement lacks for it.
+
+    products: those of an answer, from the size m of the measurement and all keys.
+    """
 
     answer: Callable[..., Tensor]
     refusal: Callable[[Measurement], str | None]
+    products: Callable[..., int]
+
+
+def _no_product(size: int, **keys: Any) -> int:
+    return 0
+
+
+def _one_product(size: int, **keys: Any) -> int:
+    return 1
 
 
 METHODS: dict[str, Method] = {
-    "replacement": Method(replacement, _mask_only),
-    "dps": Method(dps, _noisy_only),
-    "dps_norm": Method(dps_norm, _any),
-    "pigdm": Method(pigdm, _linear_only),
-    "tmp": Method(tmp, _linear_only),
-    "mmps": Method(mmps, _linear_only),
-    "ddnm": Method(ddnm, _linear_only),
-    "mpgd": Method(mpgd, _any),
+    "replacement": Method(replacement, mask_only, _no_product),
+    "dps": Method(dps, _noisy_only, _one_product),
+    "dps_norm": Method(dps_norm, _any, _one_product),
+    "pigdm": Method(pigdm, linear_only, _one_product),
+    "tmp": Method(tmp, linear_only, lambda size, covariance: size if covariance == "full" else 2),
+    "mmps": Method(mmps, linear_only, lambda size, iterations: iterations),
+    "ddnm": Method(ddnm, linear_only, _no_product),
+    "mpgd": Method(mpgd, _any, _no_product),
 }
 COVARIANCES = ("full", "diagonal")
 
 
 def keys_of(method: str) -> Mapping[str, Any]:
     """The keys of a method and their defaults."""
-    parameters = list(signature(METHODS[method].answer).parameters.values())[2:]
+    return defaults(METHODS[method].answer)
+
+
+def defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The keys of a method's function, which follow its first two arguments, and their defaults."""
+    parameters = list(signature(function).parameters.values())[2:]
     return {parameter.name: parameter.default for parameter in parameters}
+
+
+def check_keys(
+    method: str, valid: Mapping[str, Any], keys: Mapping[str, Any], most: Mapping[str, float] | None = None
+) -> None:
+    """Raise StudyError for a key that a method does not have, or a value that is not valid.
+
+    valid: the keys and their defaults. most: the largest values of keys that have one.
+    """
+    if unknown := sorted(set(keys) - set(valid)):
+        raise StudyError(f"{unknown[0]}: method {method} has no such key; valid: {', '.join(valid) or 'none'}")
+    for name, value in keys.items():
+        if name == "covariance":
+            if value not in COVARIANCES:
+                raise StudyError(f"covariance: no {value!r}; {nearest(value, COVARIANCES)}")
+        elif not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise StudyError(f"{name}: {value} is not positive and finite")
+        elif isinstance(valid[name], int) and not isinstance(value, int):
+            raise StudyError(f"{name}: {value} is no whole number")
+        elif most and value > most.get(name, math.inf):
+            raise StudyError(f"{name}: {value} is above {most[name]:g}")
+
+
+def check_measurement(method: str, refusal: Callable[[Measurement], str | None], measurement: Measurement) -> None:
+    """Raise StudyError if the measurement has no y, or if the method cannot use it."""
+    if measurement.y is None:
+        raise StudyError("given: the measurement has no y; bind it with observed(y)")
+    if reason := refusal(measurement):
+        raise StudyError(f"posterior: {method} {reason}")
+
+
+def check_shape(measurement: Measurement, z: Tensor) -> None:
+    """Raise StudyError if the measurement is not of the shape of z (N, ...)."""
+    if tuple(z.shape[1:]) != measurement.shape:
+        raise StudyError(f"given: the measurement is of {measurement.shape}, but x has {tuple(z.shape[1:])}")
 
 
 @dataclass(frozen=True)
@@ -288,15 +352,13 @@ class Given:
 
     def __call__(self, z: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | z, y; sigma]: z (N, *shape), sigma a scalar. A variance after D is left out."""
-        if tuple(z.shape[1:]) != self.measurement.shape:
-            raise StudyError(f"given: the measurement is of {self.measurement.shape}, but x has {tuple(z.shape[1:])}")
+        check_shape(self.measurement, z)
         with torch.no_grad():
             return self.answer(At(self.denoiser, z, sigma, self.bill), self.measurement)
 
     def over(self, wrap: Callable[[DenoiserFunction], DenoiserFunction]) -> Self:
         """The same denoiser, with the same bill, with all its networks wrapped."""
-        inner = self.denoiser.over(wrap) if isinstance(self.denoiser, Composite) else wrap(self.denoiser)
-        return replace(self, denoiser=inner)
+        return replace(self, denoiser=_wrapped(self.denoiser, wrap))
 
 
 def given(denoiser: DenoiserFunction, measurement: Measurement, method: str, **keys: Any) -> Given:
@@ -309,17 +371,6 @@ def given(denoiser: DenoiserFunction, measurement: Measurement, method: str, **k
     """
     if method not in METHODS:
         raise StudyError(f"posterior: no method {method!r}; {nearest(method, METHODS)}")
-    if unknown := sorted(set(keys) - set(keys_of(method))):
-        raise StudyError(
-            f"{unknown[0]}: method {method} has no such key; valid: {', '.join(keys_of(method)) or 'none'}"
-        )
-    if (covariance := keys.get("covariance", "full")) not in COVARIANCES:
-        raise StudyError(f"covariance: no {covariance!r}; {nearest(covariance, COVARIANCES)}")
-    for name, value in keys.items():
-        if name != "covariance" and not (math.isfinite(value) and value > 0):
-            raise StudyError(f"{name}: {value} is not positive and finite")
-    if measurement.y is None:
-        raise StudyError("given: the measurement has no y; bind it with observed(y)")
-    if refusal := METHODS[method].refusal(measurement):
-        raise StudyError(f"posterior: {method} {refusal}")
+    check_keys(method, keys_of(method), keys)
+    check_measurement(method, METHODS[method].refusal, measurement)
     return Given(denoiser, measurement, partial(METHODS[method].answer, **keys))
