@@ -24,13 +24,13 @@ from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.sampling.counting import Counted
 from pipeline.sampling.loop import Samples, draw_like
 from pipeline.sampling.measurement import Linear, Measurement
-from pipeline.sampling.ode import Ode, RandnLike
+from pipeline.sampling.ode import Ode, RandnLike, SingleStep
 from pipeline.sampling.posterior import check_keys, check_measurement, check_shape, defaults, linear_only, mask_only
 from pipeline.sampling.posterior import misfit as misfit_of
 from pipeline.sampling.row import Sampler
-from pipeline.sampling.stochastic import DDIM
+from pipeline.sampling.stochastic import DDIM, DDPM
 
-ODE_STEP, ANCESTRAL_STEP = DDIM(eta=0.0), DDIM(eta=1.0)
+ODE_STEP, ANCESTRAL_STEP, PRIOR_STEP = DDIM(eta=0.0), DDIM(eta=1.0), DDPM(variance="beta")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Walk:
         """(sigma_i, sigma_(i+1)) of each level."""
         return pairwise(self.levels.sigmas)
 
-    def run(self, step: DDIM, z: Tensor, sigma: float, steps: int) -> Tensor:
+    def run(self, step: SingleStep, z: Tensor, sigma: float, steps: int) -> Tensor:
         """z after an inner run from sigma to 0."""
         *_, end = step.run(self.ode, z, self.levels.inner(sigma, steps), self.randn_like)
         return end
@@ -158,9 +158,11 @@ def daps(walk: Walk, z: Tensor, *, prior_steps: int = 5, spread: float = 1.0) ->
 def pnpdm(walk: Walk, z: Tensor, *, prior_steps: int = 5) -> Iterator[Tensor]:
     """Gibbs sampling of x0 and a copy u that are coupled by N(u; x0, sigma^2 I): u given y, then x0 given u.
 
-    The coupling tightens along the row's levels; the paper lets it fall geometrically to a floor. prior_steps:
-    ancestral steps, DDIM's at eta = 1, that draw x0 from each level. The paper runs a diffusion model from its own grid
-    and starts from any x0. Here x0 = 0 and z_0 is the noise of the first u, so that u without a measurement is z_0.
+    The coupling tightens along the row's levels; the paper lets it fall geometrically to a floor. prior_steps: steps of
+    DDPM with variance beta that draw x0 from each level; the default is ours. The paper solves the SDE by Euler's steps
+    on its own grid. The variance is beta because that of small steps is then right if sigma is below the spread of the
+    data; with beta_tilde the samples would lack variance, however many levels there are. The paper starts from any x0.
+    Here x0 = 0 and z_0 is the noise of the first u, so that u without a measurement is z_0.
 
     Formula: u ~ N(u; x0, sigma^2 I) N(y; A u, std^2 I); x0 ~ p(x0) N(u; x0, sigma^2 I)
     Source: Wu et al. 2024, arXiv 2405.18782, Algorithm 1
@@ -168,7 +170,7 @@ def pnpdm(walk: Walk, z: Tensor, *, prior_steps: int = 5) -> Iterator[Tensor]:
     x0, n = torch.zeros_like(z), z / walk.levels.sigmas[0]
     for i, (sigma, _) in enumerate(walk.steps):
         u = walk.near(x0, sigma, walk.randn_like(x0) if i else n)
-        x0 = walk.run(ANCESTRAL_STEP, u, sigma, prior_steps)
+        x0 = walk.run(PRIOR_STEP, u, sigma, prior_steps)
         yield x0
 
 
