@@ -1,8 +1,8 @@
 """One entry to all methods that sample x0 given y: those of `pipeline.sampling.posterior`, which give a denoiser, and
 those of `pipeline.sampling.annealed`, which have loops of their own.
 
-The currency of budgets is a network call. A product with J^T counts as two, because it needs a graph and goes back
-through the network.
+The currency of budgets is a network call. A product with J^T counts as two, by convention; `benchmarks.given` measures
+what it takes.
 """
 
 from bisect import bisect_right

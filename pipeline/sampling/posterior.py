@@ -29,7 +29,8 @@ from pipeline.sampling.measurement import Linear, Measurement
 class Bill:
     """What answers cost besides network calls: products with J^T, and steps of conjugate gradients.
 
-    Both are counted for one sample. A product through two networks, as of a guided denoiser, counts twice.
+    Both are counted for one sample. A product costs about as much as a call; through two networks, as of a guided
+    denoiser, it counts twice.
     """
 
     products: int = 0
