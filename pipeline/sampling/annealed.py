@@ -174,6 +174,36 @@ def pnpdm(walk: Walk, z: Tensor, *, prior_steps: int = 5) -> Iterator[Tensor]:
         yield x0
 
 
+def ddrm(walk: Walk, z: Tensor, *, eta: float = 0.85, eta_b: float = 1.0) -> Iterator[Tensor]:
+    """DDIM's step in the directions of V, each of which trusts y as far as its noise, b = std / a, is below that of z.
+
+    eta: the share of fresh noise elsewhere. eta_b: the share of y in directions with b <= sigma_next. The defaults are
+    the paper's. With c = V^T z and c_D = V^T D, y_V = U^T y / a is the estimate of each direction.
+
+    Formula: c_next = (1 - eta_b) c_D + eta_b y_V + sqrt(sigma_next^2 - eta_b^2 b^2) n if b <= sigma_next,
+        else c_D + sigma_next (sqrt(1 - eta^2) (y_V - c_D) / b + eta n); where A measures nothing, (c - c_D) / sigma
+        takes the place of (y_V - c_D) / b. z_0 starts from y_V + sqrt(sigma_0^2 - b^2) n if b < sigma_0
+    Source: Kawar et al. 2022, arXiv 2201.11793, eqs. 4 to 8
+    """
+    svd, measurement = walk.measurement.svd, walk.measurement
+    assert measurement.y is not None
+    values = svd.values.to(z)
+    b, seen, keep = measurement.std / values, svd.u_t(measurement.y.to(z)) / values, (1 - eta**2) ** 0.5
+    sigma_0 = walk.levels.sigmas[0]
+    c = svd.v_t(z)
+    started = seen + (1 - (b / sigma_0) ** 2).clamp(min=0).sqrt() * c
+    z = z + svd.v(torch.where(b < sigma_0, started, c) - c)
+    for sigma, sigma_next in walk.steps:
+        denoised = walk.ode.denoise(z, sigma)
+        n = walk.randn_like(z) if sigma_next else torch.zeros_like(z)
+        free = torch.lerp(denoised, z, keep * sigma_next / sigma) + sigma_next * eta * n
+        c, fresh = svd.v_t(denoised), svd.v_t(n)
+        near = (1 - eta_b) * c + eta_b * seen + (sigma_next**2 - (eta_b * b) ** 2).clamp(min=0).sqrt() * fresh
+        far = c + sigma_next * (keep * (seen - c) / b + eta * fresh)
+        z = free + svd.v(torch.where(b <= sigma_next, near, far) - svd.v_t(free))
+        yield z
+
+
 def _once(levels: Levels, **keys: Any) -> Sequence[float]:
     return levels.sigmas[:-1]
 
@@ -262,6 +292,7 @@ class Loop:
 LOOPS: dict[str, Loop] = {
     "repaint": Loop(repaint, _repeated, mask_only),
     "diffpir": Loop(diffpir, _once, linear_only, {"renoise": 1.0}),
+    "ddrm": Loop(ddrm, _once, linear_only, {"eta": 1.0, "eta_b": 1.0}),
     "daps": Loop(daps, _inner, _noisy_linear_only),
     "pnpdm": Loop(pnpdm, _inner, _noisy_linear_only),
 }

@@ -90,6 +90,38 @@ def diffpir(
     return z
 
 
+def ddrm(
+    d: Callable[[Tensor, float], Tensor],
+    a: Tensor,
+    y: Tensor,
+    std: float,
+    z: Tensor,
+    n: Iterator[Tensor],
+    eta: float,
+    eta_b: float,
+) -> Tensor:
+    """Equations 4 to 8, one direction of V after the other."""
+    u, s, vt = torch.linalg.svd(a, full_matrices=True)
+    ybar, x = (u.T @ y) / s, vt @ z
+    for i in range(3):
+        if std / s[i] < 3.0:
+            x[i] = ybar[i] + math.sqrt(9 - std**2 / s[i] ** 2) * (vt @ z)[i] / 3
+    for sigma, below in ((3.0, 0.5), (0.5, 0.02), (0.02, 0.0)):
+        x0, fresh = vt @ d(vt.T @ x, sigma), vt @ next(n) if below else torch.zeros(5, dtype=F64)
+        made = torch.empty(5, dtype=F64)
+        for i in range(5):
+            if i >= 3:
+                made[i] = x0[i] + math.sqrt(1 - eta**2) * below * (x[i] - x0[i]) / sigma + eta * below * fresh[i]
+            elif below < std / s[i]:
+                made[i] = x0[i] + math.sqrt(1 - eta**2) * below * (ybar[i] - x0[i]) / (std / s[i])
+                made[i] += eta * below * fresh[i]
+            else:
+                variance = below**2 - std**2 / s[i] ** 2 * eta_b**2
+                made[i] = (1 - eta_b) * x0[i] + eta_b * ybar[i] + math.sqrt(variance) * fresh[i]
+        x = made
+    return vt.T @ x
+
+
 def conditional(centre: Tensor, r: float, a: Tensor, y: Tensor, std: float, n: Tensor) -> Tensor:
     """A draw by information form; the root of the covariance is the symmetric one."""
     precision = torch.eye(5, dtype=F64) / r**2 + a.T @ a / std**2
@@ -141,6 +173,8 @@ PLAIN: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
     ("repaint", repaint, {"resamplings": 3}),
     ("diffpir", diffpir, {"fidelity": 1.0, "renoise": 1.0}),
     ("diffpir", diffpir, {"fidelity": 7.0, "renoise": 0.3}),
+    ("ddrm", ddrm, {"eta": 0.85, "eta_b": 1.0}),
+    ("ddrm", ddrm, {"eta": 0.4, "eta_b": 0.7}),
     ("daps", daps, {"prior_steps": 2, "spread": 1.0}),
     ("daps", daps, {"prior_steps": 4, "spread": 0.6}),
     ("pnpdm", pnpdm, {"prior_steps": 2}),
@@ -254,6 +288,20 @@ def test_diffpir_lacks_a_known_share_of_the_variance_if_there_are_many_levels(re
     assert float(covariance) == pytest.approx(share * variance, rel=0.01)
 
 
+def test_ddrm_collapses_to_y_if_there_are_many_levels() -> None:
+    """A step below b = std / a pulls to y by the share sqrt(1 - eta^2) sigma / b, which falls as sigma, and the prior's
+    pull as sigma^2. So there is no limit but y itself, as far as the levels allow: with the noise eta sigma, a variance
+    of eta^2 sigma b / (2 sqrt(1 - eta^2)).
+    """
+    found = {levels: moments("ddrm", ROUND, measured(S), levels) for levels in (20, 100, 1000)}
+    known = {20: (1.03, 0.27), 100: (1.48, 0.13), 1000: (1.87, 0.03)}
+    for levels, (mean, covariance) in found.items():
+        relative = float(mean) / (Y / 2), float(covariance) / (S**2 / 2)
+        assert relative == pytest.approx(known[levels], abs=0.006), levels
+    mean, covariance = moments("ddrm", ROUND, measured(S), 20, eta=1.0)  # no pull at all below b
+    assert float(mean) / (Y / 2) < 0.4
+
+
 PAIR = Correlated(torch.tensor([0.1, -0.2], dtype=F64), torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64))  # corr. 0.8
 
 
@@ -322,7 +370,7 @@ def test_pnpdm_without_information_is_the_unconditional_sampler_at_its_first_lev
     torch.testing.assert_close(ours, alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["repaint", "diffpir"])
+@pytest.mark.parametrize("method", ["repaint", "diffpir", "ddrm"])
 def test_without_noise_the_measured_values_are_exact(method: str) -> None:
     seen = mask((5,), 0.0, kept=[0, 3]).observed(normal(2))
     made = LOOPS[method].draw(MIXTURE, seen, normal(3, 5), Sampler(), 6)
@@ -345,7 +393,9 @@ ROWS: dict[str, Sampler] = {
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 @all_loops
 def test_evaluations_are_the_calls_that_are_counted(method: str, row: Sampler) -> None:
-    other = {"repaint": {"resamplings": 3}, "diffpir": {"renoise": 1.0}}.get(method, {"prior_steps": 1})
+    other = {"repaint": {"resamplings": 3}, "diffpir": {"renoise": 1.0}, "ddrm": {"eta": 0.5}}.get(
+        method, {"prior_steps": 1}
+    )
     for keys in ({}, other):
         for steps in (3,) if row.sigmas else (1, 2, 4):
             calls = Counted(MIXTURE), Counted(Gaussian(0.1, 0.5))
@@ -427,7 +477,7 @@ REFUSED: dict[str, tuple[str, Measurement, dict[str, Any], str]] = {
             {},
             f"posterior: {name} needs a linear measurement",
         )
-        for name in ("diffpir", "daps", "pnpdm")
+        for name in ("diffpir", "ddrm", "daps", "pnpdm")
     },
     **{
         f"{name} at std 0": (
@@ -466,6 +516,6 @@ def test_answers_and_samples_that_are_not_finite_are_refused(method: str) -> Non
         LOOPS[method].draw(broken, measurement_for(method), normal(2, 5), THREE, 3)
     seen = measurement_for(method)
     infinite = seen.observed(torch.full((seen.size,), math.inf))
-    where = "sigma 80: the denoiser's answer is" if method == "pnpdm" else "1 levels: the samples are"
+    where = "sigma 80: the denoiser's answer is" if method in ("pnpdm", "ddrm") else "1 levels: the samples are"
     with pytest.raises(NotFinite, match=f"{method}, {where} not finite"):
         LOOPS[method].draw(MIXTURE, infinite, normal(2, 5), Sampler(), 1)
