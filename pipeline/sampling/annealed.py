@@ -174,10 +174,10 @@ def pnpdm(walk: Walk, z: Tensor, *, prior_steps: int = 5) -> Iterator[Tensor]:
         yield x0
 
 
-def ddrm(walk: Walk, z: Tensor, *, eta: float = 0.85, eta_b: float = 1.0) -> Iterator[Tensor]:
+def ddrm(walk: Walk, z: Tensor, *, eta_free: float = 0.85, eta_b: float = 1.0) -> Iterator[Tensor]:
     """DDIM's step in the directions of V, each of which trusts y as far as its noise, b = std / a, is below that of z.
 
-    eta: the share of fresh noise elsewhere. eta_b: the share of y in directions with b <= sigma_next. The defaults are
+    eta_free: the paper's eta, the share of fresh noise elsewhere. eta_b: the share of y in directions with b <= sigma_next. The defaults are
     the paper's. With c = V^T z and c_D = V^T D, y_V = U^T y / a is the estimate of each direction.
 
     Formula: c_next = (1 - eta_b) c_D + eta_b y_V + sqrt(sigma_next^2 - eta_b^2 b^2) n if b <= sigma_next,
@@ -188,7 +188,7 @@ def ddrm(walk: Walk, z: Tensor, *, eta: float = 0.85, eta_b: float = 1.0) -> Ite
     svd, measurement = walk.measurement.svd, walk.measurement
     assert measurement.y is not None
     values = svd.values.to(z)
-    b, seen, keep = measurement.std / values, svd.u_t(measurement.y.to(z)) / values, (1 - eta**2) ** 0.5
+    b, seen, keep = measurement.std / values, svd.u_t(measurement.y.to(z)) / values, (1 - eta_free**2) ** 0.5
     sigma_0 = walk.levels.sigmas[0]
     c = svd.v_t(z)
     started = seen + (1 - (b / sigma_0) ** 2).clamp(min=0).sqrt() * c
@@ -196,10 +196,10 @@ def ddrm(walk: Walk, z: Tensor, *, eta: float = 0.85, eta_b: float = 1.0) -> Ite
     for sigma, sigma_next in walk.steps:
         denoised = walk.ode.denoise(z, sigma)
         n = walk.randn_like(z) if sigma_next else torch.zeros_like(z)
-        free = torch.lerp(denoised, z, keep * sigma_next / sigma) + sigma_next * eta * n
+        free = torch.lerp(denoised, z, keep * sigma_next / sigma) + sigma_next * eta_free * n
         c, fresh = svd.v_t(denoised), svd.v_t(n)
         near = (1 - eta_b) * c + eta_b * seen + (sigma_next**2 - (eta_b * b) ** 2).clamp(min=0).sqrt() * fresh
-        far = c + sigma_next * (keep * (seen - c) / b + eta * fresh)
+        far = c + sigma_next * (keep * (seen - c) / b + eta_free * fresh)
         z = free + svd.v(torch.where(b <= sigma_next, near, far) - svd.v_t(free))
         yield z
 
@@ -292,7 +292,7 @@ class Loop:
 LOOPS: dict[str, Loop] = {
     "repaint": Loop(repaint, _repeated, mask_only),
     "diffpir": Loop(diffpir, _once, linear_only, {"renoise": 1.0}),
-    "ddrm": Loop(ddrm, _once, linear_only, {"eta": 1.0, "eta_b": 1.0}),
+    "ddrm": Loop(ddrm, _once, linear_only, {"eta_free": 1.0, "eta_b": 1.0}),
     "daps": Loop(daps, _inner, _noisy_linear_only),
     "pnpdm": Loop(pnpdm, _inner, _noisy_linear_only),
 }

@@ -97,7 +97,7 @@ def ddrm(
     std: float,
     z: Tensor,
     n: Iterator[Tensor],
-    eta: float,
+    eta_free: float,
     eta_b: float,
 ) -> Tensor:
     """Equations 4 to 8, one direction of V after the other."""
@@ -111,10 +111,12 @@ def ddrm(
         made = torch.empty(5, dtype=F64)
         for i in range(5):
             if i >= 3:
-                made[i] = x0[i] + math.sqrt(1 - eta**2) * below * (x[i] - x0[i]) / sigma + eta * below * fresh[i]
+                made[i] = (
+                    x0[i] + math.sqrt(1 - eta_free**2) * below * (x[i] - x0[i]) / sigma + eta_free * below * fresh[i]
+                )
             elif below < std / s[i]:
-                made[i] = x0[i] + math.sqrt(1 - eta**2) * below * (ybar[i] - x0[i]) / (std / s[i])
-                made[i] += eta * below * fresh[i]
+                made[i] = x0[i] + math.sqrt(1 - eta_free**2) * below * (ybar[i] - x0[i]) / (std / s[i])
+                made[i] += eta_free * below * fresh[i]
             else:
                 variance = below**2 - std**2 / s[i] ** 2 * eta_b**2
                 made[i] = (1 - eta_b) * x0[i] + eta_b * ybar[i] + math.sqrt(variance) * fresh[i]
@@ -173,8 +175,8 @@ PLAIN: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
     ("repaint", repaint, {"resamplings": 3}),
     ("diffpir", diffpir, {"fidelity": 1.0, "renoise": 1.0}),
     ("diffpir", diffpir, {"fidelity": 7.0, "renoise": 0.3}),
-    ("ddrm", ddrm, {"eta": 0.85, "eta_b": 1.0}),
-    ("ddrm", ddrm, {"eta": 0.4, "eta_b": 0.7}),
+    ("ddrm", ddrm, {"eta_free": 0.85, "eta_b": 1.0}),
+    ("ddrm", ddrm, {"eta_free": 0.4, "eta_b": 0.7}),
     ("daps", daps, {"prior_steps": 2, "spread": 1.0}),
     ("daps", daps, {"prior_steps": 4, "spread": 0.6}),
     ("pnpdm", pnpdm, {"prior_steps": 2}),
@@ -182,7 +184,7 @@ PLAIN: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "plain", "keys"), PLAIN, ids=str)
+@pytest.mark.parametrize(("method", "plain", "keys"), PLAIN, ids=lambda value: getattr(value, "__name__", str(value)))
 @pytest.mark.parametrize("denoiser", [MIXTURE, skewed], ids=["mixture", "skewed"])
 def test_every_loop_is_a_few_plain_lines_from_its_paper(
     method: str, plain: Callable[..., Tensor], keys: dict[str, Any], denoiser: DenoiserFunction
@@ -298,7 +300,7 @@ def test_ddrm_collapses_to_y_if_there_are_many_levels() -> None:
     for levels, (mean, covariance) in found.items():
         relative = float(mean) / (Y / 2), float(covariance) / (S**2 / 2)
         assert relative == pytest.approx(known[levels], abs=0.006), levels
-    mean, covariance = moments("ddrm", ROUND, measured(S), 20, eta=1.0)  # no pull at all below b
+    mean, covariance = moments("ddrm", ROUND, measured(S), 20, eta_free=1.0)  # no pull at all below b
     assert float(mean) / (Y / 2) < 0.4
 
 
@@ -393,7 +395,7 @@ ROWS: dict[str, Sampler] = {
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 @all_loops
 def test_evaluations_are_the_calls_that_are_counted(method: str, row: Sampler) -> None:
-    other = {"repaint": {"resamplings": 3}, "diffpir": {"renoise": 1.0}, "ddrm": {"eta": 0.5}}.get(
+    other = {"repaint": {"resamplings": 3}, "diffpir": {"renoise": 1.0}, "ddrm": {"eta_free": 0.5}}.get(
         method, {"prior_steps": 1}
     )
     for keys in ({}, other):
