@@ -70,6 +70,11 @@ class Posterior:
         offsets, root = self.means - self.mean, self._root
         return (self.weights * offsets.T) @ offsets + root @ root
 
+    @property
+    def marginal_std(self) -> Tensor:
+        """The standard deviation of each dimension, (d,)."""
+        return self.covariance.diagonal().sqrt()
+
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw x0 given y, (count, ...)."""
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
@@ -125,3 +130,35 @@ def posterior(data: Gaussian | Mixture, matrix: Tensor, y: Tensor, std: float) -
     if std == 0 and data.std == 0:
         raise StudyError("std: 0 leaves no posterior of a finite data set; write a std above 0")
     return Posterior(data, matrix.double(), y.double().reshape(-1), std)
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """p(x0 | y) for x0 of a finite set, by Bayes' rule: x0 (K, d), with any measurement that gives them A(x0), (K, m).
+
+    Exact for a finite data set. For draws of a prior it is importance sampling, exact in the limit of many draws near
+    y.
+    """
+
+    x0: Tensor
+    weights: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x0 | y], (d,)."""
+        return self.weights @ self.x0
+
+    @property
+    def marginal_std(self) -> Tensor:
+        """The standard deviation of each dimension, (d,)."""
+        return (self.weights @ (self.x0 - self.mean).square()).sqrt()
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw x0 given y, (count, d)."""
+        return self.x0[torch.multinomial(self.weights, count, replacement=True, generator=generator)]
+
+
+def reweighted(x0: Tensor, measured: Tensor, y: Tensor, std: float) -> Reweighted:
+    """The posterior of equally likely x0 (K, d) given y (m,), from their A(x0), (K, m), and std > 0."""
+    squares = (measured.double() - y.double()).square().sum(1)
+    return Reweighted(x0.double(), (-squares / (2 * std**2)).softmax(0))

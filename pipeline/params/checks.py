@@ -27,6 +27,7 @@ from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.likelihood import check_solver
 from pipeline.evaluation.likelihoods import Likelihood, lowest
 from pipeline.metrics.extractors.registry import check_suits
+from pipeline.params.checks_given import check_measurements
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
 from pipeline.training.checks import check_models
@@ -322,6 +323,7 @@ def check_with_data(rows: Resolved) -> dict[str, Any]:
     images = torch.empty(summary["count"], *shape, device="meta")
     labels = torch.empty(summary["count"], device="meta") if summary["classes"] else None
     check_models({name: entry.row for name, entry in rows.models.items()}, summary, images, labels)
+    check_measurements(rows, shape)
     for name, row in rows.sets.items():
         place = f"sets.{name}.source"
         other = glance(Data(source=row.source, labels=False), place)

@@ -13,6 +13,7 @@ from pipeline.data.listing import ARCHIVE_SUFFIX, BUILT_IN
 from pipeline.data.watch import watched
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.evaluation.curve import Curve, seed_pairs
+from pipeline.evaluation.given_rows import PosteriorRow
 from pipeline.params.cautions import cautions
 from pipeline.params.checks import (
     check_curve,
@@ -26,10 +27,11 @@ from pipeline.params.checks import (
     common_samples,
     teaching_key,
 )
+from pipeline.params.checks_given import check_posteriors
 from pipeline.params.explain import explain
 from pipeline.params.null_axes import differences, warnings
-from pipeline.params.resolved import CurveEntry, ModelEntry, NamedData, Resolved
-from pipeline.params.study import Study, check_defaults, refuse_filled_in
+from pipeline.params.resolved import CurveEntry, ModelEntry, NamedData, PosteriorEntry, Resolved
+from pipeline.params.study import RowType, Study, check_defaults, refuse_filled_in
 from pipeline.sampling.row import Sampler
 from pipeline.training.row import NETWORK_KEYS, Model
 
@@ -48,6 +50,7 @@ def resolve(study: Study) -> Resolved:
     check_defaults(study.defaults, "defaults")
     check_data(study)
     rows, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
+    posteriors = _rows(study, "posteriors", PosteriorRow)
     done: dict[str, Model] = {}
     models = {name: _complete(study, rows, name, done) for name in rows}
     for name in curves:
@@ -55,6 +58,7 @@ def resolve(study: Study) -> Resolved:
     samples = common_samples(curves)
     check_sets(study, curves)
     check_likelihood(study, models)
+    check_posteriors(study, posteriors, models)
     check_published(study)
     source = study.data.source
     known = source in BUILT_IN or source.lower().endswith(ARCHIVE_SUFFIX)  # an archive must have CIFAR-10's sha256
@@ -68,6 +72,9 @@ def resolve(study: Study) -> Resolved:
         curves={name: _curve_entry(study, name, curves, models) for name in curves},
         sets=study.sets,
         likelihood=study.likelihood and study.likelihood.filled(),
+        measurements=study.measurements,
+        posteriors={name: _posterior_entry(study, name, posteriors, models) for name in posteriors},
+        given=study.given,
         published=study.published,
         report=study.report,
         warnings=tuple(_warnings(study, models, curves)),
@@ -140,7 +147,7 @@ def _names_base(rows: Written, name: str) -> bool:
     return (rows[name] or {}).get("base") is not None
 
 
-def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict[str, Any]:
+def _rows(study: Study, section: str, schema: RowType) -> dict[str, Any]:
     """Every row of a section as a validated object."""
     written: Written = getattr(study, section)
     defaults = study.defaults.get(section, {})
@@ -158,7 +165,7 @@ def _rows(study: Study, section: str, schema: type[Model] | type[Curve]) -> dict
     return rows
 
 
-def _defaults(defaults: dict[str, Any], row: dict[str, Any], schema: type[Model] | type[Curve]) -> dict[str, Any]:
+def _defaults(defaults: dict[str, Any], row: dict[str, Any], schema: RowType) -> dict[str, Any]:
     """The defaults that apply to a row: not those for other networks than its own."""
     if schema is not Model:
         return defaults
@@ -267,6 +274,20 @@ def _curve_entry(study: Study, name: str, curves: dict[str, Curve], models: dict
         axis=_axis(titles),
         explicit=_names_base(study.curves, name),
         row=row.filled().model_copy(update={"train_seeds": train_seeds, "seeds": seeds}),
+    )
+
+
+def _posterior_entry(
+    study: Study, name: str, rows: dict[str, PosteriorRow], models: dict[str, Model]
+) -> PosteriorEntry:
+    base, row = _base(study.posteriors, name), rows[name]
+    changed = differences(row, rows[base])
+    return PosteriorEntry(
+        base=base,
+        differences=changed,
+        axis=_axis(_titles(PosteriorRow, changed)),
+        explicit=_names_base(study.posteriors, name),
+        row=row.filled(),
     )
 
 

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator
 from pipeline.common.rows import Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
@@ -45,6 +46,12 @@ class CurveEntry(Filed):
     row: Curve
 
 
+class PosteriorEntry(Filed):
+    """A posterior sampler with its relation to its base."""
+
+    row: PosteriorRow
+
+
 class NamedData(Row):
     """The data as the report names them: only the last part of a path, because reports are published."""
 
@@ -66,6 +73,9 @@ class ReportRows(Row):
     curves: dict[str, CurveEntry]
     sets: dict[str, ImageSet]
     likelihood: Likelihood | None
+    measurements: dict[str, MeasurementRow]
+    posteriors: dict[str, PosteriorEntry]
+    given: Given
     published: tuple[Published, ...]
     report: Reporting
     warnings: tuple[str, ...]
@@ -120,8 +130,22 @@ class Resolved(ReportRows):
             **{f"sets/{name}": row.model_dump(mode="json") for name, row in self.sets.items()},
             "grids": {name: [list(each) for each in ranges] for name, ranges in self.grids.items()},
             "likelihood": self.likelihood and self.likelihood.model_dump(mode="json"),
+            "given": self._given(),
             "samples": self.samples,
             "report": self.model_dump(
                 mode="json", include=set(ReportRows.model_fields), exclude={"sets": {"__all__": {"content"}}}
             ),
+        }
+
+    def _given(self) -> dict[str, Any] | None:
+        """The rows that the stages `tune` and `given` read; None without posterior samplers."""
+        if not self.posteriors:
+            return None
+        names = dict.fromkeys(entry.row.model for entry in self.posteriors.values() if entry.row.model is not None)
+        return {
+            "source": self.data.source,
+            "given": self.given.model_dump(mode="json"),
+            "measurements": {name: row.model_dump(mode="json") for name, row in self.measurements.items()},
+            "posteriors": {name: entry.row.model_dump(mode="json") for name, entry in self.posteriors.items()},
+            "trained": {name: list(self.models[name].row.train_seeds) for name in names},
         }

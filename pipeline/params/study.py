@@ -10,6 +10,7 @@ from pipeline.common.errors import StudyError, nearest
 from pipeline.common.rows import Name, PositiveFloat, PositiveInt, Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
@@ -19,7 +20,9 @@ from pipeline.params.reading import parse, text_of
 from pipeline.training.row import Model
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\n]*$")]
-DEFAULTS: dict[str, type[Model] | type[Curve]] = {"models": Model, "curves": Curve}  # the sections of `defaults`
+RowType = type[Model] | type[Curve] | type[PosteriorRow]
+DEFAULTS: dict[str, RowType] = {"models": Model, "curves": Curve, "posteriors": PosteriorRow}  # sections of `defaults`
+OVERRIDDEN = ("models", "curves")  # the sections whose rows a preset overrides
 
 
 class StudyInfo(Row):
@@ -105,6 +108,12 @@ class Study(Row):
     """Images from elsewhere, measured like those of the curves; {} for none."""
     likelihood: Likelihood | None = None
     """The likelihood of the data under some of the models; null: not measured."""
+    measurements: dict[Name, MeasurementRow] = Field(default_factory=dict)
+    """What posterior samplers are given, one row for each operator and noise."""
+    posteriors: dict[Name, dict[str, Any] | None] = Field(default_factory=dict)
+    """Samplers of x0 given a measurement, one row each. The first row is the baseline."""
+    given: Given = Given()
+    """The problems that posterior samplers solve, and the budget of their tuning."""
     published: tuple[Published, ...] = ()
     """Published values, which the report shows beside those of this study's curves."""
     report: Reporting = Reporting()
@@ -171,7 +180,7 @@ def _overridden(study: Study, name: str, preset: Preset) -> Study:
     for section, values in preset.defaults.items():
         check_defaults({section: values}, f"{place}.defaults")
         defaults[section] = defaults.get(section, {}) | values
-    for section in DEFAULTS:
+    for section in OVERRIDDEN:
         sections[section] = _overridden_rows(getattr(study, section), getattr(preset, section), f"{place}.{section}")
     return study.model_copy(update=sections | {"defaults": defaults, "needs": preset.needs, "preset": name})
 

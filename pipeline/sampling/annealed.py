@@ -177,8 +177,9 @@ def pnpdm(walk: Walk, z: Tensor, *, prior_steps: int = 5) -> Iterator[Tensor]:
 def ddrm(walk: Walk, z: Tensor, *, eta_free: float = 0.85, eta_b: float = 1.0) -> Iterator[Tensor]:
     """DDIM's step in the directions of V, each of which trusts y as far as its noise, b = std / a, is below that of z.
 
-    eta_free: the paper's eta, the share of fresh noise elsewhere. eta_b: the share of y in directions with b <= sigma_next. The defaults are
-    the paper's. With c = V^T z and c_D = V^T D, y_V = U^T y / a is the estimate of each direction.
+    eta_free: the paper's eta, the share of fresh noise elsewhere. eta_b: the share of y in directions with
+    b <= sigma_next. The defaults are the paper's. With c = V^T z and c_D = V^T D, y_V = U^T y / a is the estimate of
+    each direction.
 
     Formula: c_next = (1 - eta_b) c_D + eta_b y_V + sqrt(sigma_next^2 - eta_b^2 b^2) n if b <= sigma_next,
         else c_D + sigma_next (sqrt(1 - eta^2) (y_V - c_D) / b + eta n); where A measures nothing, (c - c_D) / sigma
