@@ -11,6 +11,8 @@ from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE
 from pipeline.params.descriptions import Description, choices, description, halves
+from pipeline.sampling import conditional
+from pipeline.sampling.measurement import keys_of as keys_of_measurement
 from pipeline.sampling.ode import Solver
 from pipeline.sampling.row import Sampler, keys_of
 from pipeline.sampling.stochastic import Churned
@@ -274,5 +276,24 @@ AXES = (
         "likelihood",
         "dequantization",
         "Noise that makes pixels continuous. w = 1 / 127.5 is the width of a level in units of [-1, 1].",
+    ),
+    Axis(
+        "Measurements",
+        "measurements",
+        "operator",
+        "y = A x + std n with n standard normal: [sampling given a measurement](given.md).",
+        "A x",
+        keys_of_measurement,
+        lambda name: {key: p.default for key, p in keys_of_measurement(name).items() if p.default is not p.empty},
+    ),
+    Axis(
+        "Posterior samplers",
+        "posteriors",
+        "posterior",
+        "How x0 is sampled given y. In formulas e = y - A(D), J = dD/dz, and A = U diag(a) V^T: "
+        "[sampling given a measurement](given.md).",
+        "E[x0 given z, y], or a step",
+        conditional.keys_of,
+        conditional.keys_of,
     ),
 )

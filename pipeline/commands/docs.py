@@ -15,6 +15,7 @@ from pipeline.common.files import write_text
 from pipeline.common.rows import MOST, Row
 from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, VP_BETA_D, VP_BETA_MIN, VP_STEPS
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow
 from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.params import schema
 from pipeline.params.descriptions import choices, key_descriptions
@@ -25,7 +26,13 @@ from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
 
 PAGE = Path("docs/design-space.md")
-SECTIONS: dict[str, type[Row]] = {"models": Model, "curves": Curve, "likelihood": Likelihood}
+SECTIONS: dict[str, type[Row]] = {
+    "models": Model,
+    "curves": Curve,
+    "likelihood": Likelihood,
+    "measurements": MeasurementRow,
+    "posteriors": PosteriorRow,
+}
 CONSTANTS = (
     f"beta_d = {VP_BETA_D}, beta_min = {VP_BETA_MIN} (unless solved for a row's noise range), eps_s = {EPS_S:g}, "
     f"eps_t = {EPS_T:g}, M = {VP_STEPS}, C_2 = {IDDPM_C2:g}; q is the quantile function of the standard normal "
@@ -64,7 +71,9 @@ def _takes(part: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in part.get("enum", [part.get("const")]))
     kind = part.get("type", "")
     if kind == "array":
-        return f"a list: {_takes(part.get('items', {}))}"
+        return f"a list: {_takes(part.get('items') or part.get('prefixItems', [{}])[0])}"
+    if kind == "object":
+        return f"a mapping: to {_takes(part.get('additionalProperties', {}))}"
     if kind == "string":
         return "a name" if part.get("pattern", "").startswith("^[A-Za-z") else "text"
     if kind == "null":
@@ -81,7 +90,7 @@ def _takes(part: dict[str, Any]) -> str:
 def default(row: type[Row], key: str) -> str:
     """A key's default as params.yaml has it."""
     info = row.model_fields[key]
-    return "required" if info.is_required() else _yaml(info.default)
+    return "required" if info.is_required() else _yaml(info.get_default(call_default_factory=True))
 
 
 def _yaml(value: Any) -> str:
@@ -222,6 +231,15 @@ def page() -> str:
         "Beside these it takes the other sampler keys of a curve row, with the same defaults "
         "([likelihood](likelihood.md)).\n",
         keys_table(Likelihood, Sampler.model_fields.keys() - {"solver", "nfe"}) + "\n",
+        "## Keys of a measurement row\n",
+        "What is measured, y = A(x) + std n ([sampling given a measurement](given.md)).\n",
+        keys_table(MeasurementRow) + "\n",
+        "## Keys of a posterior row\n",
+        "Beside these it takes a `base` and the other sampler keys of a curve row, with the same defaults "
+        "([sampling given a measurement](given.md)).\n",
+        keys_table(PosteriorRow, Sampler.model_fields.keys() - {"nfe"}) + "\n",
+        "## Keys of the given section\n",
+        keys_table(Given) + "\n",
         "## Further reading\n",
         "- [Training choices](training.md): how they relate, what they cost, what is refused.\n"
         "- [Samplers](samplers.md): orders, agreement with other libraries, speed.\n"

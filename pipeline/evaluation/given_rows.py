@@ -1,7 +1,7 @@
 """The rows of sampling given a measurement: measurements, posterior samplers, and the problems that they solve."""
 
 from collections.abc import Mapping, Sequence
-from inspect import Parameter, signature
+from inspect import Parameter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -9,18 +9,13 @@ from pydantic import Field, model_validator
 from pipeline.common.rows import Name, NonNegativeInt, PositiveFloat, PositiveInt, Row, Seed, Seeds, axis
 from pipeline.sampling.conditional import ALL, keys_of, refusal, steps_within
 from pipeline.sampling.measurement import MEASUREMENTS, Measurement
+from pipeline.sampling.measurement import keys_of as keys_of_measurement
 from pipeline.sampling.posterior import COVARIANCES
 from pipeline.sampling.row import Budgets, Sampler
 
 METHOD_KEYS = tuple(dict.fromkeys(key for method in ALL for key in keys_of(method)))
 SHARES = ("renoise", "eta_free", "eta_b")  # keys of methods up to 1
 WHOLE = ("iterations", "resamplings", "prior_steps")  # keys of methods that count
-
-
-def _keys(operator: str) -> dict[str, Parameter]:
-    """The keys of a measurement, without the shape of x and std."""
-    parameters = list(signature(MEASUREMENTS[operator]).parameters.values())[2:]
-    return {parameter.name: parameter for parameter in parameters}
 
 
 class MeasurementRow(Row):
@@ -49,10 +44,10 @@ class MeasurementRow(Row):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        keys, written = _keys(self.operator), self._written()
+        keys, written = keys_of_measurement(self.operator), self._written()
         for key in written:
             if key not in keys:
-                those = ", ".join(name for name in MEASUREMENTS if key in _keys(name))
+                those = ", ".join(name for name in MEASUREMENTS if key in keys_of_measurement(name))
                 raise ValueError(f"{key}: operator {self.operator} does not use it; {key} is for {those}")
         for key, parameter in keys.items():
             if parameter.default is Parameter.empty and key not in written:

@@ -22,7 +22,8 @@ from pipeline.diffusion import grids, parametrization, schedule
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation import likelihood
-from pipeline.sampling import guidance, multistep, solvers, thresholding
+from pipeline.sampling import conditional, guidance, measurement, multistep, solvers, thresholding
+from pipeline.sampling.annealed import Loop
 from pipeline.training import distances, draws, hybrid, noise, objectives, optimizer, pairs, weighting
 
 LABEL = re.compile(r"^(Formula|Source): (.*(?:\n +.*)*)", re.M)
@@ -75,6 +76,8 @@ TABLES = {  # of each key that takes the name of a choice
     "learning_rate_decay": Table(optimizer, "DECAYS"),
     "trace": Table(likelihood, "TRACES"),
     "dequantization": Table(dequantization, "DEQUANTIZATIONS"),
+    "operator": Table(measurement, "MEASUREMENTS"),
+    "posterior": Table(conditional, "ALL", lambda choice: choice.walk if isinstance(choice, Loop) else choice.answer),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.common.rows import NAME, Row
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
@@ -20,7 +21,7 @@ from pipeline.training.row import Model
 
 FILE = "params.schema.json"
 DRAFT = "http://json-schema.org/draft-07/schema#"  # editors support this draft best
-DIFFERENT = ("nfe", "models", "train_seeds", "sample_seeds")  # lists without duplicates
+DIFFERENT = ("nfe", "models", "train_seeds", "sample_seeds", "given")  # lists without duplicates
 BASE = {
     "description": "The row that this row inherits all other keys from and is compared with. Without `base`, a row "
     "inherits nothing and is compared with the first row of its section.",
@@ -77,13 +78,20 @@ def study_schema() -> dict[str, Any]:
     )
     base = {"base": {"$ref": "#/definitions/base"}}
     without_model = {key: part for key, part in curve.items() if key != "model"}
-    top, asked = _keys(Study), _keys(Likelihood)
-    asked = {key: curve[key] if part == definitions.get(f"curve.{key}") else part for key, part in asked.items()}
+    top = _keys(Study)
+    asked, posterior = (
+        {key: curve[key] if part == definitions.get(f"curve.{key}") else part for key, part in _keys(row).items()}
+        for row in (Likelihood, PosteriorRow)
+    )
+    definitions |= {f"posterior.{key}": part for key, part in posterior.items() if "$ref" not in part}
+    posterior = {
+        key: part if "$ref" in part else {"$ref": f"#/definitions/posterior.{key}"} for key, part in posterior.items()
+    }
     scaled = {
         "needs": _mapping(_keys(Needs)),
         "data": _mapping(_keys(Data)),
         "features": _mapping(_keys(Features)),
-        "defaults": _mapping({"models": _mapping(model), "curves": _mapping(curve)}),
+        "defaults": _mapping({"models": _mapping(model), "curves": _mapping(curve), "posteriors": _mapping(posterior)}),
     }
     overridden = scaled | {"models": _rows(_mapping(model)), "curves": _rows(_mapping(without_model))}
     preset = {key: {"description": part["description"]} | overridden[key] for key, part in _keys(Preset).items()}
@@ -94,6 +102,9 @@ def study_schema() -> dict[str, Any]:
         "curves": _rows(_mapping(base | curve, ("model",)), least=1),
         "sets": _rows(_mapping(_keys(ImageSet), ("source",))),
         "likelihood": _mapping(asked, ("models",), type=["object", "null"]),
+        "measurements": _rows(_mapping(_keys(MeasurementRow), ("operator", "std"))),
+        "posteriors": _rows(_mapping(base | posterior, type=["object", "null"])),
+        "given": _mapping(_keys(Given)),
         "report": _mapping(_keys(Reporting)),
         "published": {
             "type": "array",

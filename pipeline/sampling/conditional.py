@@ -14,15 +14,15 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.diffusion.denoiser import DenoiserFunction
-from pipeline.sampling.annealed import LOOPS
+from pipeline.sampling.annealed import LOOPS, Loop
 from pipeline.sampling.loop import draw_like, sample
 from pipeline.sampling.measurement import Measurement
 from pipeline.sampling.ode import RandnLike
-from pipeline.sampling.posterior import METHODS, check_keys, given
+from pipeline.sampling.posterior import METHODS, Method, check_keys, given
 from pipeline.sampling.posterior import keys_of as keys_of_denoiser
 from pipeline.sampling.row import Sampler
 
-ALL = (*METHODS, *LOOPS)
+ALL: dict[str, Method | Loop] = {**METHODS, **LOOPS}
 PRODUCT = 2  # network calls that a product counts as
 
 

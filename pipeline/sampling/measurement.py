@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import Parameter, signature
 from typing import Self
 
 import torch
@@ -335,6 +336,12 @@ def clip(shape: Sequence[int], std: float, *, limit: float = 0.5) -> Measurement
     if not 0 < limit < math.inf:
         raise StudyError(f"clip: limit {limit:g} is not positive and finite")
     return Clip(shape, std, limit)
+
+
+def keys_of(operator: str) -> dict[str, Parameter]:
+    """The keys of a measurement, without the shape of x and std."""
+    parameters = list(signature(MEASUREMENTS[operator]).parameters.values())[2:]
+    return {parameter.name: parameter for parameter in parameters}
 
 
 MEASUREMENTS: dict[str, Callable[..., Measurement]] = {
