@@ -38,7 +38,7 @@ from pipeline.sampling.measurement import Linear, Measurement
 from pipeline.sampling.row import Sampler
 
 PRIOR, HELDOUT, VALIDATION = "prior", "heldout", "validation"
-BATCH = 256  # samples at a time: a fixed number, so that they round alike everywhere
+BATCH = 512  # samples at a time: a fixed number, so that they round alike everywhere
 EXACT_DRAWS = 8  # exact draws for each draw of a method
 PRIOR_DRAWS = 65_536  # of the prior, for posteriors without a closed form
 SHOWN_PROBLEMS, SHOWN_DRAWS = 4, 4
@@ -234,6 +234,18 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """The noise of the draws for some problems: a stream for each problem, from which its `count` draws take theirs."""
+
+    streams: SampleNoise
+    count: int
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Standard normal noise like x (N, ...), whose samples are sorted by problem."""
+        return self.streams.randn_like(x.unflatten(0, (-1, self.count))).flatten(0, 1)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What all tasks share: the prior, the folder of each model, and the extractor of images' features."""
 
@@ -264,10 +276,10 @@ class Setting:
         device = CPU if row.model is None else exact_device(default_device())
         denoiser = self._denoiser(row, task.seeds[0], device)
         drawn = []
-        for indices in torch.arange(len(y) * count).split(BATCH):
-            noise = SampleNoise(task.seeds[1], indices.tolist())
-            bound = operator.observed(y[indices // count].to(device))
-            start = noise.randn(self.prior.shape).to(device)
+        for problems in torch.arange(len(y)).split(max(BATCH // count, 1)):
+            noise = Noise(SampleNoise(task.seeds[1], problems.tolist()), count)
+            bound = operator.observed(y[problems].repeat_interleave(count, 0).to(device))
+            start = noise.randn_like(torch.empty(len(problems) * count, *self.prior.shape)).to(device)
             found = draw_given(denoiser, bound, start, row, steps, row.posterior, noise.randn_like, **task.keys)
             drawn.append(found.x0.flatten(1).double().cpu())
         bill = {"calls": found.calls, "products": found.products, "cg_steps": found.cg_steps, "cost": found.cost}
