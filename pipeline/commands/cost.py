@@ -27,11 +27,13 @@ from pipeline.common.threads import cores, side_by_side
 from pipeline.data.dataset import shape_of
 from pipeline.data.heldout import equal_size
 from pipeline.diffusion.averages import profiles
+from pipeline.diffusion.exact import Cubes, Mixture
 from pipeline.diffusion.networks import registry
 from pipeline.evaluation import likelihoods, losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
-from pipeline.evaluation.truth import DRAWS
+from pipeline.evaluation.given_rows import PosteriorRow, measured_by
+from pipeline.evaluation.truth import DRAWS, true_denoiser
 from pipeline.metrics.extractors import classifier as features
 from pipeline.metrics.extractors.extractor import BATCH as FEATURE_BATCH
 from pipeline.params.resolved import Resolved
@@ -59,6 +61,7 @@ CELL_SECONDS = {"images": 0.25, "points": 0.9}  # to measure 1024 samples, witho
 MATCHING_SECONDS = 3e-7  # to match the noise of one image of a batch, for each image of the batch
 HELDOUT_SECONDS = {"images": 0.06, "points": 0.6}  # more, to measure them against held-out and matched data
 EXTRACTOR_FLOPS = {"inception": 1.14e10}  # for one image
+EXACT_SECONDS, EXACT_OVERHEAD = 4.7e-10, 25  # of an exact denoiser, for each component and dimension; dimensions more
 METRICS_MIB, STAGE_MIB = 150, 100  # memory besides networks: of metrics, and of the libraries that a stage loads
 DVC_SECONDS = 1.0  # DVC's share of a stage, besides the start of its process
 
@@ -225,6 +228,8 @@ class Estimate:
         once = {
             "losses": self._losses,
             "likelihood": self._likelihood,
+            "tune": self._tuning,
+            "given": self._given,
             "propose": self._proposing,
             "grids": self._fitting,
             "features": self._extractor,
@@ -338,6 +343,51 @@ class Estimate:
             work += self.speed.calling(size, row.bound_draws, 256).repeated(seeds, self._workers(seeds))
             most = max(most, self._workers(seeds * len(images)) * min(likelihoods.BATCH, max(images)) * size.saved)
         return replace(work, mib=self._mib(most))
+
+    def _tuning(self) -> Work:
+        """All trials of the posterior samplers that are tuned, with one training each."""
+        given, work = self.study.given, Work(mib=self._mib(0))
+        for entry in self.study.posteriors.values():
+            if entry.row.tune:
+                work += self._posterior(entry.row, given.candidates * given.validation * given.validation_draws, 1)
+        return work
+
+    def _given(self) -> Work:
+        """All cells of the posterior samplers; networks are also given measurements of held-out images."""
+        given, work = self.study.given, Work(mib=self._mib(0))
+        for row in (entry.row for entry in self.study.posteriors.values()):
+            seeds, parts = len(given.sample_seeds), 1
+            if row.model is not None:
+                seeds = max(seeds, len(self.study.models[row.model].row.train_seeds))
+                parts += self._data == "images" and bool(self.about.get("heldout"))
+            work += self._posterior(row, parts * given.problems * given.draws, seeds)
+        return work
+
+    def _posterior(self, row: PosteriorRow, samples: int, seeds: int) -> Work:
+        """A posterior sampler on all its measurements, at all its budgets."""
+        which = measured_by(row, self.study.measurements, self._shape)
+        calls, tasks = sum(row.nfe) * samples, len(which) * len(row.nfe) * seeds
+        batch = min(self.study.given.batch, samples)
+        if row.model is None:
+            each = EXACT_SECONDS * self._components * (math.prod(self._shape) + EXACT_OVERHEAD)
+            work = Work(seconds=calls * each * self.speed.slower)
+        else:
+            work = self.speed.calling(self.sizes[row.model], calls, batch)
+        held = batch * self.sizes[row.model].saved if row.model is not None else 0
+        workers = self._workers(tasks)
+        return replace(work.repeated(len(which) * seeds, workers), mib=self._mib(workers * held))
+
+    @cached_property
+    def _components(self) -> int:
+        """The number of components of the exact denoiser; those of a finite data set are its images."""
+        exact = true_denoiser(self.study.data.source)
+        if exact is None:
+            return int(self.about["count"])
+        return (
+            len(exact.means if isinstance(exact, Mixture) else exact.centres)
+            if isinstance(exact, Mixture | Cubes)
+            else 1
+        )
 
     def _proposing(self) -> Work:
         """Two brief trainings of the first model side by side, and their errors at every noise level."""

@@ -17,7 +17,7 @@ from pipeline.report.comparisons import Population, detectable, overlap, populat
 from pipeline.report.results import at_budget
 
 MORE = (1, 2)  # the further seeds that a line is about
-GROWING = ("train", "losses", "likelihood", "grids", "sweep")  # the stages whose work grows with the seeds
+GROWING = ("train", "losses", "likelihood", "given", "grids", "sweep")  # the stages whose work grows with the seeds
 
 
 def with_more_seeds(rows: Resolved, more: int) -> Resolved:

@@ -28,7 +28,7 @@ from pipeline.diffusion.exact import Mixture, empirical
 from pipeline.diffusion.posterior import Posterior, Reweighted, posterior, reweighted
 from pipeline.diffusion.weights import content_key
 from pipeline.evaluation.curve import Curve, seed_pairs
-from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow, described_keys, refused
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow, described_keys, measured_by
 from pipeline.evaluation.loading import load_model
 from pipeline.evaluation.truth import true_denoiser
 from pipeline.metrics import posterior as scores
@@ -38,7 +38,6 @@ from pipeline.sampling.measurement import Linear, Measurement
 from pipeline.sampling.row import Sampler
 
 PRIOR, HELDOUT, VALIDATION = "prior", "heldout", "validation"
-BATCH = 512  # samples at a time: a fixed number, so that they round alike everywhere
 EXACT_DRAWS = 8  # exact draws for each draw of a method
 PRIOR_DRAWS = 65_536  # of the prior, for posteriors without a closed form
 SHOWN_PROBLEMS, SHOWN_DRAWS = 4, 4
@@ -221,6 +220,7 @@ class Task:
     nfe: int
     seeds: tuple[int, int]
     keys: Mapping[str, Any]
+    batch: int
 
     @property
     def line(self) -> Line:
@@ -276,7 +276,7 @@ class Setting:
         device = CPU if row.model is None else exact_device(default_device())
         denoiser = self._denoiser(row, task.seeds[0], device)
         drawn = []
-        for problems in torch.arange(len(y)).split(max(BATCH // count, 1)):
+        for problems in torch.arange(len(y)).split(max(task.batch // count, 1)):
             noise = Noise(SampleNoise(task.seeds[1], problems.tolist()), count)
             bound = operator.observed(y[problems].repeat_interleave(count, 0).to(device))
             start = noise.randn_like(torch.empty(len(problems) * count, *self.prior.shape)).to(device)
@@ -298,7 +298,14 @@ class Setting:
         if row.model is not None:
             weights += content_key(self.folders[row.model], task.seeds[0], curve_of(row).weights(None))
         sampler = row.model_dump(mode="json", include=set(Sampler.model_fields) - {"nfe"})
-        choices = (task.name, sampler, row.posterior, dict(task.keys), task.operator.model_dump(mode="json"))
+        choices = (
+            task.name,
+            sampler,
+            row.posterior,
+            dict(task.keys),
+            task.batch,
+            task.operator.model_dump(mode="json"),
+        )
         problem = (asdict(task.line), content_hash(str(task.truths.y.tolist())))
         origin = (self.extractor.hash if self.extractor else "", code_hash(__name__), machine(default_device()))
         return CACHE / "given" / f"{content_hash(weights, choices, problem, task.seeds, *origin)}.safetensors"
@@ -364,7 +371,10 @@ def exact_cells(bench: "Bench") -> Iterator[Cell]:
         operator = row.build(setting.prior.shape)
         again = _exact(setting.prior, operator, truths.y, draws, f"{name}, {part}, again")["draws"][:, :draws]
         yield _scored(
-            Task(EXACT, PosteriorRow(), name, row, truths, draws, 0, (0, 0), {}), operator, again, setting.extractor
+            Task(EXACT, PosteriorRow(), name, row, truths, draws, 0, (0, 0), {}, draws),
+            operator,
+            again,
+            setting.extractor,
         )
 
 
@@ -462,20 +472,13 @@ class Bench:
             return [(0, seed) for seed in self.given.sample_seeds]
         return seed_pairs(tuple(self.trained[row.model]), self.given.sample_seeds)
 
-    def names(self, row: PosteriorRow) -> list[str]:
-        """The measurements that a row is given: those that it names, or all that its method can use."""
-        if row.given is not None:
-            return list(row.given)
-        shape = self.setting.prior.shape
-        return [name for name, each in self.measurements.items() if refused(row, each.build(shape)) is None]
-
     def trials(self, name: str) -> list[Task]:
         """What the stage `tune` measures for a row: every choice of keys that pays for a step, with the first seeds."""
         row = self.posteriors[name]
         if not row.tune:
             return []
         found = []
-        for which in self.names(row):
+        for which in measured_by(row, self.measurements, self.setting.prior.shape):
             size, truths = (
                 self.measurements[which].build(self.setting.prior.shape).size,
                 self.problems[which, VALIDATION],
@@ -485,7 +488,7 @@ class Bench:
                     with suppress(StudyError):
                         steps_within(row.posterior, keys, row, size, nfe)
                         shared = which, self.measurements[which], truths, self.given.validation_draws
-                        found.append(Task(name, row, *shared, nfe, self.seeds(row)[0], keys))
+                        found.append(Task(name, row, *shared, nfe, self.seeds(row)[0], keys, self.given.batch))
         return found
 
     def tasks(self, name: str, tuned: Mapping[str, Any]) -> list[Task]:
@@ -503,8 +506,9 @@ class Bench:
                 nfe,
                 seeds,
                 keys.get((which, nfe), row.keys),
+                self.given.batch,
             )
-            for which in self.names(row)
+            for which in measured_by(row, self.measurements, self.setting.prior.shape)
             for part in self.parts(row)
             for nfe in row.nfe
             for seeds in self.seeds(row)

@@ -157,6 +157,8 @@ class Given(Row):
     """Measurements of each kind, of as many x0."""
     draws: Annotated[int, Field(ge=4, le=10_000)] = 32
     """Samples of x0 for each measurement."""
+    batch: PositiveInt = 2048
+    """Samples per call of the network, rounded down to whole problems."""
     sample_seeds: Seeds = (0, 1, 2)
     """Seeds of sampling, paired with the training seeds of a model."""
     validation: Annotated[int, Field(ge=2, le=10_000)] = 8
@@ -170,6 +172,13 @@ class Given(Row):
 def refused(row: PosteriorRow, measurement: Measurement) -> str | None:
     """Why the method cannot use a measurement, in one line that begins with its key; None if it can."""
     return refusal(row.posterior, measurement, row.keys)
+
+
+def measured_by(row: PosteriorRow, measurements: Mapping[str, MeasurementRow], shape: Sequence[int]) -> list[str]:
+    """The measurements that a row is given: those that it names, or all that its method can use."""
+    if row.given is not None:
+        return list(row.given)
+    return [name for name, each in measurements.items() if refused(row, each.build(shape)) is None]
 
 
 def check_budget(row: PosteriorRow, measurement: Measurement) -> None:
