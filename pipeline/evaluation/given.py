@@ -28,12 +28,12 @@ from pipeline.diffusion.exact import Mixture, empirical
 from pipeline.diffusion.posterior import Posterior, Reweighted, posterior, reweighted
 from pipeline.diffusion.weights import content_key
 from pipeline.evaluation.curve import Curve, seed_pairs
-from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow, described_keys, refused
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow, described_keys, refused, steps_of
 from pipeline.evaluation.loading import load_model
 from pipeline.evaluation.truth import true_denoiser
 from pipeline.metrics import posterior as scores
 from pipeline.metrics.extractors.extractor import Extractor
-from pipeline.sampling.conditional import draw_given, steps_within
+from pipeline.sampling.conditional import draw_given
 from pipeline.sampling.measurement import Linear, Measurement
 from pipeline.sampling.row import Sampler
 
@@ -43,6 +43,7 @@ EXACT_DRAWS = 8  # exact draws for each draw of a method
 PRIOR_DRAWS = 65_536  # of the prior, for posteriors without a closed form
 SHOWN_PROBLEMS, SHOWN_DRAWS = 4, 4
 EXACT = "exact"  # the name of a perfect sampler among the rows
+PROBLEMS = "problems"  # the name of the file of `save_problems` among those of the rows
 LEVELS = (0.5, 0.9)  # of central intervals
 
 SCORES = (
@@ -248,7 +249,7 @@ class Setting:
             file = self._file(task)
             if (cached := kept(_read, file)) is not None:
                 return cached
-            steps = steps_within(row.posterior, task.keys, row, operator.size, task.nfe)
+            steps = steps_of(row, task.keys, operator, task.nfe)
             draws, bill = self._draw(task, operator, steps)
         except NotFinite as error:
             empty = torch.empty(0, dtype=torch.float64)
@@ -287,7 +288,7 @@ class Setting:
             weights += content_key(self.folders[row.model], task.seeds[0], curve_of(row).weights(None))
         sampler = row.model_dump(mode="json", include=set(Sampler.model_fields) - {"nfe"})
         choices = (task.name, sampler, row.posterior, dict(task.keys), task.operator.model_dump(mode="json"))
-        problem = (asdict(task.line), content_hash(str(task.truths.y.tolist())))
+        problem = (asdict(task.line), content_hash(str(task.truths.x0.tolist()), str(task.truths.y.tolist())))
         origin = (self.extractor.hash if self.extractor else "", code_hash(__name__), machine(default_device()))
         return CACHE / "given" / f"{content_hash(weights, choices, problem, task.seeds, *origin)}.safetensors"
 
@@ -295,7 +296,7 @@ class Setting:
 def curve_of(row: PosteriorRow) -> Curve:
     """The curve with this row's sampler on its model."""
     assert row.model is not None
-    return Curve(model=row.model, **{key: getattr(row, key) for key in Sampler.model_fields if key != "nfe"})
+    return Curve(model=row.model, **{key: getattr(row, key) for key in Sampler.model_fields})
 
 
 @lru_cache(maxsize=16)
@@ -464,14 +465,14 @@ class Bench:
             return []
         found = []
         for which in self.names(row):
-            size, truths = (
-                self.measurements[which].build(self.setting.prior.shape).size,
+            operator, truths = (
+                self.measurements[which].build(self.setting.prior.shape),
                 self.problems[which, VALIDATION],
             )
             for nfe in row.nfe:
                 for keys in row.candidates(self.given.candidates):
                     with suppress(StudyError):
-                        steps_within(row.posterior, keys, row, size, nfe)
+                        steps_of(row, keys, operator, nfe)
                         shared = which, self.measurements[which], truths, self.given.validation_draws
                         found.append(Task(name, row, *shared, nfe, self.seeds(row)[0], keys))
         return found
