@@ -5,7 +5,17 @@ from dataclasses import asdict
 from pipeline.common.files import read_json, whole_folder, write_csv
 from pipeline.common.progress import bar
 from pipeline.data.dataset import load_heldout, load_prepared
-from pipeline.evaluation.given import COLUMNS, EXACT, Bench, Cell, exact_cells, run, save_cells, save_problems
+from pipeline.evaluation.given import (
+    COLUMNS,
+    EXACT,
+    PROBLEMS,
+    Bench,
+    Cell,
+    exact_cells,
+    run,
+    save_cells,
+    save_problems,
+)
 from pipeline.metrics.extractors.registry import load_extractor
 from stages import Arguments, run_stage
 
@@ -30,7 +40,7 @@ def main(arguments: Arguments) -> None:
             for name, own in by_row.items():
                 save_cells(folder / f"{name}.safetensors", own)
                 lines += [asdict(cell.line) for cell in own]
-            save_problems(folder / "problems.safetensors", bench)
+            save_problems(folder / f"{PROBLEMS}.safetensors", bench)
     write_csv(paths.reports / "given.csv", COLUMNS, lines)
     print(f"{len(lines)} measurements of posterior samplers")
 

@@ -28,12 +28,12 @@ from pipeline.diffusion.exact import Mixture, empirical
 from pipeline.diffusion.posterior import Posterior, Reweighted, posterior, reweighted
 from pipeline.diffusion.weights import content_key
 from pipeline.evaluation.curve import Curve, seed_pairs
-from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow, described_keys, measured_by
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow, described_keys, measured_by, steps_of
 from pipeline.evaluation.loading import load_model
 from pipeline.evaluation.truth import true_denoiser
 from pipeline.metrics import posterior as scores
 from pipeline.metrics.extractors.extractor import Extractor
-from pipeline.sampling.conditional import draw_given, steps_within
+from pipeline.sampling.conditional import draw_given
 from pipeline.sampling.measurement import Linear, Measurement
 from pipeline.sampling.row import Sampler
 
@@ -42,6 +42,7 @@ EXACT_DRAWS = 8  # exact draws for each draw of a method
 PRIOR_DRAWS = 65_536  # of the prior, for posteriors without a closed form
 SHOWN_PROBLEMS, SHOWN_DRAWS = 4, 4
 EXACT = "exact"  # the name of a perfect sampler among the rows
+PROBLEMS = "problems"  # the name of the file of `save_problems` among those of the rows
 LEVELS = (0.5, 0.9)  # of central intervals
 
 SCORES = (
@@ -260,7 +261,7 @@ class Setting:
             file = self._file(task)
             if (cached := kept(_read, file)) is not None:
                 return cached
-            steps = steps_within(row.posterior, task.keys, row, operator.size, task.nfe)
+            steps = steps_of(row, task.keys, operator, task.nfe)
             draws, bill = self._draw(task, operator, steps)
         except NotFinite as error:
             empty = torch.empty(0, dtype=torch.float64)
@@ -306,7 +307,7 @@ class Setting:
             task.batch,
             task.operator.model_dump(mode="json"),
         )
-        problem = (asdict(task.line), content_hash(str(task.truths.y.tolist())))
+        problem = (asdict(task.line), content_hash(str(task.truths.x0.tolist()), str(task.truths.y.tolist())))
         origin = (self.extractor.hash if self.extractor else "", code_hash(__name__), machine(default_device()))
         return CACHE / "given" / f"{content_hash(weights, choices, problem, task.seeds, *origin)}.safetensors"
 
@@ -314,7 +315,7 @@ class Setting:
 def curve_of(row: PosteriorRow) -> Curve:
     """The curve with this row's sampler on its model."""
     assert row.model is not None
-    return Curve(model=row.model, **{key: getattr(row, key) for key in Sampler.model_fields if key != "nfe"})
+    return Curve(model=row.model, **{key: getattr(row, key) for key in Sampler.model_fields})
 
 
 @lru_cache(maxsize=16)
@@ -479,14 +480,14 @@ class Bench:
             return []
         found = []
         for which in measured_by(row, self.measurements, self.setting.prior.shape):
-            size, truths = (
-                self.measurements[which].build(self.setting.prior.shape).size,
+            operator, truths = (
+                self.measurements[which].build(self.setting.prior.shape),
                 self.problems[which, VALIDATION],
             )
             for nfe in row.nfe:
                 for keys in row.candidates(self.given.candidates):
                     with suppress(StudyError):
-                        steps_within(row.posterior, keys, row, size, nfe)
+                        steps_of(row, keys, operator, nfe)
                         shared = which, self.measurements[which], truths, self.given.validation_draws
                         found.append(Task(name, row, *shared, nfe, self.seeds(row)[0], keys, self.given.batch))
         return found

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from inspect import Parameter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.common.rows import Name, NonNegativeInt, PositiveFloat, PositiveInt, Row, Seed, Seeds, axis
 from pipeline.sampling.conditional import ALL, keys_of, refusal, steps_within
@@ -14,8 +14,11 @@ from pipeline.sampling.posterior import COVARIANCES
 from pipeline.sampling.row import Budgets, Sampler
 
 METHOD_KEYS = tuple(dict.fromkeys(key for method in ALL for key in keys_of(method)))
-SHARES = ("renoise", "eta_free", "eta_b")  # keys of methods up to 1
 WHOLE = ("iterations", "resamplings", "prior_steps")  # keys of methods that count
+MOST_OFTEN = 1000  # the largest value of those; the cost of more takes minutes to count
+LARGEST = dict.fromkeys(("renoise", "eta_free", "eta_b"), 1) | dict.fromkeys(WHOLE, MOST_OFTEN)  # of keys of methods
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(gt=0, le=MOST_OFTEN)]
 
 
 class MeasurementRow(Row):
@@ -27,7 +30,7 @@ class MeasurementRow(Row):
     """Standard deviation of the noise of y."""
     box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None
     """(top, left, height, width) of the pixels that are not measured. For mask."""
-    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    share: Share | None = None
     """Share of the pixels or coordinates that are measured, chosen by `seed`. For mask."""
     kept: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
     """The pixels, row by row, or coordinates that are measured. For mask."""
@@ -41,6 +44,13 @@ class MeasurementRow(Row):
     """Number of random directions. For random."""
     limit: PositiveFloat | None = None
     """Absolute value at which values saturate; null: 0.5. For clip."""
+
+    @field_validator("box", mode="before")
+    @classmethod
+    def _four(cls, box: Any) -> Any:
+        if box is not None and (not isinstance(box, list | tuple) or len(box) != 4):
+            raise ValueError("takes [top, left, height, width], in pixels")
+        return box
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -81,19 +91,19 @@ class PosteriorRow(Sampler):
     """Standard deviation of the data that the method assumes; null: 1. For pigdm."""
     covariance: Literal[COVARIANCES] | None = axis(None, "posterior keys")  # type: ignore[valid-type]
     """Whether the covariance of x0 given z is full or diagonal; null: full. For tmp."""
-    iterations: PositiveInt | None = axis(None, "posterior keys")
+    iterations: Count | None = axis(None, "posterior keys")
     """Iterations of conjugate gradients; null: 1. For mmps."""
-    resamplings: PositiveInt | None = axis(None, "posterior keys")
+    resamplings: Count | None = axis(None, "posterior keys")
     """How often each step is repeated; null: 10. For repaint."""
     fidelity: PositiveFloat | None = axis(None, "posterior keys")
     """Weight of D against y, lambda in the paper; null: 1. For diffpir."""
-    renoise: Annotated[float, Field(gt=0, le=1)] | None = axis(None, "posterior keys")
+    renoise: Share | None = axis(None, "posterior keys")
     """Share of fresh noise in each step, zeta in the paper; null: 0.1. For diffpir."""
-    eta_free: Annotated[float, Field(gt=0, le=1)] | None = axis(None, "posterior keys")
+    eta_free: Share | None = axis(None, "posterior keys")
     """Share of fresh noise where y says less than z, eta in the paper; null: 0.85. For ddrm."""
-    eta_b: Annotated[float, Field(gt=0, le=1)] | None = axis(None, "posterior keys")
+    eta_b: Share | None = axis(None, "posterior keys")
     """Share of y where it says more than z; null: 1. For ddrm."""
-    prior_steps: PositiveInt | None = axis(None, "posterior keys")
+    prior_steps: Count | None = axis(None, "posterior keys")
     """Steps of the inner sampler at each noise level; null: 5. For daps and pnpdm."""
     spread: PositiveFloat | None = axis(None, "posterior keys")
     """Assumed standard deviation of x0 given z, in units of sigma; null: 1. For daps."""
@@ -101,6 +111,14 @@ class PosteriorRow(Sampler):
     """Keys of the method with the lowest and the highest value that the stage `tune` tries; {}: none."""
     nfe: Budgets = (9, 27, 81, 243)
     """Budgets of cost: network calls, where a product with the Jacobian counts as two."""
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _ranges(cls, tune: Any) -> Any:
+        for key, values in tune.items() if isinstance(tune, dict) else ():
+            if not isinstance(values, list | tuple) or len(values) != 2:
+                raise ValueError(f"{key} takes the lowest and the highest value, such as [0.1, 10]")
+        return tune
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -115,8 +133,8 @@ class PosteriorRow(Sampler):
                 raise ValueError(f"tune.{key}: method {self.posterior} has no such number; valid: {tunable}")
             if low >= high:
                 raise ValueError(f"tune.{key}: {low:g} must be below {high:g}")
-            if key in SHARES and high > 1:
-                raise ValueError(f"tune.{key}: {high:g} must be at most 1")
+            if high > (most := LARGEST.get(key, high)):
+                raise ValueError(f"tune.{key}: {high:g} must be at most {most}")
         return self
 
     @property
@@ -181,10 +199,17 @@ def measured_by(row: PosteriorRow, measurements: Mapping[str, MeasurementRow], s
     return [name for name, each in measurements.items() if refused(row, each.build(shape)) is None]
 
 
+def steps_of(row: PosteriorRow, keys: Mapping[str, Any], measurement: Measurement, budget: int) -> int:
+    """The steps that a budget pays for. Raises StudyError if it pays for none, or for a number that the grid lacks."""
+    steps = steps_within(row.posterior, keys, row, measurement.size, budget)
+    row.grid(steps)
+    return steps
+
+
 def check_budget(row: PosteriorRow, measurement: Measurement) -> None:
-    """Raise StudyError if a budget is below one step."""
+    """Raise StudyError if a budget is below one step, or pays for a number of steps that the grid lacks."""
     for budget in row.nfe:
-        steps_within(row.posterior, row.keys, row, measurement.size, budget)
+        steps_of(row, row.keys, measurement, budget)
 
 
 def described_keys(keys: Mapping[str, Any]) -> str:

@@ -323,7 +323,7 @@ def check_with_data(rows: Resolved) -> dict[str, Any]:
     images = torch.empty(summary["count"], *shape, device="meta")
     labels = torch.empty(summary["count"], device="meta") if summary["classes"] else None
     check_models({name: entry.row for name, entry in rows.models.items()}, summary, images, labels)
-    check_measurements(rows, shape)
+    check_measurements(rows, shape, summary["count"])
     for name, row in rows.sets.items():
         place = f"sets.{name}.source"
         other = glance(Data(source=row.source, labels=False), place)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.evaluation.given import EXACT
+from pipeline.data.points import POINTS
+from pipeline.evaluation.given import EXACT, PROBLEMS
 from pipeline.evaluation.given_rows import PosteriorRow, check_budget, refused
 from pipeline.params.resolved import ReportRows
 from pipeline.params.study import Study
@@ -24,6 +25,8 @@ def check_posteriors(study: Study, rows: Mapping[str, PosteriorRow], models: Map
         place = f"posteriors.{name}"
         if name == EXACT:
             raise StudyError(f"{place}: this is the name of the perfect sampler in the report; rename the row")
+        if name == PROBLEMS:
+            raise StudyError(f"{place}: this is the name of a file that the stage `given` writes; rename the row")
         for which in row.given or ():
             if which not in study.measurements:
                 raise StudyError(f"{place}.given: no measurement {which!r}; {nearest(which, study.measurements)}")
@@ -43,6 +46,8 @@ def check_posteriors(study: Study, rows: Mapping[str, PosteriorRow], models: Map
             raise StudyError(
                 f"{place}.variance: a learned variance is that of sampling without a measurement; use beta"
             )
+        if row.threshold != "none" and (source := study.data.source) in POINTS:
+            raise StudyError(f"{place}.threshold: only images can be thresholded, and {source} are points; use none")
         _check_model(place, row, models)
 
 
@@ -62,8 +67,17 @@ def _check_model(place: str, row: PosteriorRow, models: Mapping[str, Model]) -> 
         )
 
 
-def check_measurements(rows: ReportRows, shape: Sequence[int]) -> None:
-    """Refuse measurements that do not go with data of this shape, and methods and budgets that do not go with them."""
+def check_measurements(rows: ReportRows, shape: Sequence[int], count: int) -> None:
+    """Refuse measurements that do not go with data of this shape, and methods and budgets that do not go with them.
+
+    count: the number of training images, of which problems and validation take different ones.
+    """
+    needed = rows.given.problems + rows.given.validation
+    if rows.posteriors and len(shape) == 3 and needed > count:
+        raise StudyError(
+            f"given.problems: {rows.given.problems} problems and {rows.given.validation} for validation take {needed} "
+            f"different images, and the data have {count}; lower them"
+        )
     built = {}
     for name, measurement in rows.measurements.items():
         try:

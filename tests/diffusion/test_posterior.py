@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.common.errors import StudyError
 from pipeline.diffusion.exact import Gaussian, Mixture, empirical
-from pipeline.diffusion.posterior import Posterior, posterior
+from pipeline.diffusion.posterior import Posterior, posterior, reweighted
 
 F64 = torch.float64
 MEANS = torch.tensor([[0.8, 0.1], [-0.5, 0.7], [-0.3, -0.9]], dtype=F64)
@@ -154,3 +154,49 @@ def test_what_has_no_posterior_is_one_line() -> None:
         posterior(empirical(MEANS), MATRICES["row"], normal(1), 0.0)
     with pytest.raises(StudyError, match="matrix: has 3 columns, but x0 has 2 values"):
         posterior(MIXTURE, normal(1, 3), normal(1), 0.1)
+
+
+@all_matrices
+def test_marginal_stds_are_the_roots_of_the_covariances_diagonal(name: str) -> None:
+    exact = posterior(MIXTURE, MATRICES[name], measured(MATRICES[name], 0.2), 0.2)
+    spread = drawn(exact).std(0)
+    torch.testing.assert_close(exact.marginal_std**2, exact.covariance.diagonal())
+    torch.testing.assert_close(exact.marginal_std, spread, rtol=0.03, atol=0)
+
+
+def test_a_finite_posterior_is_that_of_enumeration_for_any_measurement() -> None:
+    """Three numbers, of which the absolute value is measured: 1 and -1 fit equally well."""
+    x0 = torch.tensor([[1.0], [-1.0], [2.0]], dtype=F64)
+    exact = reweighted(x0, x0.abs(), torch.tensor([1.2]), 0.5)
+    fits = [math.exp(-((abs(x) - 1.2) ** 2) / (2 * 0.5**2)) for x in (1, -1, 2)]
+    weights = [fit / sum(fits) for fit in fits]
+    mean = weights[0] - weights[1] + 2 * weights[2]
+    square = weights[0] + weights[1] + 4 * weights[2]
+    torch.testing.assert_close(exact.weights, torch.tensor(weights, dtype=F64), rtol=1e-6, atol=0)
+    assert float(exact.mean) == pytest.approx(mean) and float(exact.marginal_std**2) == pytest.approx(square - mean**2)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.4, 5.0])
+def test_a_finite_posterior_given_a_matrix_is_the_closed_form(std: float) -> None:
+    images, matrix, y = normal(20, 1, 2, 3), normal(4, 6), normal(4, seed=1)
+    ours = reweighted(images.flatten(1), images.flatten(1) @ matrix.T, y, std)
+    closed = posterior(empirical(images), matrix, y, std)
+    for key in ("weights", "mean", "marginal_std"):
+        torch.testing.assert_close(getattr(ours, key), getattr(closed, key), rtol=1e-6, atol=1e-8)
+    draws = [exact.sample(50, torch.Generator().manual_seed(0)).flatten(1) for exact in (ours, closed)]
+    assert draws[0].shape == (50, 6) and torch.cdist(draws[0], images.flatten(1)).min(1).values.max() < 1e-6
+
+
+def test_draws_of_a_prior_approach_the_closed_form() -> None:
+    """Importance sampling: errors fall as the root of the number of draws near y."""
+    matrix, std = MATRICES["row"], 0.3
+    y, x0 = measured(matrix, std), MIXTURE.sample(200_000, torch.Generator().manual_seed(0))
+    ours, closed = reweighted(x0, x0 @ matrix.T, y, std), posterior(MIXTURE, matrix, y, std)
+    torch.testing.assert_close(ours.mean, closed.mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(ours.marginal_std, closed.marginal_std, rtol=0.02, atol=0)
+
+
+def test_far_from_everything_the_nearest_number_remains() -> None:
+    x0 = torch.tensor([[0.0], [1.0]], dtype=F64)
+    exact = reweighted(x0, x0, torch.tensor([1e6]), 1e-3)
+    assert exact.weights.tolist() == [0, 1] and float(exact.marginal_std) == 0
