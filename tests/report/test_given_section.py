@@ -132,6 +132,14 @@ def test_rows_that_are_not_told_apart_are_ties(paths: Paths, tmp_path: Path) -> 
     assert "Rows that are not worse than exact draws by a corrected test" in text
 
 
+def test_the_summary_has_distances_at_the_largest_budget(paths: Paths) -> None:
+    rows = rows_of({"dps": {}, "tmp": {"posterior": "tmp"}})
+    cells = {"dps": [cell("dps", [1, 4, 1, 4]), cell("dps", [9] * 4, budget=9)], "tmp": [cell("tmp", [1], failed="x")]}
+    write_posteriors(paths, rows, cells)
+    build(paths)
+    assert read_json(paths.reports / "summary.json")["given"] == {"noisy": {"dps": 2.0}}
+
+
 def test_the_top_of_the_report_has_the_first_finding(paths: Paths) -> None:
     build(measured(paths))
     top = markdown(paths).split("## Findings")[1].split("\n## ")[0]
