@@ -116,12 +116,13 @@ def test_held_out_images_have_a_table(paths: Paths) -> None:
 
 def test_findings_name_ties_the_floor_and_gains(paths: Paths, tmp_path: Path) -> None:
     text = findings(measured(paths, problems=16), tmp_path)
-    assert "at the largest cost: tmp alone given noisy (cost 27); tmp alone given half (cost 27)" in text
+    assert "at the largest cost (27): given noisy, tmp alone; given half, tmp alone." in text
     assert "Rows with trained networks that may have the lowest distance" in text
     assert "All rows are worse than exact draws given noisy and half." in text
     assert "in 4 comparisons of distances: 4 are better." in text
     assert "rows with the network edm, relative to the same rows with the exact denoiser, in 4 comparisons" in text
-    assert "tmp_ddim against tmp, of 4 " in text and "lowest energy score on held-out images: flow_tmp alone" in text
+    assert "tmp_ddim against tmp (4 comparisons), " in text
+    assert "on held-out images at the largest cost (27): given noisy, flow_tmp alone;" in text
 
 
 def test_rows_that_are_not_told_apart_are_ties(paths: Paths, tmp_path: Path) -> None:

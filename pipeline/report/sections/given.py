@@ -255,12 +255,12 @@ def sorted_texts(values: Sequence[int]) -> list[str]:
 
 def _distance_figures(report: Report, given: GivenResults) -> list[dict[str, str]]:
     """Distance against cost and against calls alone, for the exact denoiser and for networks."""
-    methods = list(dict.fromkeys(given.row(name).posterior for name in given.oracles))
-    looks = {}
-    for name in given.oracles:
-        if name not in given.sampler_pairs:
-            looks[name] = methods.index(given.row(name).posterior), name in given.tuned_pairs.values()
-    of_networks = {name: (place, name in given.tuned_pairs.values()) for place, name in enumerate(given.networks)}
+    looks = {
+        name: (_colour(given, name), name in given.tuned_pairs.values())
+        for name in sorted(given.oracles, key=lambda name: _colour(given, name))
+        if name not in given.sampler_pairs
+    }
+    of_networks = {name: (_colour(given, name), name in given.tuned_pairs.values()) for name in given.networks}
     found = []
     for kind, own, what in (
         ("oracles", looks, "the exact denoiser"),
@@ -273,6 +273,14 @@ def _distance_figures(report: Report, given: GivenResults) -> list[dict[str, str
                 distances_figure(path, panels, _floors_of(given), (title, "distance to the exact posterior"))
                 found.append({"file": path.name, "title": f"Distance to the exact posterior against {x}, with {what}"})
     return found
+
+
+def _colour(given: GivenResults, name: str) -> int:
+    """The place of a row's colour: that of its method with the exact denoiser, or its own among networks."""
+    if name in given.networks:
+        return given.networks.index(name)
+    methods = list(dict.fromkeys(given.row(other).posterior for other in given.oracles))
+    return methods.index(given.row(name).posterior)
 
 
 def _panels(given: GivenResults, looks: Mapping[str, tuple[int, bool]], x: str) -> dict[str, dict[str, Line]]:
@@ -314,11 +322,10 @@ def _calibration_figures(report: Report, given: GivenResults) -> list[dict[str, 
         panels = {}
         for measurement in given.measurements:
             lines = {}
-            for place, name in enumerate(names):
-                if name in given.measured(names, measurement, PRIOR):
-                    point = given.point(name, measurement, PRIOR, given.largest(name, measurement, PRIOR))
-                    if point:
-                        lines[name] = Line(_coverage(point), place)
+            for name in given.measured(names, measurement, PRIOR):
+                point = given.point(name, measurement, PRIOR, given.largest(name, measurement, PRIOR))
+                if point:
+                    lines[name] = Line(_coverage(point), _colour(given, name))
             if lines:
                 panels[measurement] = lines
         if panels:
@@ -429,16 +436,24 @@ def _leaders(given: GivenResults) -> list[str]:
     sentences = []
     for names, what in ((given.oracles, "the exact denoiser"), (given.networks, "trained networks")):
         for place, word in ((-1, "largest"), (0, "smallest")):
-            parts = []
-            for measurement in given.measurements:
-                budgets = given.budgets(names, measurement, PRIOR)
-                best = given.best(names, measurement, PRIOR, budgets[place]) if budgets else []
-                if best:
-                    parts.append(f"{_any_of(best)} given {measurement} (cost {budgets[place]})")
-            if parts:
-                start = f"Rows with {what} that may have the lowest distance to the exact posterior at the {word} cost"
-                sentences.append(f"{start}: {'; '.join(parts)}.")
+            text = _best_at(given, names, PRIOR, place, DISTANCE)
+            start = f"Rows with {what} that may have the lowest distance to the exact posterior at the {word} cost"
+            sentences += [f"{start}{text}"] if text else []
     return sentences
+
+
+def _best_at(given: GivenResults, names: Sequence[str], part: str, place: int, score: str) -> str:
+    """The rows that may be the best by measurement, at the budget in this place: " (243): given noisy, a or b."."""
+    found = {}
+    for measurement in given.measurements:
+        budgets = given.budgets(names, measurement, part)
+        best = given.best(names, measurement, part, budgets[place], score) if budgets else []
+        if best:
+            found[measurement] = budgets[place], _any_of(best)
+    costs = {budget for budget, _ in found.values()}
+    several = len(costs) > 1
+    parts = [f"given {name}{f' ({budget})' if several else ''}, {text}" for name, (budget, text) in found.items()]
+    return f"{'' if several else f' ({costs.pop()})'}: {'; '.join(parts)}." if found else ""
 
 
 def _floors(given: GivenResults) -> list[str]:
@@ -450,14 +465,12 @@ def _floors(given: GivenResults) -> list[str]:
             continue
         ratios = {name: given.against_exact[name, measurement] for name in names}
         lead = min(names, key=lambda name: ratios[name].effect.mean)
-        leads.append(f"{lead} {stated_verdict(ratios[lead])} given {measurement}")
+        leads.append(f"given {measurement}, {lead}, {stated_verdict(ratios[lead])}")
         same[measurement] = [name for name in names if ratios[name].word != "worse"]
     if not leads:
         return []
     apart = [measurement for measurement, names in same.items() if not names]
-    near = [
-        f"{_counted(names, len(given.oracles))} given {measurement}" for measurement, names in same.items() if names
-    ]
+    near = [f"given {name}, {_counted(own, len(given.oracles))}" for name, own in same.items() if own]
     text = f"Lowest distances with the exact denoiser, relative to further exact draws: {'; '.join(leads)}."
     text += f" Rows that are not worse than exact draws by a corrected test: {'; '.join(near)}." if near else ""
     text += f" All rows are worse than exact draws given {listed(apart)}." if apart else ""
@@ -486,14 +499,14 @@ def _calibrated(given: GivenResults) -> list[str]:
     for measurement in given.measurements:
         own = {name: word for (name, at), word in given.calibration.items() if at == measurement}
         texts = []
-        for word, what in (("less", "less for"), ("more", "more for"), ("", "not told apart from it for")):
+        for word in ("less", "more"):
             names = [name for name, found in own.items() if found == word]
-            texts += [f"{what} {_counted(names, len(own))}"] if names else []
-        parts += [f"given {measurement} {', '.join(texts)}"] if texts else []
+            texts += [f"{word} for {_counted(names, len(own))}"] if names else []
+        parts += [f"given {measurement}, {' and '.join(texts) or 'different for none'}"] if own else []
     level = f"{LEVELS[-1]:.0%}"
     return [
         f"Share of truths in central {level} intervals at the largest cost, relative to {level}, corrected for "
-        f"{len(given.calibration)} tests: {'; '.join(parts)}."
+        f"{len(given.calibration)} tests: {'; '.join(parts)}. The others are not told apart from {level}."
     ]
 
 
@@ -515,18 +528,14 @@ def _samplers(given: GivenResults) -> list[str]:
     for name, base in given.sampler_pairs.items():
         own = [found for (row, *_), found in given.sampler_verdicts.items() if row == name]
         if own:
-            parts.append(f"{name} against {base}, of {len(own)} {_counts(own)}")
+            parts.append(f"{name} against {base} ({len(own)} comparisons), {_counts(own)}")
     return [f"Distances with other solvers or ranges: {'; '.join(parts)}."] if parts else []
 
 
 def _unseen(given: GivenResults) -> list[str]:
     """The rows that may have the lowest energy score on held-out images at the largest budget."""
-    parts = []
-    for measurement in given.measurements:
-        budgets = given.budgets(given.networks, measurement, HELDOUT)
-        best = given.best(given.networks, measurement, HELDOUT, budgets[-1], SCORE) if budgets else []
-        parts += [f"{_any_of(best)} given {measurement} (cost {budgets[-1]})"] if best else []
-    return [f"Rows that may have the lowest energy score on held-out images: {'; '.join(parts)}."] if parts else []
+    text = _best_at(given, given.networks, HELDOUT, -1, SCORE)
+    return [f"Rows that may have the lowest energy score on held-out images at the largest cost{text}"] if text else []
 
 
 def _failed(given: GivenResults) -> list[str]:
