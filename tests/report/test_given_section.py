@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
 from pipeline.evaluation.given import EXACT, HELDOUT, PRIOR
 from pipeline.report.build import build
@@ -258,6 +259,13 @@ def test_figures_have_lines_of_all_rows(paths: Paths) -> None:
     assert dashed == {"dps"}
     levels = read_json(paths.reports / "figures" / "given_calibration_networks.json")["hconcat"]
     assert {point["series"] for point in levels[0]["data"]["values"]} == {"edm_dps", "flow_tmp", "nominal"}
+
+
+def test_a_row_without_cells_is_an_error(paths: Paths) -> None:
+    measured(paths)
+    (paths.build / "posteriors" / "tmp.safetensors").unlink()
+    with pytest.raises(StudyError, match=r"tmp\.safetensors"):
+        build(paths)
 
 
 def test_figures_are_drawn(paths: Paths, rough_figures: None) -> None:
