@@ -26,6 +26,7 @@ from pipeline.report.sections import (
     factorial,
     failures,
     few_steps,
+    given,
     guidance,
     heldout,
     learning,
@@ -109,7 +110,9 @@ def render(report: Report) -> str:
     guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
     by_class, unseen = classes.section(report), heldout.section(report)
     taught, probable = few_steps.section(report), likelihood.section(report)
-    others = [part["findings"] for part in (taught, unseen, probable, guided, averaged) if part]
+    measured_given = given.section(report)
+    parts = (taught, unseen, probable, measured_given, guided, averaged)
+    others = [part["findings"] for part in parts if part]
     return environment.from_string(
         files("pipeline.report").joinpath("template.md.j2").read_text(encoding="utf-8")
     ).render(
@@ -153,6 +156,7 @@ def render(report: Report) -> str:
         learning=learning.section(report),
         likelihood=probable,
         few_steps=taught,
+        given=measured_given,
         guidance=guided,
         averages=averaged,
         networks=networks.section(report),

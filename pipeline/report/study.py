@@ -11,6 +11,7 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
 from pipeline.metrics.names import COORDINATES, headline, label
 from pipeline.params.resolved import ReportRows
+from pipeline.report.given import GivenResults
 from pipeline.report.nll import Nll
 from pipeline.report.page import marked
 from pipeline.report.results import (
@@ -73,6 +74,7 @@ class Report:
         self.proposal = read_json(paths.metrics("propose", "noise"))
         asked = rows.likelihood.models if rows.likelihood else ()
         self.nll = Nll(*read_likelihood(paths, asked), asked) if asked else None
+        self.given = GivenResults.read(paths, rows) if rows.posteriors else None
         self._check_origins()
         self.methods = [name for name, entry in self.curves.items() if entry.row.method] or list(self.curves)[:1]
         self.colours = {self.label(name): i for i, name in enumerate([*self.methods, *self.sets])}

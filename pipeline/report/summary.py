@@ -6,7 +6,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline.common.files import write_csv, write_json
+from pipeline.evaluation.given import PRIOR
 from pipeline.metrics.names import GAP, HELDOUT, against
+from pipeline.report.given import DISTANCE, GivenResults
 from pipeline.report.nll import NOT_CONVERGED, Nll
 from pipeline.report.study import Report
 from pipeline.training.bill import bills
@@ -30,8 +32,9 @@ def summary(report: Report) -> dict[str, Any]:
     """The mean scores of methods at their largest common budget, and the best score of the study, to six digits.
 
     With held-out images also the scores against them, and their gap: see the section on held-out images. If a model
-    learns from a teacher, also what trainings cost; if the study measures likelihoods, also these. Methods without a
-    result at this budget are omitted, as is the best score of a study without any result.
+    learns from a teacher, also what trainings cost; if the study measures likelihoods, also these, and if it has
+    posterior samplers, their distances. Methods without a result at this budget are omitted, as is the best score of a
+    study without any result.
     """
     budget = max(report.common_budgets(report.methods), default=0)
     having = report.having(report.methods, budget)
@@ -55,6 +58,7 @@ def summary(report: Report) -> dict[str, Any]:
         **best,
         **({"trainings": trainings(report)} if report.rows.billed else {}),
         **({"likelihood": likelihoods(report.nll)} if report.nll else {}),
+        **({"given": distances(report.given)} if report.given else {}),
         "failed": len(report.failures),
     }
 
@@ -85,6 +89,17 @@ def likelihoods(nll: Nll) -> dict[str, Any]:
         found[name] = {key: rounded(value) for key, value in known.items() if value is not None}
         if any(values):
             found[name]["converged"] = {"": True, NOT_CONVERGED: False}.get(nll.mark(name))
+    return found
+
+
+def distances(given: GivenResults) -> dict[str, dict[str, float]]:
+    """The distance of each posterior sampler to the exact posterior at its largest budget, by measurement and row."""
+    found: dict[str, dict[str, float]] = {}
+    for measurement in given.measurements:
+        for name in given.measured(list(given.entries), measurement, PRIOR):
+            point = given.point(name, measurement, PRIOR, given.largest(name, measurement, PRIOR))
+            if point and (own := given.estimate(point, DISTANCE)):
+                found.setdefault(measurement, {})[name] = rounded(own.mean)
     return found
 
 

@@ -19,7 +19,7 @@ from pipeline.common.files import Paths, write_bytes, write_json
 from pipeline.common.sealed import save_json
 from pipeline.report import build as building
 from pipeline.report.build import build
-from pipeline.report.figures import drawing, lines, pictures, scores
+from pipeline.report.figures import drawing, given, lines, pictures, scores
 from pipeline.report.sections import trajectories
 from tests.report.studies import CURVES, HOSTILE, LONG, made_up_study
 
@@ -119,7 +119,7 @@ def remember_figures(patch: pytest.MonkeyPatch) -> None:
         draw_once(what, path, lambda: draw(path, *of, **more))
 
     figures = {
-        draw for own in (lines, pictures, scores) for name, draw in vars(own).items() if name.endswith("_figure")
+        draw for own in (given, lines, pictures, scores) for name, draw in vars(own).items() if name.endswith("_figure")
     }
     for section in (own for own in vars(building).values() if isinstance(own, ModuleType)):
         for name, draw in vars(section).copy().items():
