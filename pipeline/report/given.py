@@ -312,6 +312,11 @@ class GivenResults:
         """Rows with networks against the same rows with the exact denoiser."""
         return self.against(self.network_pairs)
 
+    def same_keys(self, row: str, measurement: str, budget: int) -> bool:
+        """Whether a row with a network has the same keys as its base; tuned rows choose theirs."""
+        points = [self.point(name, measurement, PRIOR, budget) for name in (row, self.network_pairs[row])]
+        return len({point.line.keys for point in points if point}) == 1
+
     @cached_property
     def sampler_verdicts(self) -> dict[tuple[str, str, int], Verdict]:
         """Rows with other solvers against their bases."""

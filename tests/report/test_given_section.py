@@ -108,6 +108,27 @@ def test_other_solvers_and_networks_have_their_ratios(paths: Paths) -> None:
     assert row(networks, "`flow_tmp`", "| row |")[3].endswith("worse")
 
 
+def test_findings_on_networks_count_equal_keys_only(paths: Paths, tmp_path: Path) -> None:
+    rows = rows_of()
+    cells = made_up_cells(rows, LEVELS)
+    for own in cells["edm_dps"]:
+        if own.line.nfe == 9:
+            object.__setattr__(own.line, "keys", "zeta 3")
+    write_posteriors(paths, rows, cells)
+    text = findings(paths, tmp_path)
+    assert "with the network edm, relative to the same rows with the exact denoiser, in 2 comparisons with" in text
+    assert "with the network flow, relative to the same rows with the exact denoiser, in 4 comparisons with" in text
+
+
+def test_the_axis_of_distances_ends_near_solid_lines(paths: Paths) -> None:
+    build(measured(paths, levels=LEVELS | {"dps": 1000.0}))
+    found = read_json(paths.reports / "figures" / "given_oracles_cost.json")["hconcat"]
+    for panel in found:
+        low, high = panel["encoding"]["y"]["scale"]["domain"]
+        solid = [point["y"] for point in panel["data"]["values"] if not point.get("dashed")]
+        assert low < min(solid) and max(solid) < high < 3 * max(solid)
+
+
 def test_held_out_images_have_a_table(paths: Paths) -> None:
     part = section(measured(paths)).split("### Held-out images given a measurement")[1]
     assert "`dps`" not in part and "Given `half`" in part
@@ -121,7 +142,10 @@ def test_findings_name_ties_the_floor_and_gains(paths: Paths, tmp_path: Path) ->
     assert "Rows with trained networks that may have the lowest distance" in text
     assert "All rows are worse than exact draws given noisy and half." in text
     assert "in 4 comparisons of distances: 4 are better." in text
-    assert "rows with the network edm, relative to the same rows with the exact denoiser, in 4 comparisons" in text
+    assert (
+        "rows with the network edm, relative to the same rows with the exact denoiser, in 4 comparisons with equal keys"
+        in text
+    )
     assert "tmp_ddim against tmp (4 comparisons), " in text
     assert "on held-out images at the largest cost (27): given noisy, flow_tmp alone;" in text
 

@@ -35,9 +35,10 @@ def distances_figure(
 ) -> None:
     """Draw distances against cost, on logarithmic axes: title -> {label: line}.
 
-    floors: title -> the distance of exact draws.
+    floors: title -> the distance of exact draws. The vertical axis of all panels ends near the solid lines.
     """
     figure, grid = _panels(panels)
+    limits = _limits([line for lines in panels.values() for line in lines.values()], list(floors.values()))
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
         for label, line in lines.items():
             _line(axes, label, line)
@@ -48,15 +49,15 @@ def distances_figure(
         axes.set_xticks(spaced(costs, 1.6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        values = [y for line in lines.values() for _, y, _ in line.points]
-        distance_axis(axes, [*values, *(own for name, own in floors.items() if name == title)])
+        distance_axis(axes, list(limits))
+        axes.set_ylim(limits)
         _titled(axes, title, labels)
     _legend(figure, grid, len(panels))
     drawn = {
         title: [*_points(lines), *([charts.floor(Floor(floors[title], 0), FLOOR)] if title in floors else [])]
         for title, lines in panels.items()
     }
-    save(figure, path, chart(drawn, _looks(panels), Axis(labels[0]), Axis(labels[1])))
+    save(figure, path, chart(drawn, _looks(panels), Axis(labels[0]), Axis(labels[1], ends=limits)))
 
 
 def calibration_figure(path: Path, panels: dict[str, dict[str, Line]]) -> None:
@@ -76,6 +77,13 @@ def calibration_figure(path: Path, panels: dict[str, dict[str, Line]]) -> None:
     }
     x, y = (Axis(label, log=False) for label in labels)
     save(figure, path, chart(drawn, _looks(panels), x, y))
+
+
+def _limits(lines: list[Line], floors: list[float]) -> tuple[float, float]:
+    """The ends of an axis with all solid lines and floors, and dashed lines up to twice further out."""
+    every = [y for line in lines for _, y, _ in line.points]
+    solid = [*([y for line in lines if not line.dashed for _, y, _ in line.points] or every), *floors]
+    return max(min([*every, *floors]), min(solid) / 2) / 1.15, min(max(every), 2 * max(solid)) * 1.15
 
 
 def _panels(panels: Mapping[str, object]) -> tuple[Figure, list[Axes]]:

@@ -511,14 +511,18 @@ def _calibrated(given: GivenResults) -> list[str]:
 
 
 def _with_networks(given: GivenResults) -> list[str]:
-    """Networks against the exact denoiser with the same method."""
+    """Networks against the exact denoiser with the same method and keys."""
     sentences = []
     models = dict.fromkeys(given.row(name).model for name in given.network_pairs)
     for model in models:
-        own = [found for (name, *_), found in given.network_verdicts.items() if given.row(name).model == model]
+        own = [
+            found
+            for (name, measurement, budget), found in given.network_verdicts.items()
+            if given.row(name).model == model and given.same_keys(name, measurement, budget)
+        ]
         if own:
             what = f"Distances of rows with the network {model}, relative to the same rows with the exact denoiser"
-            sentences.append(f"{what}, in {len(own)} comparisons: {_counts(own)}.")
+            sentences.append(f"{what}, in {len(own)} comparisons with equal keys: {_counts(own)}.")
     return sentences
 
 
