@@ -111,11 +111,11 @@ def test_a_reader_can_take_the_graph_in() -> None:
 
 
 @pytest.mark.parametrize("params", [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))], ids=str)
-def test_a_study_has_at_most_72_stages(params: Path) -> None:
-    """Each stage is one more entry that DVC reads at every run; studies/cifar10 has the most, 71."""
+def test_a_study_has_at_most_74_stages(params: Path) -> None:
+    """Each stage is one more entry that DVC reads at every run; studies/cifar10 has the most, 74."""
     study = yaml.safe_load(params.read_text())
     rows = {f"${{{section}}}": len(study[section]) for section in ("models", "curves", "sets")}
-    assert sum(rows[stage["foreach"]] if "foreach" in stage else 1 for stage in GRAPH.values()) <= 72
+    assert sum(rows[stage["foreach"]] if "foreach" in stage else 1 for stage in GRAPH.values()) <= 74
 
 
 LAST = {"agreement", "report"}
@@ -216,7 +216,7 @@ def test_an_edited_comment_runs_no_stage(tiny_study: Workspace) -> None:
         ("pipeline/report/text.py", "def percent(", "UNUSED = 1\n\n\ndef percent(", {"report"}),
         ("pipeline/evaluation/losses.py", "def measure_model(", "UNUSED = 1\n\n\ndef measure_model(",
          {"losses", "propose", "likelihood", "report"}),
-        ("pipeline/metrics/posterior.py", "def psnr(", "UNUSED = 1\n\n\ndef psnr(", {"tune", "given", "report"}),
+        ("pipeline/metrics/posterior.py", "def psnr(", "UNUSED = 1\n\n\ndef psnr(", {"tune", "given"}),
     ],
     ids=["the report", "the losses", "the scores of posteriors"],
 )  # fmt: skip
@@ -347,7 +347,7 @@ def test_posterior_samplers_are_measured_by_themselves(tiny_study: Workspace) ->
     assert [line[:4] for line in lines[1:]] == [
         ["exact", "", "half", "prior"],
         ["ddnm", "", "half", "prior"],
-        *([["flow", "flow", "half", part] for part in ("prior", "heldout")]),
+        ["flow", "flow", "half", "prior"],
     ]
     assert {path.stem for path in folder.iterdir()} == {"exact", "ddnm", "flow", "problems"}
     assert [cell.line.keys for cell in load_cells(folder / "ddnm.safetensors")] == [""]
