@@ -23,7 +23,16 @@ from tests.imports import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("reports/*/report.md"))]
 ARXIV = r"\d\d(0[1-9]|1[0-2])\.\d{4,5}(v\d+)?"
-PLAIN = {"explicit", "independent", "linear", "none"}  # too plain to need a source
+PLAIN = {
+    "explicit",
+    "independent",
+    "linear",
+    "none",
+    "identity",
+    "mask",
+    "downsample",
+    "clip",
+}  # too plain for a source
 AXES_BY_TITLE = {axis.title: axis for axis in AXES}
 
 
@@ -128,9 +137,9 @@ def test_every_choice_of_an_axis_has_words_and_a_source_and_no_other_is_listed(t
 def test_every_axis_of_names_has_its_section() -> None:
     """A key that takes names is an axis, but for settings of objectives, of the loop and of the measurement."""
     settings = {"labels", "equal", "precision", "compile", "memory_format", "repetitions"}
-    settings |= {"budget", "grid", "teacher_step", "prior"}
+    settings |= {"budget", "grid", "teacher_step", "prior", "covariance"}
     for section, row in SECTIONS.items():
-        inherited = Sampler.model_fields if section == "likelihood" else ()
+        inherited = Sampler.model_fields if section in ("likelihood", "posteriors") else ()
         properties = [(key, part) for key, part in properties_of(row).items() if key not in inherited]
         named = {key for key, part in properties if any("enum" in p for p in part.get("anyOf", [part]))}
         assert named - settings == {axis.key for axis in AXES if axis.section == section and axis.key}

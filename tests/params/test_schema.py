@@ -11,6 +11,7 @@ from jsonschema import Draft7Validator
 
 from pipeline.data.row import Data
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.given_rows import Given, MeasurementRow, PosteriorRow
 from pipeline.evaluation.imageset import ImageSet
 from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
@@ -42,6 +43,11 @@ curves:
   edm: {model: edm, nfe: [4, 7], S_max: .inf}
   rho_3: {base: edm, model: snr, rho: 3}
 sets: {theirs: {source: x.zip, nfe: 35}}
+measurements: {noisy: {operator: identity, std: 0.5}, box: {operator: mask, std: 1, box: [0, 0, 4, 4]}}
+posteriors:
+  dps:
+  mmps: {base: dps, posterior: mmps, given: [noisy], tune: {iterations: [1, 4]}, nfe: [81]}
+given: {problems: 8, draws: 16}
 published:
   - {curve: edm, nfe: 35, value: 1.97, what: "EDM", source: "A 2022", images: 7}
 report: {smallest_effect: 0.05}
@@ -113,6 +119,17 @@ MISTAKES = {  # what is replaced, by what, the place, a part of the complaint
     "a negative need": ("12.5", "-1", "presets.large.needs.gpu_gib", "less than the minimum of 0"),
     "a need of nobody": ("needs: {gpu_gib: 0}", "needs: {gpu: 0}", "needs", "'gpu' was unexpected"),
     "a published value of nothing": ("value: 1.97, ", "", "published.0", "'value' is a required property"),
+    "an operator with a typo": ("identity", "identty", "measurements.noisy.operator", "'identty' is not one of"),
+    "a measurement without noise": (
+        "std: 0.5",
+        "std: 0",
+        "measurements.noisy.std",
+        "less than or equal to the minimum",
+    ),
+    "a measurement of nothing": (", std: 1,", ",", "measurements.box", "'std' is a required property"),
+    "a method with a typo": ("posterior: mmps", "posterior: mpms", "posteriors.mmps.posterior", "is not one of"),
+    "a range of one value": ("[1, 4]", "[1]", "posteriors.mmps.tune.iterations", "too short"),
+    "few problems": ("problems: 8", "problems: 1", "given.problems", "less than the minimum of 4"),
     "no name": ("{name: t, root: .,", "{root: .,", "study", "'name' is a required property"),
 }
 
@@ -139,7 +156,8 @@ def properties(*place: str) -> dict[str, Any]:
 ROWS: dict[Any, tuple[str, ...]] = {
     StudyInfo: ("study",), Data: ("data",), Features: ("features",), Model: ("models",), Curve: ("curves",),
     ImageSet: ("sets",), Needs: ("needs",), Preset: ("presets",), Published: ("published",),
-    Likelihood: ("likelihood",), Reporting: ("report",),
+    Likelihood: ("likelihood",), Reporting: ("report",), MeasurementRow: ("measurements",),
+    PosteriorRow: ("posteriors",), Given: ("given",),
 }  # fmt: skip
 
 
@@ -166,7 +184,8 @@ def test_rows_complete_with_names_descriptions_and_defaults() -> None:
 
 
 def test_every_choice_is_described_where_it_is_completed() -> None:
-    keys = properties("likelihood") | properties("models") | properties("curves")
+    sections = ("likelihood", "measurements", "posteriors", "models", "curves")
+    keys = {key: part for section in sections for key, part in properties(section).items()}
     for key in TABLES:
         [option] = [part for part in keys[key].get("anyOf", [keys[key]]) if "enum" in part]
         assert len(option["enumDescriptions"]) == len(option["enum"]) and all(option["enumDescriptions"])
