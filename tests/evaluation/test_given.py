@@ -223,12 +223,10 @@ def test_results_are_the_same_from_the_cache_and_with_other_workers(monkeypatch:
         monkeypatch.undo()
 
 
-def test_samples_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_do_not_depend_on_the_batch() -> None:
     [first, *_] = measure(bench(), "dps")
-    for file in files():
-        file.unlink()
-    monkeypatch.setattr(measured, "BATCH", 7)
-    [again, *_] = measure(bench(), "dps")
+    [again, *_] = measure(bench(given={"batch": 7}), "dps")
+    assert len(files()) == 2 * 2 * 2  # cells of two measurements and seeds, each with both batches
     for name, values in first.scores.items():
         torch.testing.assert_close(again.scores[name], values, rtol=1e-6, atol=1e-8)
 

@@ -114,7 +114,11 @@ def test_the_energy_distance_is_unbiased() -> None:
     assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / math.sqrt(4000))
 
 
-@pytest.mark.parametrize("wrong", [lambda x: x + 0.5, lambda x: 0.5 * x, lambda x: 2 * x, lambda x: 0 * x], ids=["shifted", "halved", "doubled", "constant"])
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: x + 0.5, lambda x: 0.5 * x, lambda x: 2 * x, lambda x: 0 * x],
+    ids=["shifted", "halved", "doubled", "constant"],
+)
 def test_exact_draws_have_the_lowest_energy_score(wrong: Callable[[Tensor], Tensor]) -> None:
     """With 2 draws each, too: the score is unbiased."""
     for count in (2, 16):
