@@ -216,7 +216,7 @@ def test_an_edited_comment_runs_no_stage(tiny_study: Workspace) -> None:
         ("pipeline/report/text.py", "def percent(", "UNUSED = 1\n\n\ndef percent(", {"report"}),
         ("pipeline/evaluation/losses.py", "def measure_model(", "UNUSED = 1\n\n\ndef measure_model(",
          {"losses", "propose", "likelihood", "report"}),
-        ("pipeline/metrics/posterior.py", "def psnr(", "UNUSED = 1\n\n\ndef psnr(", {"tune", "given"}),
+        ("pipeline/metrics/posterior.py", "def psnr(", "UNUSED = 1\n\n\ndef psnr(", {"tune", "given", "report"}),
     ],
     ids=["the report", "the losses", "the scores of posteriors"],
 )  # fmt: skip
