@@ -1,4 +1,4 @@
-"""Choose the keys of posterior samplers on validation measurements, with the same number of trials for each."""
+"""Choose the keys of posterior samplers on validation measurements, with the same allowance of trials for each."""
 
 from pipeline.common.files import read_json, write_json
 from pipeline.common.progress import bar
