@@ -143,8 +143,9 @@ def daps(walk: Walk, z: Tensor, *, prior_steps: int = 5, spread: float = 1.0) ->
     where r is the standard deviation that x0 is assumed to have around the end of the ODE; the paper takes r = sigma as
     a heuristic. The paper draws x0 by Langevin steps; here the draw is exact, which needs a linear A.
 
-    With small steps this samples p(x0)^(1 / (1 + spread^2)) p(y | x0)^(2 spread^2 / (1 + spread^2)), at the default
-    the posterior of the square root of the prior, because the end of the ODE takes the place of E[x0 | z].
+    With many levels and many prior steps this samples p(x0)^(1 / (1 + spread^2)) p(y | x0)^(2 spread^2 / (1 +
+    spread^2)), because the end of the ODE takes the place of E[x0 | z]. One prior step ends at E[x0 | z], and then the
+    limit is the exact posterior at spread 1, for Gaussian data.
 
     Formula: z_next = x0 + sigma_next n, x0 ~ N(x0; ode(z), r^2 I) N(y; A x0, std^2 I), r = spread sigma
     Source: Zhang et al. 2024, arXiv 2407.01521, Algorithm 1

@@ -96,7 +96,8 @@ def test_tuning_lists_keys_scores_and_gains(paths: Paths) -> None:
 
 def test_a_choice_that_diverged_is_not_finite(paths: Paths) -> None:
     record = {"keys": {"iterations": 2}, "default": None, "score": 0.2}
-    assert given._keys(record) == "iterations 2 (not finite → 0.200)"
+    assert given._keys(record, {"iterations": (1, 4)}) == "iterations 2 (not finite → 0.200)"
+    assert given._keys(record, {"iterations": (1, 2)}) == "iterations 2, end of range (not finite → 0.200)"
 
 
 def test_other_solvers_and_networks_have_their_ratios(paths: Paths) -> None:
@@ -138,7 +139,7 @@ def test_held_out_images_have_a_table(paths: Paths) -> None:
 
 def test_findings_name_ties_the_floor_and_gains(paths: Paths, tmp_path: Path) -> None:
     text = findings(measured(paths, problems=16), tmp_path)
-    assert "at the largest cost (27): given noisy, tmp alone; given half, tmp alone." in text
+    assert "defines distance and cost (27): given noisy, tmp alone; given half, tmp alone." in text
     assert "Rows with trained networks that may have the lowest distance" in text
     assert "All rows are worse than exact draws given noisy and half." in text
     assert "in 4 comparisons of distances: 4 are better." in text
@@ -155,7 +156,7 @@ def test_rows_that_are_not_told_apart_are_ties(paths: Paths, tmp_path: Path) -> 
     cells = made_up_cells(rows, LEVELS | {"dps_tuned": 0.2, "tmp_ddim": 0.1})
     write_posteriors(paths, rows, cells | {"tmp": [], "dps_tuned": cells["tmp_ddim"], "tmp_ddim": cells["tmp_ddim"]})
     text = findings(paths, tmp_path)
-    assert "Rows that are not worse than exact draws by a corrected test" in text
+    assert "Rows that a corrected test does not show to be worse than exact draws" in text
 
 
 def test_the_summary_has_distances_at_the_largest_budget(paths: Paths) -> None:

@@ -271,6 +271,16 @@ def test_daps_samples_another_posterior_if_there_are_many_levels(
     assert float(covariance) / (S**2 / 2) == pytest.approx(of_variance, rel=0.02)
 
 
+@pytest.mark.parametrize(("prior_steps", "of_mean", "of_variance"), [(1, 1.02, 1.0), (5, 1.2, 1.2)])
+def test_daps_with_few_prior_steps_is_nearer_to_the_posterior(
+    prior_steps: int, of_mean: float, of_variance: float
+) -> None:
+    """One step of Euler's ends at E[x0 | z], so that nothing is biased in the limit of many levels."""
+    mean, covariance = moments("daps", ROUND, measured(S), 400, prior_steps=prior_steps)
+    assert float(mean) / (Y / 2) == pytest.approx(of_mean, abs=0.01)
+    assert float(covariance) / (S**2 / 2) == pytest.approx(of_variance, abs=0.01)
+
+
 @pytest.mark.parametrize("renoise", [1.0, 0.5])
 @pytest.mark.parametrize("fidelity", [1.0, 3.0])
 def test_diffpir_lacks_a_known_share_of_the_variance_if_there_are_many_levels(renoise: float, fidelity: float) -> None:

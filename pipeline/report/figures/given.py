@@ -151,11 +151,10 @@ def _points(lines: dict[str, Line]) -> list[charts.Point]:
 
 
 class Draws(NamedTuple):
-    """A panel of draws in the plane: draws (P, S, 2) and their mean (P, 2), if it is shown."""
+    """A panel of draws in the plane, (P, S, 2)."""
 
     title: str
     draws: np.ndarray
-    mean: np.ndarray | None = None
 
 
 def planes_figure(path: Path, cloud: np.ndarray, rows: dict[str, tuple[np.ndarray, list[Draws]]]) -> None:

@@ -42,6 +42,7 @@ GRID = np.linspace(0.05, 0.95, 19)  # levels of the calibration plot
 BEST_ORACLES, BEST_NETWORKS = 3, 2  # rows whose draws are shown
 DRAWN = 2  # draws of each kind among images
 WORDS = ("better", "worse", "equivalent", "undecided")
+SAME = "equal because nothing differs"  # as if tuning keeps the keys, or a single step is the same with two solvers
 
 
 def section(report: Report) -> dict[str, Any] | None:
@@ -193,29 +194,34 @@ def _tuning(given: GivenResults) -> dict[str, Any] | None:
         "draws": given.given.validation_draws,
         "cost": f"{total:,}",
         "tables": [
-            {"name": code(name), "table": found} for name in given.measurements if (found := _chosen(tuned, name))
+            {"name": code(name), "table": found}
+            for name in given.measurements
+            if (found := _chosen(given, tuned, name))
         ],
         "ratios": _ratios(given, given.tuning, given.tuned_pairs),
     }
 
 
-def _chosen(tuned: Mapping[str, list[dict[str, Any]]], measurement: str) -> Markdown:
+def _chosen(given: GivenResults, tuned: Mapping[str, list[dict[str, Any]]], measurement: str) -> Markdown:
     """One line per row: its keys at each budget with their validation scores, its trials and their cost."""
     budgets = sorted({own["nfe"] for records in tuned.values() for own in records if own["measurement"] == measurement})
     lines = []
     for name, records in tuned.items():
         own = {record["nfe"]: record for record in records if record["measurement"] == measurement}
         if own:
-            cells = [_keys(own[budget]) if budget in own else "" for budget in budgets]
+            ranges = given.row(name).tune
+            cells = [_keys(own[budget], ranges) if budget in own else "" for budget in budgets]
             tried, cost = (sum(record[key] for record in own.values()) for key in ("tried", "cost"))
             lines.append([code(name), *cells, tried, f"{cost:,}"])
     head = ["row", *(f"cost {budget}" for budget in budgets), "trials", "cost of all draws"]
     return table(head, lines) if lines else Markdown("")
 
 
-def _keys(record: Mapping[str, Any]) -> str:
+def _keys(record: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]) -> str:
+    """The chosen keys, a mark if one is at an end of its range, and the validation scores."""
     default, score = (NOT_FINITE if record[key] is None else number(record[key]) for key in ("default", "score"))
-    return f"{described_keys(record['keys'])} ({default} → {score})"
+    at_end = any(record["keys"][key] in ends for key, ends in ranges.items())
+    return f"{described_keys(record['keys'])}{', end of range' if at_end else ''} ({default} → {score})"
 
 
 def _heldout(given: GivenResults) -> list[dict[str, Any]]:
@@ -240,14 +246,10 @@ def _heldout_table(given: GivenResults, measurement: str) -> Markdown:
 
 def _failures(given: GivenResults) -> Markdown:
     lines = [
-        [code(row), code(measurement), part, listed(sorted_texts(budgets)), reason]
+        [code(row), code(measurement), part, listed([str(budget) for budget in sorted(budgets)]), reason]
         for (row, measurement, part, reason), budgets in given.failures.items()
     ]
     return table(["row", "measurement", "part", "budgets", "reason"], lines) if lines else Markdown("")
-
-
-def sorted_texts(values: Sequence[int]) -> list[str]:
-    return [str(value) for value in sorted(values)]
 
 
 # Figures
@@ -416,7 +418,7 @@ def _any_of(names: Sequence[str]) -> str:
         return f"{first} alone"
     if len(others) < MANY:
         return f"{', '.join([first, *others[:-1]])} or {others[-1]}"
-    return f"{first} (lowest mean) or any of {len(others)} others"
+    return f"{first} (lowest mean) or any of {len(others)} others in bold in its table"
 
 
 def _counted(names: Sequence[str], total: int) -> str:
@@ -426,18 +428,19 @@ def _counted(names: Sequence[str], total: int) -> str:
 
 def _counts(verdicts: Sequence[Verdict]) -> str:
     """How many verdicts have each word: "60 are better, 3 are worse"."""
-    words = ["equivalent" if verdict.equal else verdict.word for verdict in verdicts]
-    parts = [f"{words.count(word)} {'is' if words.count(word) == 1 else 'are'} {word}" for word in WORDS]
-    return ", ".join(part for word, part in zip(WORDS, parts, strict=True) if word in words)
+    words = [SAME if verdict.equal else verdict.word for verdict in verdicts]
+    parts = [f"{words.count(word)} {'is' if words.count(word) == 1 else 'are'} {word}" for word in (*WORDS, SAME)]
+    return ", ".join(part for word, part in zip((*WORDS, SAME), parts, strict=True) if word in words)
 
 
 def _leaders(given: GivenResults) -> list[str]:
     """The rows that may be the best at the largest and at the smallest budget, for the exact denoiser and networks."""
-    sentences = []
+    sentences: list[str] = []
     for names, what in ((given.oracles, "the exact denoiser"), (given.networks, "trained networks")):
         for place, word in ((-1, "largest"), (0, "smallest")):
             text = _best_at(given, names, PRIOR, place, DISTANCE)
             start = f"Rows with {what} that may have the lowest distance to the exact posterior at the {word} cost"
+            start = start if sentences else f'{start}, as "Given a measurement" defines distance and cost'
             sentences += [f"{start}{text}"] if text else []
     return sentences
 
@@ -472,7 +475,10 @@ def _floors(given: GivenResults) -> list[str]:
     apart = [measurement for measurement, names in same.items() if not names]
     near = [f"given {name}, {_counted(own, len(given.oracles))}" for name, own in same.items() if own]
     text = f"Lowest distances with the exact denoiser, relative to further exact draws: {'; '.join(leads)}."
-    text += f" Rows that are not worse than exact draws by a corrected test: {'; '.join(near)}." if near else ""
+    text += " Each is the lowest of several rows, and so too low by chance; its interval ignores this."
+    text += (
+        f" Rows that a corrected test does not show to be worse than exact draws: {'; '.join(near)}." if near else ""
+    )
     text += f" All rows are worse than exact draws given {listed(apart)}." if apart else ""
     return [text]
 
@@ -484,10 +490,11 @@ def _tuned(given: GivenResults) -> list[str]:
     start = f"Tuned rows, relative to the same rows without tuning, in {len(given.tuning)} comparisons of distances"
     worse = [f"{name} given {m} at {b}" for (name, m, b), verdict in given.tuning.items() if verdict.word == "worse"]
     helped = {name for (name, *_), verdict in given.tuning.items() if verdict.word == "better"}
-    never = [name for name in given.tuned_pairs if name not in helped and any(key[0] == name for key in given.tuning)]
+    changed = {name for (name, *_), verdict in given.tuning.items() if not verdict.equal}
+    never = [name for name in given.tuned_pairs if name in changed - helped]
     text = f"{start}: {_counts(list(given.tuning.values()))}."
     text += f" Worse: {listed(worse)}." if 0 < len(worse) <= MANY else ""
-    text += f" Never better: {listed(never)}." if never else ""
+    text += f" With other keys but never better: {listed(never)}." if never else ""
     return [text]
 
 
