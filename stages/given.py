@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from pipeline.common.files import read_json, whole_folder, write_csv
+from pipeline.common.files import read_json, whole_folder, write_csv, write_json
 from pipeline.common.progress import bar
 from pipeline.data.dataset import load_heldout, load_prepared
 from pipeline.evaluation.given import (
@@ -24,6 +24,7 @@ def main(arguments: Arguments) -> None:
     paths, asked = arguments.paths, read_json(arguments.paths.rows / "given.json")
     lines = []
     with whole_folder(paths.build / "posteriors") as folder:
+        write_json(folder / "rows.json", list(asked["posteriors"]) if asked else [])  # DVC warns of empty folders
         if asked:
             data, extractor = (load_prepared(paths.data), load_heldout(paths.data)), load_extractor(paths.features)
             bench = Bench.of(asked, *data, paths.model, extractor)

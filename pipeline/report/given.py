@@ -22,6 +22,7 @@ from pipeline.sampling.row import Sampler
 DISTANCE, SCORE = "sliced_w2", "energy_score"  # the headline with an exact posterior, and without one
 COVERAGES = {f"coverage_{level * 100:.0f}": level for level in LEVELS}
 TINY = 1e-300  # the least distance that has a logarithm
+SAME = 1e-9  # exact draws at a smaller distance from each other are all one x0
 LARGEST = 700.0  # the largest logarithm of a number
 
 
@@ -51,8 +52,11 @@ class Point:
     failed: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, cells: Sequence[Cell]) -> Self:
-        """The point of cells that differ in their seeds only. It fails if one fails or its headline is not finite."""
+    def of(cls, cells: Sequence[Cell], spread: np.ndarray | None = None) -> Self:
+        """The point of cells that differ in their seeds only. It fails if one fails or its headline is not finite.
+
+        spread: the problems whose distances count, (P,) of bool; None: all. With fewer than two there is no distance.
+        """
         line, reasons = cells[0].line, [cell.line.failed for cell in cells if cell.line.failed]
         reasons += [] if reasons else [reason for cell in cells if (reason := _infinite(cell))]
         trainings = tuple(dict.fromkeys(int(cell.line.train_seed) for cell in cells if cell.line.train_seed != ""))
@@ -61,7 +65,9 @@ class Point:
         groups = [[cell for cell in cells if cell.line.train_seed == seed] for seed in trainings] or [list(cells)]
         values = {}
         for score in cells[0].scores:
-            own = [[_scale(score, cell.scores[score].numpy()) for cell in group] for group in groups]
+            if score == DISTANCE and spread is not None and spread.sum() < 2:
+                continue
+            own = [[_scale(score, cell.scores[score].numpy(), spread) for cell in group] for group in groups]
             values[score] = np.stack([np.mean(group, 0) for group in own])
         ranks = np.stack([cell.ranks.numpy() for cell in cells])
         return cls(line, trainings, values, ranks, cells[0].shown.numpy())
@@ -75,9 +81,11 @@ def _infinite(cell: Cell) -> str:
     return f"samples of {count} of {len(values)} problems are not finite or too large to score" if count else ""
 
 
-def _scale(score: str, values: np.ndarray) -> np.ndarray:
-    """The values whose mean the report uses: logarithms of the distance."""
-    return np.log(np.maximum(values, TINY)) if score == DISTANCE else values
+def _scale(score: str, values: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
+    """The values whose mean the report uses: of the distance, logarithms for the problems that count."""
+    if score != DISTANCE:
+        return values
+    return np.log(np.maximum(values if spread is None else values[spread], TINY))
 
 
 def crossed(values: np.ndarray, trainings: Sequence[np.ndarray] = (), floor: float = 0.0) -> Contrast:
@@ -152,7 +160,13 @@ class GivenResults:
             for cell in own:
                 line = cell.line
                 grouped.setdefault(Key(name, line.measurement, line.part, line.nfe), []).append(cell)
-        self.points = {key: Point.of(own) for key, own in grouped.items()}
+        self.spread = {
+            cell.line.measurement: cell.scores[DISTANCE].numpy() > SAME for cell in cells.get(EXACT, []) if cell.scores
+        }
+        self.points = {
+            key: Point.of(own, self.spread.get(key.measurement) if key.part == PRIOR else None)
+            for key, own in grouped.items()
+        }
 
     @classmethod
     def read(cls, paths: Paths, rows: ReportRows) -> Self:

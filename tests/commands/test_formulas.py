@@ -176,8 +176,9 @@ CHECKS = checks()
 
 
 def test_every_formula_is_held_against_the_code() -> None:
-    """Solvers are held against theirs by the tests of their orders and of their agreement with other libraries."""
-    elsewhere = ("Solvers", "Parametrizations")
+    """Solvers are held against theirs by the tests of their orders and of their agreement with other libraries,
+    measurements and posterior samplers by those of plain lines and closed forms in tests/sampling."""
+    elsewhere = ("Solvers", "Parametrizations", "Measurements", "Posterior samplers")
     formulas = {
         (axis.title, name)
         for axis in AXES

@@ -40,6 +40,21 @@ def test_the_exact_denoiser_has_the_interval_over_problems() -> None:
     assert np.log([interval.mean, interval.low, interval.high]) == pytest.approx([2, 2 - half, 2 + half], rel=1e-6)
 
 
+@pytest.mark.parametrize(("exact", "counted"), [([1, 2, 0, 3], 3), ([1, 2, 1, 3], 4), ([0, 0, 0, 3], 0)])
+def test_problems_whose_exact_draws_are_all_one_x0_have_no_distance(exact: list[float], counted: int) -> None:
+    perfect = cell(EXACT, exact, budget=0, seeds=("", 0))
+    found = results({EXACT: [perfect], "dps": [cell("dps", [1, E, 1e-20, E**2], seeds=("", 0))]})
+    own = found.point("dps", "noisy", PRIOR, 27)
+    assert own is not None
+    interval = found.estimate(own, DISTANCE)
+    if not counted:
+        assert interval is None
+    else:
+        assert interval is not None and interval.count == counted
+        assert interval.mean == pytest.approx(E if counted == 3 else math.exp((3 - 20 * math.log(10)) / 4))
+    assert own.values[SCORE].shape == (1, 4)
+
+
 def test_problems_and_trainings_add_their_variances() -> None:
     values = np.array([[0.0, 1.0, 2.0, 5.0], [1.0, 2.0, 3.0, 6.0]])
     found = crossed(values.mean(0), [values.mean(1)])

@@ -100,6 +100,7 @@ def _measurement(given: GivenResults, name: str) -> dict[str, Any]:
         "name": code(name),
         "text": described(given.rows.measurements[name]),
         "floor": ranged(floor) if floor else "",
+        "single": int((~given.spread[name]).sum()) if name in given.spread else 0,
         "oracles": _distances(given, name, given.oracles),
         "networks": _distances(given, name, given.networks),
         "scores": _scores(given, name),
