@@ -266,6 +266,30 @@ def test_a_likelihood_costs_calls_both_ways_and_its_products(repository: Callabl
     assert estimated(about=about, likelihood=asked).of("likelihood").evaluations == 2 * 50 * 18 + 64
 
 
+GIVEN_ROWS: dict[str, Any] = {
+    "measurements": {"half": {"operator": "mask", "share": 0.5, "std": 0.3}, "clipped": {"operator": "clip", "std": 1}},
+    "posteriors": {
+        "edm": {"model": "edm", "posterior": "dps", "nfe": [9, 27], "tune": {"zeta": [0.1, 1]}},
+        "edm_ddnm": {"model": "edm", "posterior": "ddnm", "nfe": [9]},
+        "exact_ddnm": {"posterior": "ddnm", "nfe": [9]},
+    },
+    "given": {"problems": 10, "draws": 5, "validation": 4, "validation_draws": 3, "candidates": 6, "sample_seeds": [0]},
+}
+
+
+def test_posterior_samplers_cost_their_budgets(repository: Callable[..., Path]) -> None:
+    """One training; dps can use both measurements, ddnm the linear one. Calls of the exact denoiser take time alone."""
+    assert estimated().of("tune").seconds == estimated().of("given").seconds == 0
+    found = estimated(**GIVEN_ROWS)
+    assert found.of("tune").evaluations == 6 * 4 * 3 * 2 * (9 + 27)
+    assert found.of("given").evaluations == 10 * 5 * (2 * (9 + 27) + 9)
+    about = {"count": 1000, "channels": 1, "height": 8, "width": 8, "classes": ["a"], "heldout": 200}
+    assert estimated(about=about, **GIVEN_ROWS).of("given").evaluations == 2 * found.of("given").evaluations
+    without = {**GIVEN_ROWS, "posteriors": {k: v for k, v in GIVEN_ROWS["posteriors"].items() if k != "exact_ddnm"}}
+    assert estimated(**without).of("given").evaluations == found.of("given").evaluations
+    assert estimated(**without).of("given").seconds < found.of("given").seconds
+
+
 STUDENTS: dict[str, dict[str, Any]] = {
     "edm": {},
     "flow": {"parametrization": "flow", "noise": "flow_uniform"},
