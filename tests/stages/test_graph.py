@@ -141,10 +141,14 @@ READERS: dict[str, Callable[[Path], object]] = {
     "build/tiny/curves/*/results.json": load_json,
     "build/tiny/curves/*/images.safetensors": partial(load_tensors, kind="images"),
     "build/tiny/curves/*/features.safetensors": partial(load_tensors, kind="cell"),
+    "build/tiny/posteriors/*.safetensors": lambda path: load_tensors(
+        path, "problems" if path.stem == "problems" else "cells"
+    ),
     ".cache/cells/*": load_cell,
+    ".cache/given/*": partial(load_tensors, kind="given"),
     ".cache/training/*": partial(load_tensors, kind="setting"),
 }
-NOT_READ_LATER = {".gitignore", "rows", "timings"}  # rows are written in each run
+NOT_READ_LATER = {".gitignore", "rows", "rows.json", "timings"}  # rows are written in each run
 
 
 def test_every_file_has_a_reader_that_notices_a_changed_bit(tiny_study: Workspace) -> None:
