@@ -27,6 +27,7 @@ from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.likelihood import check_solver
 from pipeline.evaluation.likelihoods import Likelihood, lowest
 from pipeline.metrics.extractors.registry import check_suits
+from pipeline.params.checks_common import check_named, check_threshold
 from pipeline.params.checks_given import check_measurements
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
@@ -125,11 +126,9 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
         raise StudyError(f"{place}.method: another curve is already called {curve.method!r}; choose another name")
     if "model" not in (study.curves[name] or {}):
         raise StudyError(f"{place}.model: missing; write it in every curve, because dvc.yaml reads it there")
-    if curve.model not in models:
-        raise StudyError(f"{place}.model: no model {curve.model!r}; {nearest(curve.model, models)}")
+    check_named(f"{place}.model", curve.model, models)
     model = models[curve.model]
-    if curve.threshold != "none" and (source := study.data.source) in POINTS:
-        raise StudyError(f"{place}.threshold: only images can be thresholded, and {source} are points; use none")
+    check_threshold(place, curve, study.data.source)
     if curve.variance == "learned" and model.learned_variance == "none":
         raise StudyError(
             f"{place}.variance: model {curve.model} does not learn it; set learned_variance in its row, or use beta"
@@ -283,8 +282,7 @@ def check_likelihood(study: Study, models: dict[str, Model]) -> None:
                 f"the density is measured at sigma_min ({low:.3g}); use another, such as edm"
             )
     for name in row.models:
-        if name not in models:
-            raise StudyError(f"likelihood.models: no model {name!r}; {nearest(name, models)}")
+        check_named("likelihood.models", name, models)
         _check_likelihood_of(row, name, models[name])
 
 

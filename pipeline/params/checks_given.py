@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.data.points import POINTS
 from pipeline.evaluation.given import EXACT, PROBLEMS
 from pipeline.evaluation.given_rows import PosteriorRow, check_budget, refused
+from pipeline.params.checks_common import check_named, check_threshold
 from pipeline.params.resolved import ReportRows
 from pipeline.params.study import Study
 from pipeline.training.row import Model
@@ -46,16 +46,14 @@ def check_posteriors(study: Study, rows: Mapping[str, PosteriorRow], models: Map
             raise StudyError(
                 f"{place}.variance: a learned variance is that of sampling without a measurement; use beta"
             )
-        if row.threshold != "none" and (source := study.data.source) in POINTS:
-            raise StudyError(f"{place}.threshold: only images can be thresholded, and {source} are points; use none")
+        check_threshold(place, row, study.data.source)
         _check_model(place, row, models)
 
 
 def _check_model(place: str, row: PosteriorRow, models: Mapping[str, Model]) -> None:
     if row.model is None:
         return
-    if row.model not in models:
-        raise StudyError(f"{place}.model: no model {row.model!r}; {nearest(row.model, models)}")
+    check_named(f"{place}.model", row.model, models)
     model = models[row.model]
     if model.labels == "classes":
         raise StudyError(
