@@ -32,6 +32,7 @@ from pipeline.diffusion.networks import registry
 from pipeline.evaluation import likelihoods, losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
+from pipeline.evaluation.curve import seed_pairs
 from pipeline.evaluation.given_rows import PosteriorRow, measured_by
 from pipeline.evaluation.truth import DRAWS, true_denoiser
 from pipeline.metrics.extractors import classifier as features
@@ -358,7 +359,7 @@ class Estimate:
         for row in (entry.row for entry in self.study.posteriors.values()):
             seeds, parts = len(given.sample_seeds), 1
             if row.model is not None:
-                seeds = max(seeds, len(self.study.models[row.model].row.train_seeds))
+                seeds = len(seed_pairs(self.study.models[row.model].row.train_seeds, given.sample_seeds))
                 parts += self._data == "images" and bool(self.about.get("heldout"))
             work += self._posterior(row, parts * given.problems * given.draws, seeds)
         return work
@@ -380,14 +381,11 @@ class Estimate:
     @cached_property
     def _components(self) -> int:
         """The number of components of the exact denoiser; those of a finite data set are its images."""
-        exact = true_denoiser(self.study.data.source)
-        if exact is None:
-            return int(self.about["count"])
-        return (
-            len(exact.means if isinstance(exact, Mixture) else exact.centres)
-            if isinstance(exact, Mixture | Cubes)
-            else 1
-        )
+        match true_denoiser(self.study.data.source):
+            case Mixture(means=components) | Cubes(centres=components):
+                return len(components)
+            case _:
+                return int(self.about["count"])
 
     def _proposing(self) -> Work:
         """Two brief trainings of the first model side by side, and their errors at every noise level."""

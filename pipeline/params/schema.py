@@ -83,10 +83,9 @@ def study_schema() -> dict[str, Any]:
         {key: curve[key] if part == definitions.get(f"curve.{key}") else part for key, part in _keys(row).items()}
         for row in (Likelihood, PosteriorRow)
     )
-    definitions |= {f"posterior.{key}": part for key, part in posterior.items() if "$ref" not in part}
-    posterior = {
-        key: part if "$ref" in part else {"$ref": f"#/definitions/posterior.{key}"} for key, part in posterior.items()
-    }
+    own = {key: part for key, part in posterior.items() if "$ref" not in part}
+    definitions |= {f"posterior.{key}": part for key, part in own.items()}
+    posterior |= {key: {"$ref": f"#/definitions/posterior.{key}"} for key in own}
     scaled = {
         "needs": _mapping(_keys(Needs)),
         "data": _mapping(_keys(Data)),

@@ -10,6 +10,7 @@ import torch
 from pipeline.data.dataset import load_prepared
 from pipeline.evaluation.given import EXACT, HELDOUT, LEVELS, PRIOR, SHOWN_DRAWS
 from pipeline.evaluation.given_rows import MeasurementRow, described_keys
+from pipeline.report.comparisons import WORDS
 from pipeline.report.figures.given import Draws, calibration_figure, distances_figure, grid_figure, planes_figure
 from pipeline.report.figures.lines import Line
 from pipeline.report.given import COVERAGES, DISTANCE, SCORE, GivenResults, Point
@@ -41,7 +42,6 @@ BILL = {"calls": "calls", "products": "products", "cg_steps": "CG steps", "cost"
 GRID = np.linspace(0.05, 0.95, 19)  # levels of the calibration plot
 BEST_ORACLES, BEST_NETWORKS = 3, 2  # rows whose draws are shown
 DRAWN = 2  # draws of each kind among images
-WORDS = ("better", "worse", "equivalent", "undecided")
 SAME = "equal because nothing differs"  # as if tuning keeps the keys, or a single step is the same with two solvers
 
 
