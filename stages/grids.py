@@ -1,17 +1,22 @@
-"""Fit grids of noise levels to the models, for the curves whose discretization is optimised."""
+"""Fit grids of noise levels to the models, for the curves whose discretization is optimised.
 
-from pipeline.common.files import read_json, whole_folder
+The file of a model also names the weights of the stages before it in cascades: its sweeps depend on this file.
+"""
+
+from pipeline.common.files import folder_hash, read_json, whole_folder
 from pipeline.sampling.fitted_grids import fit_model, save_grids
 from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
-    ranges_by_model = read_json(paths.rows / "grids.json")
+    models, fitted = read_json(paths.rows / "grids.json"), 0
     with whole_folder(paths.grids("").parent) as folder:
-        for model, ranges in ranges_by_model.items():
-            save_grids(fit_model(paths.model(model), ranges), folder / f"{model}.json")
-    print(f"grids were fitted to {sum(map(bool, ranges_by_model.values()))} of {len(ranges_by_model)} models")
+        for model, asked in models.items():
+            earlier = {name: folder_hash(paths.model(name)) for name in asked["earlier"]}
+            save_grids(fit_model(paths.model(model), asked["ranges"]), folder / f"{model}.json", earlier)
+            fitted += bool(asked["ranges"])
+    print(f"grids were fitted to {fitted} of {len(models)} models")
 
 
 if __name__ == "__main__":

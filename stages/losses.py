@@ -9,6 +9,7 @@ from pipeline.data.row import Data
 from pipeline.evaluation.losses import COLUMNS, IMAGES, measure_model, noise_levels
 from pipeline.evaluation.truth import known_truth
 from pipeline.training.row import Model
+from pipeline.training.spaces import in_space
 from stages import Arguments, run_stage
 
 
@@ -18,7 +19,9 @@ def main(arguments: Arguments) -> None:
     rows = {name: Model(**read_json(paths.row("models", name))) for name in read_json(paths.rows / "models.json")}
     truth = known_truth(Data(**read_json(paths.rows / "data.json")).source, noise_levels())
     models = {
-        name: measure_model(name, row, paths.model(name), data.images, labels=data.labels, truth=truth)
+        name: measure_model(
+            name, row, paths.model(name), in_space(paths.space(name), data, {})[0], labels=data.labels, truth=truth
+        )
         for name, row in rows.items()
     }
     lines = [asdict(line) for model in models.values() for line in model.lines]

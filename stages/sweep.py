@@ -5,6 +5,7 @@ import sys
 from pipeline.common import processes
 from pipeline.common.files import read_json, whole_folder, write_json
 from pipeline.common.progress import bar, tell
+from pipeline.diffusion.space import load_space
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.sweep import measure_curve, save_curve
@@ -21,7 +22,7 @@ def main(arguments: Arguments) -> None:
     paths, name = arguments.paths, arguments.row
     curve = Curve(**read_json(paths.row("curves", name)))
     model, extractor = paths.model(curve.model), load_extractor(paths.features)
-    grids = load_grids(paths.grids(curve.model))
+    grids, space = load_grids(paths.grids(curve.model)), load_space(paths.space(curve.model))
     reference = load_reference(paths.reference, extractor.hash)
     with bar(f"sweep {name}", len(curve.cells()) * curve.samples, "image") as progress:
 
@@ -29,7 +30,7 @@ def main(arguments: Arguments) -> None:
             progress.update(cell.samples)
             tell(progress, f"{name}, {cell.describe(extractor)}")
 
-        cells = measure_curve(curve, model, grids, extractor, reference, finished)
+        cells = measure_curve(curve, model, grids, extractor, reference, finished, space=space)
     if not processes.first():
         return
     with whole_folder(paths.curve(name)) as folder:

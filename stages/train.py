@@ -9,6 +9,7 @@ from pipeline.data.dataset import load_prepared, load_summary
 from pipeline.training.checks import check_models
 from pipeline.training.loop import train_seeds
 from pipeline.training.row import Model
+from pipeline.training.spaces import in_space
 from pipeline.training.trained import save_models
 from stages import Arguments, run_stage
 
@@ -19,8 +20,9 @@ def main(arguments: Arguments) -> None:
     row = Model(**read_json(paths.row("models", name)))
     data, summary = load_prepared(paths.data), load_summary(paths.data)
     check_models({name: row}, summary, data.images, data.labels)
+    images, summary = in_space(paths.space(name), data, summary)
     with bar(f"train {name}", row.seen_images * len(row.train_seeds), "image") as progress:
-        trained = train_seeds(row, summary, data.images, progress.update, labels=data.labels)
+        trained = train_seeds(row, summary, images, progress.update, labels=data.labels)
     if not processes.first():
         return
     with whole_folder(paths.model(name)) as folder:

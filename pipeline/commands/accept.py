@@ -20,6 +20,7 @@ from typing import Any
 from dvc.output import Output
 from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage
+from torch import Tensor
 
 from pipeline.commands.differences import first_difference
 from pipeline.commands.remake import run_stage, scratch_folder
@@ -33,8 +34,9 @@ from pipeline.common.processes import workers_on
 from pipeline.common.sealed import load_json
 from pipeline.common.tensors import load_tensors
 from pipeline.common.threads import side_by_side
-from pipeline.data.dataset import Dataset, load_prepared, load_summary
+from pipeline.data.dataset import load_prepared, load_summary
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser
+from pipeline.diffusion.space import load_space
 from pipeline.diffusion.weights import failure, main_file
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
@@ -50,6 +52,7 @@ from pipeline.training.checks import spec_of
 from pipeline.training.loop import advance, pairs_from, train_seeds
 from pipeline.training.row import Model
 from pipeline.training.run import Run
+from pipeline.training.spaces import in_space
 from pipeline.training.trained import save_models
 
 NOT_SAMPLED = ("resolve", "report")  # the first always runs, the last is made again
@@ -170,14 +173,15 @@ class Sample:
         data, summary = load_prepared(self.paths.data), load_summary(self.paths.data)
         models = {name: Model(**read_json(self.paths.row("models", name))) for name in self._all_models()}
         seeds = [(n, s) for n in names for s in models[n].train_seeds if not failure(self.paths.model(n), s)]
-        tasks = [partial(self._first_steps, name, models, seed, data, summary) for name, seed in seeds]
+        spaces = {name: in_space(self.paths.space(name), data, summary) for name in names}
+        tasks = [partial(self._first_steps, name, models, seed, data.labels, *spaces[name]) for name, seed in seeds]
         first: dict[str, Any] = {name: {"outputs": self._lock_hash(name), "seeds": {}} for name in names}
         for (name, seed), now in zip(seeds, side_by_side(tasks, workers_on(default_device())), strict=True):
             first[name]["seeds"][str(seed)] = now
             before = known.get(name, {})
             if before.get("outputs") == first[name]["outputs"] and before["seeds"].get(str(seed), now) != now:
                 raise StudyError(f"train@{name}: seed {seed}: the weights differ after the first steps")
-        self._whole_training(names[0], models[names[0]], data, summary)
+        self._whole_training(names[0], models[names[0]], data.labels, *spaces[names[0]])
         return {"first_steps": known | first, "whole": f"{names[0]}, seed {models[names[0]].train_seeds[0]}"}
 
     def _all_models(self) -> list[str]:
@@ -190,13 +194,19 @@ class Sample:
         return next(str(out.hash_info.value) for out in self.stale[f"train@{model}"].outs if _place(out) == str(folder))
 
     def _first_steps(
-        self, name: str, models: dict[str, Model], seed: int, data: Dataset, summary: dict[str, Any]
+        self,
+        name: str,
+        models: dict[str, Model],
+        seed: int,
+        labels: Tensor | None,
+        images: Tensor,
+        summary: dict[str, Any],
     ) -> str:
         """Train up to the first point of the training curve, compare that point, and return a hash of the weights."""
         row, device, teacher = models[name].rounds[0], default_device(), self._teacher(models, models[name], seed)
         run = Run(spec_of(row, summary), row, seed, device, teacher=teacher)
-        images, labels = to_device(data.images, device), data.labels if row.labels == "classes" else None
-        examples = Examples(images, labels, pairs_from(teacher, row, seed, device))
+        labels = labels if row.labels == "classes" else None
+        examples = Examples(to_device(images, device), labels, pairs_from(teacher, row, seed, device))
         for _ in run.stretches()[0]:
             advance(run, examples)
         now = {key: str(value) for key, value in run.curve()[0].items()}
@@ -217,13 +227,15 @@ class Sample:
         teacher = next(name for name, other in models.items() if other.model_copy(update=seedless) == wanted)
         return load_denoiser(main_file(self.paths.model(teacher), seed))
 
-    def _whole_training(self, name: str, row: Model, data: Dataset, summary: dict[str, Any]) -> None:
+    def _whole_training(
+        self, name: str, row: Model, labels: Tensor | None, images: Tensor, summary: dict[str, Any]
+    ) -> None:
         """Train one seed to its end and compare all files of weights."""
         seed = row.train_seeds[0]
         before = self.paths.model(name).resolve()
-        images = partial(train_seeds, row.model_copy(update={"train_seeds": (seed,)}), summary, data.images)
+        one = row.model_copy(update={"train_seeds": (seed,)})
         with _elsewhere() as folder:
-            save_models(images(lambda count: None, labels=data.labels), folder / name)
+            save_models(train_seeds(one, summary, images, lambda count: None, labels=labels), folder / name)
             for file in sorted((folder / name).iterdir()):
                 if found := first_difference(before / file.name, file):
                     raise StudyError(f"train@{name}: {found}")
@@ -247,7 +259,8 @@ class Sample:
                 raise StudyError(f"sweep@{name}: its row asks for other cells than it has; run `make repro`")
             steps, seeds = median_low(sorted({steps for steps, _ in places})), curve.seeds[0]
             grids = load_grids(build / "grids" / f"{curve.model}.json")
-            cell = measure_cell(curve, build / "models" / curve.model, grids, extractor, reference, seeds, steps)
+            model, space = build / "models" / curve.model, load_space(build / "spaces" / curve.model)
+            cell = measure_cell(curve, model, grids, extractor, reference, seeds, steps, space=space)
             self._compare_cell(name, before[places.index((steps, seeds))], cell, build / "curves" / name)
             return {"steps": steps, "seeds": list(seeds)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.commands.cost import DVC_SECONDS, WITHIN, Estimate, Work, model_size, off_by, speed
+from pipeline.commands.cost import DVC_SECONDS, WITHIN, Estimate, Work, decoder_size_of, model_size, off_by, speed
 from pipeline.commands.seeds import MORE, minutes_of_seeds, worth
 from pipeline.commands.stale import Reason, reasons_of_rows
 from pipeline.common.files import Paths, read_json
@@ -43,6 +43,8 @@ class Preview:
     cores: int
     seeds: str
     """What further seeds cost and buy, in one line."""
+    weighted: Mapping[str, Mapping[int, float]]
+    """FLOP-weighted NFE of the methods by budget; empty if all their evaluations cost the same."""
     lacks: tuple[str, ...] = ()
     """What this machine lacks to run it."""
 
@@ -66,6 +68,7 @@ class Preview:
         else:
             yield f"all {len(self.stages)} stages are up to date"
         yield from self._bills()
+        yield from self._weighted()
         yield from self._accuracy()
         yield self.seeds
 
@@ -105,6 +108,16 @@ class Preview:
             texts = [f"{count:,}" if count else "-" for count in counts]
             yield f"{name:<{width}}" + "".join(f"{text:>{12 + (i % 3 > 0)}}" for i, text in enumerate(texts))
         yield "of one seed; a teacher is trained once, however many learn from it"
+        yield ""
+
+    def _weighted(self) -> Iterator[str]:
+        """FLOP-weighted NFE of the methods at each of their budgets, if their networks differ."""
+        if not self.weighted:
+            return
+        width = max(map(len, self.weighted)) + 2
+        yield f"{'FLOP-weighted NFE':<{width}}  budget: evaluations of the first model of full images that cost as much"
+        for name, costs in self.weighted.items():
+            yield f"{name:<{width}}  " + ", ".join(f"{budget}: {cost:.3g}" for budget, cost in costs.items())
         yield ""
 
     def _accuracy(self) -> Iterator[str]:
@@ -147,7 +160,8 @@ def preview(path: Path, start_seconds: float, beside: Executor | None = None) ->
         stages = reasons_of_rows(graph, paths.rows, rows.files())
     speed_here = speed(start_seconds)
     sizes = {name: model_size(entry.row, about) for name, entry in rows.models.items()}
-    estimate = Estimate(rows, about, sizes, speed_here)
+    decoders = {name: decoder_size_of(row, about) for name, row in rows.autoencoders.items()}
+    estimate = Estimate(rows, about, sizes, speed_here, decoders)
     work = {stage: estimate.of(stage) for stage in stages}
     timings = {}
     for stage in (stage for stage in stages if stage.startswith(("train@", "sweep@"))):
@@ -158,4 +172,16 @@ def preview(path: Path, start_seconds: float, beside: Executor | None = None) ->
     lacks = tuple(line for line in (unmet(study), weights) if line)
     minutes = {more: minutes_of_seeds(estimate, stages, more) for more in MORE}
     seeds = worth(rows, minutes, paths.reports / "results.csv")
-    return Preview(path, rows, about, stages, work, timings, speed_here.start_seconds, speed_here.cores, seeds, lacks)
+    start, weighted = speed_here.start_seconds, _weighted(estimate)
+    return Preview(path, rows, about, stages, work, timings, start, speed_here.cores, seeds, weighted, lacks)
+
+
+def _weighted(estimate: Estimate) -> dict[str, dict[int, float]]:
+    """See `Preview.weighted`."""
+    rows = estimate.study
+    curves = {name: entry.row for name, entry in rows.curves.items() if entry.row.method}
+    flops = {estimate.sizes[model].flops for row in curves.values() for model in row.stages}
+    if len(flops) < 2:
+        return {}
+    found = {name: {budget: estimate.weighted(row, budget) for budget in row.nfe} for name, row in curves.items()}
+    return {name: {b: cost for b, cost in costs.items() if cost is not None} for name, costs in found.items()}

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -26,13 +26,14 @@ from pipeline.common.size import FLOAT_BYTES, Size, size_of
 from pipeline.common.threads import cores, side_by_side
 from pipeline.data.dataset import shape_of
 from pipeline.data.heldout import equal_size
+from pipeline.diffusion.autoencoder import decoder_size
 from pipeline.diffusion.averages import profiles
 from pipeline.diffusion.exact import Cubes, Mixture
 from pipeline.diffusion.networks import registry
 from pipeline.evaluation import likelihoods, losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
-from pipeline.evaluation.curve import seed_pairs
+from pipeline.evaluation.curve import Curve, seed_pairs
 from pipeline.evaluation.given_rows import PosteriorRow, measured_by
 from pipeline.evaluation.truth import DRAWS, true_denoiser
 from pipeline.metrics.extractors import classifier as features
@@ -42,6 +43,7 @@ from pipeline.sampling.fitted_grids import FIT_EVALUATIONS, TRAJECTORIES
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
 from pipeline.training import bill, classifier
+from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.batches import Examples
 from pipeline.training.checks import spec_of
 from pipeline.training.loop import advance
@@ -111,11 +113,18 @@ def model_size(row: Model, about: dict[str, Any]) -> Size:
     return _kept(parts, lambda: registry.size(spec_of(row, about)))
 
 
+def decoder_size_of(row: AutoencoderRow, about: dict[str, Any]) -> Size:
+    """The size of an autoencoder's decoder for a data set, given by its summary. Raises StudyError as `model_size`."""
+    shape = shape_of(about)
+    return _kept(["decoder", row.model_dump(mode="json"), shape], lambda: decoder_size(row.spec(shape)))
+
+
 def _architecture(row: Model) -> dict[str, Any]:
     """The keys of a row that its network's size depends on."""
     keys = ("network", "channels", "multipliers", "blocks", "attention", "patch", "embedding", "dropout", "equal")
     own = {key: getattr(row, key) for key in (*keys, "labels", "learned_variance")} | {"augmented": row.augment > 0}
-    return own | {"like": _architecture(row.like) if row.equal and row.like else None}
+    place = row.model_dump(mode="json", include={"resolution", "upsampler", "autoencoder"})
+    return own | place | {"like": _architecture(row.like) if row.equal and row.like else None}
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,8 @@ class Estimate:
     about: Mapping[str, Any]
     sizes: Mapping[str, Size]
     speed: Speed
+    decoders: Mapping[str, Size] = field(default_factory=dict)
+    """The sizes of decoders, by autoencoder."""
 
     def of(self, stage: str) -> Work:
         """The work of a stage, by its name in dvc.yaml, such as train@edm."""
@@ -234,6 +245,8 @@ class Estimate:
             "propose": self._proposing,
             "grids": self._fitting,
             "features": self._extractor,
+            "autoencode": self._autoencoders,
+            "reconstruct": self._reconstructing,
         }
         if kind in of_row:
             return of_row[kind](name)
@@ -288,18 +301,50 @@ class Estimate:
         workers = self._workers(seeds)
         return replace(work.repeated(seeds, workers), mib=self._mib(workers * held))
 
+    def _autoencoders(self) -> Work:
+        """The trainings of all autoencoders side by side, and the encoding of all images."""
+        work, rows = Work(mib=self._mib(0)), self.study.autoencoders
+        for name, row in rows.items():
+            both = row.trained_images + self.about["count"] * (row.kind != "pca")
+            work += replace(self.speed.training(self.decoders[name], 2 * both, row.batch), evaluations=0)
+        return replace(work, seconds=work.seconds / self._workers(len(rows)))
+
+    def _reconstructing(self) -> Work:
+        """Encoding, decoding and measuring of samples, training and held-out, with each autoencoder."""
+        work, count = Work(mib=self._mib(0)), self.study.samples
+        for name in self.study.autoencoders:
+            made = replace(self.speed.calling(self.decoders[name], 2 * count, CALL_BATCH), evaluations=0)
+            measuring = Work(seconds=CELL_SECONDS[self._data] * self.speed.slower * count / 1024)
+            work += (made + self._features.repeated(count) + measuring).repeated(2)
+        return work
+
+    def weighted(self, curve: Curve, budget: int) -> float | None:
+        """FLOP-weighted NFE of a curve's sample at a budget: the operations of all stages and of the decoder, relative to
+        an evaluation of the first model of full images; None if the study has no such model."""
+        full = next((name for name, entry in self.study.models.items() if entry.row.lives_in_data), None)
+        if full is None:
+            return None
+        stages = [(curve.model, budget)]
+        if not curve.build_solver().adaptive:
+            stages = curve.stage_evaluations(curve.steps(budget))
+        space = self.study.models[curve.model].row.space
+        decoding = self.decoders[space].flops if space else 0
+        return (sum(self.sizes[model].flops * calls for model, calls in stages) + decoding) / self.sizes[full].flops
+
     def _sweeping(self, name: str) -> Work:
         """All cells of a curve row, the longest first, on as many threads as there are cores."""
         curve = self.study.curves[name].row
-        size, count = self.sizes[curve.model], curve.samples
+        size, count, space = self.sizes[curve.model], curve.samples, self.study.models[curve.model].row.space
         batch = min(CPU_BATCH if curve.batch == "auto" else curve.batch, count)
         adaptive = curve.build_solver().adaptive
         cells: list[Work] = []
         for steps in {curve.steps(budget) for budget in curve.nfe}:
-            calls = count * (max(curve.nfe) if adaptive else curve.evaluations(steps))
+            stages = [(curve.model, max(curve.nfe))] if adaptive else curve.stage_evaluations(steps)
+            calling = sum((self.speed.calling(self.sizes[m], count * calls, batch) for m, calls in stages), Work())
+            if space:
+                calling += replace(self.speed.calling(self.decoders[space], count, batch), evaluations=0)
             seconds = CELL_SECONDS[self._data] + (HELDOUT_SECONDS[self._data] if self.about.get("heldout") else 0)
             measuring = Work(seconds=seconds * self.speed.slower * count / 1024)
-            calling = self.speed.calling(size, calls, batch)
             cells += [calling + self._features.repeated(count) + measuring] * len(curve.seeds)
         workers = self._workers(len(cells))
         work = sum(cells, Work())

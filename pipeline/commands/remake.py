@@ -110,7 +110,8 @@ def _narrowed(rows: Resolved, places: Sequence[Place]) -> Resolved:
         pairs = tuple(pair for pair in entry.row.seeds if pair in {place[2:] for place in own})
         budgets = tuple(nfe for nfe in entry.row.nfe if entry.row.steps(nfe) in {place.steps for place in own})
         curves[name] = entry.model_copy(update={"row": entry.row.model_copy(update={"nfe": budgets, "seeds": pairs})})
-        seeds.setdefault(entry.row.model, set()).update(place.train_seed for place in own)
+        for model in entry.row.stages:
+            seeds.setdefault(model, set()).update(place.train_seed for place in own)
     models: dict[str, ModelEntry] = dict(rows.models)
     for name, own_seeds in seeds.items():
         row = models[name].row.model_copy(update={"train_seeds": tuple(sorted(own_seeds))})
@@ -155,9 +156,9 @@ class _Remaking:
     def training(self) -> dict[str, set[str]]:
         """The data and the models, and what each stage waits for: a model for those that may be its teacher."""
         depths = {name: _depth(self.rows.models[name].row) for name in self.rows.grids}
-        needs = {"prepare": set[str]()}
+        needs = {"prepare": set[str]()} | ({"autoencode": {"prepare"}} if depths else {})
         for name, depth in depths.items():
-            needs[f"train@{name}"] = {"prepare", *(f"train@{each}" for each, less in depths.items() if less < depth)}
+            needs[f"train@{name}"] = {"autoencode", *(f"train@{each}" for each, less in depths.items() if less < depth)}
         return needs | ({"grids": needs.keys() - {"prepare"}} if depths else {})
 
     def measure(self, before: dict[str, set[str]]) -> Remade:

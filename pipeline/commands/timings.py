@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.commands.repro import reproduce
 from pipeline.common.files import Paths, read_json, write_csv
 from pipeline.common.threads import side_by_side
+from pipeline.diffusion.space import load_space
 from pipeline.evaluation.seconds import COLUMNS, seconds_of, timed_points
 from pipeline.params.resolved import ReportRows
 from pipeline.params.study import read_study
@@ -17,7 +18,13 @@ def time_study(params: Path) -> None:
     paths = Paths(read_study(params).study.name)
     curves = ReportRows(**read_json(paths.rows / "report.json")).curves
     points = (
-        timed_points(name, entry.row, paths.model(entry.row.model), load_grids(paths.grids(entry.row.model)))
+        timed_points(
+            name,
+            entry.row,
+            paths.model(entry.row.model),
+            load_grids(paths.grids(entry.row.model)),
+            load_space(paths.space(entry.row.model)),
+        )
         for name, entry in curves.items()
     )
     [timings] = side_by_side([lambda: seconds_of(list(chain.from_iterable(points)))])

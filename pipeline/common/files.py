@@ -53,6 +53,9 @@ class Paths:
     def model(self, name: str) -> Path:
         return self.build / "models" / name
 
+    def space(self, model: str) -> Path:
+        return self.build / "spaces" / model
+
     def grids(self, model: str) -> Path:
         return self.build / "grids" / f"{model}.json"
 
@@ -141,6 +144,12 @@ def content_hash(*parts: object) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """A hash of the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return content_hash(*(part for path in files for part in (path.name, path.read_bytes)))
 
 
 @contextmanager

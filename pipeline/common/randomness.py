@@ -16,13 +16,14 @@ def generator(purpose: str, *indices: int) -> torch.Generator:
 
 
 class SampleNoise:
-    """Standard normal noise for samples of one seed; the stream of sample i depends on (seed, i) alone.
+    """Standard normal noise for samples of one seed; the stream of sample i depends on (seed, i) alone, and in a cascade
+    on the number of stages that follow (`depth`).
 
     Each call of `randn_like(x)`, with x (N, ...) for N indices, draws from the N independent streams.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        self.generators = [generator("sample", seed, i) for i in indices]
+    def __init__(self, seed: int, indices: Sequence[int], depth: int = 0) -> None:
+        self.generators = [generator("sample", seed, i, *([depth] if depth else [])) for i in indices]
 
     def randn(self, shape: Sequence[int]) -> Tensor:
         """One draw of `shape` from each stream: float32, (N, *shape)."""

@@ -86,6 +86,11 @@ def to_range(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
+def to_coordinates(images: torch.Tensor) -> torch.Tensor:
+    """Images, uint8, in [-1, 1]; float32 of any shape, which is in the coordinates of a model already, unchanged."""
+    return images if images.dtype == torch.float32 else to_range(images)
+
+
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Floats of any shape -> uint8: clamped to [-1, 1], then rounded half to even. Inverts `to_range` exactly.
 

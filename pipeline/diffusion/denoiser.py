@@ -16,6 +16,7 @@ from pipeline.common.tensors import load_tensors, save_tensors
 from pipeline.diffusion.networks.registry import build
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS, Coefficients
 from pipeline.diffusion.spec import Spec
+from pipeline.diffusion.upsampling import Low, conditioning
 
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -81,32 +82,39 @@ class Denoiser(nn.Module):
         if len(self.shape) == 3:
             self.network.to(memory_format=MEMORY_FORMATS[spec.memory_format])
 
-    def forward(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None, low: Low | None = None) -> Tensor:
         """The mean of x0 given z (N, *shape) at noise level sigma, a scalar or (N,), in z's shape and dtype.
 
-        labels (N,), int64: the classes, -1 for none. A network without classes ignores them.
+        labels (N,), int64: the classes, -1 for none. A network without classes ignores them. low: the low-resolution
+        images of an upsampler, which only an upsampler gets.
         """
-        return self._answer(z, sigma, labels)[0]
+        return self._answer(z, sigma, labels, low)[0]
 
-    def with_variance(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def with_variance(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None, low: Low | None = None) -> Tensor:
         """D, and after it along the channels v of `network_parts`, from one call of the network: (N, 2 C, ...).
 
         Raises StudyError if the network does not learn the variance.
         """
-        denoised, v = self._answer(z, sigma, labels)
+        denoised, v = self._answer(z, sigma, labels, low)
         if v is None:
             raise StudyError(
                 "variance: learned needs a network that learns it; set learned_variance in the model's row"
             )
         return torch.cat([denoised, v], dim=1)
 
-    def _answer(self, z: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _answer(self, z: Tensor, sigma: Tensor, labels: Tensor | None, low: Low | None) -> tuple[Tensor, Tensor | None]:
         """D, and v of `network_parts`."""
         coefficients = self.coefficients(sigma.double().expand(len(z)), self.sigma_data)
         labels = None if labels is None else to_device(labels, z.device)
+        others = () if low is None else (None, *self.low_inputs(low))
         [network] = self.calls or [self.network]
         with autocast(self.precision, z.device):
-            return denoised(network, coefficients, z, labels)
+            return denoised(network, coefficients, z, labels, *others)
+
+    def low_inputs(self, low: Low) -> list[Tensor]:
+        """The inputs `low` and `strength` of an upsampler's network."""
+        spec = self.spec
+        return conditioning(low, spec.shape[1:], self.sigma_data, spec.low_augmentation, spec.low_strength)
 
     def run_on(self, device: torch.device, precision: str = "float32", compile: str = "none") -> Self:
         """Move it to a device and set the precision and compilation of its calls, as in a curve row."""

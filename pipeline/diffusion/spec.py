@@ -13,7 +13,9 @@ class Spec:
     sigma_data is the standard deviation of the data. shape is (C, H, W) of images or (2,) of points. augmentation is
     the count of numbers that describe an augmentation, 0 for a network that takes none. classes is the number of images
     in each class, () for a network that takes no labels. learned_variance: whether the network also answers the
-    variance of a step; files that were written before this field existed lack it.
+    variance of a step. low is the shape (C, h, w) of the low-resolution images that an upsampler gets, () for other
+    networks; low_augmentation, of AUGMENTATIONS, and low_strength, the largest in training, say how they are augmented.
+    The file of another network leaves these three out.
     """
 
     parametrization: str
@@ -31,10 +33,14 @@ class Spec:
     augmentation: int
     classes: tuple[int, ...]
     learned_variance: bool = False
+    low: tuple[int, ...] = ()
+    low_augmentation: str = ""
+    low_strength: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """The fields in alphabetical order, for JSON."""
-        return dict(sorted(asdict(self).items()))
+        """The fields in alphabetical order, for JSON, without those that only an upsampler has."""
+        fields = asdict(self)
+        return dict(sorted((key, value) for key, value in fields.items() if self.low or not key.startswith("low")))
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:

@@ -12,7 +12,7 @@ from pipeline.common.fingerprint import code_hash
 from pipeline.common.machine import machine
 from pipeline.common.sealed import kept, reading
 from pipeline.common.tensors import load_tensors, save_tensors
-from pipeline.evaluation.curve import SAMPLING_KEYS, Curve
+from pipeline.evaluation.curve import Curve
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.names import headline, label
 from pipeline.metrics.reference import Reference
@@ -72,7 +72,7 @@ def cache_file(
     device: torch.device,
 ) -> Path:
     """The file of a cell in the cache, named by a hash of everything that the cell depends on."""
-    choices = curve.model_dump(mode="json", include={*SAMPLING_KEYS, "samples", "batch"})
+    choices = curve.sampling | curve.model_dump(mode="json", include={"samples", "batch"})
     origin = (extractor.hash, reference.hash, code_hash("pipeline.evaluation.sweep"), machine(device))
     return CACHE / "cells" / f"{content_hash(weights, choices, steps, sample_seed, *origin)}.safetensors"
 

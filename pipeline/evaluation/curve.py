@@ -1,6 +1,7 @@
 """A curve row: one sampler on one model, measured at several budgets of network evaluations."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -9,6 +10,8 @@ from pipeline.common.rows import MOST, Label, Name, PositiveInt, Seed, Seeds, ax
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL, HalfLife, Power, Profile
 from pipeline.diffusion.weights import Selection
 from pipeline.sampling.row import Sampler
+
+ROUNDING = 1e-9  # of shares of a budget
 
 
 class Curve(Sampler):
@@ -34,6 +37,14 @@ class Curve(Sampler):
     """Precision of the network's calls."""
     compile: Literal["none", "default"] = axis("none", "sampling compilation")
     """Whether torch.compile compiles the network (default, on a GPU with CUDA graphs) or not (none)."""
+    after: Name | None = axis(None, "cascade")
+    """The curve that makes the low-resolution images, for a model with `upsampler`: the stage before in a cascade."""
+    strength: Annotated[float, Field(ge=0, le=100)] = axis(0.0, "conditioning augmentation")
+    """Strength of the augmentation of low-resolution images, which the network is told; at most that of its training."""
+    truncated: bool = axis(False, "truncated sampling")
+    """Stop the stage before at noise level `strength`, instead of adding this noise to its samples."""
+    share: Annotated[float, Field(gt=0, lt=1)] = axis(0.5, "budget of stages")
+    """Share of a budget that is for all stages before this one."""
     train_seeds: Seeds | None = None
     """Training seeds of the model that it samples from; null: all of them."""
     sample_seeds: Seeds = (0, 1, 2)
@@ -42,6 +53,8 @@ class Curve(Sampler):
     """Whether training and sampling seeds are paired one to one or fully crossed."""
     seeds: tuple[tuple[Seed, Seed], ...] = ()
     """(training seed, sampling seed) of each repetition; `resolve` fills it in."""
+    earlier: "Curve | None" = None
+    """The row that `after` names; `resolve` fills it in."""
 
     def weights(self, student: int | None = None) -> Selection:
         """The weights that it samples with. Guidance without effect needs no guide. student: as of `student_of`."""
@@ -54,17 +67,71 @@ class Curve(Sampler):
         return Selection(average, self.guide if separate else None, self.guide_images, student)
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """The choices, for JSON, that determine samples, given the weights, without the budgets."""
+        own = self.model_dump(mode="json", include=set(SAMPLING_KEYS))
+        if self.earlier is None:
+            return own
+        keys = self.model_dump(mode="json", include={"strength", "truncated", "share"})
+        return own | keys | {"earlier": self.earlier.sampling | self.earlier.choice_of_weights}
+
+    @property
+    def choice_of_weights(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include={"guide_images", "ema_halflife_images", "ema_sigma_rel"})
+
+    @property
     def sampler_hash(self) -> str:
         """The first digits of a hash of the choices that determine the samples of a model, without the budgets."""
-        return content_hash(self.model_dump(mode="json", include={*SAMPLING_KEYS, *WEIGHTS_KEYS}))[:SHORT_HASH]
+        return content_hash(self.sampling | self.choice_of_weights)[:SHORT_HASH]
+
+    @property
+    def end(self) -> float:
+        """The noise level at which the stage before ends."""
+        return self.strength if self.truncated else 0.0
+
+    def steps(self, budget: int, end: float = 0.0) -> int:
+        """The steps of the last stage, to the noise level `end`, that its share of a budget pays for."""
+        if self.earlier is None:
+            return super().steps(budget, end)
+        own = math.floor(budget * (1 - self.share) + ROUNDING)
+        try:
+            steps = super().steps(own, end)
+            self.earlier_steps(steps, end)
+        except ValueError as error:
+            raise ValueError(f"{error} (of {budget}, share {self.share:g} is for the stages before)") from None
+        return steps
+
+    def earlier_steps(self, steps: int, end: float = 0.0) -> int:
+        """The steps of the stage before, if this one takes `steps`: as many as the share of the stages before pays for.
+
+        Raises ValueError if it pays for none.
+        """
+        assert self.earlier is not None
+        budget = math.floor(super().evaluations(steps, end) * self.share / (1 - self.share) + ROUNDING)
+        return self.earlier.steps(budget, self.end)
+
+    def evaluations(self, steps: int, end: float = 0.0) -> int:
+        """The network calls of `steps` steps, guidance included, and of all stages before."""
+        return sum(count for _, count in self.stage_evaluations(steps, end))
+
+    def stage_evaluations(self, steps: int, end: float = 0.0) -> list[tuple[str, int]]:
+        """The model and the network calls of each stage, the first one first, if the last one takes `steps` steps."""
+        own = (self.model, super().evaluations(steps, end))
+        if self.earlier is None:
+            return [own]
+        return [*self.earlier.stage_evaluations(self.earlier_steps(steps, end), self.end), own]
+
+    @property
+    def stages(self) -> list[str]:
+        """The models of all stages, the first one first."""
+        return [*(self.earlier.stages if self.earlier else ()), self.model]
 
     def cells(self) -> list[tuple[int, tuple[int, int]]]:
         """(steps, (training seed, sampling seed)) of every cell. Budgets that pay for equal steps share a cell."""
         return [(steps, seeds) for steps in self.step_counts for seeds in self.seeds]
 
 
-SAMPLING_KEYS = frozenset({*Sampler.model_fields, "labels", "precision", "compile"} - {"nfe"})  # given the weights
-WEIGHTS_KEYS = frozenset({"guide_images", "ema_halflife_images", "ema_sigma_rel"})
+SAMPLING_KEYS = frozenset({*Sampler.model_fields, "labels", "precision", "compile"} - {"nfe"})  # of one stage
 
 
 def seed_pairs(

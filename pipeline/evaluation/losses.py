@@ -19,9 +19,10 @@ from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
 from pipeline.common.threads import side_by_side
-from pipeline.data.dataset import is_points, to_range
+from pipeline.data.dataset import to_coordinates
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
+from pipeline.diffusion.upsampling import Low, averaged
 from pipeline.diffusion.weights import failure, main_file
 from pipeline.evaluation.bound import variational_bound
 from pipeline.evaluation.truth import Truth, distances
@@ -113,15 +114,24 @@ def evenly_spread(images: Tensor, count: int) -> Tensor:
 
 
 def error_at(denoiser: Denoiser, x0: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-    """The mean of (D - x0)^2 over the values of x0 (N, ...). Every denoiser and sigma get the same noise."""
+    """The mean of (D - x0)^2 over the values of x0 (N, ...). Every denoiser and sigma get the same noise.
+
+    An upsampler gets low-resolution images without augmentation.
+    """
     n = to_device(torch.randn(x0.shape, generator=generator("losses", 0)), x0.device)
-    return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), labels).mean()
+    return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), labels, low_of(denoiser, x0)).mean()
+
+
+def low_of(denoiser: Denoiser, x0: Tensor) -> Low | None:
+    """The low-resolution images of x0 (N, C, H, W) for an upsampler, without augmentation; None for other networks."""
+    low = denoiser.spec.low
+    return Low(averaged(x0, low[1]), torch.zeros(len(x0))) if low else None
 
 
 def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | None = None) -> Iterator[LevelLoss]:
     """Measure a denoiser of the row at each of noise_levels(), on images (N, C, H, W), uint8, or points (N, 2)."""
     device = next(denoiser.parameters()).device
-    x0 = to_device(to_range(images), device)
+    x0 = to_device(to_coordinates(images), device)
     parameters = list(denoiser.parameters())
     for sigma in noise_levels():
         weight = math.nan
@@ -136,26 +146,32 @@ def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | No
         yield LevelLoss(float(sigma), value, weight * value, weight * float(norm))
 
 
-def straightness(denoiser: Denoiser) -> float:
-    """The mean of (n - x0 - v)^2 over IMAGES trajectories, time and dimensions; see `flow_to`."""
+def straightness(denoiser: Denoiser, images: Tensor) -> float:
+    """The mean of (n - x0 - v)^2 over trajectories, time and dimensions; see `flow_to`.
+
+    images: those that an upsampler gets averaged, one for each trajectory.
+    """
+    low = low_of(denoiser, to_coordinates(images))
     largest = torch.tensor(PARAMETRIZATIONS[denoiser.spec.parametrization].largest, dtype=torch.float64)
 
     def inside(z: Tensor, sigma: Tensor) -> Tensor:
         """D. Above the highest level of its path it is evaluated there, on the same noise, which hides the image."""
         level = sigma.minimum(largest)
-        return denoiser(z * (level / sigma).to(z), level)
+        return denoiser(z * (level / sigma).to(z), level, low=low)
 
     device = next(denoiser.parameters()).device
-    n = to_device(torch.randn(IMAGES, *denoiser.shape, generator=generator("straightness", 0)), device)
+    count = len(images) if low else IMAGES
+    n = to_device(torch.randn(count, *denoiser.shape, generator=generator("straightness", 0)), device)
     return float(flow_to(inside, n, STRAIGHTNESS_STEPS)[1].mean())
 
 
 def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> BoundTerms | None:
     """The variational bound of a row that is trained on a table of noise levels.
 
-    None for other rows, for points, because the bound is of pixels with 256 levels, and if an answer is not finite.
+    None for other rows and upsamplers, for points and latents, because the bound is of pixels with 256 levels, and if an
+    answer is not finite.
     """
-    if is_points(images) or not isinstance(row.distribution, Levels):
+    if images.is_floating_point() or row.upsampler or not isinstance(row.distribution, Levels):
         return None
     levels, learned = row.distribution.levels, row.learned_variance != "none"
     try:
@@ -176,8 +192,8 @@ def measure_model(
 ) -> ModelLosses:
     """Measure all seeds of a model whose training did not fail, before and after training.
 
-    folder: where `save_models` wrote the weights. images (N, C, H, W), uint8, or points (N, 2), of which IMAGES are
-    used. labels (N,): their classes, which a model with classes gets. truth: the exact answers for the points, at
+    folder: where `save_models` wrote the weights. images (N, C, H, W), uint8 or in the coordinates of the row's space,
+    or points (N, 2), of which IMAGES are used. labels (N,): their classes, which a model with classes gets. truth: the exact answers for the points, at
     noise_levels(); they are those of all classes together, so a model that is told its class is not compared.
     """
     device = exact_device(default_device())  # the bound is a sum of small differences
@@ -203,7 +219,7 @@ def measure_model(
         return ModelLosses([], Straightness(None, None, STRAIGHTNESS_STEPS), None)
     tasks: list[Callable[[], Any]] = [partial(bound_terms, trained_ones[0], row, x0)]  # first, as it may take longest
     tasks += [partial(by_level, denoiser) for denoiser in denoisers.values()]
-    tasks += [partial(straightness, denoiser) for denoiser in trained_ones]
+    tasks += [partial(straightness, denoiser, x0) for denoiser in trained_ones]
     workers = processes.workers_on(device) if workers is None else workers
     bound, *found = side_by_side(tasks, workers)
     levels, straight = found[: len(denoisers)], found[len(denoisers) :]

@@ -12,7 +12,7 @@ from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import NotFinite, say_once
 from pipeline.common.scalars import in_a_line
 from pipeline.common.threads import in_turns, side_by_side
-from pipeline.data.dataset import to_range
+from pipeline.data.dataset import to_coordinates
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.spec import Spec
 from pipeline.evaluation.losses import error_at, evenly_spread, noise_levels
@@ -60,7 +60,7 @@ def fit(sigmas: Tensor, short: Tensor, long: Tensor, sigma_data: float) -> Norma
 def errors(denoiser: Denoiser, images: Tensor) -> Tensor:
     """The mean squared error of D at each of noise_levels(), (S,)."""
     device = exact_device(default_device())
-    x0 = to_device(to_range(evenly_spread(images, IMAGES)), device)
+    x0 = to_device(to_coordinates(evenly_spread(images, IMAGES)), device)
     denoiser.to(device)
     with torch.no_grad():
         return torch.stack([error_at(denoiser, x0, sigma) for sigma in noise_levels()]).double()
@@ -70,7 +70,7 @@ def propose(row: Model, spec: Spec, images: Tensor, workers: int | None = None) 
     """Train a row's network briefly on all noise levels, and fit P_mean and P_std to the levels at which it learns.
 
     Returns None if it learns nothing, or if it diverges, which a line on stderr says. spec: of the row's denoiser.
-    images: (N, C, H, W), uint8.
+    images: (N, C, H, W), uint8 or in the coordinates of the row's space.
     """
     wide = Model(**row.model_dump(exclude={*PLAIN}) | WIDE)
     rows = [wide.model_copy(update={"images": count}) for count in BRIEF_IMAGES]

@@ -13,6 +13,7 @@ from pipeline.common.devices import default_device
 from pipeline.common.errors import NotFinite
 from pipeline.common.files import SHORT_HASH
 from pipeline.common.machine import machine
+from pipeline.diffusion.space import Space
 from pipeline.diffusion.weights import content_key, failure, main_file, student_of
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.loading import LoadedModel, load_model
@@ -57,11 +58,13 @@ class Timed(NamedTuple):
     run: Callable[[], object]
 
 
-def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGrids]) -> Iterator[Timed]:
+def timed_points(
+    name: str, curve: Curve, model: Path, grids: Sequence[FittedGrids], space: Space | None = None
+) -> Iterator[Timed]:
     """The numbers of steps of a curve to be timed, on the threads of the calling thread. A first run is not timed.
 
     model: the folder of its weights, of which the first training that did not fail is timed; none if all failed. grids:
-    fitted to the model. Numbers of steps whose samples are not finite are left out.
+    fitted to the model. space: of its samples. Numbers of steps whose samples are not finite are left out.
     """
     seed = next((seed for seed, _ in curve.seeds if not failure(model, seed)), None)
     if seed is None:
@@ -73,7 +76,7 @@ def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGri
             networks[student] = load_model(curve, model, seed, student, default_device())
         loaded = networks[student]
         sampler = on_fitted_grid(curve, grids, main_file(model, seed).name, steps)
-        batch = partial(_batch, loaded, sampler, steps)
+        batch = partial(_batch, loaded, sampler, steps, space and space.on(loaded.device))
         try:
             nfe = mean_nfe((len(samples), nfe) for samples, nfe in batch())
         except NotFinite:
@@ -92,8 +95,9 @@ def timed_points(name: str, curve: Curve, model: Path, grids: Sequence[FittedGri
         yield Timed(timing, batch)
 
 
-def _batch(loaded: LoadedModel, sampler: Sampler, steps: int) -> list[tuple[Tensor, int]]:
-    batches = generate(loaded.denoiser, loaded.shape, sampler, steps, 0, IMAGES, IMAGES, loaded.device)
+def _batch(loaded: LoadedModel, sampler: Sampler, steps: int, space: Space | None) -> list[tuple[Tensor, int]]:
+    denoiser, decode = loaded.at(steps), space.decode if space and not space.is_data else None
+    batches = generate(denoiser, loaded.shape, sampler, steps, 0, IMAGES, IMAGES, loaded.device, decode)
     return [(samples.cpu(), nfe) for samples, nfe in batches]  # `cpu` waits for a GPU
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from pipeline.common import processes
 from pipeline.common.devices import default_device, exact_device
 from pipeline.common.errors import NotFinite, StudyError
+from pipeline.common.files import content_hash
 from pipeline.common.machine import machine
 from pipeline.common.sealed import save_json
 from pipeline.common.tensors import save_tensors
 from pipeline.common.threads import side_by_side
+from pipeline.diffusion.space import Space
 from pipeline.diffusion.weights import content_key, failure, main_file, student_of
 from pipeline.evaluation.cell import AGREEMENT_SAMPLES, Cell, cache_file, failed_cell, load_cell, save_cell
 from pipeline.evaluation.curve import Curve
@@ -36,10 +38,11 @@ def measure_curve(
     reference: Reference,
     finished: Callable[[Cell], object] = lambda cell: None,
     workers: int | None = None,
+    space: Space | None = None,
 ) -> list[Cell]:
     """Measure all cells of a curve, in the order of `Curve.cells`; `finished` is called with each.
 
-    model: the folder of its weights. grids: fitted to the model. A cell whose training failed, or whose denoiser gives
+    model: the folder of its weights. grids: fitted to the model. space: of its samples; None: that of the data. A cell whose training failed, or whose denoiser gives
     values that are not finite, fails alone. The cell of the most steps and the first seeds whose training did not fail
     keeps its features, for the comparison with other libraries. Raises StudyError if weights, grids or guides are
     missing.
@@ -52,7 +55,7 @@ def measure_curve(
     def task(steps: int, seeds: tuple[int, int]) -> Cell:
         keep = AGREEMENT_SAMPLES if (steps, seeds) == compared else 0
         try:
-            cell = measure_cell(curve, model, grids, extractor, reference, seeds, steps, keep)
+            cell = measure_cell(curve, model, grids, extractor, reference, seeds, steps, keep, space)
         except StudyError as error:
             raise StudyError(f"{steps} steps, seeds {seeds[0]} and {seeds[1]}: {error}") from None
         finished(cell)
@@ -74,6 +77,7 @@ def measure_cell(
     seeds: tuple[int, int],
     steps: int,
     keep: int = 0,
+    space: Space | None = None,
 ) -> Cell:
     """Sample and measure one cell, or take it from the cache. It keeps the first `keep` features.
 
@@ -84,14 +88,15 @@ def measure_cell(
     student = student_of(model, train_seed, steps)
     costs: list[tuple[int, int]] = []
     try:
-        weights = content_key(model, train_seed, curve.weights(student))
+        weights = _weights_key(curve, model, train_seed, steps, space)
         sampler = on_fitted_grid(curve, grids, main_file(model, train_seed).name, steps)
         file = cache_file(sampler, weights, steps, sample_seed, extractor, reference, device)
         if cached := _cached(file, min(keep, curve.samples)):
             return replace(cached, features=cached.features[:keep])
         loaded = _loaded(curve, model, train_seed, student, weights, device)
         batch = loaded.fitting_batch() if curve.batch == "auto" else curve.batch
-        batches = generate(loaded.denoiser, loaded.shape, sampler, steps, sample_seed, curve.samples, batch, device)
+        denoiser, decode = loaded.at(steps), space.on(device).decode if space and not space.is_data else None
+        batches = generate(denoiser, loaded.shape, sampler, steps, sample_seed, curve.samples, batch, device, decode)
         shown = SHOWN_POINTS if len(loaded.shape) == 1 else SHOWN_IMAGES
         found = measure(_noting(costs, batches), curve.samples, extractor, reference, shown)
     except NotFinite as error:
@@ -101,6 +106,20 @@ def measure_cell(
     if processes.first():
         save_cell(cell, file)
     return cell
+
+
+def _weights_key(curve: Curve, model: Path, train_seed: int, steps: int, space: Space | None, end: float = 0.0) -> str:
+    """A hash of all weights that make a curve's samples: of its model, its decoder, and the stages before it.
+
+    Raises as `content_key` does.
+    """
+    own = content_key(model, train_seed, curve.weights(student_of(model, train_seed, steps)))
+    others = [space.content] if space and space.content else []
+    if curve.earlier:
+        before = curve.earlier_steps(steps, end)
+        folder = model.parent / curve.earlier.model
+        others.append(_weights_key(curve.earlier, folder, train_seed, before, None, curve.end))
+    return content_hash(own, *others) if others else own
 
 
 def _noting(costs: list[tuple[int, int]], batches: Iterable[tuple[Tensor, int]]) -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.likelihood import check_solver
 from pipeline.evaluation.likelihoods import Likelihood, lowest
 from pipeline.metrics.extractors.registry import check_suits
-from pipeline.params.checks_common import check_named, check_threshold
+from pipeline.params.checks_common import check_named, check_of_data, check_threshold
 from pipeline.params.checks_given import check_measurements
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
@@ -35,6 +35,9 @@ from pipeline.training.checks import check_models
 from pipeline.training.row import NETWORK_KEYS, Model
 
 WEIGHTS = (
+    "space",
+    "resolution",
+    "upsampler",
     "network",
     *sorted(NETWORK_KEYS - {"dropout"}),
     "embedding",
@@ -94,6 +97,11 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
     if teacher.objective != "denoising":
         raise StudyError(f"{what} learns from a denoiser, but {which} has objective {teacher.objective}")
     if key == "pairs":
+        for own in ("space", "resolution"):
+            if getattr(row, own) != getattr(teacher, own):
+                raise StudyError(f"{place}.{own}: {which} makes its pairs in another one; use {getattr(teacher, own)}")
+        if teacher.upsampler:
+            raise StudyError(f"{what} samples from {which}, which needs low-resolution images; name another base")
         if not PARAMETRIZATIONS[teacher.parametrization].flow:
             raise StudyError(
                 f"{what} takes its pairs from a flow, but {which} has parametrization {teacher.parametrization}; name "
@@ -140,6 +148,68 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)
+    _check_cascade(place, curve, model, models)
+
+
+def _check_cascade(place: str, curve: Curve, model: Model, models: dict[str, Model]) -> None:
+    """Refuse stages of a cascade that do not fit together, and a strength that the upsampler was not trained for."""
+    earlier, upsampler, of = curve.earlier, model.upsampler, f"model {curve.model}"
+    if upsampler is None or earlier is None:
+        if upsampler:
+            raise StudyError(
+                f"{place}.after: missing; {of} is an upsampler: name a curve that makes images {upsampler.height} "
+                "pixels high"
+            )
+        for key in ("after", "strength", "truncated", "share"):
+            if getattr(curve, key) != type(curve).model_fields[key].default:
+                raise StudyError(f"{place}.{key}: {of} is no upsampler; leave it out, or name a model with upsampler")
+        return
+    before = models[earlier.model]
+    if before.space:
+        raise StudyError(f"{place}.after: curve {curve.after} makes latents of {before.space}; name a curve of pixels")
+    if before.resolution != upsampler.height:
+        made = f"images {before.resolution} pixels high" if before.resolution else "images of full size"
+        raise StudyError(
+            f"{place}.after: curve {curve.after} makes {made}, but {of} takes images {upsampler.height} pixels high; "
+            f"name a curve of a model with resolution: {upsampler.height}"
+        )
+    if curve.strength > upsampler.strength:
+        raise StudyError(
+            f"{place}.strength: {curve.strength:g}, but {of} was trained for strengths up to {upsampler.strength:g}; "
+            "use at most that, or raise strength in its upsampler"
+        )
+    for row, name in ((curve, place), (earlier, f"{place}.after: curve {curve.after}")):
+        if row.build_solver().adaptive or row.discretization == "optimised":
+            key, value = ("solver", row.solver) if row.build_solver().adaptive else ("discretization", "optimised")
+            raise StudyError(f"{name}.{key}: {value} is not for stages of a cascade; use another")
+    if missing := set(curve.train_seeds or model.train_seeds) - set(before.train_seeds):
+        raise StudyError(
+            f"{place}.after: model {earlier.model} of curve {curve.after} has no training with seed {min(missing)}; add "
+            "it there, or list common train_seeds"
+        )
+    _check_truncated(place, curve, upsampler.augmentation)
+    try:
+        list(map(curve.evaluations, curve.step_counts))  # its budgets pay for all stages
+    except ValueError as error:
+        raise StudyError(f"{place}.{error}") from None
+
+
+def _check_truncated(place: str, curve: Curve, augmentation: str) -> None:
+    """Refuse to end the stage before at a noise level that it does not have, or that the upsampler would not know."""
+    if not curve.truncated or curve.earlier is None:
+        return
+    if augmentation != "noise":
+        raise StudyError(f"{place}.truncated: leaves noise, but the model was trained with augmentation {augmentation}")
+    if not curve.strength:
+        raise StudyError(f"{place}.truncated: needs a strength above 0, the noise level at which the stage before ends")
+    earlier = curve.earlier.ending_at(curve.end)
+    low, high = earlier.sigma_range
+    last = float(earlier.grid(2)[-2]) if low < high and not earlier.sigmas and not earlier.finest_steps else 0.0
+    if abs(last / low - 1) > 1e-6:
+        raise StudyError(
+            f"{place}.truncated: the grid of curve {curve.after} has no noise level {curve.strength:g} to end at; use "
+            "discretization edm there, or truncated: false"
+        )
 
 
 def _check_students(place: str, curve: Curve, model: Model) -> None:
@@ -287,6 +357,7 @@ def check_likelihood(study: Study, models: dict[str, Model]) -> None:
 
 
 def _check_likelihood_of(row: Likelihood, name: str, model: Model) -> None:
+    check_of_data("likelihood.models", name, model)
     if model.objective != "denoising":
         raise StudyError(
             f"likelihood.models: {name} has objective {model.objective}, whose answers are no means, so no ODE has its "

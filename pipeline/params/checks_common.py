@@ -5,12 +5,22 @@ from collections.abc import Collection
 from pipeline.common.errors import StudyError, nearest
 from pipeline.data.points import POINTS
 from pipeline.sampling.row import Sampler
+from pipeline.training.row import Model
 
 
-def check_named(place: str, name: str, models: Collection[str]) -> None:
-    """Refuse the name of a model that does not exist. Raises StudyError."""
-    if name not in models:
-        raise StudyError(f"{place}: no model {name!r}; {nearest(name, models)}")
+def check_named(place: str, name: str, rows: Collection[str], kind: str = "model") -> None:
+    """Refuse the name of a row that does not exist. kind: of its section's rows. Raises StudyError."""
+    if name not in rows:
+        raise StudyError(f"{place}: no {kind} {name!r}; {nearest(name, rows)}")
+
+
+def check_of_data(place: str, name: str, row: Model) -> None:
+    """Refuse a model that is not of the data themselves, but of latents or of a stage of a cascade. Raises StudyError."""
+    if not row.lives_in_data:
+        key = next(key for key in ("space", "resolution", "upsampler") if getattr(row, key))
+        raise StudyError(
+            f"{place}: model {name} has {key}, and this is measured in the space of the data; name a model without it"
+        )
 
 
 def check_threshold(place: str, row: Sampler, source: str) -> None:

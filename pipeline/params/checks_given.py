@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.common.errors import StudyError, nearest
 from pipeline.evaluation.given import EXACT, PROBLEMS
 from pipeline.evaluation.given_rows import PosteriorRow, check_budget, refused
-from pipeline.params.checks_common import check_named, check_threshold
+from pipeline.params.checks_common import check_named, check_of_data, check_threshold
 from pipeline.params.resolved import ReportRows
 from pipeline.params.study import Study
 from pipeline.training.row import Model
@@ -54,6 +54,7 @@ def _check_model(place: str, row: PosteriorRow, models: Mapping[str, Model]) -> 
     if row.model is None:
         return
     check_named(f"{place}.model", row.model, models)
+    check_of_data(f"{place}.model", row.model, models[row.model])
     model = models[row.model]
     if model.labels == "classes":
         raise StudyError(

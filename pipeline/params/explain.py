@@ -11,7 +11,7 @@ from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 
 # Keys that a study file must not have, because `resolve`, or for round_steps the training, fills them in.
-FILLED_IN = ("teacher", "like", "round_steps", "seeds", "content")
+FILLED_IN = ("teacher", "like", "autoencoder", "round_steps", "seeds", "earlier", "content")
 BOUNDS = {  # of JSON Schema, in words
     "exclusiveMinimum": "greater than",
     "minimum": "greater than or equal to",
@@ -92,7 +92,8 @@ def _keys(schema: type[Row], sections: list[str]) -> list[str]:
         inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
         schema = next((a for a in inner if issubclass(a, Row)), schema)
     has_base = issubclass(schema, Model | Sampler)
-    return [key for key in schema.model_fields if key not in FILLED_IN] + (["base"] if has_base else [])
+    keys = [field.alias or key for key, field in schema.model_fields.items() if key not in FILLED_IN]
+    return keys + (["base"] if has_base else [])
 
 
 def explain(error: ValidationError, place: str, schema: type[Row]) -> StudyError:

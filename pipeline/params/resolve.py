@@ -27,6 +27,7 @@ from pipeline.params.checks import (
     common_samples,
     teaching_key,
 )
+from pipeline.params.checks_common import check_named
 from pipeline.params.checks_given import check_posteriors
 from pipeline.params.explain import explain
 from pipeline.params.null_axes import differences, warnings
@@ -49,7 +50,8 @@ def resolve(study: Study) -> Resolved:
     """
     check_defaults(study.defaults, "defaults")
     check_data(study)
-    rows, curves = _rows(study, "models", Model), _rows(study, "curves", Curve)
+    rows = {name: _in_space(study, name, row) for name, row in _rows(study, "models", Model).items()}
+    curves = _cascaded(_rows(study, "curves", Curve))
     posteriors = _rows(study, "posteriors", PosteriorRow)
     done: dict[str, Model] = {}
     models = {name: _complete(study, rows, name, done) for name in rows}
@@ -70,6 +72,7 @@ def resolve(study: Study) -> Resolved:
         samples=samples,
         models={name: _model_entry(study, name, models) for name in models},
         curves={name: _curve_entry(study, name, curves, models) for name in curves},
+        autoencoders=study.autoencoders,
         sets=study.sets,
         likelihood=study.likelihood and study.likelihood.filled(),
         measurements=study.measurements,
@@ -172,6 +175,34 @@ def _defaults(defaults: dict[str, Any], row: dict[str, Any], schema: RowType) ->
     network = row.get("network", defaults.get("network", schema.model_fields["network"].default))
     others = NETWORK_KEYS - set(KEYS[network]) if isinstance(network, str) and network in KEYS else set()
     return {key: value for key, value in defaults.items() if key not in others}
+
+
+def _in_space(study: Study, name: str, row: Model) -> Model:
+    """A model row with the autoencoder that it names."""
+    if row.space is None:
+        return row
+    check_named(f"models.{name}.space", row.space, study.autoencoders, "autoencoder")
+    return row.model_copy(update={"autoencoder": study.autoencoders[row.space]})
+
+
+def _cascaded(curves: dict[str, Curve]) -> dict[str, Curve]:
+    """Curve rows with the stages before them."""
+
+    def with_earlier(name: str, later: tuple[str, ...] = ()) -> Curve:
+        row = curves[name]
+        if row.after is None:
+            return row
+        place = f"curves.{name}.after"
+        check_named(place, row.after, curves, "curve")
+        if row.after in (*later, name):
+            circle = " after ".join((*later, name, row.after))
+            raise StudyError(f"{place}: the stages {circle} form a circle; name a curve of a smaller resolution")
+        if len(later) > MOST_NESTED:
+            raise StudyError(f"{place}: more than {MOST_NESTED} stages in a cascade; use fewer")
+        earlier = with_earlier(row.after, (*later, name)).filled()
+        return row.model_copy(update={"earlier": earlier.model_copy(update={"method": None})})
+
+    return {name: with_earlier(name) for name in curves}
 
 
 def _with_teacher(study: Study, models: dict[str, Model], name: str, done: dict[str, Model]) -> Model:

@@ -12,6 +12,7 @@ from pipeline.evaluation.imageset import ImageSet
 from pipeline.evaluation.likelihoods import Likelihood
 from pipeline.metrics.extractors.row import Features
 from pipeline.params.study import Published, Reporting, StudyInfo
+from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.row import Model
 
 
@@ -71,6 +72,7 @@ class ReportRows(Row):
     """The number of samples behind every score of the study."""
     models: dict[str, ModelEntry]
     curves: dict[str, CurveEntry]
+    autoencoders: dict[str, AutoencoderRow]
     sets: dict[str, ImageSet]
     likelihood: Likelihood | None
     measurements: dict[str, MeasurementRow]
@@ -116,7 +118,7 @@ class Resolved(ReportRows):
 
     def files(self) -> dict[str, Any]:
         """The files that the stage `resolve` writes: name below build/<study>/rows, without .json -> content."""
-        first = next(iter(self.models))
+        first = next(name for name, entry in self.models.items() if entry.row.upsampler is None)
         models = {name: entry.row.model_dump(mode="json") for name, entry in self.models.items()}
         curves = {name: e.row.model_dump(mode="json", exclude={"method"}) for name, e in self.curves.items()}
         return {
@@ -125,10 +127,17 @@ class Resolved(ReportRows):
             "models": list(models),
             "curves": list(curves),
             "propose": {"model": first, "row": models[first]},
+            "autoencoders": {
+                "autoencoders": {name: row.model_dump(mode="json") for name, row in self.autoencoders.items()},
+                "spaces": {name: [entry.row.space, entry.row.resolution] for name, entry in self.models.items()},
+            },
             **{f"models/{name}": row for name, row in models.items()},
             **{f"curves/{name}": row for name, row in curves.items()},
             **{f"sets/{name}": row.model_dump(mode="json") for name, row in self.sets.items()},
-            "grids": {name: [list(each) for each in ranges] for name, ranges in self.grids.items()},
+            "grids": {
+                name: {"ranges": [list(each) for each in ranges], "earlier": self._earlier(name)}
+                for name, ranges in self.grids.items()
+            },
             "likelihood": self.likelihood and self.likelihood.model_dump(mode="json"),
             "given": self._given(),
             "samples": self.samples,
@@ -136,6 +145,11 @@ class Resolved(ReportRows):
                 mode="json", include=set(ReportRows.model_fields), exclude={"sets": {"__all__": {"content"}}}
             ),
         }
+
+    def _earlier(self, model: str) -> list[str]:
+        """The models of the stages before, in all cascades whose last stage is a model."""
+        rows = [entry.row for entry in self.curves.values() if entry.row.model == model]
+        return sorted({name for row in rows for name in row.stages[:-1]})
 
     def _given(self) -> dict[str, Any] | None:
         """The rows that the stages `tune` and `given` read; None without posterior samplers."""

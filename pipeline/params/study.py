@@ -17,6 +17,7 @@ from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN, explain
 from pipeline.params.needs import Needs, shortfall
 from pipeline.params.reading import parse, text_of
+from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.row import Model
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\n]*$")]
@@ -104,6 +105,8 @@ class Study(Row):
     """One row for each model; a row says how it differs from its base. The first row is the baseline."""
     curves: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
     """One sampler row on one model each, measured at budgets of NFE. The first row is the baseline."""
+    autoencoders: dict[Name, AutoencoderRow] = Field(default_factory=dict)
+    """Autoencoders in whose latents models are trained, one row each; models name them in `space`."""
     sets: dict[Name, ImageSet] = Field(default_factory=dict)
     """Images from elsewhere, measured like those of the curves; {} for none."""
     likelihood: Likelihood | None = None
@@ -139,8 +142,10 @@ def parse_study(text: str, path: Path) -> Study:
         raise explain(error, "", Study) from None
     if "sets" not in content:
         raise StudyError(f"{path}: sets: missing; write `sets: {{}}` if there are none, because dvc.yaml reads it")
-    sets = {f"sets.{name}": row for name, row in study.sets.items()}
-    for place, row in ({"data": study.data, "features": study.features} | sets).items():
+    rows: dict[str, Row] = {"data": study.data, "features": study.features}
+    for section in ("sets", "autoencoders"):
+        rows |= {f"{section}.{name}": row for name, row in getattr(study, section).items()}
+    for place, row in rows.items():
         refuse_filled_in(row.model_dump(exclude_unset=True), place)
     return _apply_preset(study)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from safetensors.torch import load, save
@@ -11,11 +11,11 @@ from torch import Tensor
 from pipeline.common import processes
 from pipeline.common.devices import CPU, to_device
 from pipeline.common.errors import NotFinite, StudyError, say_once
-from pipeline.common.randomness import SampleNoise
 from pipeline.data.dataset import to_data
 from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.sampling.cascade import Stage
 from pipeline.sampling.guidance import BySample
-from pipeline.sampling.loop import Samples, sample
+from pipeline.sampling.loop import Samples
 from pipeline.sampling.row import Sampler
 
 # A matrix product of very few rows takes another code path in the linear algebra library and rounds differently. So do
@@ -23,6 +23,8 @@ from pipeline.sampling.row import Sampler
 MIN_BATCH, BATCH_STEP = 16, 4
 GROUP = 64  # samples for which an adaptive solver chooses one step
 ALL = slice(None)
+
+Decode = Callable[[Tensor], Tensor]
 
 
 def batches(sampler: Sampler, count: int, batch: int) -> list[Tensor]:
@@ -45,18 +47,20 @@ def generate(
     count: int,
     batch: int,
     device: torch.device = CPU,
+    decode: Decode | None = None,
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield `count` samples of `shape` in batches of about `batch`, and the counted NFE of each batch.
 
-    Images are uint8 (n, C, H, W), points float32 (n, 2), on the device. Sample i and its class depend on (seed, i)
-    alone; its initial noise is the same for every sampler. The processes of a job share the batches, and each process
+    Images are uint8 (n, C, H, W), points float32 (n, 2), on the device. decode: brings samples of `shape` to pixels, if
+    they are not there. Sample i and its class depend on (seed, i) alone; its initial noise is the same for every
+    sampler. The processes of a job share the batches, and each process
     receives all of them. Raises NotFinite as `sample` does, and StudyError if a batch does not fit into memory.
     """
     if processes.count() == 1:
-        yield from generate_share(denoiser, shape, sampler, steps, seed, count, batch, device)
+        yield from generate_share(denoiser, shape, sampler, steps, seed, count, batch, device, decode)
         return
     share = slice(processes.rank(), None, processes.count())
-    own = generate_share(denoiser, shape, sampler, steps, seed, count, batch, device, share)
+    own = generate_share(denoiser, shape, sampler, steps, seed, count, batch, device, decode, share)
     yield from _exchanged(own, len(batches(sampler, count, batch)), device)
 
 
@@ -69,6 +73,7 @@ def generate_share(
     count: int,
     batch: int,
     device: torch.device = CPU,
+    decode: Decode | None = None,
     share: slice = ALL,
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield those batches of `generate` that `share` selects.
@@ -80,7 +85,7 @@ def generate_share(
     while waiting:
         indices = waiting[0]
         try:
-            samples = _sample_batch(denoiser, shape, sampler, steps, seed, indices, device)
+            samples = _sample_batch(denoiser, shape, sampler, steps, seed, indices, device, decode)
         except torch.OutOfMemoryError:
             if halved or share != ALL or len(indices) <= MIN_BATCH or sampler.build_solver().adaptive:
                 raise StudyError(
@@ -103,13 +108,18 @@ def _sample_batch(
     seed: int,
     indices: Tensor,
     device: torch.device,
+    decode: Decode | None,
 ) -> Samples:
     """Samples with these indices (n,), repeated until the batch has a size at which results round alike."""
     size = max(MIN_BATCH, -(-len(indices) // BATCH_STEP) * BATCH_STEP)
     padded = indices[torch.arange(size) % len(indices)].tolist()
-    function = denoiser.for_samples(seed, padded) if isinstance(denoiser, BySample) else denoiser
-    noise = SampleNoise(seed, padded)
-    return sample(function, to_device(noise.randn(shape), device), sampler, steps, noise.randn_like)
+    made, _ = Stage(denoiser, shape, sampler, steps).samples(seed, padded, device)
+    if decode is None:
+        return made
+    x0 = decode(made.x0)
+    if not x0.isfinite().all():
+        raise NotFinite("the decoder's answer is not finite")
+    return Samples(x0, made.nfe)
 
 
 def _exchanged(own: Iterable[tuple[Tensor, int]], count: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:

@@ -6,7 +6,7 @@ i to the teacher's state at j. For every number of steps, dynamic programming fi
 et al. 2024, GITS, arXiv 2405.11326; Watson et al. 2021, arXiv 2106.03802).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -147,8 +147,9 @@ def fit_model(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[Fitte
     return side_by_side([partial(_fit_weights, *job) for job in jobs], processes.workers_on(default_device()))
 
 
-def save_grids(fitted: Sequence[FittedGrids], path: Path) -> None:
-    save_json(path, {"grids": [grids.record() for grids in fitted]})
+def save_grids(fitted: Sequence[FittedGrids], path: Path, earlier: Mapping[str, str] | None = None) -> None:
+    """Write grids. earlier: hashes of the weights of models that come before this one in cascades."""
+    save_json(path, {"grids": [grids.record() for grids in fitted]} | ({"earlier": dict(earlier)} if earlier else {}))
 
 
 def load_grids(path: Path) -> list[FittedGrids]:

@@ -29,9 +29,16 @@ def draw_like(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    denoiser: DenoiserFunction, noise: Tensor, sampler: Sampler, steps: int, randn_like: RandnLike = draw_like
+    denoiser: DenoiserFunction,
+    noise: Tensor,
+    sampler: Sampler,
+    steps: int,
+    randn_like: RandnLike = draw_like,
+    end: float = 0.0,
 ) -> Samples:
     """Solve the sampler's ODE or SDE from sigma_max to 0 in `steps` steps (EDM, Algorithms 1 and 2; any solver).
+
+    end: the noise level at which it stops instead of 0; the samples then keep this noise.
 
     denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar on the CPU. If the sampler has guidance, the
     denoiser is already guided (`pipeline.sampling.guidance`); calls of all its networks count. For variance learned it
@@ -42,8 +49,9 @@ def sample(
     Raises NotFinite if an answer of the denoiser or a sample is not finite; the message names step and sigma.
     """
     counted = Counted(denoiser)
+    sampler = sampler.ending_at(end)
     ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
-    sigmas = sampler.grid(steps).tolist()  # sigma_0 > sigma_1 > ... > sigma_N = 0
+    sigmas = (sampler.grid(steps + 1)[:-1] if end else sampler.grid(steps)).tolist()  # falling; the last one is `end`
     z = noise.to(state_type(noise.device)) * sigmas[0]  # z_0 ~ N(0, sigma_0^2 I)
     nfe_by_step: list[int] = []
     try:

@@ -214,26 +214,32 @@ class Sampler(Row):
         """What the row does to D (N, ...) before the solver uses it."""
         return thresholding(self.threshold, threshold_percentile=self.threshold_percentile)
 
-    def evaluations(self, steps: int) -> int:
-        """The network calls of `steps` steps, guidance included; the least possible number for an adaptive solver."""
-        return self._cost()(steps)
+    def evaluations(self, steps: int, end: float = 0.0) -> int:
+        """The network calls of `steps` steps, guidance included; the least possible number for an adaptive solver.
 
-    def _cost(self) -> Callable[[int], int]:
+        end: the noise level at which they end.
+        """
+        return self._cost(end)(steps)
+
+    def _cost(self, end: float = 0.0) -> Callable[[int], int]:
+        if end:
+            return partial(_counted_to, self, end)
         solver, guidance = self.build_solver(), self.build_guidance()
         if guidance.evaluations > 1 and guidance.limited:
             return solver.evaluations if solver.adaptive else partial(_counted, self)
         return lambda steps: guidance.evaluations * solver.evaluations(steps)
 
-    def steps(self, budget: int) -> int:
-        """The largest number of steps that costs at most `budget` evaluations; 2 for an adaptive solver.
+    def steps(self, budget: int, end: float = 0.0) -> int:
+        """The largest number of steps, to the noise level `end`, that costs at most `budget` evaluations; 2 for an
+        adaptive solver.
 
         An adaptive solver counts its steps as one, and the last step, to 0, as another. Raises ValueError if the budget
         does not pay for one step.
         """
         if self.build_solver().adaptive:
             return 2
-        choices: Sequence[int] = [len(self.sigmas)] if self.sigmas else range(1, budget + 1)
-        cost = self._cost()
+        choices: Sequence[int] = [len(self.sigmas)] if self.sigmas else range(1, max(budget, 1) + 1)
+        cost = self._cost(end)
         affordable = bisect_right(choices, budget, key=cost)  # the cost rises with the steps
         if not affordable:
             needed = f"{cost(choices[0])}{' with guidance' if self.build_guidance().evaluations > 1 else ''}"
@@ -263,6 +269,10 @@ class Sampler(Row):
         low, high = self.sigma_range
         grid = {"discretization": "explicit", "sigmas": sigmas, "sigma_min": low, "sigma_max": high}
         return self.model_copy(update=grid)
+
+    def ending_at(self, end: float) -> Self:
+        """This row with its lowest noise level above 0 at `end`; unchanged for an end of 0."""
+        return self.model_copy(update={"sigma_min": end}) if end else self
 
     def build_schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](*self.sigma_range)
@@ -301,6 +311,16 @@ def _counted(sampler: Sampler, steps: int) -> int:
     for i in (~(guided | plain)).nonzero().flatten().tolist():
         list(solver.run(ode, z, sigmas[i : i + 2].tolist(), torch.zeros_like))
     return counted.nfe + solver.stages * int(guidance.evaluations * guided.sum() + plain.sum())
+
+
+@lru_cache(maxsize=4096)
+def _counted_to(sampler: Sampler, end: float, steps: int) -> int:
+    """The network calls of `steps` steps to a noise level above 0, tried on networks that answer 0."""
+    sampler = sampler.ending_at(end).model_copy(update={"variance": "beta"})
+    counted = Counted(sampler.build_guidance()(_zeros, _zeros))
+    ode, z = Ode(counted, sampler.build_schedule(), sampler.build_scaling()), torch.zeros(1, dtype=torch.float64)
+    list(sampler.build_solver().run(ode, z, sampler.grid(steps + 1)[:-1].tolist(), torch.zeros_like))
+    return counted.nfe
 
 
 def _zeros(z: Tensor, sigma: Tensor) -> Tensor:

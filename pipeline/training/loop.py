@@ -50,7 +50,7 @@ def train_seeds(
 ) -> list[Trained | Failed]:
     """Train all seeds of a row side by side, each from its checkpoint in .cache if there is one.
 
-    data: the data set's summary; the other arguments are those of `train`. A row with a teacher trains that first;
+    data: the data set's summary, with sigma_data of the row's space; the other arguments are those of `train`. A row with a teacher trains that first;
     if it is already trained, this costs nothing. A seed that diverges, or whose teacher has, fails alone.
     """
     spec, device = spec_of(row, data), default_device()
@@ -100,7 +100,8 @@ def train(
     labels: Tensor | None = None,
     device: torch.device | None = None,
 ) -> Generator[None, None, Trained]:
-    """Train one seed of a row on images (N, C, H, W), uint8, and their classes (N,), int64.
+    """Train one seed of a row on images (N, C, H, W), uint8 or in the coordinates of its space, and their classes (N,),
+    int64.
 
     teacher: the trained network that the row's objective learns from, or whose pairs of noise and images it takes.
 
@@ -230,13 +231,12 @@ def _backward(
     for first in range(run.part.start, run.part.stop, run.micro_batch):
         part = slice(first, min(first + run.micro_batch, run.part.stop))  # of the whole batch
         own = slice(part.start - run.part.start, part.stop - run.part.start)  # of this process's images
-        labels, augmentation = (None if v is None else v[own] for v in (batch.labels, batch.augmentation))
-        x0, n, conditions = batch.x0[own], batch.n[own], (labels, augmentation)
+        x0, n, conditions = batch.x0[own], batch.n[own], run.conditions(batch, own)
         target = None
         if objective.target is not denoising:
             asked = Question(x0, n, tuple(level[part] for level in levels), *run.answers(conditions))
             target = objective.target_of(asked, vars(run.row))
-        losses, difference, v = network_error(run.network, terms.part(part), x0, n, *conditions, target, distance)
+        losses, difference, v = network_error(run.network, terms.part(part), x0, n, conditions, target, distance)
         if run.uncertainty and ln_sigma is not None:
             uncertainty = run.uncertainty(ln_sigma[part])
             losses = losses / uncertainty.exp() + uncertainty

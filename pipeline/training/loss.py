@@ -1,5 +1,6 @@
 """The training loss: the weighted error of the denoiser, computed on the network's own output (EDM, eq. 8)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from pipeline.common.devices import Network, to_device
 from pipeline.diffusion.denoiser import Denoiser, network_parts, per_sample
 from pipeline.diffusion.parametrization import Coefficients
+from pipeline.diffusion.upsampling import Low
 from pipeline.training.distances import Distance, squared
 
 
@@ -53,20 +55,19 @@ def network_error(
     terms: Terms,
     x0: Tensor,
     n: Tensor,
-    labels: Tensor | None,
-    augmentation: Tensor | None,
+    conditions: Sequence[Tensor | None] = (),
     target: Tensor | None = None,
     distance: Distance = squared,
 ) -> Errors:
     """The errors of a network for images x0 and noise n, (N, ...) each.
 
-    labels (N,) and augmentation (N, 9) are the network's further inputs. target (N, ...): of D; None is x0.
+    conditions: the network's further inputs, in order. target (N, ...): of D; None is x0.
     """
     z = x0 + per_sample(terms.sigma, n) * n
     of_f = per_sample(terms.signal, x0) * x0 - per_sample(terms.noise, n) * n
     if target is not None:
         of_f = of_f + (target - x0) / per_sample(terms.c_out, x0)
-    output = network(per_sample(terms.c_in, z) * z, to_device(terms.c_noise.float(), z.device), labels, augmentation)
+    output = network(per_sample(terms.c_in, z) * z, to_device(terms.c_noise.float(), z.device), *conditions)
     f, v = network_parts(output, z)
     difference = f - of_f
     weight, c_out = (to_device(factor.float(), z.device) for factor in (terms.weight, terms.c_out))
@@ -74,11 +75,18 @@ def network_error(
 
 
 def loss(
-    denoiser: Denoiser, weight: Tensor, x0: Tensor, n: Tensor, sigma: Tensor, labels: Tensor | None = None
+    denoiser: Denoiser,
+    weight: Tensor,
+    x0: Tensor,
+    n: Tensor,
+    sigma: Tensor,
+    labels: Tensor | None = None,
+    low: Low | None = None,
 ) -> Tensor:
     """weight (D(x0 + sigma n; sigma) - x0)^2, averaged over pixels: x0, n (N, ...), weight, sigma (N,) to (N,).
 
-    labels (N,), int64: the images' classes, -1 for none.
+    labels (N,), int64: the images' classes, -1 for none. low: of an upsampler.
     """
     terms = Terms.of(denoiser.coefficients(sigma, denoiser.sigma_data), weight, sigma)
-    return network_error(denoiser.network, terms, x0, n, labels, None).losses
+    others = () if low is None else (None, *denoiser.low_inputs(low))
+    return network_error(denoiser.network, terms, x0, n, (labels, *others)).losses

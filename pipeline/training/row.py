@@ -6,16 +6,19 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from pipeline.common.rows import NonNegativeInt, PositiveFloat, PositiveInt, RealFloat, Row, Seeds, axis
+from pipeline.common.errors import StudyError
+from pipeline.common.rows import Name, NonNegativeInt, PositiveFloat, PositiveInt, RealFloat, Row, Seeds, axis
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL
 from pipeline.diffusion.networks.embedding import EMBEDDINGS
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
 from pipeline.diffusion.parametrization import BOUNDARY, PARAMETRIZATIONS
 from pipeline.diffusion.spec import Spec
+from pipeline.diffusion.upsampling import AUGMENTATIONS, low_shape
 from pipeline.training.augmentation import LABELS
+from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.distances import DISTANCES
 from pipeline.training.draws import DRAWS
 from pipeline.training.hybrid import CHAINS, LEARNED_VARIANCES
@@ -33,11 +36,31 @@ NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
 TRIED = 65_536  # evenly spaced draws at which the weights are compared
 TRIED_SIGMA_DATA = 0.5
 MOST_STEPS = 10**7  # of a training; EDM's for CIFAR-10 has 390,625
+EQUAL_EVALUATIONS = 35  # of a sample whose whole cost `equal: flops` matches: EDM's 18 steps of Heun
 LEAST_EFFECTIVE = 4e-3  # smallest effective share of draws: half a draw in a batch of 128
+
+
+class Upsampler(Row):
+    """`upsampler` of a model row: the low-resolution images that the network is conditioned on."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+    height: Annotated[int, Field(gt=0, le=65_536, alias="from")]
+    """Height, in pixels, of the low-resolution images."""
+    augmentation: Literal[AUGMENTATIONS] = "noise"  # type: ignore[valid-type]
+    """How they are augmented in training, with a strength that is uniform from 0 to `strength`."""
+    strength: Annotated[float, Field(ge=0, le=100)] = 0.5
+    """Largest strength in training: of noise in units of the data in [-1, 1], of a blur in pixels of the output."""
 
 
 class Model(Row):
     """A model row: the network and how it is trained."""
+
+    space: Name | None = axis(None, "space")
+    """The row of `autoencoders` in whose latents the model is trained; null: pixels."""
+    resolution: Annotated[int, Field(gt=0, le=65_536)] | None = axis(None, "resolution")
+    """Height, in pixels, to which images are averaged down, for the first stage of a cascade; null: that of the data."""
+    upsampler: Upsampler | None = axis(None, "cascade")
+    """Condition the network on low-resolution images, for a later stage of a cascade: `{from: 8}`; null: not."""
 
     parametrization: Literal[tuple(PARAMETRIZATIONS)] = axis("edm", "parametrization")  # type: ignore[valid-type]
     """The target that the network predicts, and the path on which it is told the noise level."""
@@ -118,7 +141,7 @@ class Model(Row):
     embedding: Literal["positional", "fourier"] = axis("positional", "noise embedding")
     """How the network embeds c_noise."""
     equal: Literal["parameters", "flops"] | None = axis(None, "network")
-    """Choose `channels` so that the network costs as much as that of `base`."""
+    """Choose `channels` so that the network costs as much as that of `base`; FLOPs with decoders, over 35 evaluations."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "dropout")
     """Probability that dropout zeroes a feature."""
     images: PositiveInt = axis(140_000, "training length")
@@ -165,6 +188,8 @@ class Model(Row):
     """The steps of the student of one round of objective progressive; training fills it in."""
     like: "Model | None" = None
     """The row whose cost `equal` matches; `resolve` fills it in."""
+    autoencoder: AutoencoderRow | None = None
+    """The row that `space` names; `resolve` fills it in."""
 
     @model_validator(mode="before")
     @classmethod
@@ -202,6 +227,7 @@ class Model(Row):
             raise ValueError(f"images: {self.images} are {self.steps} steps; the most is {MOST_STEPS}")
         if self.snapshots > self.steps:
             raise ValueError(f"snapshots: {self.snapshots}, but the training has {self.steps} steps; use fewer")
+        self._check_space()
         self._check_variance()
         self._check_range()
         self._check_weights()
@@ -247,6 +273,23 @@ class Model(Row):
         if self.steps < len(self.rounds):
             raise ValueError(f"images: {self.images} are {self.steps} steps for {len(self.rounds)} rounds; use more")
 
+    def _check_space(self) -> None:
+        """Refuse choices that do not go with latents, or with an upsampler."""
+        if self.space and self.resolution:
+            raise ValueError("resolution: an autoencoder takes images of full size; leave out this or space")
+        if self.space and self.upsampler:
+            raise ValueError(
+                "upsampler: averages pixels, and this row has a space of latents; leave one of the two out"
+            )
+        for key in ("augment", "flip"):
+            if self.space and getattr(self, key):
+                raise ValueError(f"{key}: changes pixels, and this row is trained on latents; use 0")
+        if self.upsampler and self.pairs != "independent":
+            raise ValueError(
+                f"pairs: {self.pairs} would make the noise depend on the low-resolution image, which it does not in "
+                "sampling; use independent"
+            )
+
     def _check_variance(self) -> None:
         """Refuse to learn variances if a batch has no steps of a chain, or no levels of pixels."""
         if self.learned_variance == "none":
@@ -257,8 +300,12 @@ class Model(Row):
                 f"learned_variance: {self.learned_variance} needs {chains}, not {self.parametrization} with "
                 f"{self.noise}; use none"
             )
-        if self.network == "mlp":
-            raise ValueError("learned_variance: its decoder is for pixels, and network mlp is for points; use none")
+        for key, value in (("network", "mlp"), ("space", self.space), ("resolution", self.resolution)):
+            if value is not None and getattr(self, key) == value:
+                raise ValueError(
+                    f"learned_variance: its decoder is for pixels of 256 levels, which {key} {value} does not have; use "
+                    "none"
+                )
         if self.pairs != "independent":
             raise ValueError(f"learned_variance: its bound is for pairs independent, not {self.pairs}; use none")
 
@@ -361,16 +408,34 @@ class Model(Row):
         own = {"images": self.own_images // len(counts), "budget": "own"}
         return tuple(self.model_copy(update=own | {"round_steps": count}) for count in counts)
 
+    @property
+    def lives_in_data(self) -> bool:
+        """Whether it is a model of the data themselves, and neither of latents nor a stage of a cascade."""
+        return not (self.space or self.resolution or self.upsampler)
+
+    def shape_in(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of this row's data in its space: of latents, of averaged images, or of the data themselves.
+
+        shape: (C, H, W) of images or (2,) of points. Raises StudyError if the two do not go together.
+        """
+        if self.autoencoder:
+            try:
+                return self.autoencoder.latent_shape(shape)
+            except StudyError as error:
+                raise StudyError(f"space: {self.space}: {error}") from None
+        return low_shape(shape, self.resolution, "resolution") if self.resolution else tuple(shape)
+
     def spec(self, measured_sigma_data: float, shape: tuple[int, ...], classes: Sequence[int] = ()) -> Spec:
         """The spec of this row's denoiser for data of `shape`, (C, H, W) of images or (2,) of points.
 
-        classes: the number of images in each class. Raises StudyError if the network cannot have that shape, or if no
-        number of channels makes it cost as much as that of `like`.
+        measured_sigma_data: in this row's space. classes: the number of images in each class. Raises StudyError if the
+        network cannot have that shape, or if no number of channels makes it cost as much as that of `like`.
         """
+        own, upsampler = self.shape_in(shape), self.upsampler
         spec = Spec(
             parametrization=self.parametrization,
             sigma_data=self.sigma_data or measured_sigma_data,
-            shape=tuple(shape),
+            shape=own,
             network=self.network,
             channels=self.channels,
             multipliers=self.multipliers,
@@ -383,8 +448,16 @@ class Model(Row):
             augmentation=LABELS if self.augment else 0,
             classes=tuple(classes) if self.labels == "classes" else (),
             learned_variance=self.learned_variance != "none",
+            low=low_shape(own, upsampler.height, "upsampler.from") if upsampler else (),
+            low_augmentation=upsampler.augmentation if upsampler else "",
+            low_strength=upsampler.strength if upsampler else 0.0,
         )
         if self.equal and self.like:
-            like = self.like.spec(measured_sigma_data, shape, classes)
-            spec = replace(spec, channels=equal_channels(spec, like, self.equal))
+            like, flops = self.like.spec(measured_sigma_data, shape, classes), self.equal == "flops"
+            beside = (self._decoding(shape), self.like._decoding(shape)) if flops else (0, 0)
+            spec = replace(spec, channels=equal_channels(spec, like, self.equal, beside))
         return spec
+
+    def _decoding(self, shape: tuple[int, ...]) -> int:
+        """The FLOPs of the decoder for one image, spread over EQUAL_EVALUATIONS evaluations; 0 in pixels."""
+        return self.autoencoder.decoder_flops(shape) // EQUAL_EVALUATIONS if self.autoencoder else 0

@@ -17,7 +17,9 @@ from pipeline.diffusion.averages import Averages, profiles
 from pipeline.diffusion.denoiser import Denoiser, DenoiserFunction, denoised, new_denoiser
 from pipeline.diffusion.networks.layers import Dropout
 from pipeline.diffusion.spec import Spec
+from pipeline.diffusion.upsampling import Low
 from pipeline.training import augmentation
+from pipeline.training.batches import Batch
 from pipeline.training.draws import DRAWS
 from pipeline.training.objectives import OBJECTIVES, target_share
 from pipeline.training.optimizer import adam
@@ -92,15 +94,24 @@ class Run:
         labels = torch.zeros(count, dtype=torch.int64, device=self.device) if row.labels == "classes" else None
         conditioning = torch.zeros(count, augmentation.LABELS, device=self.device) if row.augment else None
         x = torch.zeros(count, *self.denoiser.shape, device=self.device)
+        low = []
+        if row.upsampler:
+            zeros = torch.zeros(count, *self.denoiser.spec.low, device=self.device)
+            low = self.denoiser.low_inputs(Low(zeros, torch.zeros(count)))
         with autocast(row.precision, self.device):
-            f = network(x, torch.zeros(count, device=self.device), labels, conditioning)
+            f = network(x, torch.zeros(count, device=self.device), labels, conditioning, *low)
         f.sum().backward()
         self.optimizer.zero_grad()
 
-    def network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, augmentation: Tensor | None) -> Tensor:
-        """F in the row's precision."""
+    def network(self, x: Tensor, c_noise: Tensor, *conditions: Tensor | None) -> Tensor:
+        """F in the row's precision. conditions: the network's further inputs, in order."""
         with autocast(self.row.precision, self.device):
-            return self.function(x, c_noise, labels, augmentation)
+            return self.function(x, c_noise, *conditions)
+
+    def conditions(self, batch: Batch, own: slice) -> list[Tensor | None]:
+        """The network's further inputs for some of a batch's images."""
+        told = [None if values is None else values[own] for values in (batch.labels, batch.augmentation)]
+        return told + (self.denoiser.low_inputs(batch.low.part(own)) if batch.low else [])
 
     def seed_dropout(self) -> None:
         """Give each dropout layer its own generator for this step, so that micro-batches share the batch's masks."""
@@ -122,7 +133,7 @@ class Run:
     def answers(self, conditions: Sequence[Tensor | None]) -> tuple[DenoiserFunction, DenoiserFunction]:
         """D(z; sigma) without gradients of the teacher, and of the network in training or the target's average.
 
-        z (P, ...), sigma (P,) on the CPU. conditions: labels and augmentation, as the network gets them.
+        z (P, ...), sigma (P,) on the CPU. conditions: the network's further inputs.
         """
 
         def of(denoiser: Denoiser, network: Network) -> DenoiserFunction:

@@ -117,7 +117,7 @@ def test_images_are_told_with_their_own_classes(
     def of_labels(labels: Tensor | None) -> Any:
         return guided(asked.build_guidance(), exact, labels)
 
-    loaded = LoadedModel(exact, ByClass(CLASSES, of_labels), CPU)  # type: ignore[arg-type]
+    loaded = LoadedModel(exact, lambda low: ByClass(CLASSES, of_labels), CPU, asked.curve("edm", "data"))  # type: ignore[arg-type]
     monkeypatch.setattr(likelihoods, "load_model", lambda *arguments, **keys: loaded)
     images = ((MEANS.repeat(8, 1, 1, 1) + 1) * 127.5).round().to(torch.uint8)
     right, wrong = torch.arange(24) % 3, (torch.arange(24) + 1) % 3

@@ -54,6 +54,8 @@ def plain() -> Trained:
         {"objective": "consistency_distillation", "dropout": 0.2},
         {"objective": "consistency_training", "target_decay": 0.9},
         {"objective": "easy_consistency"},
+        {"upsampler": {"from": 2}},
+        {"upsampler": {"from": 1, "augmentation": "blur", "strength": 2}, "augment": 0.5, "labels": "classes"},
     ],
     ids=str,
 )

@@ -80,7 +80,8 @@ class Common:
 
     embedding: that of the noise level, a key of EMBEDDINGS; dropout: its probability; classes: the number of labels, 0
     for a network without labels; augmentation: the numbers that describe an augmentation, 0 for none; outputs: the
-    channels of its output, or the dimensions if it is for points.
+    channels of its output, or the dimensions if it is for points; strength: whether it is told the strength with which
+    a low-resolution image is augmented.
     """
 
     embedding: str
@@ -88,6 +89,7 @@ class Common:
     classes: int
     augmentation: int
     outputs: int
+    strength: bool = False
 
 
 class Conditioning(nn.Module):
@@ -104,7 +106,7 @@ class Conditioning(nn.Module):
 
 
 class Told(nn.Module):
-    """The embedding of labels and augmentations, (N, width), or None if the network is told neither.
+    """The embedding of labels, augmentations and strengths, (N, width), or None if the network is told none of them.
 
     Networks make this layer last, because the order in which layers are made determines their initial weights.
     """
@@ -113,9 +115,12 @@ class Told(nn.Module):
         super().__init__()
         self.label = nn.Linear(common.classes, width, bias=False) if common.classes else None
         self.augmentation = nn.Linear(common.augmentation, width, bias=False) if common.augmentation else None
+        self.strength = nn.Linear(1, width, bias=False) if common.strength else None
 
-    def forward(self, labels: Tensor | None, augmentation: Tensor | None) -> Tensor | None:
-        """labels (N,), int64, -1 for none; augmentation (N, A). Inputs without a layer are ignored."""
+    def forward(
+        self, labels: Tensor | None, augmentation: Tensor | None, strength: Tensor | None = None
+    ) -> Tensor | None:
+        """labels (N,), int64, -1 for none; augmentation (N, A); strength (N, 1). Inputs without a layer are ignored."""
         told = None
         if self.label is not None and labels is not None:
             classes = self.label.in_features
@@ -124,6 +129,9 @@ class Told(nn.Module):
             told = self.label(math.sqrt(classes) * chosen.to(self.label.weight.dtype))
         if self.augmentation is not None and augmentation is not None:
             how = self.augmentation(augmentation)
+            told = how if told is None else told + how
+        if self.strength is not None and strength is not None:
+            how = self.strength(strength)
             told = how if told is None else told + how
         return told
 
@@ -142,10 +150,18 @@ class Conditioned(nn.Module):
         self.embed = Conditioning(common.embedding, channels, width)
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        augmentation: Tensor | None = None,
+        low: Tensor | None = None,
+        strength: Tensor | None = None,
     ) -> Tensor:
-        """The output (N, outputs, ...) for x (N, C, ...) and c_noise (N,). For labels and augmentation, see `Told`."""
-        return self.body(x, self.embed(c_noise, self.told(labels, augmentation)))
+        """The output (N, outputs, ...) for x (N, C, ...) and c_noise (N,). low (N, C, ...): further channels of the input
+        of an upsampler. For labels, augmentation and strength, see `Told`."""
+        x = x if low is None else torch.cat([x, low], dim=1)
+        return self.body(x, self.embed(c_noise, self.told(labels, augmentation, strength)))
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The output (N, outputs, ...) for x (N, C, ...) and the embedding (N, width)."""

@@ -64,7 +64,13 @@ def _check_patch(spec: Spec) -> None:
 
 def _common(spec: Spec) -> Common:
     outputs = spec.shape[0] * (2 if spec.learned_variance else 1)
-    return Common(spec.embedding, spec.dropout, len(spec.classes), spec.augmentation, outputs)
+    told = spec.low_strength > 0
+    return Common(spec.embedding, spec.dropout, len(spec.classes), spec.augmentation, outputs, told)
+
+
+def _inputs(spec: Spec) -> int:
+    """The channels of the network's input: the image's, and those of the low-resolution image of an upsampler."""
+    return spec.shape[0] + (spec.low[0] if spec.low else 0)
 
 
 def _unet(spec: Spec) -> UNet:
@@ -73,7 +79,7 @@ def _unet(spec: Spec) -> UNet:
     Source: after Song et al. 2021, arXiv 2011.13456
     """
     _check_levels(spec)
-    return UNet(spec.shape[0], spec.channels, spec.multipliers, spec.blocks, _common(spec))
+    return UNet(_inputs(spec), spec.channels, spec.multipliers, spec.blocks, _common(spec))
 
 
 def _ddpmpp(spec: Spec) -> DDPMpp:
@@ -83,8 +89,8 @@ def _ddpmpp(spec: Spec) -> DDPMpp:
     """
     _check_levels(spec)
     _check_attention(spec)
-    image_channels, height, _ = spec.shape
-    return DDPMpp(image_channels, height, spec.channels, spec.multipliers, spec.blocks, spec.attention, _common(spec))
+    sizes = spec.channels, spec.multipliers, spec.blocks, spec.attention
+    return DDPMpp(_inputs(spec), spec.shape[1], *sizes, _common(spec))
 
 
 def _dit(spec: Spec) -> DiT:
@@ -93,8 +99,8 @@ def _dit(spec: Spec) -> DiT:
     Source: Peebles and Xie 2023, arXiv 2212.09748
     """
     _check_patch(spec)
-    image_channels, height, width = spec.shape
-    return DiT((image_channels, height, width), spec.channels, spec.blocks, spec.patch, _common(spec))
+    _, height, width = spec.shape
+    return DiT((_inputs(spec), height, width), spec.channels, spec.blocks, spec.patch, _common(spec))
 
 
 def _mlp(spec: Spec) -> MLP:
@@ -120,8 +126,9 @@ def build(spec: Spec) -> Conditioned:
     """The network of a denoiser's spec, with weights from PyTorch's global generator.
 
     It maps x (N, *shape), c_noise (N,), labels (N,) int64 (-1 for none, or None) and augmentation (N, A) (or None) to
-    F (N, *shape), which is 0 before training. If it learns the variance, its output has twice the channels; see
-    `parted`. Raises StudyError if the network does not support that shape.
+    F (N, *shape), which is 0 before training. An upsampler gets two more inputs; see `upsampling.conditioning`. If it
+    learns the variance, its output has twice the channels; see `parted`. Raises StudyError if the network does not
+    support that shape.
     """
     check_network(spec.network, points=len(spec.shape) == 1)
     return NETWORKS[spec.network](spec)
@@ -138,7 +145,8 @@ class Cost(NamedTuple):
 def size(spec: Spec) -> Size:
     """The size of the spec's network; nothing is computed. Raises StudyError if there is no such network."""
     labels = torch.empty(1, dtype=torch.int64) if spec.classes else None
-    return size_of(partial(build, spec), torch.empty(1, *spec.shape), torch.empty(1), labels)
+    low = (None, torch.empty(1, spec.low[0], *spec.shape[1:]), torch.empty(1, 1)) if spec.low else ()
+    return size_of(partial(build, spec), torch.empty(1, *spec.shape), torch.empty(1), labels, *low)
 
 
 def cost(spec: Spec) -> Cost:
@@ -147,15 +155,18 @@ def cost(spec: Spec) -> Cost:
     return Cost(found.parameters, found.flops)
 
 
-def equal_channels(spec: Spec, like_spec: Spec, what: Literal["parameters", "flops"]) -> int:
+def equal_channels(
+    spec: Spec, like_spec: Spec, what: Literal["parameters", "flops"], beside: tuple[int, int] = (0, 0)
+) -> int:
     """The number of channels, a multiple of 8, with which the spec's network costs nearly as much as like_spec's.
 
-    what: the cost to match. Raises StudyError if the nearest cost is off by more than a quarter.
+    what: the cost to match. beside: what either costs beside its network. Raises StudyError if the nearest cost is off
+    by more than a quarter.
     """
-    target: int = getattr(cost(like_spec), what)
+    target: int = getattr(cost(like_spec), what) + beside[1]
 
     def found(channels: int) -> int:
-        return int(getattr(cost(replace(spec, channels=channels)), what))
+        return int(getattr(cost(replace(spec, channels=channels)), what)) + beside[0]
 
     most = CHANNELS_STEP
     while found(most) < target:

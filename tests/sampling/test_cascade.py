@@ -4,15 +4,22 @@ With deterministic solvers, the samples of a cascade are linear in its noise. So
 gives their mean and covariance without sampling error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from pipeline.common.randomness import SampleNoise
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.gaussian import CorrelatedGaussian
+from pipeline.diffusion.upsampling import Low
+from pipeline.sampling import cascade as cascades
+from pipeline.sampling.batches import generate
+from pipeline.sampling.cascade import Stage, Upsampling
 from pipeline.sampling.loop import sample
 from pipeline.sampling.measurement import downsample
 from pipeline.sampling.row import Sampler
@@ -23,17 +30,34 @@ SAMPLER = Sampler(solver="rk4", sigma_min=1e-5, sigma_max=1e5, nfe=(999,))
 STEPS = 200
 TOLERANCE = 2e-5  # of STEPS steps in SAMPLER's range of noise levels, for data of variance 1
 
-Later = Callable[[Tensor, float], DenoiserFunction]
-"""From low-resolution images (N, *LOW), with Gaussian noise of a strength in them, and this strength: a denoiser."""
+Later = Callable[[Low], DenoiserFunction]
 Noise = tuple[Tensor, Tensor, Tensor]
 """Standard normal: the earlier stage's (N, *LOW), the conditioning's (N, *LOW), the later stage's (N, *HIGH)."""
 
 
-def cascade(earlier: DenoiserFunction, later: Later, noise: Noise, strength: float, steps: int = STEPS) -> Tensor:
-    """Samples (N, *HIGH) of two stages with noise of a strength between them (Ho et al. 2021, arXiv 2106.15282)."""
-    first, between, second = noise
-    low = sample(earlier, first, SAMPLER, steps).x0 + strength * between
-    return sample(later(low, strength), second, SAMPLER, steps).x0
+class Given:
+    """In place of the streams of samples: their noise by depth, and what is drawn after it."""
+
+    noise: Noise
+
+    def __init__(self, seed: int, indices: Sequence[int], depth: int = 0) -> None:
+        self.first = self.noise[0] if depth else self.noise[2]
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        return self.first
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        return self.noise[1]
+
+
+def cascade(
+    earlier: DenoiserFunction, later: Later, noise: Noise, strength: float, steps: int = STEPS, end: float = 0.0
+) -> Tensor:
+    """Samples (N, *HIGH) of two stages with noise of a strength between them."""
+    first = Stage(earlier, LOW, SAMPLER, steps, end, depth=1)
+    second = Stage(Upsampling(first, later, strength, "noise"), HIGH, SAMPLER, steps)
+    with mock.patch.object(cascades, "SampleNoise", type("Bound", (Given,), {"noise": noise})):
+        return second.samples(0, range(len(noise[0])))[0].x0
 
 
 def data() -> CorrelatedGaussian:
@@ -51,8 +75,8 @@ def earlier() -> CorrelatedGaussian:
     return data().under(pooling())
 
 
-def later(low: Tensor, strength: float) -> CorrelatedGaussian:
-    return data().given(pooling(), low.flatten(1), strength)
+def later(low: Low) -> CorrelatedGaussian:
+    return data().given(pooling(), low.images.double().flatten(1), float(low.strength[0]))
 
 
 def unit_noise() -> Noise:
@@ -95,7 +119,14 @@ def test_a_cascade_is_as_exact_as_its_samplers() -> None:
 
 @pytest.mark.parametrize(("strength", "told"), [(0.5, 0.1), (0.1, 0.5), (0.5, 0.0), (0.0, 0.5)])
 def test_a_wrong_strength_gives_another_law(strength: float, told: float) -> None:
-    found = law(partial(cascade, earlier(), lambda low, _: later(low, told), strength=strength))
+    found = law(
+        partial(
+            cascade,
+            earlier(),
+            lambda low: later(replace(low, strength=torch.full_like(low.strength, told))),
+            strength=strength,
+        )
+    )
     _, error = errors(found)
     assert error > 100 * TOLERANCE
     assert (found.covariance.trace() > data().covariance.trace()) == (told < strength)  # noise is taken for detail
@@ -105,7 +136,7 @@ def test_a_later_stage_that_ignores_its_condition_gives_the_same_law_but_other_i
     """The law of the samples alone doesn't show whether the stages fit together; their low resolutions do."""
     noise = unit_noise()
     low = sample(earlier(), noise[0], SAMPLER, STEPS).x0
-    made = cascade(earlier(), later, noise, 0.0), cascade(earlier(), lambda low, _: data(), noise, 0.0)
+    made = cascade(earlier(), later, noise, 0.0), cascade(earlier(), lambda low: data(), noise, 0.0)
     misfits = [float(((x.flatten(1) @ pooling().T).reshape(low.shape) - low).abs().max()) for x in made]
     assert misfits[0] < TOLERANCE and misfits[1] > 0.1
 
@@ -126,3 +157,58 @@ def test_drawn_samples_have_the_law(strength: float) -> None:
     x = cascade(earlier(), later, (first, between, second), strength, steps=60).flatten(1)
     torch.testing.assert_close(x.mean(0), data().mean, rtol=0, atol=0.03)
     torch.testing.assert_close(x.T.cov(), data().covariance, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5])
+def test_truncated_sampling_ends_with_the_noise_that_would_be_added(strength: float) -> None:
+    """The earlier stage stops at the noise level `strength`: the law of its samples is that of images with this noise."""
+    found = law(partial(cascade, earlier(), later, strength=strength, end=strength))
+    assert max(errors(found)) < TOLERANCE
+    early = law(lambda noise: sample(earlier(), noise[0], SAMPLER, STEPS, end=strength).x0)
+    torch.testing.assert_close(early.covariance, earlier().covariance + strength**2 * torch.eye(4), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "row", [Sampler(nfe=(9,)), Sampler(solver="euler", nfe=(9,)), Sampler(solver="unipc", nfe=(9,))]
+)
+def test_a_truncated_sampler_costs_what_it_says(row: Sampler) -> None:
+    steps = row.steps(9, end=0.3)
+    done = sample(earlier(), torch.randn(3, *LOW, generator=torch.Generator()), row, steps, end=0.3)
+    assert done.nfe == row.evaluations(steps, end=0.3) <= 9 < row.evaluations(steps + 1, end=0.3)
+
+
+def test_each_sample_of_a_cascade_is_its_own_whatever_the_batch() -> None:
+    """And its earlier stage has other noise than it has; calls of both stages count."""
+    row = Sampler(nfe=(9,), S_churn=2)
+    stage = Stage(earlier(), LOW, row, 3, depth=1)
+    of = Upsampling(stage, later, 0.3, "noise")
+
+    def made(count: int, batch: int) -> tuple[Tensor, set[int]]:
+        parts, nfe = zip(*generate(of, HIGH, row, 2, 7, count, batch), strict=True)
+        return torch.cat(parts), set(nfe)
+
+    whole, nfe = made(40, 40)
+    assert nfe == {5 + 3}
+    for count, batch in ((40, 16), (17, 17), (33, 20)):
+        assert made(count, batch)[0].equal(whole[:count])
+    own, others = (SampleNoise(7, [3], depth).randn((20,)) for depth in (0, 1))
+    assert not own.equal(others)
+
+
+def test_three_stages_pass_their_images_on() -> None:
+    """Each stage gets what the one before made, and the calls add up."""
+    asked = []
+
+    def constant(value: float) -> Callable[[Low], DenoiserFunction]:
+        def of_low(low: Low) -> DenoiserFunction:
+            asked.append((low.images.shape[2], float(low.images.mean())))
+            return lambda z, sigma: torch.full_like(z, value)
+
+        return of_low
+
+    row = Sampler(solver="euler", nfe=(4,))
+    first = Stage(lambda z, sigma: torch.full_like(z, 0.1), (1, 2, 2), row, 3, depth=2)
+    second = Stage(Upsampling(first, constant(0.2), 0.0, "blur"), (1, 4, 4), row, 2, depth=1)
+    done, _ = Stage(Upsampling(second, constant(0.3), 0.0, "noise"), (1, 8, 8), row, 4).samples(0, range(16))
+    assert asked == [(2, pytest.approx(0.1)), (4, pytest.approx(0.2))] and done.nfe == 9
+    torch.testing.assert_close(done.x0, torch.full_like(done.x0, 0.3))
