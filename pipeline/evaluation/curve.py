@@ -26,6 +26,16 @@ class Curve(Sampler):
     """Sample from another average of the weights, with this half-life; null: the model's own."""
     ema_sigma_rel: Annotated[float, Field(gt=0, lt=LARGEST_SIGMA_REL)] | None = axis(None, "EMA length")
     """Sample from another average of the weights, with this relative width; null: the model's own."""
+    after: Name | None = axis(None, "cascade")
+    """The curve that makes the low-resolution images; null: none."""
+    strength: Annotated[float, Field(ge=0)] = axis(0.0, "conditioning augmentation")
+    """Strength of the augmentation of the low-resolution images in sampling."""
+    truncated: bool = axis(False, "truncated sampling")
+    """Whether the curve in `after` stops early, at the noise of this curve's strength."""
+    share: Annotated[float, Field(gt=0, lt=1)] = axis(0.5, "budget of stages")
+    """Share of the budget for the earlier stages."""
+    earlier: "Curve | None" = None
+    """The row of the curve in `after`; `resolve` fills it in."""
     samples: Annotated[int, Field(ge=40, le=MOST)] = 1024
     """Images per measurement; the same for all curves."""
     batch: PositiveInt | Literal["auto"] = 512
@@ -53,6 +63,10 @@ class Curve(Sampler):
         separate = self.guide != "unconditional" and not self.build_guidance().idle
         return Selection(average, self.guide if separate else None, self.guide_images, student)
 
+    def stage_evaluations(self, steps: int) -> list[tuple[str, int]]:
+        """(model, evaluations) of each stage, the first one first."""
+        return [(self.model, self.evaluations(steps))]
+
     @property
     def sampler_hash(self) -> str:
         """The first digits of a hash of the choices that determine the samples of a model, without the budgets."""
@@ -63,7 +77,9 @@ class Curve(Sampler):
         return [(steps, seeds) for steps in self.step_counts for seeds in self.seeds]
 
 
-SAMPLING_KEYS = frozenset({*Sampler.model_fields, "labels", "precision", "compile"} - {"nfe"})  # given the weights
+SAMPLING_KEYS = frozenset(
+    {*Sampler.model_fields, "labels", "precision", "compile", "after", "strength", "truncated", "share"} - {"nfe"}
+)  # given the weights
 WEIGHTS_KEYS = frozenset({"guide_images", "ema_halflife_images", "ema_sigma_rel"})
 
 

@@ -10,7 +10,14 @@ from pipeline.report.charts import rounded
 from pipeline.report.results import FAILED
 from pipeline.report.study import Report
 
-DERIVED = ("seeds", "differences", "axis", "explicit", "method")  # keys of a resolved row that are not in params.yaml
+DERIVED = (
+    "seeds",
+    "differences",
+    "axis",
+    "explicit",
+    "method",
+    "earlier",
+)  # keys of a resolved row that are not in params.yaml
 
 
 def behind(report: Report) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipeline.report.results import (
     FAILED,
     at_budget,
     failed_at,
+    of_curve,
     read_likelihood,
     read_losses,
     read_results,
@@ -68,6 +69,8 @@ class Report:
         self.agreement = read_json(paths.metrics("agreement", "libraries"))
         self.agreement |= {name: read_json(paths.metrics("measure", name))["agreement"] for name in self.sets}
         self.training = {name: read_json(paths.metrics("train", name)) for name in self.models}
+        self.autoencoders = read_json(paths.metrics("autoencode", "autoencoders"))
+        self.reconstructions = read_json(paths.metrics("reconstruct", "autoencoders"))
         self.oracle = read_json(paths.metrics("oracle", "solvers"))
         self.losses = read_losses(paths, [name for name in self.models if self.trainings(name)])
         self.learning = read_json(paths.metrics("losses", "models"))
@@ -281,6 +284,11 @@ class Report:
         if key not in self._points:
             self._points[key] = summarise(self._of(curve), *key)
         return self._points[key]
+
+    def steps(self, curve: str) -> dict[int, int]:
+        """The number of steps at each measured NFE of a curve, with and without a result."""
+        own = of_curve(self._of(curve), curve)
+        return {int(nfe): int(steps) for nfe, steps in zip(own.nfe, own.steps, strict=True)}
 
     def best_point(self, curve: str) -> tuple[float, int]:
         """The mean score of the best point of a curve that has any, and its NFE."""

@@ -6,10 +6,20 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from pipeline.common.rows import NonNegativeInt, PositiveFloat, PositiveInt, RealFloat, Row, Seeds, axis
+from pipeline.common.rows import (
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RealFloat,
+    Row,
+    Seeds,
+    axis,
+)
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL
 from pipeline.diffusion.networks.embedding import EMBEDDINGS
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
@@ -34,6 +44,19 @@ TRIED = 65_536  # evenly spaced draws at which the weights are compared
 TRIED_SIGMA_DATA = 0.5
 MOST_STEPS = 10**7  # of a training; EDM's for CIFAR-10 has 390,625
 LEAST_EFFECTIVE = 4e-3  # smallest effective share of draws: half a draw in a batch of 128
+
+
+class Upsampler(Row):
+    """The `upsampler` key of a model row: the low-resolution image that the network is told."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: PositiveInt = Field(alias="from")
+    """Height of the low-resolution image, in pixels."""
+    augmentation: Literal["noise", "blur"] = "noise"
+    """What training does to the low-resolution image (conditioning augmentation)."""
+    strength: NonNegativeFloat = 0.5
+    """Largest strength of the augmentation in training."""
 
 
 class Model(Row):
@@ -157,6 +180,12 @@ class Model(Row):
     """Number of snapshots of all averages, for autoguidance and for averages of other lengths."""
     classifier_images: NonNegativeInt = 0
     """Images on which a noise-aware classifier is trained for guidance; 0: no classifier."""
+    space: Name | None = axis(None, "space")
+    """The row of autoencoders in whose latents the model lives; null: pixels."""
+    resolution: PositiveInt | None = axis(None, "resolution")
+    """Height to which images are averaged down; null: that of the data."""
+    upsampler: Upsampler | None = axis(None, "cascade")
+    """The low-resolution image that the network is told; null: none."""
     train_seeds: Seeds = (0, 1, 2)
     """Seeds of training; each is one training."""
     teacher: "Model | None" = None

@@ -1,5 +1,6 @@
 """The section on cost: FLOPs and seconds of a sample, and what a training costs."""
 
+from pipeline.report.flops import bill
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.sections.networks import mega
 from pipeline.report.study import Report
@@ -17,7 +18,7 @@ def costs(report: Report) -> Markdown:
         parameters, flops = (report.training[model][key] for key in ("parameters", "flops"))
         own: list[object] = [code(name), number(mean), nfe, code(model), f"{parameters:,}", mega(flops)]
         time = [seconds.get((name, nfe), "not measured")] if seconds else []
-        lines.append([*own, mega(flops * nfe), *time])
+        lines.append([*own, mega(bill(report, name, nfe).total), *time])
     header = ["curve", f"best {report.score}", "at NFE", "model", "parameters", "MFLOPs per evaluation"]
     header += [f"MFLOPs per {thing}", *([f"seconds per {thing}"] if seconds else [])]
     return table(header, lines) if lines else Markdown("")
