@@ -86,7 +86,7 @@ def provenance(report: Report) -> dict[str, Any]:
     for name, own in report.provenance.items():
         cells = report.results[report.results.curve == name].drop_duplicates("train_seed")
         found[name] = {
-            "row": report.rows.flat("curves" if name in report.curves else "sets", name),
+            "row": report.flat("curves" if name in report.curves else "sets", name),
             "measured_with": own,
             "machine": report.machines[name],
             "checkpoints": {str(row.train_seed): row.checkpoint for row in cells.itertuples()},

@@ -88,7 +88,7 @@ def _short(name: str, entry: Filed | None) -> str:
 
 def _text(report: Report, section: str, name: str) -> str:
     """A row as YAML with all defaults."""
-    full = {key: _plain(value) for key, value in report.rows.flat(section, name).items() if key not in DERIVED}
+    full = {key: _plain(value) for key, value in report.flat(section, name).items() if key not in DERIVED}
     return dump({name: full}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000)
 
 

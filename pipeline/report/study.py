@@ -45,6 +45,7 @@ METRICS = (
 )
 
 
+STAGED = ("space", "resolution", "upsampler", "after", "strength", "truncated", "share", "earlier")
 APART = ("nfe", "seeds", "method")  # keys of a curve that do not affect its sampling
 SMALL_BUDGET = 7  # the small budget of tables is the one nearest to it
 ROTATIONS = "rotation classifier"  # its classes are rotations, so an Inception score of it is meaningless
@@ -100,6 +101,16 @@ class Report:
                     f"{self.paths.reports}/metrics/{place}.json: its hash is {found}, but the curves were measured "
                     f"with {self.measured[key]}; run `dvc repro`"
                 )
+
+    @cached_property
+    def staged(self) -> bool:
+        """Whether any model lives in latents or makes a stage of a cascade. If not, no row uses the keys of STAGED."""
+        return any(e.row.space or e.row.resolution or e.row.upsampler for e in self.models.values())
+
+    def flat(self, section: str, name: str) -> dict[str, Any]:
+        """`ReportRows.flat`, without keys of STAGED if no row uses them."""
+        found = self.rows.flat(section, name)
+        return found if self.staged else _plain(found)
 
     @cached_property
     def finished(self) -> bool:
@@ -317,6 +328,11 @@ class Report:
     def choice(self, name: str) -> str:
         """The changes of a row as written in params.yaml: "rho 3", "P_mean -1 + P_std 1"."""
         return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name].differences.items()) or name
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row, and the rows in it, without keys of STAGED."""
+    return {key: _plain(own) if isinstance(own, dict) else own for key, own in row.items() if key not in STAGED}
 
 
 def low_and_high(budgets: list[int]) -> list[int]:

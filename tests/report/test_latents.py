@@ -182,7 +182,7 @@ def test_systems_list_spaces_costs_and_the_share_of_the_decoder(tmp_path: Path) 
     assert found["`latent`"][:4] == ["latents 1 x 4 x 4 of kl", "0.400", "0.800", "1.50 ± 0.209"]  # 2.093 x 0.1
     assert found["`latent`"][4] == "2.00 (decoder 40.0%)"
     same = found["`cascade`, `strong` and `cut`"]
-    assert same[:2] == ["pixels 4 x 4 -\\> pixels 8 x 8", "0.250 + 1.50"] and same[5] == "2.25" and same[7] == "7.00"
+    assert same[:2] == ["pixels 4 x 4, then pixels 8 x 8", "0.250 + 1.50"] and same[5] == "2.25" and same[7] == "7.00"
 
 
 def test_autoencoders_have_their_losses(tmp_path: Path) -> None:
@@ -229,12 +229,12 @@ def test_verdicts_at_equal_flops_agree_with_the_table(tmp_path: Path) -> None:
     assert table["15"][1].startswith("7.00")
     assert found["findings"][0].endswith("by budget (evaluations of edm): cascades alone at 3, 7 and 15.")
     assert found["findings"][1].startswith("Latents relative to pixels at equal FLOPs, by budget: better at 3")
-    assert "; ×0.600 (" in found["findings"][1] and "×1.75 (" in found["findings"][1]
+    assert "; at 3 ×0.600 (" in found["findings"][1] and ", at 15 ×1.75 (" in found["findings"][1]
 
 
 def test_noise_leaves_families_undecided(tmp_path: Path) -> None:
     found = part(study(tmp_path, spread=0.6), tmp_path)
-    assert "undecided at 3, 7 and 15; ×" in found["findings"][1]
+    assert "undecided at 3, 7 and 15; at 3 ×" in found["findings"][1]
     assert "cascades, latents or pixels at " in found["findings"][0]
 
 
@@ -268,13 +268,13 @@ def test_the_losses_of_an_exact_latent_model(tmp_path: Path) -> None:
     assert lines(found["oracles"][0]["table"])[1] == ["euler", "4", "2.00", "2.50", "4.50", "2.50"]
     assert found["findings"][-1] == (
         "On Gaussian data with exact denoisers, autoencoder kl loses a squared distance of 2.00; euler loses less than "
-        "that from NFE 8 on, and less in pixels than both from NFE 2 on."
+        "that from NFE 8 on; in pixels, it loses less than both together from NFE 2 on."
     )
 
 
 def test_the_report_says_what_limits_it(tmp_path: Path) -> None:
     text = " ".join(part(study(tmp_path), tmp_path)["caveats"])
-    for caveat in ("products of matrices", "trained once", "`share`, the part of the earlier ones (0.5)"):
+    for caveat in ("products of matrices", "trained once", "share, the part of the earlier ones (0.5)"):
         assert caveat in text
 
 

@@ -25,7 +25,7 @@ from pipeline.report.figures.drawing import (
 )
 from pipeline.report.statistics import Floor, Interval
 
-TICKS = 1.12, 1.9  # the least ratios of neighbouring ticks of NFE, and of other costs
+APART = 1.12  # the least ratio of neighbouring ticks of NFE
 MANY = 8  # the legend of more curves is beside the figure
 
 
@@ -78,9 +78,10 @@ def curves_figure(
 def _cost_axis(curves: dict[str, dict[int, Interval]], costs: Costs | None) -> Axis:
     """The horizontal axis: of counted NFE without costs."""
     if not costs:
-        return Axis(NFE, ticks=spaced(sorted({nfe for points in curves.values() for nfe in points if nfe}), TICKS[0]))
-    values = {float(f"{costs.points[label][nfe][0]:.2g}") for label, points in curves.items() for nfe in points}
-    return Axis(costs.title, ticks=spaced(sorted(values), TICKS[1]))
+        return Axis(NFE, ticks=spaced(sorted({nfe for points in curves.values() for nfe in points if nfe}), APART))
+    values = [costs.points[label][nfe][0] for label, points in curves.items() for nfe in points]
+    first, last = (math.floor(math.log2(end)) for end in (min(values), max(values)))
+    return Axis(costs.title, ticks=[2.0**power for power in range(first, last + 2)])
 
 
 def _curves_chart(

@@ -26,8 +26,7 @@ Cascade = dict[tuple[bool, float], str]  # by `truncated` and strength, ascendin
 
 def section(report: Report) -> dict[str, Any] | None:
     """The section's contents; draws the figure. None unless a model has a space, a resolution or an upsampler."""
-    rows = [entry.row for entry in report.models.values()]
-    if not any(row.space or row.resolution or row.upsampler for row in rows):
+    if not report.staged:
         return None
     offers, unit = _offers(report), reference(report)
     verdicts, cascades = _verdicts(report, offers), _cascades(report)
@@ -81,7 +80,7 @@ def _systems(report: Report) -> Markdown:
 def _parts(report: Report, name: str) -> list[str]:
     """Where a curve samples, the MFLOPs of an evaluation of each stage and of the decoder, and rFD."""
     models, space = stage_models(report, name), report.model(name).space
-    where = " -> ".join(_space(report, model) for model in models)
+    where = ", then ".join(_space(report, model) for model in models)
     flops = " + ".join(mega(report.training[model]["flops"]) for model in models)
     if not space:
         return [where, flops, "", ""]
@@ -172,13 +171,15 @@ def _point(report: Report, name: str, nfe: int) -> Point | None:
 
 def _verdicts(report: Report, offers: Offers) -> Compared:
     """The verdicts on the lowest true scores of two families at each budget at which both offer a point."""
-    sets = {
-        (one, base, budget): (own[one], own[base])
+    pairs = {
+        (one, base, budget): (tuple(own[one]), tuple(own[base]))
         for one, base in PAIRS
         for budget, own in offers.items()
         if own[one] and own[base]
     }
-    return report.verdicts.lowest_of(sets)
+    sets = {pair: (list(pair[0]), list(pair[1])) for pair in pairs.values()}  # budgets may have equal ones
+    verdicts = report.verdicts.lowest_of(sets)
+    return {key: verdicts[pair] for key, pair in pairs.items()}
 
 
 def _best(report: Report, own: dict[str, list[Point]], verdicts: Compared, budget: float) -> list[str]:
@@ -234,7 +235,7 @@ def _courses(verdicts: Compared) -> list[str]:
         found = {_stated(b): verdict for (*pair, b), verdict in verdicts.items() if pair == [one, base]}
         if found:
             first, *_, last = [*found, *found]
-            ends = {b: f"{stated_verdict(found[b])} at {b}" for b in (first, last)}
+            ends = {b: f"at {b} {stated_verdict(found[b])}" for b in (first, last)}
             start = f"{one.capitalize()} relative to {base} at equal FLOPs, by budget: {course(found)}"
             sentences.append(f"{start}; {', '.join(ends.values())}.")
     return sentences
@@ -353,7 +354,8 @@ def _lost(name: str, found: dict[str, Any]) -> list[str]:
         finer = _from([(p["nfe"], p["together"] - lost < lost) for p in points])
         pixels = _from([(p["nfe"], p["pixels"] < p["together"]) for p in points])
         start = f"On Gaussian data with exact denoisers, autoencoder {name} loses a squared distance of {number(lost)}"
-        sentences.append(f"{start}; {sampler} loses less than that {finer}, and less in pixels than both {pixels}.")
+        more = f"{sampler} loses less than that {finer}; in pixels, it loses less than both together {pixels}"
+        sentences.append(f"{start}; {more}.")
     return sentences
 
 
@@ -377,7 +379,7 @@ def _caveats(report: Report) -> list[str]:
         )
     if shares := sorted({row.share for row in rows if row.after}):
         found.append(
-            "A cascade splits its budget between its stages by `share`, the part of the earlier ones "
+            "A cascade splits its budget between its stages by share, the part of the earlier ones "
             f"({listed([plain(share) for share in shares])}); another split may score lower."
         )
     return found
