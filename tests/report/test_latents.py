@@ -9,10 +9,12 @@ from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json, write_json
 from pipeline.evaluation.curve import Curve
 from pipeline.report.build import build
+from pipeline.report.cells import behind
 from pipeline.report.flops import bill, mixes, reference, stage_models, weighted
 from pipeline.report.page import unmarked
 from pipeline.report.sections import latents, methods
-from pipeline.report.study import Report
+from pipeline.report.study import STAGED, Report
+from pipeline.report.text import plain
 from tests.report.studies import CURVES as PLAIN
 from tests.report.studies import HOSTILE, ParsedPage, fail, made_up_study, markdown, row, score, write_cells
 
@@ -173,6 +175,10 @@ def test_a_study_without_such_models_is_unchanged(tmp_path: Path) -> None:
     text = markdown(paths)
     for new in (HEADING, "FLOP-weighted", "rFD", "methods_flops"):
         assert new not in text
+    settings, shown = text.split("## All settings")[1].split("## Agree")[0], str(behind(Report(paths, tmp_path)))
+    origins = (paths.reports / "provenance.json").read_text()
+    for key in STAGED:
+        assert f" {key} " not in settings and f"{key}: " not in shown and f'"{key}"' not in origins
     assert row(text, "`edm`", "## Cost")[6] == "46.9"  # 7 evaluations of 6.7 MFLOPs
 
 
@@ -222,6 +228,7 @@ def test_verdicts_at_equal_flops_agree_with_the_table(tmp_path: Path) -> None:
     assert verdicts["latents", "pixels", 3].word == "better"
     assert verdicts["latents", "pixels", 3].effect.mean == pytest.approx(12 / 20, rel=0.01)
     assert verdicts["latents", "pixels", 15].word == "worse"
+    assert verdicts["latents", "cascades", 15] is verdicts["latents", "cascades", 7]  # equal points count once
     assert verdicts["cascades", "pixels", 15].effect.mean == pytest.approx(2 / 4, rel=0.01)
     table = {line[0]: line[1:] for line in lines(found["scores"])}
     assert table["3"][2].startswith("**10.0") and "(`cascade`, NFE 4, costs 2.25)" in table["3"][2]
@@ -230,6 +237,16 @@ def test_verdicts_at_equal_flops_agree_with_the_table(tmp_path: Path) -> None:
     assert found["findings"][0].endswith("by budget (evaluations of edm): cascades alone at 3, 7 and 15.")
     assert found["findings"][1].startswith("Latents relative to pixels at equal FLOPs, by budget: better at 3")
     assert "; at 3 ×0.600 (" in found["findings"][1] and ", at 15 ×1.75 (" in found["findings"][1]
+
+
+def test_the_budgets_are_the_costs_of_the_first_method(tmp_path: Path) -> None:
+    paths = study(tmp_path)
+    file = paths.metrics("train", "wide")
+    write_json(file, read_json(file) | {"flops": 500_000})
+    report = Report(paths, tmp_path)
+    report.methods = ["wide"]
+    assert list(latents._offers(report)) == [1.5, 3.5]
+    assert [latents._stated(budget) for budget in (1.5, 3.5, 3.0000000000000004)] == ["1.50", "3.50", "3"]
 
 
 def test_noise_leaves_families_undecided(tmp_path: Path) -> None:
@@ -263,6 +280,12 @@ def test_other_stages_are_no_other_strength(tmp_path: Path) -> None:
     assert list(cascade.values()) == ["cascade", "cut"]
 
 
+def test_nested_rows_are_plain_text(tmp_path: Path) -> None:
+    row = Report(study(tmp_path), tmp_path).models["up"].row
+    assert plain(row.upsampler) == "from 4, augmentation noise, strength 0.5"
+    assert plain({"from_": 4, "blur": True}) == "from 4, blur true"
+
+
 def test_the_losses_of_an_exact_latent_model(tmp_path: Path) -> None:
     found = part(study(tmp_path, oracle=ORACLE), tmp_path)
     assert lines(found["oracles"][0]["table"])[1] == ["euler", "4", "2.00", "2.50", "4.50", "2.50"]
@@ -292,6 +315,7 @@ def test_the_whole_report(tmp_path: Path, rough_figures: None) -> None:
     assert chart["encoding"]["tooltip"][1]["title"] == "FLOP-weighted NFE (evaluations of edm)"
     assert row(text, "rFD of kl", "## Methods")[2:] == ["1.50 ± 0.209"] * 5
     assert row(text, "rFD of kl", "### KD (classifier) by budget")[2:] == ["0.250"] * 5
+    assert row(text, "rFD of kl", "All metrics of each method")[:4] == ["rFD of kl", "", "1.50 ± 0.209", ""]
     assert row(text, "`latent`", "## Cost")[6] == "6.80"
     assert "Families that may have the lowest" in text.split("## Methods")[0]
 

@@ -61,9 +61,7 @@ def by_budget(report: Report, metric: str | None = None) -> Markdown:
         lines.append([report.label(name), code(name), *texts])
     floor = report.floor(metric)
     lines.append([REAL, "", *[number(floor.mean) if floor else ""] * len(budgets)])
-    for name in spaces(report):
-        found = rfd(report, name, metric)
-        lines.append([f"rFD of {name}", "", *[stated(found) if found else ""] * len(budgets)])
+    lines += [[f"rFD of {name}", "", *[_rfd(report, name, metric)] * len(budgets)] for name in spaces(report)]
     return table(["method", "curve", *(f"budget {b}" for b in budgets)], lines)
 
 
@@ -109,10 +107,18 @@ def best_points(report: Report) -> Markdown:
         lines.append([title, nfe or "unknown", report.stated_point(name, nfe), least, *others])
     floors = [floor_text(report, metric) for metric in report.metrics]
     lines.append([REAL, "", floors[0], "", *floors[1:]])
+    for name in spaces(report):
+        first, *others = [_rfd(report, name, metric) for metric in report.metrics]
+        lines.append([f"rFD of {name}", "", first, "", *others])
     if held := report.reference.get("heldout"):
         scores = [_heldout(held["scores"].get(metric)) for metric in report.metrics]
         lines.append([f"{held['images']} held-out {report.things}", "", scores[0], "", *scores[1:]])
     return table(header, lines)
+
+
+def _rfd(report: Report, name: str, metric: str) -> str:
+    found = rfd(report, name, metric)
+    return stated(found) if found else ""
 
 
 def _heldout(score: dict[str, float] | None) -> str:
