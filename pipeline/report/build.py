@@ -10,6 +10,7 @@ from pipeline.common.files import SHORT_HASH, Paths, whole_folder, write_json, w
 from pipeline.data.dataset import described, shape_of
 from pipeline.metrics.names import split
 from pipeline.metrics.wasserstein import W2_POINTS
+from pipeline.report import flops
 from pipeline.report.cells import behind
 from pipeline.report.findings import findings
 from pipeline.report.page import Markdown, bullets, escape, paragraphs, to_html, unmarked
@@ -29,6 +30,7 @@ from pipeline.report.sections import (
     given,
     guidance,
     heldout,
+    latents,
     learning,
     likelihood,
     machines,
@@ -84,7 +86,7 @@ def provenance(report: Report) -> dict[str, Any]:
     for name, own in report.provenance.items():
         cells = report.results[report.results.curve == name].drop_duplicates("train_seed")
         found[name] = {
-            "row": report.rows.flat("curves" if name in report.curves else "sets", name),
+            "row": report.flat("curves" if name in report.curves else "sets", name),
             "measured_with": own,
             "machine": report.machines[name],
             "checkpoints": {str(row.train_seed): row.checkpoint for row in cells.itertuples()},
@@ -110,8 +112,8 @@ def render(report: Report) -> str:
     guided, averaged, curved = guidance.section(report), averages.section(report), trajectories.section(report)
     by_class, unseen = classes.section(report), heldout.section(report)
     taught, probable = few_steps.section(report), likelihood.section(report)
-    measured_given = given.section(report)
-    parts = (taught, unseen, probable, measured_given, guided, averaged)
+    measured_given, staged = given.section(report), latents.section(report)
+    parts = (taught, staged, unseen, probable, measured_given, guided, averaged)
     others = [part["findings"] for part in parts if part]
     return environment.from_string(
         files("pipeline.report").joinpath("template.md.j2").read_text(encoding="utf-8")
@@ -156,6 +158,7 @@ def render(report: Report) -> str:
         learning=learning.section(report),
         likelihood=probable,
         few_steps=taught,
+        latents=staged,
         given=measured_given,
         guidance=guided,
         averages=averaged,
@@ -169,4 +172,6 @@ def render(report: Report) -> str:
         curve_table=settings.curves(report),
         repetitions=listed(sorted({str(pair) for entry in report.curves.values() for pair in entry.row.seeds})),
         figure=methods.methods_figure(report),
+        flops_unit=flops.reference(report),
+        flops_figure=methods.flops_figure(report),
     )

@@ -10,7 +10,14 @@ from pipeline.report.charts import rounded
 from pipeline.report.results import FAILED
 from pipeline.report.study import Report
 
-DERIVED = ("seeds", "differences", "axis", "explicit", "method")  # keys of a resolved row that are not in params.yaml
+DERIVED = (
+    "seeds",
+    "differences",
+    "axis",
+    "explicit",
+    "method",
+    "earlier",
+)  # keys of a resolved row that are not in params.yaml
 
 
 def behind(report: Report) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def _short(name: str, entry: Filed | None) -> str:
 
 def _text(report: Report, section: str, name: str) -> str:
     """A row as YAML with all defaults."""
-    full = {key: _plain(value) for key, value in report.rows.flat(section, name).items() if key not in DERIVED}
+    full = {key: _plain(value) for key, value in report.flat(section, name).items() if key not in DERIVED}
     return dump({name: full}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000)
 
 

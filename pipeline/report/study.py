@@ -18,6 +18,7 @@ from pipeline.report.results import (
     FAILED,
     at_budget,
     failed_at,
+    of_curve,
     read_likelihood,
     read_losses,
     read_results,
@@ -44,6 +45,7 @@ METRICS = (
 )
 
 
+STAGED = ("space", "resolution", "upsampler", "autoencoder", "after", "strength", "truncated", "share", "earlier")
 APART = ("nfe", "seeds", "method")  # keys of a curve that do not affect its sampling
 SMALL_BUDGET = 7  # the small budget of tables is the one nearest to it
 ROTATIONS = "rotation classifier"  # its classes are rotations, so an Inception score of it is meaningless
@@ -68,6 +70,8 @@ class Report:
         self.agreement = read_json(paths.metrics("agreement", "libraries"))
         self.agreement |= {name: read_json(paths.metrics("measure", name))["agreement"] for name in self.sets}
         self.training = {name: read_json(paths.metrics("train", name)) for name in self.models}
+        self.autoencoders = read_json(paths.metrics("autoencode", "autoencoders"))
+        self.reconstructions = read_json(paths.metrics("reconstruct", "autoencoders"))
         self.oracle = read_json(paths.metrics("oracle", "solvers"))
         self.losses = read_losses(paths, [name for name in self.models if self.trainings(name)])
         self.learning = read_json(paths.metrics("losses", "models"))
@@ -97,6 +101,16 @@ class Report:
                     f"{self.paths.reports}/metrics/{place}.json: its hash is {found}, but the curves were measured "
                     f"with {self.measured[key]}; run `dvc repro`"
                 )
+
+    @cached_property
+    def staged(self) -> bool:
+        """Whether any model lives in latents or makes a stage of a cascade. If not, no row uses the keys of STAGED."""
+        return any(e.row.space or e.row.resolution or e.row.upsampler for e in self.models.values())
+
+    def flat(self, section: str, name: str) -> dict[str, Any]:
+        """`ReportRows.flat`, without keys of STAGED if no row uses them."""
+        found = self.rows.flat(section, name)
+        return found if self.staged else _plain(found)
 
     @cached_property
     def finished(self) -> bool:
@@ -282,6 +296,11 @@ class Report:
             self._points[key] = summarise(self._of(curve), *key)
         return self._points[key]
 
+    def steps(self, curve: str) -> dict[int, int]:
+        """The number of steps at each measured NFE of a curve, with and without a result."""
+        own = of_curve(self._of(curve), curve)
+        return {int(nfe): int(steps) for nfe, steps in zip(own.nfe, own.steps, strict=True)}
+
     def best_point(self, curve: str) -> tuple[float, int]:
         """The mean score of the best point of a curve that has any, and its NFE."""
         return min((point.mean, nfe) for nfe, point in self.points(curve).items())
@@ -309,6 +328,11 @@ class Report:
     def choice(self, name: str) -> str:
         """The changes of a row as written in params.yaml: "rho 3", "P_mean -1 + P_std 1"."""
         return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name].differences.items()) or name
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row, and the rows in it, without keys of STAGED."""
+    return {key: _plain(own) if isinstance(own, dict) else own for key, own in row.items() if key not in STAGED}
 
 
 def low_and_high(budgets: list[int]) -> list[int]:

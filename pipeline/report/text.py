@@ -1,12 +1,14 @@
 """How the report writes numbers, intervals, verdicts and lists."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar
 
+from pipeline.common.rows import Row
 from pipeline.report.statistics import Interval
 from pipeline.report.verdicts import Verdict
 
+Budget = TypeVar("Budget", bound=Hashable)
 MANY = 4  # names that a sentence lists; more are counted
 
 
@@ -29,6 +31,12 @@ def plain(value: Any) -> str:
     """A value of a row as text."""
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Row):
+        return plain(value.model_dump())
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(own)}" for key, own in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(plain(v) for v in value) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -54,7 +62,7 @@ def remark(found: Verdict) -> str:
     return f" ({found.remark})" if found.remark else ""
 
 
-def course(found: Mapping[int, Verdict]) -> str:
+def course(found: Mapping[Budget, Verdict]) -> str:
     """The verdicts by budget: "worse at 4 and 7, equivalent at 19, undecided at 35"."""
     budgets: dict[str, list[str]] = {}
     for budget, verdict in found.items():
@@ -63,7 +71,7 @@ def course(found: Mapping[int, Verdict]) -> str:
     return ", ".join(f"{word} at {listed(own)}" for word, own in budgets.items())
 
 
-def leaders(found: Mapping[int, list[str]]) -> str:
+def leaders(found: Mapping[Budget, list[str]]) -> str:
     """The names that may be best by budget, each set with its budgets: "a alone at 4 and 7; b, a or c at 19".
 
     A set begins with the lowest mean; a set of more than MANY is counted.

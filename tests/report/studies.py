@@ -228,6 +228,8 @@ def make_study(
     write_json(folder / paths.metrics("likelihood", "models"), {"about": None, "models": {}})
     write_json(folder / paths.metrics("agreement", "libraries"), dict.fromkeys(curves, AGREED))
     write_json(folder / paths.metrics("oracle", "solvers"), SOLVERS)
+    for stage in ("autoencode", "reconstruct"):
+        write_json(folder / paths.metrics(stage, "autoencoders"), {})
 
 
 def written(folder: Path) -> dict[str, bytes]:

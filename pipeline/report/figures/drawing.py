@@ -79,13 +79,13 @@ def drawn_low(mean: np.ndarray, low: np.ndarray) -> np.ndarray:
     return np.where(mean > 0, np.maximum(low, mean / 20), low)
 
 
-def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
-    """A logarithmic axis of counted NFE."""
+def nfe_axis(axes: Axes, ticks: Sequence[float], label: str = NFE) -> None:
+    """A logarithmic axis of counted NFE, or of another cost."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(NFE)
+    axes.set_xlabel(literal(label))
 
 
 def distance_axis(axes: Axes, values: list[float]) -> None:

@@ -25,7 +25,15 @@ from pipeline.report.figures.drawing import (
 )
 from pipeline.report.statistics import Floor, Interval
 
+APART = 1.12  # the least ratio of neighbouring ticks of NFE
 MANY = 8  # the legend of more curves is beside the figure
+
+
+class Costs(NamedTuple):
+    """A horizontal axis in place of NFE: its title, and label -> {nfe: (cost, "curve (NFE)")}."""
+
+    title: str
+    points: dict[str, dict[int, tuple[float, str]]]
 
 
 def curves_figure(
@@ -34,12 +42,14 @@ def curves_figure(
     ylabel: str,
     colours: dict[str, int],
     floor: Floor,
+    costs: Costs | None = None,
 ) -> None:
     """Draw distances against counted NFE, both logarithmic: label -> {nfe: interval}; bands are intervals.
 
     colours: label -> place in the colour-blind-safe palette. An NFE of 0 is unknown; its value is a
-    horizontal line.
+    horizontal line. costs: another cost than NFE.
     """
+    axis = _cost_axis(curves, costs)
     many = len(curves) > MANY
     figure, [[axes]] = new_figure((12 if many else 8, 4.8))
     for label, points in curves.items():
@@ -48,25 +58,39 @@ def curves_figure(
         if 0 in points:
             axes.axhline(points[0].mean, color=colour, linestyle=":", linewidth=1.8, label=literal(label))
             continue
-        nfe = np.array(list(points))
+        x = np.array([costs.points[label][nfe][0] if costs else nfe for nfe in points])
         mean, low, high = (np.array([getattr(p, end) for p in points.values()]) for end in ("mean", "low", "high"))
-        axes.plot(nfe, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=literal(label))
+        axes.plot(x, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=literal(label))
         if len(points) == 1:
-            axes.errorbar(nfe, mean, [mean - low, high - mean], color=colour, capsize=3)
-        axes.fill_between(nfe, drawn_low(mean, low), high, color=colour, alpha=0.2, linewidth=0)
+            axes.errorbar(x, mean, [mean - low, high - mean], color=colour, capsize=3)
+        axes.fill_between(x, drawn_low(mean, low), high, color=colour, alpha=0.2, linewidth=0)
     axes.axhline(floor.mean, color="0.4", linestyle="--", linewidth=1.2, label=REAL)
-    nfe_axis(axes, spaced(sorted({nfe for points in curves.values() for nfe in points if nfe}), 1.12))
+    nfe_axis(axes, axis.ticks, axis.title)
     distance_axis(axes, [p.mean for points in curves.values() for p in points.values()])
     axes.set_ylabel(ylabel)
     if many:
         legend_beside(axes)
     else:
         axes.legend(frameon=True, fontsize=9)
-    save(figure, path, _curves_chart(curves, ylabel, colours, floor))
+    save(figure, path, _curves_chart(curves, ylabel, colours, floor, axis, costs))
+
+
+def _cost_axis(curves: dict[str, dict[int, Interval]], costs: Costs | None) -> Axis:
+    """The horizontal axis: of counted NFE without costs."""
+    if not costs:
+        return Axis(NFE, ticks=spaced(sorted({nfe for points in curves.values() for nfe in points if nfe}), APART))
+    values = [costs.points[label][nfe][0] for label, points in curves.items() for nfe in points]
+    first, last = (math.floor(math.log2(end)) for end in (min(values), max(values)))
+    return Axis(costs.title, ticks=[2.0**power for power in range(first, last + 2)])
 
 
 def _curves_chart(
-    curves: dict[str, dict[int, Interval]], ylabel: str, colours: dict[str, int], floor: Floor
+    curves: dict[str, dict[int, Interval]],
+    ylabel: str,
+    colours: dict[str, int],
+    floor: Floor,
+    axis: Axis,
+    costs: Costs | None,
 ) -> dict[str, Any]:
     points, looks = [], {}
     for label, own in curves.items():
@@ -76,9 +100,11 @@ def _curves_chart(
             points.append(charts.level(label, own[0].mean))
         else:
             alone = {"bar": True} if len(own) == 1 else {}
-            points += [charts.of_interval(label, nfe, found, **alone) for nfe, found in own.items()]
-    ticks = spaced(sorted({nfe for own in curves.values() for nfe in own if nfe}), 1.12)
-    return chart({"": [*points, charts.floor(floor)]}, looks, Axis(NFE, ticks=ticks), Axis(ylabel), about=charts.CURVES)
+            for nfe, found in own.items():
+                x, note = costs.points[label][nfe] if costs else (nfe, "")
+                points.append(charts.of_interval(label, x, found, **alone, **({"note": note} if note else {})))
+    kind = {"note": "curve (NFE)", "about": charts.POINTS} if costs else {"about": charts.CURVES}
+    return chart({"": [*points, charts.floor(floor)]}, looks, axis, Axis(ylabel), **kind)
 
 
 def front_figure(

@@ -1,5 +1,6 @@
 """The section on cost: FLOPs and seconds of a sample, and what a training costs."""
 
+from pipeline.report.flops import bill
 from pipeline.report.page import Markdown, code, table
 from pipeline.report.sections.networks import mega
 from pipeline.report.study import Report
@@ -14,10 +15,11 @@ def costs(report: Report) -> Markdown:
     for name in report.with_points(report.distinct):
         model = report.curves[name].row.model
         mean, nfe = report.best_point(name)
-        parameters, flops = (report.training[model][key] for key in ("parameters", "flops"))
-        own: list[object] = [code(name), number(mean), nfe, code(model), f"{parameters:,}", mega(flops)]
+        parameters, cost = report.training[model]["parameters"], bill(report, name, nfe)
+        flops = " + ".join(mega(stage.flops) for stage in cost.stages)
+        own: list[object] = [code(name), number(mean), nfe, code(model), f"{parameters:,}", flops]
         time = [seconds.get((name, nfe), "not measured")] if seconds else []
-        lines.append([*own, mega(flops * nfe), *time])
+        lines.append([*own, mega(cost.total), *time])
     header = ["curve", f"best {report.score}", "at NFE", "model", "parameters", "MFLOPs per evaluation"]
     header += [f"MFLOPs per {thing}", *([f"seconds per {thing}"] if seconds else [])]
     return table(header, lines) if lines else Markdown("")

@@ -3,11 +3,13 @@
 import math
 
 from pipeline.report.charts import REAL
-from pipeline.report.figures.scores import curves_figure
+from pipeline.report.figures.scores import Costs, curves_figure
+from pipeline.report.flops import mixes, reference, weighted
 from pipeline.report.page import Markdown, bold, code, table
 from pipeline.report.results import FAILED, cells, of_curve
+from pipeline.report.sections.latents import rfd
 from pipeline.report.study import Report
-from pipeline.report.text import listed, number, percent
+from pipeline.report.text import listed, number, percent, stated
 
 
 def methods_figure(report: Report) -> str:
@@ -21,9 +23,30 @@ def methods_figure(report: Report) -> str:
     return "methods.png"
 
 
+def flops_figure(report: Report) -> str:
+    """Draw the score of methods against FLOP-weighted NFE; no figure unless they mix networks and one has a point."""
+    shown = report.with_points(report.methods)
+    if not shown or not mixes(report):
+        return ""
+    points = {report.label(name): report.points(name) for name in shown}
+    costs = {
+        report.label(name): {nfe: (weighted(report, name, nfe), f"{name} ({nfe})") for nfe in report.points(name)}
+        for name in shown
+    }
+    axis = Costs(f"FLOP-weighted NFE (evaluations of {reference(report)})", costs)
+    ylabel = f"{report.score}, training {report.things}"
+    curves_figure(report.figures / "methods_flops.png", points, ylabel, report.colours, report.score_floor, axis)
+    return "methods_flops.png"
+
+
+def spaces(report: Report) -> list[str]:
+    """The autoencoders in whose latents methods sample."""
+    return list(dict.fromkeys(space for name in report.methods if (space := report.model(name).space)))
+
+
 def by_budget(report: Report, metric: str | None = None) -> Markdown:
-    """The mean and interval of a metric (None: the score) by method and budget, and its floor. The scores that
-    may be best are in bold."""
+    """The mean and interval of a metric (None: the score) by method and budget, its floor, and the reconstruction
+    distance of each autoencoder in use. The scores that may be best are in bold."""
     budgets = report.budgets(report.methods)
     having = {budget: report.having(report.methods, budget) for budget in budgets}
     metric = metric or report.headline
@@ -38,6 +61,7 @@ def by_budget(report: Report, metric: str | None = None) -> Markdown:
         lines.append([report.label(name), code(name), *texts])
     floor = report.floor(metric)
     lines.append([REAL, "", *[number(floor.mean) if floor else ""] * len(budgets)])
+    lines += [[f"rFD of {name}", "", *[_rfd(report, name, metric)] * len(budgets)] for name in spaces(report)]
     return table(["method", "curve", *(f"budget {b}" for b in budgets)], lines)
 
 
@@ -83,10 +107,18 @@ def best_points(report: Report) -> Markdown:
         lines.append([title, nfe or "unknown", report.stated_point(name, nfe), least, *others])
     floors = [floor_text(report, metric) for metric in report.metrics]
     lines.append([REAL, "", floors[0], "", *floors[1:]])
+    for name in spaces(report):
+        first, *others = [_rfd(report, name, metric) for metric in report.metrics]
+        lines.append([f"rFD of {name}", "", first, "", *others])
     if held := report.reference.get("heldout"):
         scores = [_heldout(held["scores"].get(metric)) for metric in report.metrics]
         lines.append([f"{held['images']} held-out {report.things}", "", scores[0], "", *scores[1:]])
     return table(header, lines)
+
+
+def _rfd(report: Report, name: str, metric: str) -> str:
+    found = rfd(report, name, metric)
+    return stated(found) if found else ""
 
 
 def _heldout(score: dict[str, float] | None) -> str:

@@ -6,7 +6,7 @@ from pipeline.common.rows import Row
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.params.resolved import Filed
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.study import Report
+from pipeline.report.study import STAGED, Report
 from pipeline.report.text import plain
 from pipeline.training.row import WEIGHTING_KEYS
 
@@ -20,19 +20,19 @@ def models(report: Report) -> tuple[Markdown, str]:
     """The models, with the channels that `equal` found, and "-" for keys that their network does not have."""
     values = {}
     for name, entry in report.models.items():
-        values[name] = _choices(entry.row, UNSET) | {"channels": report.training[name]["channels"]}
+        values[name] = _choices(report, entry.row, UNSET) | {"channels": report.training[name]["channels"]}
         values[name] |= dict.fromkeys(NETWORK_KEYS - set(KEYS[entry.row.network]), "-")
     return _tables(values, report.models)
 
 
 def curves(report: Report) -> tuple[Markdown, str]:
-    values = {name: {"model": e.row.model} | _choices(e.row, {}) for name, e in report.curves.items()}
+    values = {name: {"model": e.row.model} | _choices(report, e.row, {}) for name, e in report.curves.items()}
     return _tables(values, report.curves)
 
 
-def _choices(row: Row, unset: Mapping[str, str]) -> Values:
-    """A row's design choices. unset: what None means, by key ("none" for all others)."""
-    keys = [key for key, field in type(row).model_fields.items() if field.title]
+def _choices(report: Report, row: Row, unset: Mapping[str, str]) -> Values:
+    """A row's design choices that the study uses. unset: what None means, by key ("none" for all others)."""
+    keys = [key for key, own in type(row).model_fields.items() if own.title and (report.staged or key not in STAGED)]
     values = {key: getattr(row, key) for key in keys}
     return {key: unset.get(key, "none") if value is None else value for key, value in values.items()}
 
