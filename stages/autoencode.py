@@ -5,9 +5,8 @@ from pipeline.common.progress import bar
 from pipeline.data.dataset import load_prepared, load_summary
 from pipeline.diffusion.autoencoder import save_autoencoder
 from pipeline.diffusion.space import save_space
-from pipeline.training.autoencoder import summary, train_autoencoders
 from pipeline.training.autoencoder_row import AutoencoderRow
-from pipeline.training.spaces import space_of
+from pipeline.training.spaces import space_of, summary, train_autoencoders
 from stages import Arguments, run_stage
 
 
@@ -15,7 +14,7 @@ def main(arguments: Arguments) -> None:
     paths, asked = arguments.paths, read_json(arguments.paths.rows / "autoencoders.json")
     rows = {name: AutoencoderRow(**row) for name, row in asked["autoencoders"].items()}
     images, sigma_data = load_prepared(paths.data).images, load_summary(paths.data)["sigma_data"]
-    with bar("autoencode", sum(row.trained_images for row in rows.values()), "image") as progress:
+    with bar("autoencode", sum(row.seen_images for row in rows.values()), "image") as progress:
         trained = train_autoencoders(rows, images, progress.update)
     with whole_folder(paths.build / "autoencoders") as folder:
         write_json(folder / "rows.json", list(rows))  # DVC warns of empty folders

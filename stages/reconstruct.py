@@ -10,13 +10,13 @@ from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
-    paths, asked = arguments.paths, read_json(arguments.paths.rows / "autoencoders.json")
-    found = {}
-    if names := list(asked["autoencoders"]):
+    paths, folder, found = arguments.paths, arguments.paths.build / "autoencoders", {}
+    if names := read_json(folder / "rows.json"):
         extractor = load_extractor(paths.features)
         reference = load_reference(paths.reference, extractor.hash)
-        autoencoders = {name: load_autoencoder(paths.build / "autoencoders" / f"{name}.safetensors") for name in names}
-        sets = load_prepared(paths.data).images, load_heldout(paths.data)
+        autoencoders = {name: load_autoencoder(folder / f"{name}.safetensors") for name in names}
+        heldout = load_heldout(paths.data)
+        sets = load_prepared(paths.data).images, heldout.images if heldout else None
         found = measure_reconstructions(
             autoencoders, *sets, extractor, reference, read_json(paths.rows / "samples.json")
         )

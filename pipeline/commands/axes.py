@@ -17,6 +17,7 @@ from pipeline.sampling.ode import Solver
 from pipeline.sampling.row import Sampler, keys_of
 from pipeline.sampling.stochastic import Churned
 from pipeline.sampling.thresholding import keys_of as keys_of_threshold
+from pipeline.training.autoencoder_row import KEYS as KEYS_OF_KIND
 from pipeline.training.noise import keys_of as keys_of_noise
 from pipeline.training.objectives import OBJECTIVES
 from pipeline.training.weighting import WEIGHTINGS
@@ -263,6 +264,23 @@ AXES = (
         "The factor on `learning_rate` at step k of K steps of B images.",
         "factor",
         lambda name: ("learning_rate_reference_images",) if name == "inverse_sqrt" else (),
+    ),
+    Axis(
+        "Conditioning augmentation",
+        "upsampler",
+        "augmentation",
+        "How the low-resolution images of an upsampler are augmented, with a strength that is uniform in training and "
+        "that `strength` of a curve chooses in sampling: [latents and cascades](latents.md).",
+        "low-resolution image, or kernel",
+        lambda name: ("strength",),
+    ),
+    Axis(
+        "Autoencoders",
+        "autoencoders",
+        "kind",
+        "In whose latents models are trained: [latents and cascades](latents.md).",
+        "loss",
+        lambda name: KEYS_OF_KIND[name],
     ),
     Axis(
         "Traces",

@@ -305,7 +305,7 @@ class Estimate:
         """The trainings of all autoencoders side by side, and the encoding of all images."""
         work, rows = Work(mib=self._mib(0)), self.study.autoencoders
         for name, row in rows.items():
-            both = row.trained_images + self.about["count"] * (row.kind != "pca")
+            both = row.seen_images + self.about["count"] * (row.kind != "pca")
             work += replace(self.speed.training(self.decoders[name], 2 * both, row.batch), evaluations=0)
         return replace(work, seconds=work.seconds / self._workers(len(rows)))
 

@@ -23,11 +23,14 @@ from pipeline.params.explain import FILLED_IN
 from pipeline.params.places import GRAPH, STUDIES, copy_graph
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
-from pipeline.training.row import Model
+from pipeline.training.autoencoder_row import AutoencoderRow
+from pipeline.training.row import Model, Upsampler
 
 PAGE = Path("docs/design-space.md")
 SECTIONS: dict[str, type[Row]] = {
     "models": Model,
+    "upsampler": Upsampler,
+    "autoencoders": AutoencoderRow,
     "curves": Curve,
     "likelihood": Likelihood,
     "measurements": MeasurementRow,
@@ -61,12 +64,14 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of EDM's Table 
 
 def takes(row: type[Row], key: str) -> str:
     """What a key of a row takes: names, or numbers and their range."""
-    return _takes(schema.properties_of(row)[key])
+    return _takes(schema.properties_of(row)[row.model_fields[key].alias or key])
 
 
 def _takes(part: dict[str, Any]) -> str:
     if "anyOf" in part:
         return " or ".join(_takes(option) for option in part["anyOf"])
+    if "$ref" in part:
+        return "a mapping"
     if "enum" in part or "const" in part:
         return ", ".join(f"`{value}`" for value in part.get("enum", [part.get("const")]))
     kind = part.get("type", "")
@@ -200,8 +205,8 @@ def keys_table(row: type[Row], without: Iterable[str] = ()) -> str:
     without: keys that are left out.
     """
     rows = [
-        [_code(key), takes(row, key), _code(default(row, key)), linked(text), row.model_fields[key].title or ""]
-        for key, text in key_descriptions(row).items()
+        [_code(info.alias or key), takes(row, key), _code(default(row, key)), linked(text), info.title or ""]
+        for (key, text), info in zip(key_descriptions(row).items(), row.model_fields.values(), strict=True)
         if key not in (*FILLED_IN, *without)
     ]
     return table(["key", "takes", "default", "what it is", "filed under"], rows)
@@ -225,6 +230,12 @@ def page() -> str:
         "## Keys of a model row\n",
         "A row can also name a `base`, another row from which it inherits all other keys.\n",
         keys_table(Model) + "\n",
+        "## Keys of the upsampler of a model row\n",
+        "For a later stage of a cascade ([latents and cascades](latents.md)).\n",
+        keys_table(Upsampler) + "\n",
+        "## Keys of an autoencoder row\n",
+        "In whose latents models are trained, by the key `space` ([latents and cascades](latents.md)).\n",
+        keys_table(AutoencoderRow) + "\n",
         "## Keys of a curve row\n",
         keys_table(Curve) + "\n",
         "## Keys of the likelihood section\n",

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 NAME = r"^[A-Za-z0-9_]{1,60}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 MOST = 10**12  # the largest number that a key takes, which no study needs; most keys that need a lower one have it
+MOST_STEPS = 10**7  # of a training; EDM's for CIFAR-10 has 390,625
 PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 PositiveFloat = Annotated[float, Field(gt=0, le=MOST)]

@@ -391,6 +391,11 @@ def check_with_data(rows: Resolved) -> dict[str, Any]:
     shape = shape_of(summary)
     images = torch.empty(summary["count"], *shape, device="meta")
     labels = torch.empty(summary["count"], device="meta") if summary["classes"] else None
+    for name, autoencoder in rows.autoencoders.items():
+        try:
+            autoencoder.spec(shape)
+        except StudyError as error:
+            raise StudyError(f"autoencoders.{name}.{error}") from None
     check_models({name: entry.row for name, entry in rows.models.items()}, summary, images, labels)
     check_measurements(rows, shape, summary["count"])
     for name, row in rows.sets.items():

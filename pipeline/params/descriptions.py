@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.common.rows import Row
 from pipeline.data import dequantization
-from pipeline.diffusion import grids, parametrization, schedule
+from pipeline.diffusion import autoencoder, grids, parametrization, schedule, upsampling
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation import likelihood
@@ -72,6 +72,8 @@ TABLES = {  # of each key that takes the name of a choice
     "guide": Table(guidance, "GUIDES"),
     "threshold": Table(thresholding, "THRESHOLDS"),
     "network": Table(registry, "NETWORKS"),
+    "kind": Table(autoencoder, "KINDS"),
+    "augmentation": Table(upsampling, "AUGMENTATIONS"),
     "embedding": Table(embedding, "EMBEDDINGS"),
     "learning_rate_decay": Table(optimizer, "DECAYS"),
     "trace": Table(likelihood, "TRACES"),

@@ -118,7 +118,8 @@ class Resolved(ReportRows):
 
     def files(self) -> dict[str, Any]:
         """The files that the stage `resolve` writes: name below build/<study>/rows, without .json -> content."""
-        first = next(name for name, entry in self.models.items() if entry.row.upsampler is None)
+        of_data = (name for name, entry in self.models.items() if entry.row.lives_in_data)
+        first = next(of_data, next(iter(self.models)))
         models = {name: entry.row.model_dump(mode="json") for name, entry in self.models.items()}
         curves = {name: e.row.model_dump(mode="json", exclude={"method"}) for name, e in self.curves.items()}
         return {

@@ -17,7 +17,8 @@ from pipeline.params.descriptions import TABLES, choices, key_descriptions
 from pipeline.params.explain import FILLED_IN
 from pipeline.params.needs import Needs
 from pipeline.params.study import Preset, Published, Reporting, Study, StudyInfo
-from pipeline.training.row import Model
+from pipeline.training.autoencoder_row import AutoencoderRow
+from pipeline.training.row import Model, Upsampler
 
 FILE = "params.schema.json"
 DRAFT = "http://json-schema.org/draft-07/schema#"  # editors support this draft best
@@ -40,15 +41,19 @@ def _keys(row: type[Row]) -> dict[str, Any]:
     """The keys of a row that a study file may have, with the titles of the report's axes and with descriptions."""
     properties, descriptions = properties_of(row), key_descriptions(row)
     keys = {}
-    for key in (key for key in row.model_fields if key not in FILLED_IN):
-        title = row.model_fields[key].title
-        part = {name: value for name, value in properties[key].items() if name not in ("title", "$ref")}
+    for key, info in row.model_fields.items():
+        if key in FILLED_IN:
+            continue
+        title, written = info.title, info.alias or key
+        part = {name: value for name, value in properties[written].items() if name not in ("title", "$ref")}
+        if key == "upsampler":
+            part = _mapping(_keys(Upsampler), ("from",), type=["object", "null"]) | {"default": None}
         if key in TABLES:
             for option in part.get("anyOf", [part]):
                 if "enum" in option:
                     option["enumDescriptions"] = [_in_a_line(key, name) for name in option["enum"]]
         different = {"uniqueItems": True} if key in DIFFERENT else {}
-        keys[key] = ({"title": title} if title else {}) | {"description": descriptions[key]} | part | different
+        keys[written] = ({"title": title} if title else {}) | {"description": descriptions[key]} | part | different
     return keys
 
 
@@ -99,6 +104,7 @@ def study_schema() -> dict[str, Any]:
         "presets": _rows(_mapping(preset)),
         "models": _rows(_mapping(base | model, type=["object", "null"]), least=1),
         "curves": _rows(_mapping(base | curve, ("model",)), least=1),
+        "autoencoders": _rows(_mapping(_keys(AutoencoderRow))),
         "sets": _rows(_mapping(_keys(ImageSet), ("source",))),
         "likelihood": _mapping(asked, ("models",), type=["object", "null"]),
         "measurements": _rows(_mapping(_keys(MeasurementRow), ("operator", "std"))),

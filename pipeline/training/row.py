@@ -10,7 +10,18 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from pipeline.common.errors import StudyError
-from pipeline.common.rows import Name, NonNegativeInt, PositiveFloat, PositiveInt, RealFloat, Row, Seeds, axis
+from pipeline.common.rows import (
+    MOST_STEPS,
+    Name,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RealFloat,
+    Row,
+    Seeds,
+    axis,
+)
+from pipeline.diffusion.autoencoder import decoder_size
 from pipeline.diffusion.averages import LARGEST_SIGMA_REL
 from pipeline.diffusion.networks.embedding import EMBEDDINGS
 from pipeline.diffusion.networks.registry import KEYS, NETWORKS, equal_channels
@@ -35,7 +46,6 @@ SLACK = 1.1  # factor by which all draws may exceed that path
 NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
 TRIED = 65_536  # evenly spaced draws at which the weights are compared
 TRIED_SIGMA_DATA = 0.5
-MOST_STEPS = 10**7  # of a training; EDM's for CIFAR-10 has 390,625
 EQUAL_EVALUATIONS = 35  # of a sample whose whole cost `equal: flops` matches: EDM's 18 steps of Heun
 LEAST_EFFECTIVE = 4e-3  # smallest effective share of draws: half a draw in a batch of 128
 
@@ -460,4 +470,4 @@ class Model(Row):
 
     def _decoding(self, shape: tuple[int, ...]) -> int:
         """The FLOPs of the decoder for one image, spread over EQUAL_EVALUATIONS evaluations; 0 in pixels."""
-        return self.autoencoder.decoder_flops(shape) // EQUAL_EVALUATIONS if self.autoencoder else 0
+        return decoder_size(self.autoencoder.spec(shape)).flops // EQUAL_EVALUATIONS if self.autoencoder else 0

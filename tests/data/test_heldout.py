@@ -204,6 +204,7 @@ def test_only_what_measures_reads_held_out_images() -> None:
                 readers.add(str(file.relative_to(ROOT)))
     assert readers == {
         "pipeline/data/dataset.py",
+        "stages/reconstruct.py",
         "stages/reference.py",
         "stages/likelihood.py",
         "stages/given.py",

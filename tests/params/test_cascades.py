@@ -134,10 +134,10 @@ def test_a_cascade_is_resolved_with_the_stage_before(tmp_path: Path) -> None:
     assert files["autoencoders"]["spaces"] == {n: [None, 4 if n == "small" else None] for n in MODELS}
 
 
-def test_the_first_model_that_is_no_upsampler_gets_a_proposal(tmp_path: Path) -> None:
-    models = {"up": MODELS["up"], "small": MODELS["small"]}
+def test_the_first_model_of_full_images_gets_a_proposal(tmp_path: Path) -> None:
+    models = {"up": MODELS["up"], "small": MODELS["small"], "edm": {}}
     curves = {"low": FIRST, "both": LAST}
-    assert resolved(tmp_path, models=models, curves=curves)["propose"]["model"] == "small"
+    assert resolved(tmp_path, models=models, curves=curves)["propose"]["model"] == "edm"
 
 
 @pytest.mark.parametrize(("share", "own", "before"), [(0.5, 9, 9), (0.25, 13, 3), (0.7, 5, 11)])

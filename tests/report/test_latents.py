@@ -31,7 +31,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "cascade": {"model": "up", "method": "cascade", "nfe": [4, 8]},
     "strong": {"model": "up", "nfe": [4, 8]},
     "cut": {"model": "up", "nfe": [4, 8]},
-    "small": {"model": "low", "nfe": [3]},
+    "small": {"model": "low", "solver": "euler", "nfe": [3]},
     "wide": {"model": "wide", "nfe": [3, 7]},
 }
 STRENGTHS = {"cascade": (0.0, False), "strong": (0.2, False), "cut": (0.2, True)}

@@ -18,7 +18,9 @@ from pipeline.common.files import Paths
 from pipeline.common.sealed import load_json
 from pipeline.common.tensors import load_tensors
 from pipeline.data.dataset import load_prepared
+from pipeline.diffusion.autoencoder import load_autoencoder
 from pipeline.diffusion.denoiser import load_denoiser
+from pipeline.diffusion.space import load_space
 from pipeline.evaluation.cell import load_cell
 from pipeline.evaluation.given import load_cells
 from pipeline.metrics.extractors.registry import load_extractor
@@ -127,7 +129,8 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The tiny study, run once. The tests below go on from each other's state."""
     tiny_study = Workspace(tmp_path_factory.mktemp("repository"), quick=["report"])
     rows = {"train@edm", "train@flow", *OF_MODELS, "sweep@edm", "sweep@rho_3", "sweep@flow"}
-    assert tiny_study.repro() == {"prepare", "features", "reference", "oracle", "propose", *rows} | LAST
+    once = {"prepare", "features", "reference", "autoencode", "reconstruct", "oracle", "propose"}
+    assert tiny_study.repro() == once | rows | LAST
     assert len(tiny_study.cells()) == 3 * 2
     return tiny_study
 
@@ -136,6 +139,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "build/tiny/data/*": lambda path: load_prepared(path.parent),
     "build/tiny/features/*": lambda path: load_extractor(path.parent),
     "build/tiny/reference/*": lambda path: load_reference(path.parent),
+    "build/tiny/spaces/*/space.json": lambda path: load_space(path.parent),
+    "build/tiny/spaces/*/autoencoder.safetensors": load_autoencoder,
+    "build/tiny/autoencoders/*.safetensors": load_autoencoder,
     "build/tiny/models/*/*": load_denoiser,
     "build/tiny/grids/*": load_grids,
     "build/tiny/curves/*/results.json": load_json,
@@ -290,14 +296,14 @@ def test_a_second_flow_is_one_row_and_takes_its_teacher_from_where_it_was_traine
     before = set((tiny_study.root / ".cache/training").iterdir())
     tiny_study.study["models"]["again"] = {"base": "flow", "weighting": "unit", "pairs": "reflow", "reflow_pairs": 64}
     tiny_study.study["curves"]["again"] = {"model": "again"}
-    assert tiny_study.repro() == {"train@again", *OF_MODELS, "sweep@again"} | LAST
+    assert tiny_study.repro() == {"autoencode", "train@again", *OF_MODELS, "sweep@again"} | LAST
     assert len(set((tiny_study.root / ".cache/training").iterdir()) - before) == 1
 
 
 def test_a_proposal_is_a_row_that_can_be_adopted(tiny_study: Workspace) -> None:
     proposed = yaml.safe_load((tiny_study.root / "reports/tiny/proposed.yaml").read_text())["models"]
     tiny_study.study["models"] |= proposed
-    assert tiny_study.repro() == {"train@edm_proposed", *OF_MODELS, "report"}
+    assert tiny_study.repro() == {"autoencode", "train@edm_proposed", *OF_MODELS, "report"}
 
 
 def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspace) -> None:
