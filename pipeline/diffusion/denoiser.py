@@ -1,6 +1,5 @@
 """A network as a denoiser D(z; sigma), and its file format."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 
 from pipeline.common.devices import Network, autocast, compiled_calls, to_device
 from pipeline.common.errors import StudyError
-from pipeline.common.randomness import generator
 from pipeline.common.sealed import reading
 from pipeline.common.tensors import load_tensors, save_tensors
+from pipeline.diffusion.networks.layers import seeded
 from pipeline.diffusion.networks.registry import build
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS, Coefficients
 from pipeline.diffusion.spec import Spec
@@ -20,8 +19,6 @@ from pipeline.diffusion.spec import Spec
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-
-_INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generator that all threads share
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -117,9 +114,7 @@ class Denoiser(nn.Module):
 
 def new_denoiser(spec: Spec, seed: int) -> Denoiser:
     """A denoiser with the initial weights of a seed."""
-    with _INITIALIZING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator("weights", seed).initial_seed())
-        return Denoiser(spec)
+    return seeded(lambda: Denoiser(spec), "weights", seed)
 
 
 def save_denoiser(denoiser: Denoiser, path: Path) -> None:

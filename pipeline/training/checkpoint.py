@@ -83,29 +83,40 @@ def state(run: Run) -> dict[str, Tensor]:
         tensors |= {f"target.{k}": v for k, v in run.target.state_dict().items()}
     if run.uncertainty:
         tensors |= {f"uncertainty.{k}": v for k, v in run.uncertainty.state_dict().items()}
-    for index, values in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+    tensors |= optimizer_state(run.optimizer)
     return tensors | {"step": torch.tensor(run.step), "losses": run.losses, "draws": run.draws.state}
 
 
 def _restore(run: Run, tensors: dict[str, Tensor]) -> None:
     """Inverse of `state`."""
-    run.denoiser.load_state_dict(_under(tensors, "model."))
-    run.averages.load(_under(tensors, "average."))
+    run.denoiser.load_state_dict(under(tensors, "model."))
+    run.averages.load(under(tensors, "average."))
     if run.target:
-        run.target.load_state_dict(_under(tensors, "target."))
+        run.target.load_state_dict(under(tensors, "target."))
     if run.uncertainty:
-        run.uncertainty.load_state_dict(_under(tensors, "uncertainty."))
-    optimizer, parameters = run.optimizer.state_dict(), run.parameters()
-    for name, value in _under(tensors, "optimizer.").items():
-        index, key = name.split(".")
-        like = parameters[int(index)].detach() if value.ndim else value  # fused Adam needs equal strides
-        optimizer["state"].setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value)
-    run.optimizer.load_state_dict(optimizer)
+        run.uncertainty.load_state_dict(under(tensors, "uncertainty."))
+    restore_optimizer(run.optimizer, tensors)
     run.draws.state.copy_(tensors["draws"])
     run.losses.copy_(tensors["losses"])
     run.step = int(tensors["step"])
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of an optimizer's state, by name."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"optimizer.{index}.{key}": value for index, values in states for key, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `optimizer_state`; `tensors` may hold others as well."""
+    state, parameters = optimizer.state_dict(), optimizer.param_groups[0]["params"]
+    for name, value in under(tensors, "optimizer.").items():
+        index, key = name.split(".")
+        like = parameters[int(index)].detach() if value.ndim else value  # fused Adam needs equal strides
+        state["state"].setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value)
+    optimizer.load_state_dict(state)
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
