@@ -1,10 +1,27 @@
 """Layers that the networks share, and their initial weights."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.common.randomness import generator
+
+Made = TypeVar("Made")
+_INITIALIZING = threading.Lock()  # PyTorch's initializers draw from one generator that all threads share
+
+
+def seeded(make: Callable[[], Made], purpose: str, seed: int) -> Made:
+    """What `make` returns; it draws initial weights from PyTorch's global generator, seeded with a purpose and a seed.
+
+    The global generator is afterwards as it was.
+    """
+    with _INITIALIZING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(purpose, seed).initial_seed())
+        return make()
 
 
 def divisor(number: int, most: int) -> int:
