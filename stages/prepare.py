@@ -2,16 +2,15 @@
 
 from pipeline.common.files import read_json, whole_folder, write_json
 from pipeline.data.dataset import described, load_summary, save, shape_of
-from pipeline.data.heldout import split
 from pipeline.data.row import Data
-from pipeline.data.sources import load
+from pipeline.data.sources import load_parts
 from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
     paths = arguments.paths
     row = Data(**read_json(paths.rows / "data.json"))
-    training, heldout = split(load(row), row)
+    training, heldout = load_parts(row)
     with whole_folder(paths.data) as folder:
         save(training, folder, heldout)
     summary = load_summary(paths.data)

@@ -18,9 +18,8 @@ from pipeline.common.files import Paths, whole_folder, write_text
 from pipeline.common.rows import NAME
 from pipeline.common.text import one_line
 from pipeline.data.dataset import Dataset, is_points
-from pipeline.data.heldout import split
 from pipeline.data.row import Data
-from pipeline.data.sources import load
+from pipeline.data.sources import load, load_parts
 from pipeline.metrics.estimate import JACKKNIFE_BLOCKS
 from pipeline.metrics.extractors.classifier import HELD_OUT
 from pipeline.params.places import STUDIES, copy_graph, flow, names_taken
@@ -53,7 +52,7 @@ class Images:
     classes: tuple[int, ...] = ()
     """The number of images of each class; () if the study does not learn classes."""
     heldout: int = 0
-    """The number of held-out images."""
+    """The number of images that are not trained on."""
 
     @property
     def square(self) -> bool:
@@ -208,7 +207,7 @@ def _held_out(dataset: Dataset, data: dict[str, Any]) -> tuple[Dataset, str]:
     """The images to train on, and a remark on the others. Sets `heldout` in the `data` section: HELDOUT, or 0 if there
     are too few images."""
     try:
-        training, heldout = split(dataset, Data(**data, heldout=HELDOUT))
+        training, heldout = load_parts(Data(**data, heldout=HELDOUT), loaded=dataset)
     except StudyError as error:
         data["heldout"] = 0
         return dataset, f"none is held out, because {str(error).removeprefix('data.heldout: ').rpartition('; ')[0]}"

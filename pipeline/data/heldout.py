@@ -41,7 +41,7 @@ def split(dataset: Dataset, row: Data) -> tuple[Dataset, Dataset | None]:
     out = torch.zeros(count, dtype=torch.bool)
     out[_chosen(_labels(dataset), held, generator("held-out images", row.heldout_seed))] = True
     training, heldout = _part(dataset, ~out), _part(dataset, out)
-    _check_classes(dataset, training, heldout, row.heldout)
+    check_classes(training, heldout, row.heldout)
     return training, heldout
 
 
@@ -71,13 +71,14 @@ def _chosen(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
     return torch.cat(own)[torch.cat(levels).argsort(stable=True)]
 
 
-def _check_classes(dataset: Dataset, training: Dataset, heldout: Dataset, share: float) -> None:
-    for label, name in enumerate(dataset.classes):
-        whole, own, other = (int((_labels(each) == label).sum()) for each in (dataset, training, heldout))
-        if whole and not (own and other):
+def check_classes(training: Dataset, heldout: Dataset, share: float) -> None:
+    """Refuse a split that has all images of a class on one side. share: what it holds out. Raises StudyError."""
+    for label, name in enumerate(training.classes):
+        own, other = (int((_labels(part) == label).sum()) for part in (training, heldout))
+        if (own or other) and not (own and other):
             lacking = "to train on" if other else "held out"
             raise StudyError(
-                f"data.heldout: {share:g} of the {whole} images of class {name!r} leaves none {lacking}; {CURE}"
+                f"data.heldout: {share:g} of the {own + other} images of class {name!r} leaves none {lacking}; {CURE}"
             )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import StudyError, nearest
 
-BUILT_IN = ("digits", "cifar10", "two_moons", "spiral", "checkerboard", "mixture")  # the keys of SOURCES
+# The keys of SOURCES.
+BUILT_IN = ("digits", "photo_patches", "cifar10", "two_moons", "spiral", "checkerboard", "mixture")
 ARCHIVE_SUFFIX = ".tar.gz"
 LABELS_FILE = "dataset.json"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.common.errors import StudyError
-from pipeline.data import cifar10, points
+from pipeline.data import cifar10, patches, points
 from pipeline.data.dataset import Dataset, mean_and_sigma
 from pipeline.data.files import opened
 from pipeline.data.heldout import heldout_count, split
@@ -30,17 +30,28 @@ def load(row: Data, place: str = "data.source") -> Dataset:
     """
     path = _path(row, place)
     if row.source in SOURCES:
-        dataset = _selected(SOURCES[row.source](), row)
+        dataset = SOURCES[row.source](row)
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         with opened(path) as files:
             dataset = collect(files, row)
     elif _is_archive(path):
-        dataset = _selected(_cifar10(path), row)
+        dataset = _cifar10(row, path)
     else:
         raise StudyError(f"{place}: {unknown_source(row.source)}")
     if mean_and_sigma(dataset.images)[1] == 0:
         raise StudyError(f"{place}: {row.source}: all pixels are equal, so sigma_data = 0; use images that vary")
     return dataset
+
+
+def load_parts(row: Data, place: str = "data.source", loaded: Dataset | None = None) -> tuple[Dataset, Dataset | None]:
+    """The images of a row's data set that models are trained on, and the held-out ones; None if it holds none out.
+
+    loaded: the data set, if the caller has it already. A source in SPLITS has a split of its own. Raises StudyError as
+    `load` and `split` do.
+    """
+    if row.heldout and row.source in SPLITS:
+        return SPLITS[row.source](row)
+    return split(load(row, place) if loaded is None else loaded, row)
 
 
 def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
@@ -55,7 +66,7 @@ def glance(row: Data, place: str = "data.source") -> dict[str, Any]:
         cifar10.check(None if row.source == "cifar10" else path)
         return _cifar10_summary(row)
     if row.source in SOURCES:
-        training, heldout = split(load(row, place), row)
+        training, heldout = load_parts(row, place)
         return training.summary() | ({"heldout": len(heldout.images)} if heldout else {})
     summary = load(row.model_copy(update={"limit": min(GLANCED, row.limit or GLANCED)}), place).summary()
     with opened(path) as files:
@@ -87,19 +98,20 @@ def _selected(dataset: Dataset, row: Data) -> Dataset:
     return Dataset(dataset.images[: row.limit], labels, () if labels is None else dataset.classes)
 
 
-def _digits() -> Dataset:
+def _digits(row: Data) -> Dataset:
     """1797 grey 8 x 8 scans of handwritten digits (UCI, 1998), from scikit-learn: values 0..16."""
     from sklearn.datasets import load_digits  # slow to import, and only one stage needs it
 
     digits = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
     labels = torch.from_numpy(digits.target.astype(np.int64))
-    return Dataset(torch.from_numpy(images), labels, tuple(str(name) for name in digits.target_names))
+    classes = tuple(str(name) for name in digits.target_names)
+    return _selected(Dataset(torch.from_numpy(images), labels, classes), row)
 
 
-def _points(name: str) -> Dataset:
+def _points(name: str, row: Data) -> Dataset:
     drawn = points.draw(name)
-    return Dataset(drawn.x.float(), drawn.labels, drawn.classes)
+    return _selected(Dataset(drawn.x.float(), drawn.labels, drawn.classes), row)
 
 
 def _cifar10_summary(row: Data) -> dict[str, Any]:
@@ -117,12 +129,15 @@ def _cifar10_summary(row: Data) -> dict[str, Any]:
     }
 
 
-def _cifar10(path: Path | None = None) -> Dataset:
-    return Dataset(*cifar10.read(path), cifar10.CLASSES)
+def _cifar10(row: Data, path: Path | None = None) -> Dataset:
+    return _selected(Dataset(*cifar10.read(path), cifar10.CLASSES), row)
 
 
-SOURCES: dict[str, Callable[[], Dataset]] = {
+SOURCES: dict[str, Callable[[Data], Dataset]] = {
     "digits": _digits,
+    "photo_patches": patches.whole,
     "cifar10": _cifar10,
     **{name: partial(_points, name) for name in points.POINTS},
 }
+
+SPLITS: dict[str, Callable[[Data], tuple[Dataset, Dataset]]] = {"photo_patches": patches.parts}

@@ -25,6 +25,7 @@ from pipeline.commands.new import (
     study_text,
 )
 from pipeline.common.errors import StudyError
+from pipeline.data.sources import glance
 from pipeline.diffusion.networks.registry import cost
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
@@ -142,6 +143,13 @@ def test_a_fifth_is_held_out_if_the_images_suffice(
     text = Path("studies/pets/params.yaml").read_text()
     assert f"A small study of {count} grey images" in text and f"heldout: {share}" in text
     assert read_study(Path("studies/pets/params.yaml")).data.heldout == share
+
+
+def test_photo_patches_have_a_split_of_their_own(workspace: Path) -> None:
+    said = new_study("photos", "photo_patches")
+    data = read_study(Path("studies/photos/params.yaml")).data
+    assert (data.source, data.heldout) == ("photo_patches", 0.2)
+    assert f"{glance(data)['heldout']} of them are held out" in said
 
 
 def test_the_written_study_explains_itself(workspace: Path) -> None:

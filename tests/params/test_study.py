@@ -103,6 +103,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {  # sections, the place, the 
         curves(x={"model": "edm", "method": "M"}, y={"model": "edm", "method": "M"}), "curves.x.method", "another curve"
     ),
     "null sets": ({"sets": None}, "sets", "mapping"),
+    "patches of other data": ({"data": {"size": 32}}, "data", "size: only photo_patches is cut into patches, not"),
     "data limit": ({"data": {"limit": 1}}, "data.limit", "greater than or equal to 2"),
 }  # fmt: skip
 BAD |= {f"model named {name!r}": ({"models": {name: {}}}, "models." + name.split("\n")[0], NAME) for name in NAMES}
