@@ -7,10 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.common.errors import StudyError
-from pipeline.common.rows import NonNegativeFloat, PositiveFloat, PositiveInt, Row, Seed, axis
+from pipeline.common.rows import MOST_STEPS, NonNegativeFloat, PositiveFloat, PositiveInt, Row, Seed, axis
 from pipeline.diffusion.autoencoder import AutoencoderSpec
 from pipeline.diffusion.released import channels_of, factor_of, released_config
-from pipeline.training.row import MOST_STEPS
 
 LARGEST_FACTOR = 64
 _TRAINING = ("images", "batch", "learning_rate", "warmup_images", "seed")
@@ -84,6 +83,11 @@ class AutoencoderRow(Row):
     def steps(self) -> int:
         """The number of training steps, at least one."""
         return max(self.images // self.batch, 1)
+
+    @property
+    def seen_images(self) -> int:
+        """The images of all steps of the training; 0 without one."""
+        return self.steps * self.batch if self.trained else 0
 
     def spec(self, shape: tuple[int, ...]) -> AutoencoderSpec:
         """The spec of this row's autoencoder for images of `shape`, (C, H, W).
