@@ -18,12 +18,12 @@ def main(arguments: Arguments) -> None:
         trained = train_autoencoders(rows, images, progress.update)
     with whole_folder(paths.build / "autoencoders") as folder:
         write_json(folder / "rows.json", list(rows))  # DVC warns of empty folders
-        for name, made in trained.items():
-            save_autoencoder(made.autoencoder, folder / f"{name}.safetensors")
+        for name, found in trained.items():
+            save_autoencoder(found.autoencoder, folder / f"{name}.safetensors")
     with whole_folder(paths.build / "spaces") as folder:
         for name, (autoencoder, resolution) in asked["spaces"].items():
-            made = trained[autoencoder].autoencoder if autoencoder else None
-            save_space(space_of(images, sigma_data, resolution, made), folder / name)
+            of_latents = trained[autoencoder].autoencoder if autoencoder else None
+            save_space(space_of(images, sigma_data, resolution, of_latents), folder / name)
     write_json(paths.metrics("autoencode", "autoencoders"), {name: summary(each) for name, each in trained.items()})
     print(f"{len(rows)} autoencoders, the spaces of {len(asked['spaces'])} models")
 

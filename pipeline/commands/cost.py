@@ -319,8 +319,8 @@ class Estimate:
         return work
 
     def weighted(self, curve: Curve, budget: int) -> float | None:
-        """FLOP-weighted NFE of a curve's sample at a budget: the operations of all stages and of the decoder, relative to
-        an evaluation of the first model of full images; None if the study has no such model."""
+        """FLOP-weighted NFE of a curve at a budget: the operations of all stages and of the decoder, relative to an
+        evaluation of the first model of full images; None if the study has no such model."""
         full = next((name for name, entry in self.study.models.items() if entry.row.lives_in_data), None)
         if full is None:
             return None

@@ -16,8 +16,9 @@ def generator(purpose: str, *indices: int) -> torch.Generator:
 
 
 class SampleNoise:
-    """Standard normal noise for samples of one seed; the stream of sample i depends on (seed, i) alone, and in a cascade
-    on the number of stages that follow (`depth`).
+    """Standard normal noise for samples of one seed; the stream of sample i depends on (seed, i) alone.
+
+    depth: the number of stages of a cascade that follow; each stage has streams of its own.
 
     Each call of `randn_like(x)`, with x (N, ...) for N indices, draws from the N independent streams.
     """

@@ -163,8 +163,8 @@ def load_prepared(folder: Path) -> Dataset:
 def load_heldout(folder: Path) -> Dataset | None:
     """The held-out images that `save` wrote into `folder`; None if there are none. Raises as `load_prepared` does.
 
-    Only the stages that measure with real images, `reference`, `reconstruct`, `likelihood` and `given`, may call this: nothing is
-    trained on held-out images or fitted to them.
+    Only the stages that measure with real images, `reference`, `reconstruct`, `likelihood` and `given`, may call this:
+    nothing is trained on held-out images or fitted to them.
     """
     summary = load_summary(folder)
     return _read(folder / HELDOUT, summary, "heldout_hash") if "heldout" in summary else None

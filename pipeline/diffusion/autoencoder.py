@@ -61,13 +61,19 @@ Coders = tuple[nn.Module, nn.Module]  # an encoder, whose first channels are the
 
 
 def _kl(spec: AutoencoderSpec) -> Coders:
-    """Convolutions; the encoder gives mean and log variance of a Gaussian posterior."""
+    """Convolutions, trained on the squared error and the KL divergence of a Gaussian posterior, whose mean is the latent.
+
+    Source: Kingma and Welling 2014, arXiv 1312.6114; Rombach et al. 2022, arXiv 2112.10752, app. G
+    """
     sizes = spec.factor, spec.width, spec.blocks
     return Encoder(spec.shape[0], 2 * spec.channels, *sizes), Decoder(spec.channels, spec.shape[0], *sizes)
 
 
 def _vq(spec: AutoencoderSpec) -> Coders:
-    """Convolutions; the decoder quantises latents with a codebook first."""
+    """Convolutions, trained on the squared error; the decoder replaces latents by the nearest vectors of a codebook.
+
+    Source: van den Oord et al. 2017, arXiv 1711.00937
+    """
     sizes = spec.factor, spec.width, spec.blocks
     decoder = Decoder(spec.channels, spec.shape[0], *sizes)
     quantizing = QuantizingDecoder(spec.codebook, spec.channels, decoder)
@@ -75,13 +81,19 @@ def _vq(spec: AutoencoderSpec) -> Coders:
 
 
 def _pca(spec: AutoencoderSpec) -> Coders:
-    """Principal components of patches of the data."""
+    """Principal components of patches of the training images, without training.
+
+    Source: Pearson 1901, doi 10.1080/14786440109462720
+    """
     sizes = spec.channels, spec.shape[0], spec.factor
     return ToComponents(*sizes), FromComponents(*sizes)
 
 
 def _released(spec: AutoencoderSpec) -> Coders:
-    """A released AutoencoderKL."""
+    """An AutoencoderKL in a folder that diffusers wrote; its factor and channels are those of the folder.
+
+    Source: Rombach et al. 2022, arXiv 2112.10752
+    """
     return build_released(json.loads(spec.config))
 
 

@@ -40,7 +40,7 @@ class Curve(Sampler):
     after: Name | None = axis(None, "cascade")
     """The curve that makes the low-resolution images, for a model with `upsampler`: the stage before in a cascade."""
     strength: Annotated[float, Field(ge=0, le=100)] = axis(0.0, "conditioning augmentation")
-    """Strength of the augmentation of low-resolution images, which the network is told; at most that of its training."""
+    """Strength of the augmentation of low-resolution images, which the network is told; at most that in training."""
     truncated: bool = axis(False, "truncated sampling")
     """Stop the stage before at noise level `strength`, instead of adding this noise to its samples."""
     share: Annotated[float, Field(gt=0, lt=1)] = axis(0.5, "budget of stages")

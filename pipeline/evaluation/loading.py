@@ -90,7 +90,7 @@ def load_model(
         of_labels = partial(guided, curve.build_guidance(), model, snapshot=snapshot, classifier=classifier)
         return ByClass(tuple(classes), of_labels) if by_class else of_labels(None)
 
-    earlier = curve.earlier and partial(_earlier, curve.earlier, folder.parent, train_seed, device)
+    earlier = partial(_earlier, curve.earlier, folder.parent, train_seed, device) if curve.earlier else None
     return LoadedModel(weights.denoiser, of_low, device, curve, earlier)
 
 

@@ -168,8 +168,8 @@ def straightness(denoiser: Denoiser, images: Tensor) -> float:
 def bound_terms(denoiser: Denoiser, row: Model, images: Tensor) -> BoundTerms | None:
     """The variational bound of a row that is trained on a table of noise levels.
 
-    None for other rows and upsamplers, for points and latents, because the bound is of pixels with 256 levels, and if an
-    answer is not finite.
+    None for other rows and upsamplers, for points and latents, because the bound is of pixels with 256 levels, and if
+    an answer is not finite.
     """
     if images.is_floating_point() or row.upsampler or not isinstance(row.distribution, Levels):
         return None
@@ -193,8 +193,9 @@ def measure_model(
     """Measure all seeds of a model whose training did not fail, before and after training.
 
     folder: where `save_models` wrote the weights. images (N, C, H, W), uint8 or in the coordinates of the row's space,
-    or points (N, 2), of which IMAGES are used. labels (N,): their classes, which a model with classes gets. truth: the exact answers for the points, at
-    noise_levels(); they are those of all classes together, so a model that is told its class is not compared.
+    or points (N, 2), of which IMAGES are used. labels (N,): their classes, which a model with classes gets. truth: the
+    exact answers for the points, at noise_levels(); they are those of all classes together, so a model that is told its
+    class is not compared.
     """
     device = exact_device(default_device())  # the bound is a sum of small differences
     x0 = to_device(evenly_spread(images, IMAGES), device)

@@ -42,10 +42,10 @@ def measure_curve(
 ) -> list[Cell]:
     """Measure all cells of a curve, in the order of `Curve.cells`; `finished` is called with each.
 
-    model: the folder of its weights. grids: fitted to the model. space: of its samples; None: that of the data. A cell whose training failed, or whose denoiser gives
-    values that are not finite, fails alone. The cell of the most steps and the first seeds whose training did not fail
-    keeps its features, for the comparison with other libraries. Raises StudyError if weights, grids or guides are
-    missing.
+    model: the folder of its weights. grids: fitted to the model. space: of its samples; None: that of the data. A cell
+    whose training failed, or whose denoiser or decoder gives values that are not finite, fails alone. The cell of the
+    most steps and the first seeds whose training did not fail keeps its features, for the comparison with other
+    libraries. Raises StudyError if weights, grids or guides are missing.
     """
     cells, device = curve.cells(), default_device()
     extractor, reference = extractor.on(device), reference.on(exact_device(device))

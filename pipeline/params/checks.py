@@ -184,8 +184,8 @@ def _check_cascade(place: str, curve: Curve, model: Model, models: dict[str, Mod
             raise StudyError(f"{name}.{key}: {value} is not for stages of a cascade; use another")
     if missing := set(curve.train_seeds or model.train_seeds) - set(before.train_seeds):
         raise StudyError(
-            f"{place}.after: model {earlier.model} of curve {curve.after} has no training with seed {min(missing)}; add "
-            "it there, or list common train_seeds"
+            f"{place}.after: model {earlier.model} of curve {curve.after} has no training with seed {min(missing)}; "
+            "add it there, or list common train_seeds"
         )
     _check_truncated(place, curve, upsampler.augmentation)
     try:

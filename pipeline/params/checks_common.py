@@ -15,7 +15,7 @@ def check_named(place: str, name: str, rows: Collection[str], kind: str = "model
 
 
 def check_of_data(place: str, name: str, row: Model) -> None:
-    """Refuse a model that is not of the data themselves, but of latents or of a stage of a cascade. Raises StudyError."""
+    """Refuse a model of latents or of a stage of a cascade. Raises StudyError."""
     if not row.lives_in_data:
         key = next(key for key in ("space", "resolution", "upsampler") if getattr(row, key))
         raise StudyError(

@@ -7,11 +7,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
+from pipeline.common.files import content_hash
 from pipeline.common.rows import Row
 from pipeline.common.text import shortened
 from pipeline.data.listing import ARCHIVE_SUFFIX, BUILT_IN
 from pipeline.data.watch import watched
 from pipeline.diffusion.networks.registry import KEYS
+from pipeline.diffusion.released import CONFIG, WEIGHTS
 from pipeline.evaluation.curve import Curve, seed_pairs
 from pipeline.evaluation.given_rows import PosteriorRow
 from pipeline.params.cautions import cautions
@@ -34,6 +36,7 @@ from pipeline.params.null_axes import differences, warnings
 from pipeline.params.resolved import CurveEntry, ModelEntry, NamedData, PosteriorEntry, Resolved
 from pipeline.params.study import RowType, Study, check_defaults, refuse_filled_in
 from pipeline.sampling.row import Sampler
+from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.row import NETWORK_KEYS, Model
 
 COMBINATIONS = "combinations"
@@ -98,7 +101,16 @@ def resolve_with_data(study: Study) -> tuple[Resolved, dict[str, Any]]:
     if features.weights:
         content = _content(features.weights, "features.weights")
         features = features.model_copy(update={"content": content})
+    autoencoders = {
+        name: row.model_copy(update={"content": _content_of_released(row.folder, f"autoencoders.{name}.folder")})
+        for name, row in rows.autoencoders.items()
+    }
     contents = {
+        "autoencoders": autoencoders,
+        "models": {
+            name: entry.model_copy(update={"row": _with_content(entry.row, autoencoders)})
+            for name, entry in rows.models.items()
+        },
         "data": rows.data.model_copy(update={"content": _content(rows.data.source, "data.source")}),
         "features": features,
         "sets": {
@@ -115,6 +127,20 @@ def _content(source: str, place: str) -> str:
         return watched(source)
     except StudyError as error:
         raise StudyError(f"{place}: {error}") from None
+
+
+def _content_of_released(folder: str | None, place: str) -> str:
+    """The digest of a folder of an autoencoder; "" without one."""
+    return content_hash(*(_content(f"{folder}/{name}", place) for name in (CONFIG, WEIGHTS))) if folder else ""
+
+
+def _with_content(row: Model, autoencoders: dict[str, AutoencoderRow]) -> Model:
+    """A model row, and the rows that it needs, with the autoencoder of its space."""
+    needed = {key: getattr(row, key) for key in ("teacher", "like") if getattr(row, key)}
+    update: dict[str, Any] = {key: _with_content(other, autoencoders) for key, other in needed.items()}
+    if row.space:
+        update["autoencoder"] = autoencoders[row.space]
+    return row.model_copy(update=update)
 
 
 def _chain(rows: Written, name: str, section: str) -> list[str]:

@@ -17,8 +17,9 @@ from pipeline.training.row import Model
 
 
 def _with_tuples(values: Any) -> Any:
-    """Values as rows hold them: JSON has lists, rows have tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    """Values as rows hold them: JSON has lists, rows have tuples; a row in a row is a mapping."""
+    plain = {key: value.model_dump(mode="json") if isinstance(value, Row) else value for key, value in values.items()}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
 
 class Filed(Row):

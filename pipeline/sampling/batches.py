@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.common import processes
-from pipeline.common.devices import CPU, to_device
+from pipeline.common.devices import CPU
 from pipeline.common.errors import NotFinite, StudyError, say_once
 from pipeline.data.dataset import to_data
 from pipeline.diffusion.denoiser import DenoiserFunction

@@ -233,6 +233,7 @@ def _begin_linear(autoencoder: Autoencoder, images: Tensor, seed: int) -> None:
     channel_means = mean.reshape(spec.shape[0], -1).mean(1).float()
     for weight in (encoder.linear.weight, decoder.linear.weight):
         weight.zero_()[: len(chosen)] = chosen
+    assert encoder.linear.bias is not None and decoder.linear.bias is not None
     decoder.linear.bias.copy_(channel_means)
     encoder.linear.bias.fill_(BEGIN_LOG_VARIANCE)[: spec.channels] = 0
     encoder.linear.bias[: len(chosen)] = -(chosen.sum((2, 3)) @ channel_means)

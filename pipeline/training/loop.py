@@ -50,8 +50,9 @@ def train_seeds(
 ) -> list[Trained | Failed]:
     """Train all seeds of a row side by side, each from its checkpoint in .cache if there is one.
 
-    data: the data set's summary, with sigma_data of the row's space; the other arguments are those of `train`. A row with a teacher trains that first;
-    if it is already trained, this costs nothing. A seed that diverges, or whose teacher has, fails alone.
+    data: the data set's summary, with sigma_data of the row's space; the other arguments are those of `train`. A row
+    with a teacher trains that first; if it is already trained, this costs nothing. A seed that diverges, or whose
+    teacher has, fails alone.
     """
     spec, device = spec_of(row, data), default_device()
     teachers: list[Trained | Failed | None] = [None] * len(row.train_seeds)

@@ -68,7 +68,7 @@ class Model(Row):
     space: Name | None = axis(None, "space")
     """The row of `autoencoders` in whose latents the model is trained; null: pixels."""
     resolution: Annotated[int, Field(gt=0, le=65_536)] | None = axis(None, "resolution")
-    """Height, in pixels, to which images are averaged down, for the first stage of a cascade; null: that of the data."""
+    """Height, in pixels, to which images are averaged down, for the first stage of a cascade; null: the data's."""
     upsampler: Upsampler | None = axis(None, "cascade")
     """Condition the network on low-resolution images, for a later stage of a cascade: `{from: 8}`; null: not."""
 
@@ -151,7 +151,7 @@ class Model(Row):
     embedding: Literal["positional", "fourier"] = axis("positional", "noise embedding")
     """How the network embeds c_noise."""
     equal: Literal["parameters", "flops"] | None = axis(None, "network")
-    """Choose `channels` so that the network costs as much as that of `base`; FLOPs with decoders, over 35 evaluations."""
+    """Choose `channels` so that the network costs as much as that of `base`; FLOPs include decoders, over 35 calls."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = axis(0.0, "dropout")
     """Probability that dropout zeroes a feature."""
     images: PositiveInt = axis(140_000, "training length")
@@ -310,12 +310,10 @@ class Model(Row):
                 f"learned_variance: {self.learned_variance} needs {chains}, not {self.parametrization} with "
                 f"{self.noise}; use none"
             )
-        for key, value in (("network", "mlp"), ("space", self.space), ("resolution", self.resolution)):
-            if value is not None and getattr(self, key) == value:
-                raise ValueError(
-                    f"learned_variance: its decoder is for pixels of 256 levels, which {key} {value} does not have; use "
-                    "none"
-                )
+        if self.network == "mlp":
+            raise ValueError("learned_variance: its decoder is for pixels, and network mlp is for points; use none")
+        if key := next((key for key in ("space", "resolution") if getattr(self, key)), None):
+            raise ValueError(f"learned_variance: its decoder is for pixels of 256 levels; use none, or no {key}")
         if self.pairs != "independent":
             raise ValueError(f"learned_variance: its bound is for pairs independent, not {self.pairs}; use none")
 

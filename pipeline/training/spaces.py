@@ -40,8 +40,8 @@ def encoded(space: Space, images: Tensor, device: torch.device = CPU) -> Tensor:
 
 
 def in_space(folder: Path, data: Dataset, summary: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """The training images in the space of a model that `save_space` wrote into `folder`, and the data set's summary with
-    the standard deviation of this space."""
+    """The training images in the space that `save_space` wrote into `folder`, and the data set's summary with the
+    standard deviation of this space."""
     space = load_space(folder)
     [images] = side_by_side([partial(encoded, space, data.images, default_device())])
     return images, summary | {"sigma_data": space.sigma_data}

@@ -13,10 +13,12 @@ from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, par
 from torch import Tensor
 
 from pipeline.commands.axes import AXES, coefficients, evaluations
+from pipeline.common.randomness import generator
 from pipeline.diffusion.averages import HalfLife, Power, exponent
 from pipeline.diffusion.grids import DISCRETIZATIONS, SPACINGS
 from pipeline.diffusion.parametrization import BOUNDARY, PARAMETRIZATIONS
 from pipeline.diffusion.schedule import EPS_S, EPS_T, IDDPM_C2, SCALINGS, SCHEDULES, VP_BETA_D, VP_BETA_MIN, VP_STEPS
+from pipeline.diffusion.upsampling import blurred
 from pipeline.sampling.guidance import GUIDES
 from pipeline.sampling.multistep import VARIANTS
 from pipeline.sampling.ode import Ode, RandnLike, SingleStep
@@ -24,12 +26,13 @@ from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.sampling.stochastic import Churned
 from pipeline.sampling.thresholding import THRESHOLDS, thresholding
+from pipeline.training.batches import _low
 from pipeline.training.distances import DISTANCES
 from pipeline.training.noise import NOISES
 from pipeline.training.noise import keys_of as keys_of_noise
 from pipeline.training.objectives import LEVEL_GROWTHS, OBJECTIVES, Objective, Question
 from pipeline.training.optimizer import DECAYS
-from pipeline.training.row import Model
+from pipeline.training.row import Model, Upsampler
 from pipeline.training.weighting import WEIGHTINGS
 
 AXES_BY_TITLE = {axis.title: axis for axis in AXES}
@@ -129,6 +132,10 @@ def checks() -> dict[tuple[str, str], Check]:
     for name in THRESHOLDS:
         function = thresholding(name, threshold_percentile=0.5)
         add("Thresholds", name, lambda f=function: f(2 * torch.tensor(thresholded)[None]), D=2 * thresholded, s=2.0)
+    draw = generator("low-resolution image")
+    s, n = 2 * torch.rand(1, generator=draw, dtype=torch.float64), torch.randn(1, generator=draw)
+    add("Conditioning augmentation", "noise", noised, low=0.25, strength=s.numpy(), n=n.numpy())
+    add("Conditioning augmentation", "blur", blur, x=np.arange(-3.0, 4.0), strength=1.0)
     add("Churn", "churn", raised_sigmas, sigma=np.array([2.0, 1.0, 0.5]), S_churn=0.9, N=3.0)
     add("Averages of the weights", "half-life", lambda: HalfLife(500, None).decay(9, 64), h=500.0, B=64.0)
     add("Averages of the weights", "power function", lambda: Power(0.1).decay(8, 64), k=9.0, gamma=exponent(0.1))
@@ -156,6 +163,20 @@ def added_variance(name: str) -> float:
     answer = torch.tensor([[0.0, 0.3][: 2 if name == "learned" else 1]], dtype=torch.float64)
     ode = Ode(lambda z, sigma: answer, SCHEDULES["linear"](0.002, 80), SCALINGS["none"])
     return float(solver.step(ode, zeros, 2.0, 1.5, torch.ones_like)) ** 2  # type: ignore[attr-defined]
+
+
+def noised() -> Tensor:
+    """An image of 0.25, averaged down to one pixel, with noise of at most strength 2."""
+    row, draw = Upsampler(height=1, strength=2), generator("low-resolution image")
+    return _low(row, torch.full((1, 1, 2, 2), 0.25), 1, slice(None), draw).images[0, 0, 0]
+
+
+def blur() -> Tensor:
+    """A blur of width 1 of an impulse, relative to its middle."""
+    impulse = torch.zeros(1, 1, 15, 15, dtype=torch.float64)
+    impulse[0, 0, 7, 7] = 1
+    row = blurred(impulse, torch.ones(1), 1.0)[0, 0, 7, 4:11]
+    return row / row[3]
 
 
 def raised_sigmas() -> list[float]:

@@ -38,7 +38,7 @@ def test_enlarging_keeps_constants_and_means() -> None:
 
 
 def test_a_blur_is_a_gaussian_of_its_width_and_0_changes_nothing() -> None:
-    """The variance of a blurred impulse is that of the kernel, as far as its reach of 3 standard deviations shows it."""
+    """The variance of a blurred impulse is that of the kernel, as far as its reach shows it."""
     impulse = torch.zeros(3, 1, 33, 33)
     impulse[:, :, 16, 16] = 1
     std = torch.tensor([0.0, 1.0, 2.0])

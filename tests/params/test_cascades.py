@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.common.scalars import dump
 from pipeline.evaluation.curve import Curve
 from pipeline.params.resolve import resolve
 from pipeline.params.study import parse_study
-from pipeline.common.scalars import dump
 from tests.params.minimal import MINIMAL, refusal, resolved
 
 MODELS: dict[str, Any] = {
@@ -99,7 +99,7 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a variance": (
         {"resolution": 4, "learned_variance": "hybrid", "parametrization": "ddpm", "noise": "ddpm_uniform"},
-        "learned_variance: its decoder is for pixels of 256 levels, which resolution 4 does not have",
+        "learned_variance: its decoder is for pixels of 256 levels; use none, or no resolution",
     ),
     "filled in": ({"autoencoder": {}}, "autoencoder: `resolve` fills this key in"),
 }

@@ -128,7 +128,8 @@ NEEDED: dict[str, dict[str, Any]] = {  # what a key goes with
     "stages": {"objective": "easy_consistency"},
     **{key: {"objective": "consistency_training"} for key in CONSISTENCY_KEYS},
 }
-VALUES = {"guide_images": [128]}  # the first of ABLE's snapshots
+VALUES = {"guide_images": [128], "upsampler": [{"from": 4}]}  # the first of ABLE's snapshots
+CASCADED = ("after", "strength", "truncated", "share")  # keys of a curve that need a stage before
 ABLE = {  # a model that gives a curve whatever it asks for
     "train_seeds": [0, 1, 2, 3],
     "labels": "classes",
@@ -163,16 +164,20 @@ def test_every_key_of_a_model_can_be_set_and_has_its_axis(tmp_path: Path, key: s
     student = Model(**row).needs_teacher
     first = {"teacher": {}, "edm": row | {"base": "teacher"}} if student else {"edm": row}
     of = {"edm": {"model": "teacher" if student else "edm"}}
-    rows = resolved(tmp_path, models=first | {"x": {"base": "edm", key: value}}, curves=of)
+    asked = {"autoencoders": {value: {}}} if key == "space" else {}
+    rows = resolved(tmp_path, models=first | {"x": {"base": "edm", key: value}}, curves=of, **asked)
     if key == "objective":  # it comes with a teacher, and with what it was published with
         assert rows["models/x"]["teacher"] == rows["models/edm"] and rows["models/x"][key] == value
     else:
-        assert rows["models/x"] | {"like": None} == rows["models/edm"] | {key: value}
+        assert (rows["models/x"]["autoencoder"] is not None) == (key == "space")
+        changed = rows["models/x"] | {"like": None, "autoencoder": None}
+        assert changed == rows["models/edm"] | {key: rows["models/x"][key]} and Model(**changed) != Model(**row)
     assert rows["report"]["models"]["x"]["axis"] == (Model.model_fields[key].title or "")
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in Curve.model_fields if key not in ("model", "method", "samples", "sigmas", *FILLED_IN)]
+    "key",
+    [key for key in Curve.model_fields if key not in ("model", "method", "samples", "sigmas", *CASCADED, *FILLED_IN)],
 )
 def test_every_key_of_a_curve_can_be_set_and_has_its_axis(tmp_path: Path, key: str) -> None:
     row, value = variation(Curve, key)
@@ -201,7 +206,8 @@ def test_grids_are_fitted_for_the_models_and_ranges_of_curves(tmp_path: Path) ->
             "e": {"model": "other"},
         },
     )
-    assert rows["grids"] == {"edm": [[0.002, 80], [0.002, 50]], "other": [], "third": [[0.002, 80]]}
+    ranges = {name: asked["ranges"] for name, asked in rows["grids"].items()}
+    assert ranges == {"edm": [[0.002, 80], [0.002, 50]], "other": [], "third": [[0.002, 80]]}
 
 
 def test_a_method_is_not_inherited(tmp_path: Path) -> None:

@@ -184,8 +184,9 @@ def test_rows_complete_with_names_descriptions_and_defaults() -> None:
 
 
 def test_every_choice_is_described_where_it_is_completed() -> None:
-    sections = ("likelihood", "measurements", "posteriors", "models", "curves")
+    sections = ("likelihood", "measurements", "posteriors", "autoencoders", "models", "curves")
     keys = {key: part for section in sections for key, part in properties(section).items()}
+    keys |= {"augmentation": keys["upsampler"]["properties"]["augmentation"]}
     for key in TABLES:
         [option] = [part for part in keys[key].get("anyOf", [keys[key]]) if "enum" in part]
         assert len(option["enumDescriptions"]) == len(option["enum"]) and all(option["enumDescriptions"])

@@ -161,7 +161,7 @@ def test_drawn_samples_have_the_law(strength: float) -> None:
 
 @pytest.mark.parametrize("strength", [0.1, 0.5])
 def test_truncated_sampling_ends_with_the_noise_that_would_be_added(strength: float) -> None:
-    """The earlier stage stops at the noise level `strength`: the law of its samples is that of images with this noise."""
+    """The earlier stage stops at the noise level `strength`: its samples are images with this noise."""
     found = law(partial(cascade, earlier(), later, strength=strength, end=strength))
     assert max(errors(found)) < TOLERANCE
     early = law(lambda noise: sample(earlier(), noise[0], SAMPLER, STEPS, end=strength).x0)

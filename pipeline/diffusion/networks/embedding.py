@@ -158,8 +158,11 @@ class Conditioned(nn.Module):
         low: Tensor | None = None,
         strength: Tensor | None = None,
     ) -> Tensor:
-        """The output (N, outputs, ...) for x (N, C, ...) and c_noise (N,). low (N, C, ...): further channels of the input
-        of an upsampler. For labels, augmentation and strength, see `Told`."""
+        """The output (N, outputs, ...) for x (N, C, ...) and c_noise (N,).
+
+        low (N, C, ...): further channels of the input of an upsampler. For labels, augmentation and strength, see
+        `Told`.
+        """
         x = x if low is None else torch.cat([x, low], dim=1)
         return self.body(x, self.embed(c_noise, self.told(labels, augmentation, strength)))
 
