@@ -231,11 +231,13 @@ def _begin_linear(autoencoder: Autoencoder, images: Tensor, seed: int) -> None:
     mean, _, components = principal_components(images, spec.factor)
     chosen = components[: spec.channels].reshape(-1, *decoder.linear.weight.shape[1:]).float()
     channel_means = mean.reshape(spec.shape[0], -1).mean(1).float()
-    for weight in (encoder.linear.weight, decoder.linear.weight):
-        weight.zero_()[: len(chosen)] = chosen
-    decoder.linear.bias.copy_(channel_means)
-    encoder.linear.bias.fill_(BEGIN_LOG_VARIANCE)[: spec.channels] = 0
-    encoder.linear.bias[: len(chosen)] = -(chosen.sum((2, 3)) @ channel_means)
+    bias = torch.full((len(encoder.linear.weight),), BEGIN_LOG_VARIANCE)
+    bias[: spec.channels] = 0
+    bias[: len(chosen)] = -chosen.sum((2, 3)) @ channel_means
+    for linear, its_bias in ((encoder.linear, bias), (decoder.linear, channel_means)):
+        weight = torch.zeros_like(linear.weight)
+        weight[: len(chosen)] = chosen
+        linear.load_state_dict({"weight": weight, "bias": its_bias})
     if codebook is not None:
         draw = generator("codebook", seed)
         some = images[torch.randperm(len(images), generator=draw)[: len(codebook)]]
