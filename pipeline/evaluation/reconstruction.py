@@ -75,5 +75,5 @@ def _decoded(
         if not y.isfinite().all():
             raise NotFinite("the autoencoder's decoder returned images that are not finite; train it again")
         rounded = to_uint8(y)
-        note((to_range(rounded) - x).square().flatten(1).mean(1).double().to(CPU))
+        note((to_range(rounded) - x).square().flatten(1).mean(1).to(CPU))
         yield rounded

@@ -309,9 +309,13 @@ def _mean(values: Tensor) -> Tensor:
 @torch.no_grad()
 def _facts(autoencoder: Autoencoder, images: Tensor) -> dict[str, float]:
     """The facts of `TrainedAutoencoder`."""
-    errors, divergences, counts = list[float](), list[float](), torch.zeros(autoencoder.spec.codebook)
+    errors, divergences, counts = (
+        list[float](),
+        list[float](),
+        torch.zeros(autoencoder.spec.codebook, dtype=torch.int64),
+    )
     for x in _chunks(images, autoencoder.shift.device):
-        errors += (autoencoder.decode(autoencoder.encode(x)) - x).double().square().flatten(1).mean(1).tolist()
+        errors += (autoencoder.decode(autoencoder.encode(x)) - x).square().flatten(1).mean(1).tolist()
         if autoencoder.spec.kind == "kl":
             divergences += kl_divergence(*posterior(autoencoder, x)).tolist()
         if isinstance(decoder := autoencoder.decoder, QuantizingDecoder):
