@@ -105,7 +105,7 @@ def train_autoencoder(
 def encode_images(autoencoder: Autoencoder, images: Tensor, device: torch.device = CPU) -> Tensor:
     """The latents of images (N, C, H, W), uint8: (N, c, h, w), float32, on the CPU."""
     on_device = copy.deepcopy(autoencoder).to(device)
-    return torch.cat([on_device.encode(x).to(CPU) for x in _chunks(images, device)])
+    return torch.cat([on_device.encode(x).to(CPU) for x in _chunks(images, device)]).contiguous()
 
 
 def losses_kl(autoencoder: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
