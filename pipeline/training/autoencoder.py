@@ -105,7 +105,7 @@ def train_autoencoder(
 def encode_images(autoencoder: Autoencoder, images: Tensor, device: torch.device = CPU) -> Tensor:
     """The latents of images (N, C, H, W), uint8: (N, c, h, w), float32, on the CPU."""
     on_device = copy.deepcopy(autoencoder).to(device)
-    return torch.cat([on_device.encode(x).to(CPU) for x in _chunks(images, device)])
+    return torch.cat([on_device.encode(x).to(CPU) for x in _chunks(images, device)]).contiguous()
 
 
 def losses_kl(autoencoder: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
@@ -231,12 +231,13 @@ def _begin_linear(autoencoder: Autoencoder, images: Tensor, seed: int) -> None:
     mean, _, components = principal_components(images, spec.factor)
     chosen = components[: spec.channels].reshape(-1, *decoder.linear.weight.shape[1:]).float()
     channel_means = mean.reshape(spec.shape[0], -1).mean(1).float()
-    for weight in (encoder.linear.weight, decoder.linear.weight):
-        weight.zero_()[: len(chosen)] = chosen
-    assert encoder.linear.bias is not None and decoder.linear.bias is not None
-    decoder.linear.bias.copy_(channel_means)
-    encoder.linear.bias.fill_(BEGIN_LOG_VARIANCE)[: spec.channels] = 0
-    encoder.linear.bias[: len(chosen)] = -(chosen.sum((2, 3)) @ channel_means)
+    bias = torch.full((len(encoder.linear.weight),), BEGIN_LOG_VARIANCE)
+    bias[: spec.channels] = 0
+    bias[: len(chosen)] = -chosen.sum((2, 3)) @ channel_means
+    for linear, its_bias in ((encoder.linear, bias), (decoder.linear, channel_means)):
+        weight = torch.zeros_like(linear.weight)
+        weight[: len(chosen)] = chosen
+        linear.load_state_dict({"weight": weight, "bias": its_bias})
     if codebook is not None:
         draw = generator("codebook", seed)
         some = images[torch.randperm(len(images), generator=draw)[: len(codebook)]]
@@ -308,9 +309,13 @@ def _mean(values: Tensor) -> Tensor:
 @torch.no_grad()
 def _facts(autoencoder: Autoencoder, images: Tensor) -> dict[str, float]:
     """The facts of `TrainedAutoencoder`."""
-    errors, divergences, counts = list[float](), list[float](), torch.zeros(autoencoder.spec.codebook)
+    errors, divergences, counts = (
+        list[float](),
+        list[float](),
+        torch.zeros(autoencoder.spec.codebook, dtype=torch.int64),
+    )
     for x in _chunks(images, autoencoder.shift.device):
-        errors += (autoencoder.decode(autoencoder.encode(x)) - x).double().square().flatten(1).mean(1).tolist()
+        errors += (autoencoder.decode(autoencoder.encode(x)) - x).square().flatten(1).mean(1).tolist()
         if autoencoder.spec.kind == "kl":
             divergences += kl_divergence(*posterior(autoencoder, x)).tolist()
         if isinstance(decoder := autoencoder.decoder, QuantizingDecoder):
