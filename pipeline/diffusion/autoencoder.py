@@ -61,7 +61,7 @@ Coders = tuple[nn.Module, nn.Module]  # an encoder, whose first channels are the
 
 
 def _kl(spec: AutoencoderSpec) -> Coders:
-    """Convolutions, trained on the squared error and the KL divergence of a Gaussian posterior, whose mean is the latent.
+    """Convolutions, trained on the squared error and the KL divergence of a Gaussian posterior; its mean is the latent.
 
     Source: Kingma and Welling 2014, arXiv 1312.6114; Rombach et al. 2022, arXiv 2112.10752, app. G
     """

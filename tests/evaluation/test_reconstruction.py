@@ -51,13 +51,12 @@ def test_the_identity_has_the_scores_of_the_images_themselves(trained: Trained) 
 
 
 def test_held_out_images_are_compared_with_each_other(tmp_path: Path, trained: Trained) -> None:
-    features = trained.extractor(DIGITS).on(CPU)
-    matched = torch.arange(100)
-    own = make_reference(trained.extractor(IMAGES), trained.extractor.hash, trained.extractor(HELDOUT), matched)[0]
-    save_reference(own, tmp_path)
+    seen, unseen = (trained.extractor(images).on(CPU) for images in (IMAGES, HELDOUT))
+    made = make_reference(seen, trained.extractor.hash, heldout=unseen, matched=torch.arange(100))
+    save_reference(made[0], tmp_path)
     reference = load_reference(tmp_path)
     found = measured(principal(16), trained._replace(reference=reference), HELDOUT)["heldout"]
-    assert len(features.features) == len(DIGITS) and {own["metric"] for own in found} >= {"fd", "fd_corrected"}
+    assert {own["metric"] for own in found} >= {"fd", "fd_corrected"}
     assert abs(value(found, "fd")) < 1e-3  # the same images in another order
 
 
