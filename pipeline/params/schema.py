@@ -97,14 +97,15 @@ def study_schema() -> dict[str, Any]:
         "features": _mapping(_keys(Features)),
         "defaults": _mapping({"models": _mapping(model), "curves": _mapping(curve), "posteriors": _mapping(posterior)}),
     }
-    overridden = scaled | {"models": _rows(_mapping(model)), "curves": _rows(_mapping(without_model))}
+    autoencoders = _rows(_mapping(_keys(AutoencoderRow)))
+    overridden = scaled | {"autoencoders": autoencoders, "models": _rows(_mapping(model)), "curves": _rows(_mapping(without_model))}
     preset = {key: {"description": part["description"]} | overridden[key] for key, part in _keys(Preset).items()}
     sections = scaled | {
         "study": _mapping(_keys(StudyInfo), ("name", "root", "params")),  # dvc.yaml reads all three
         "presets": _rows(_mapping(preset)),
         "models": _rows(_mapping(base | model, type=["object", "null"]), least=1),
         "curves": _rows(_mapping(base | curve, ("model",)), least=1),
-        "autoencoders": _rows(_mapping(_keys(AutoencoderRow))),
+        "autoencoders": autoencoders,
         "sets": _rows(_mapping(_keys(ImageSet), ("source",))),
         "likelihood": _mapping(asked, ("models",), type=["object", "null"]),
         "measurements": _rows(_mapping(_keys(MeasurementRow), ("operator", "std"))),

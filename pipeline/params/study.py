@@ -48,6 +48,8 @@ class Preset(Row):
     """Keys of `features` that this preset overrides."""
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keys of `defaults` that this preset overrides."""
+    autoencoders: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Keys of rows of `autoencoders` that this preset overrides."""
     models: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     """Keys of rows of `models` that this preset overrides; rows based on them inherit these."""
     curves: dict[Name, dict[str, Any]] = Field(default_factory=dict)
@@ -181,6 +183,7 @@ def _overridden(study: Study, name: str, preset: Preset) -> Study:
             sections[section] = schema(**keys)
         except ValidationError as error:
             raise explain(error, f"{place}.{section}", schema) from None
+    sections["autoencoders"] = _overridden_autoencoders(study.autoencoders, preset.autoencoders, place)
     defaults = {section: dict(values) for section, values in study.defaults.items()}
     for section, values in preset.defaults.items():
         check_defaults({section: values}, f"{place}.defaults")
@@ -188,6 +191,23 @@ def _overridden(study: Study, name: str, preset: Preset) -> Study:
     for section in OVERRIDDEN:
         sections[section] = _overridden_rows(getattr(study, section), getattr(preset, section), f"{place}.{section}")
     return study.model_copy(update=sections | {"defaults": defaults, "needs": preset.needs, "preset": name})
+
+
+def _overridden_autoencoders(
+    rows: Mapping[str, AutoencoderRow], overrides: Mapping[str, dict[str, Any]], place: str
+) -> dict[str, AutoencoderRow]:
+    """The autoencoders with the keys that a preset overrides in them. Raises StudyError."""
+    found = dict(rows)
+    for name, keys in overrides.items():
+        own = f"{place}.autoencoders.{name}"
+        if name not in rows:
+            raise StudyError(f"{own}: no such row; {nearest(name, rows)}")
+        refuse_filled_in(keys, own)
+        try:
+            found[name] = AutoencoderRow(**rows[name].model_dump(exclude_unset=True) | keys)
+        except ValidationError as error:
+            raise explain(error, own, AutoencoderRow) from None
+    return found
 
 
 def _overridden_rows(rows: Mapping[str, Any], overrides: Mapping[str, dict[str, Any]], place: str) -> dict[str, Any]:

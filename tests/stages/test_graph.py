@@ -109,15 +109,15 @@ def test_all_studies_have_the_same_graph() -> None:
 
 
 def test_a_reader_can_take_the_graph_in() -> None:
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 250
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 275
 
 
 @pytest.mark.parametrize("params", [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))], ids=str)
-def test_a_study_has_at_most_74_stages(params: Path) -> None:
-    """Each stage is one more entry that DVC reads at every run; studies/cifar10 has the most, 74."""
+def test_a_study_has_at_most_82_stages(params: Path) -> None:
+    """Each stage is one more entry that DVC reads at every run; studies/cifar10 has the most, 82."""
     study = yaml.safe_load(params.read_text())
     rows = {f"${{{section}}}": len(study[section]) for section in ("models", "curves", "sets")}
-    assert sum(rows[stage["foreach"]] if "foreach" in stage else 1 for stage in GRAPH.values()) <= 74
+    assert sum(rows[stage["foreach"]] if "foreach" in stage else 1 for stage in GRAPH.values()) <= 82
 
 
 LAST = {"agreement", "report"}
