@@ -1,6 +1,6 @@
 """Patches of the two photographs that scikit-learn ships: small colour images with classes, without a download.
 
-The held-out patches are those within a vertical band of each photograph, so they share no pixel with the others.
+The held-out patches are those within vertical bands of each photograph, so they share no pixel with the others.
 """
 
 import numpy as np
@@ -29,34 +29,44 @@ def whole(row: Data) -> Dataset:
 
 
 def parts(row: Data) -> tuple[Dataset, Dataset]:
-    """The patches outside of a vertical band of each photograph, to train on, and the held-out ones within it.
+    """The patches outside of vertical bands of each photograph, to train on, and the held-out ones within them.
 
-    The band has the share `heldout` of the width, at a uniformly random place that depends on `heldout_seed` and the
-    photograph. Patches that cross its edge are left out. Both parts have the order of `whole`. The share `heldout` of
+    Each of equally wide sections of the width has one band, at a uniformly random place that depends on `heldout_seed`,
+    the photograph and the section. Together they have the share `heldout` of the width; several are each at least two
+    patches wide. Patches that cross an edge are left out. Both parts have the order of `whole`. The share `heldout` of
     `limit` is held out; a part with fewer patches keeps all. Raises StudyError as `whole` does, or if a part has fewer
     than FEWEST patches or none of a class.
     """
     photographs = _photographs()
     places = _places(photographs, row)
     width = photographs.shape[-1]
-    band = round(width * row.heldout)
-    starts = torch.randint(width - band + 1, (len(PHOTOGRAPHS),), generator=generator("band", row.heldout_seed))
-    left, start = places[:, 2], starts[places[:, 0]]
-    right, end = left + row.size, start + band
-    outside, inside = places[(right <= start) | (left >= end)], places[(left >= start) & (right <= end)]
+    total = round(width * row.heldout)
+    count = max(1, total // (2 * row.size))
+    columns = _bands(width, total, count, row.heldout_seed).unfold(1, row.size, 1).sum(2)[places[:, 0], places[:, 2]]
+    outside, inside = places[columns == 0], places[columns == row.size]
     if row.limit:
         held = round(row.limit * row.heldout)
         outside, inside = outside[: row.limit - held], inside[:held]
     if min(len(outside), len(inside)) < FEWEST:
         limited = f" and limit {row.limit}" if row.limit else ""
         raise StudyError(
-            f"data.heldout: a band of {band} of {width} pixels{limited} holds {len(inside)} patches of {row.size} x "
-            f"{row.size} out and leaves {len(outside)} to train on, but both need at least {FEWEST}; change heldout, "
-            "size, stride or limit, or write heldout: 0"
+            f"data.heldout: bands of {total // count} of {width} pixels{limited} hold {len(inside)} patches of "
+            f"{row.size} x {row.size} out and leave {len(outside)} to train on, but both need at least {FEWEST}; "
+            "change heldout, size, stride or limit, or write heldout: 0"
         )
     training, heldout = _cut(photographs, outside, row), _cut(photographs, inside, row)
     check_classes(training, heldout, row.heldout)
     return training, heldout
+
+
+def _bands(width: int, total: int, count: int, seed: int) -> Tensor:
+    """Whether a column of a photograph is held out: bool (2, width), `total` of them in `count` bands."""
+    index, free = torch.arange(count + 1), width - total
+    before = index * total // count  # held-out columns left of each section
+    shifts = torch.randint(free // count + 1, (len(PHOTOGRAPHS), count), generator=generator("bands", seed))
+    starts = (before + index * free // count)[:-1] + shifts
+    distance = torch.arange(width) - starts[..., None]
+    return ((distance >= 0) & (distance < before.diff()[:, None])).any(1)
 
 
 def _photographs() -> Tensor:
