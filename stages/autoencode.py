@@ -11,8 +11,9 @@ from stages import Arguments, run_stage
 
 
 def main(arguments: Arguments) -> None:
-    paths, asked = arguments.paths, read_json(arguments.paths.rows / "autoencoders.json")
-    rows = {name: AutoencoderRow(**row) for name, row in asked["autoencoders"].items()}
+    paths = arguments.paths
+    rows = {name: AutoencoderRow(**row) for name, row in read_json(paths.rows / "autoencoders.json").items()}
+    spaces = read_json(paths.rows / "spaces.json")
     images, sigma_data = load_prepared(paths.data).images, load_summary(paths.data)["sigma_data"]
     with bar("autoencode", sum(row.seen_images for row in rows.values()), "image") as progress:
         trained = train_autoencoders(rows, images, progress.update)
@@ -21,11 +22,11 @@ def main(arguments: Arguments) -> None:
         for name, found in trained.items():
             save_autoencoder(found.autoencoder, folder / f"{name}.safetensors")
     with whole_folder(paths.build / "spaces") as folder:
-        for name, (autoencoder, resolution) in asked["spaces"].items():
+        for name, (autoencoder, resolution) in spaces.items():
             of_latents = trained[autoencoder].autoencoder if autoencoder else None
             save_space(space_of(images, sigma_data, resolution, of_latents), folder / name)
     write_json(paths.metrics("autoencode", "autoencoders"), {name: summary(each) for name, each in trained.items()})
-    print(f"{len(rows)} autoencoders, the spaces of {len(asked['spaces'])} models")
+    print(f"{len(rows)} autoencoders, the spaces of {len(spaces)} models")
 
 
 if __name__ == "__main__":

@@ -129,10 +129,8 @@ class Resolved(ReportRows):
             "models": list(models),
             "curves": list(curves),
             "propose": {"model": first, "row": models[first]},
-            "autoencoders": {
-                "autoencoders": {name: row.model_dump(mode="json") for name, row in self.autoencoders.items()},
-                "spaces": {name: [entry.row.space, entry.row.resolution] for name, entry in self.models.items()},
-            },
+            "autoencoders": {name: row.model_dump(mode="json") for name, row in self.autoencoders.items()},
+            "spaces": {name: [entry.row.space, entry.row.resolution] for name, entry in self.models.items()},
             **{f"models/{name}": row for name, row in models.items()},
             **{f"curves/{name}": row for name, row in curves.items()},
             **{f"sets/{name}": row.model_dump(mode="json") for name, row in self.sets.items()},

@@ -97,9 +97,10 @@ def test_one_more_line_is_new_and_finished_stages_do_not_run(repository: Callabl
     with Repo() as repo:
         for out in [out for stage in repo.index.stages for out in stage.outs]:
             path = Path(out.fs_path)
-            if path.name == "grids":
-                path = path / "edm.json"
-                write_json(path.with_name("flow.json"), {})
+            if path.name in ("grids", "spaces"):
+                ends = {"grids": ".json", "spaces": "/space.json"}[path.name]
+                path, other = (Path(f"{path}/{model}{ends}") for model in ("edm", "flow"))
+                write_json(other, {})
             if not path.exists():
                 write_json(path, {})
         repo.commit(force=True)

@@ -131,7 +131,7 @@ def test_a_cascade_is_resolved_with_the_stage_before(tmp_path: Path) -> None:
         [("small", 9), ("up", 9)],
     ]
     assert files["grids"]["up"] == {"ranges": [], "earlier": ["small"]} and files["grids"]["small"]["earlier"] == []
-    assert files["autoencoders"]["spaces"] == {n: [None, 4 if n == "small" else None] for n in MODELS}
+    assert files["spaces"] == {n: [None, 4 if n == "small" else None] for n in MODELS}
 
 
 def test_the_first_model_of_full_images_gets_a_proposal(tmp_path: Path) -> None:
