@@ -7,7 +7,7 @@ on which other work has little influence.
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from pipeline.data.dataset import to_range
 from pipeline.diffusion.autoencoder import new_autoencoder
 from pipeline.diffusion.denoiser import new_denoiser
 from pipeline.diffusion.networks.registry import cost
+from pipeline.diffusion.upsampling import Low, averaged
 from pipeline.sampling.batches import generate_share
 from pipeline.sampling.row import Sampler
 from pipeline.training.autoencoder_row import AutoencoderRow
@@ -23,6 +24,7 @@ from pipeline.training.loop import advance
 from pipeline.training.row import Model
 from pipeline.training.run import Run
 
+Name = TypeVar("Name")
 SHAPE, SIGMA_DATA = (3, 16, 16), 0.5
 IMAGES = 1024
 ROUNDS = 15
@@ -46,9 +48,9 @@ AUTOENCODERS = {
 }
 
 
-def least(candidates: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+def least(candidates: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
     """The least seconds of each candidate over so many rounds, in which they alternate; a first round is not timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[Name, list[float]] = {name: [] for name in candidates}
     for _ in range(1 + rounds):
         for name, work in candidates.items():
             start = time.thread_time()
@@ -57,30 +59,46 @@ def least(candidates: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) 
     return {name: min(times[1:]) for name, times in seconds.items()}
 
 
-def step_of(name: str) -> tuple[Callable[[], object], int]:
-    """A training step of one of NETWORKS, and the FLOPs of an evaluation of one image."""
+class Training(NamedTuple):
+    """One of NETWORKS relative to that of pixels. flops: of an evaluation. step: seconds of a training step per FLOPs;
+    alone: those of the network and its gradient, without the rest of the step."""
+
+    seconds: float  # of a step, per image
+    flops: float
+    step: float
+    alone: float
+
+
+def works_of(name: str) -> tuple[Callable[[], object], Callable[[], object], int]:
+    """A training step of one of NETWORKS, its network and gradient alone, and the FLOPs of an evaluation."""
     keys, shape = NETWORKS[name]
     row, draws = Model(**keys), torch.Generator().manual_seed(0)
     spec = row.spec(SIGMA_DATA, shape)
     images = torch.randn(IMAGES, *shape, generator=draws)
+    x, c_noise = images[: row.batch].to(memory_format=torch.channels_last), torch.zeros(row.batch)
     if shape == SHAPE:
         images = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=draws)
     run, examples = Run(spec, row, 0), Examples(images)
-    return lambda: advance(run, examples), cost(spec).flops
+    low = [None, *run.denoiser.low_inputs(Low(averaged(x, spec.low[1]), c_noise))] if spec.low else []
+    return (
+        lambda: advance(run, examples),
+        lambda: run.network(x, c_noise, None, *low).square().sum().backward(),
+        cost(spec).flops,
+    )
 
 
-def training(rounds: int = ROUNDS) -> dict[str, tuple[float, float, float]]:
-    """Seconds per image of a training step, the FLOPs of an evaluation relative to those in pixels, and the seconds
-    relative to pixels' per relative FLOPs."""
-    steps, flops = {}, {}
+def training(rounds: int = ROUNDS) -> dict[str, Training]:
+    works, flops = {}, {}
     for name in NETWORKS:
-        steps[name], flops[name] = step_of(name)
-    seconds = least(steps, rounds)
-    ratios = {name: flops[name] / flops["pixels"] for name in NETWORKS}
-    return {
-        name: (seconds[name] / Model().batch, ratio, seconds[name] / seconds["pixels"] / ratio)
-        for name, ratio in ratios.items()
-    }
+        works[name, "step"], works[name, "alone"], flops[name] = works_of(name)
+    seconds = least(works, rounds)
+
+    def of(name: str) -> Training:
+        ratio = flops[name] / flops["pixels"]
+        step, alone = (seconds[name, kind] / seconds["pixels", kind] / ratio for kind in ("step", "alone"))
+        return Training(seconds[name, "step"] / Model().batch, ratio, step, alone)
+
+    return {name: of(name) for name in NETWORKS}
 
 
 def coding(name: str, rounds: int, steps: int = STEPS, count: int = IMAGES) -> tuple[float, float, float]:
@@ -105,19 +123,26 @@ def coding(name: str, rounds: int, steps: int = STEPS, count: int = IMAGES) -> t
 def main() -> None:
     torch.set_num_threads(1)
     step, decode = GOALS
-    print(f"| network | ms an image | FLOPs / pixels' | time / price | within {step:.0%} |")
-    print("| --- | --- | --- | --- | --- |")
-    for name, (seconds, flops, ratio) in training().items():
-        within = "yes" if abs(ratio - 1) <= step else "no"
-        print(f"| {name} | {seconds * 1e3:.3f} | {flops:.3f} | {ratio:.2f} | {within} |", flush=True)
+    print(f"| network | ms an image | FLOPs / pixels' | time / FLOPs | within {step:.0%} | network alone / FLOPs |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, found in training().items():
+        within = "yes" if abs(found.step - 1) <= step else "no"
+        print(
+            f"| {name} | {found.seconds * 1e3:.3f} | {found.flops:.3f} | {found.step:.2f} | {within} | "
+            f"{found.alone:.2f} |",
+            flush=True,
+        )
     evaluations = HEUN.evaluations(STEPS)
-    print(f"\n| autoencoder | {evaluations} evaluations (ms) | decode (ms) | ratio | below {decode:.0%} | encode (ms) |")
+    print(
+        f"\n| autoencoder | {evaluations} evaluations (ms) | decode (ms) | ratio | below {decode:.0%} | encode (ms) |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for name in AUTOENCODERS:
         sampled, decoded, encoded = (seconds / IMAGES * 1e3 for seconds in coding(name, 3))
         below = "yes" if decoded / sampled < decode else "no"
         print(
-            f"| {name} | {sampled:.3f} | {decoded:.3f} | {decoded / sampled:.1%} | {below} | {encoded:.3f} |", flush=True
+            f"| {name} | {sampled:.3f} | {decoded:.3f} | {decoded / sampled:.1%} | {below} | {encoded:.3f} |",
+            flush=True,
         )
     print("\nAll times are of one image on one thread; the network of samples has 16 channels.")
 
