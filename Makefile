@@ -86,6 +86,7 @@ bench: install
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.likelihood
 	$(BIN)/python -m benchmarks.given
+	$(BIN)/python -m benchmarks.latents
 	$(BIN)/python -m benchmarks.page
 
 gpu-check: install  # what must hold on a GPU, and how fast it is; without one, a rehearsal on the CPU

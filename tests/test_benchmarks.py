@@ -1,4 +1,4 @@
-"""The device's benchmark: what it is compared with does the same work, and its networks are those of the study."""
+"""The benchmarks of the device and of latents: both compare like with like, on the networks of the studies."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checks, device, gpu_check
+from benchmarks import checks, device, gpu_check, latents
 from pipeline.common.devices import CPU
 from pipeline.diffusion.networks.registry import build
 from pipeline.sampling.loop import Samples
@@ -94,3 +94,25 @@ def test_gpu_check_writes_numbers_and_a_page(monkeypatch: pytest.MonkeyPatch, tm
     assert [row["what"] for row in found["rates"]] == ["training", "sampling"]
     assert min(row["ratio"] for row in [*found["rates"], *found["noise"]]) > 0
     assert all(f"| {name} |" in page for name in ("one", "two", "three", "resolve", "smoke"))
+
+
+def test_candidates_alternate_and_the_first_round_is_not_timed() -> None:
+    calls: list[str] = []
+    found = latents.least({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert "".join(calls) == "ababab" and found.keys() == {"a", "b"} and min(found.values()) >= 0
+
+
+def test_latents_are_compared_with_pixels_at_their_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"channels": 8, "multipliers": (1,), "batch": 4}
+    networks = {name: (tiny | keys, shape) for name, (keys, shape) in latents.NETWORKS.items() if "32" not in name}
+    monkeypatch.setattr(latents, "NETWORKS", networks)
+    monkeypatch.setattr(latents, "IMAGES", 8)
+    found = latents.training(1)
+    assert found["pixels"][1:] == (1, 1, 1)
+    assert found["latents"].flops == pytest.approx(1 / 4, rel=0.2)  # a quarter of the places
+    assert found["upsampler"].flops > 1 and min(min(row) for row in found.values()) > 0
+
+
+@pytest.mark.parametrize("name", latents.AUTOENCODERS)
+def test_latents_are_sampled_decoded_and_encoded(name: str) -> None:
+    assert min(latents.coding(name, rounds=1, steps=1, count=16)) > 0

@@ -49,7 +49,8 @@ def measure_curve(
     """
     cells, device = curve.cells(), default_device()
     extractor, reference = extractor.on(device), reference.on(exact_device(device))
-    trained = (seeds for seeds in curve.seeds if not failure(model, seeds[0]))
+    folders = [model, *(model.parent / name for name in curve.stages[:-1])]
+    trained = (seeds for seeds in curve.seeds if not any(failure(folder, seeds[0]) for folder in folders))
     compared = cells[-1][0], next(trained, curve.seeds[0])
 
     def task(steps: int, seeds: tuple[int, int]) -> Cell:

@@ -31,6 +31,7 @@ from pipeline.params.checks_common import check_named, check_of_data, check_thre
 from pipeline.params.checks_given import check_measurements
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
+from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.checks import check_models
 from pipeline.training.row import NETWORK_KEYS, Model
 
@@ -99,7 +100,8 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
     if key == "pairs":
         for own in ("space", "resolution"):
             if getattr(row, own) != getattr(teacher, own):
-                raise StudyError(f"{place}.{own}: {which} makes its pairs in another one; use {getattr(teacher, own)}")
+                valid = getattr(teacher, own) or "null"
+                raise StudyError(f"{place}.{own}: {which} makes its pairs in another one; use {valid}")
         if teacher.upsampler:
             raise StudyError(f"{what} samples from {which}, which needs low-resolution images; name another base")
         if not PARAMETRIZATIONS[teacher.parametrization].flow:
@@ -114,10 +116,10 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
     if bool(row.augment) != bool(teacher.augment):  # networks are told about augmentations
         different.append("augment")
     if different:
-        other = different[0]
+        other, value = different[0], getattr(teacher, different[0])
         raise StudyError(
-            f"{place}.{other}: the training starts from the weights of {which}, which has {getattr(teacher, other)}; "
-            "use the same here"
+            f"{place}.{other}: the training starts from the weights of {which}, which has "
+            f"{'null' if value is None else value}; use the same here"
         )
     paths = [PARAMETRIZATIONS[one.parametrization].path for one in (row, teacher)]
     if paths[0] is not paths[1] or (row.objective == "progressive" and row.parametrization != teacher.parametrization):
@@ -395,7 +397,9 @@ def check_with_data(rows: Resolved) -> dict[str, Any]:
         try:
             autoencoder.spec(shape)
         except StudyError as error:
-            raise StudyError(f"autoencoders.{name}.{error}") from None
+            with_key = str(error).partition(":")[0] in AutoencoderRow.model_fields
+            place = "." if with_key else ".folder: " if autoencoder.folder else ": "
+            raise StudyError(f"autoencoders.{name}{place}{error}") from None
     check_models({name: entry.row for name, entry in rows.models.items()}, summary, images, labels)
     check_measurements(rows, shape, summary["count"])
     for name, row in rows.sets.items():

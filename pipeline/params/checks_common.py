@@ -11,7 +11,8 @@ from pipeline.training.row import Model
 def check_named(place: str, name: str, rows: Collection[str], kind: str = "model") -> None:
     """Refuse the name of a row that does not exist. kind: of its section's rows. Raises StudyError."""
     if name not in rows:
-        raise StudyError(f"{place}: no {kind} {name!r}; {nearest(name, rows)}")
+        valid = nearest(name, rows) if rows else f"the study has no {kind}s; add this one"
+        raise StudyError(f"{place}: no {kind} {name!r}; {valid}")
 
 
 def check_of_data(place: str, name: str, row: Model) -> None:

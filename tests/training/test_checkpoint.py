@@ -18,6 +18,7 @@ from pipeline.common.errors import StudyError
 from pipeline.common.tensors import read_sealed
 from pipeline.diffusion.denoiser import new_denoiser
 from pipeline.training import loop
+from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.checkpoint import beside
 from pipeline.training.draws import Adaptive
 from pipeline.training.optimizer import learning_rate
@@ -73,6 +74,34 @@ def test_a_training_with_further_state_continues_to_the_same_bytes(
     whole = train(row, spec, IMAGES, 0, **keys)
     assert same(train(row, spec, IMAGES, 0, checkpoint, **keys), whole)
     assert not same(plain, whole)
+
+
+@pytest.mark.parametrize(
+    ("choices", "shape"),
+    [
+        ({"space": "half", "autoencoder": AutoencoderRow(factor=2, channels=3)}, (3, 2, 2)),
+        ({"space": "half", "autoencoder": AutoencoderRow(factor=2, channels=3), "labels": "classes"}, (3, 2, 2)),
+        ({"resolution": 2, "flip": 0.5}, (1, 2, 2)),
+        ({"resolution": 2, "upsampler": {"from": 1}, "augment": 0.5}, (1, 2, 2)),
+    ],
+    ids=["latents", "latents of classes", "a resolution", "an upsampler to a resolution"],
+)
+def test_a_training_in_another_space_continues_to_the_same_bytes(
+    tmp_path: Path, choices: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    """Its images are float32, as `encoded` makes them; a checkpoint is of these values."""
+    row = Model(**SMALL, **choices, images=20 * 8)
+    spec = row.spec(1.0, SHAPE, COUNTS)
+    assert spec.shape == shape
+    images = torch.randn(30, *shape, generator=torch.Generator().manual_seed(0))
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Killed):
+        train(row, spec, images, 0, checkpoint, deadly(13), labels=LABELS)
+    whole = train(row, spec, images, 0, labels=LABELS)
+    assert math.isfinite(whole.curve[-1]["loss"])
+    with pytest.raises(StudyError, match=r"data: \w+ in the checkpoint, \w+ now"):
+        train(row, spec, images + 1e-6, 0, checkpoint, labels=LABELS)
+    assert same(train(row, spec, images, 0, checkpoint, labels=LABELS), whole)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def gradients(row: Model, images: Tensor = IMAGES) -> tuple[list[Tensor], Run]:
         {"labels": "classes", "augment": 0.4},
         {"weighting": "uncertainty"},
         {"learned_variance": "hybrid", "parametrization": "iddpm", "noise": "iddpm_uniform"},
+        {"upsampler": {"from": 2}},
+        {"upsampler": {"from": 1, "augmentation": "blur", "strength": 2}, "augment": 0.4, "labels": "classes"},
     ],
     ids=str,
 )
