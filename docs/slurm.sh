@@ -46,7 +46,7 @@ together() {
     -m "stages.$1" --name "$study" --row "$2"
 }
 
-alone dvc repro "$graph:reference" # and the stages before it: rows, data, extractor
+alone dvc repro "$graph:reference" "$graph:autoencode" # and the stages before them: rows, data, extractor
 for row in "build/$study/rows/models/"*.json; do
   together train "$(basename "$row" .json)"
 done

@@ -146,12 +146,12 @@ def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | No
         yield LevelLoss(float(sigma), value, weight * value, weight * float(norm))
 
 
-def straightness(denoiser: Denoiser, images: Tensor) -> float:
+def straightness(denoiser: Denoiser, images: Tensor | None = None) -> float:
     """The mean of (n - x0 - v)^2 over trajectories, time and dimensions; see `flow_to`.
 
     images: those that an upsampler gets averaged, one for each trajectory.
     """
-    low = low_of(denoiser, to_coordinates(images))
+    low = None if images is None else low_of(denoiser, to_coordinates(images))
     largest = torch.tensor(PARAMETRIZATIONS[denoiser.spec.parametrization].largest, dtype=torch.float64)
 
     def inside(z: Tensor, sigma: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def straightness(denoiser: Denoiser, images: Tensor) -> float:
         return denoiser(z * (level / sigma).to(z), level, low=low)
 
     device = next(denoiser.parameters()).device
-    count = len(images) if low else IMAGES
+    count = IMAGES if low is None else len(low.images)
     n = to_device(torch.randn(count, *denoiser.shape, generator=generator("straightness", 0)), device)
     return float(flow_to(inside, n, STRAIGHTNESS_STEPS)[1].mean())
 

@@ -98,7 +98,11 @@ def study_schema() -> dict[str, Any]:
         "defaults": _mapping({"models": _mapping(model), "curves": _mapping(curve), "posteriors": _mapping(posterior)}),
     }
     autoencoders = _rows(_mapping(_keys(AutoencoderRow)))
-    overridden = scaled | {"autoencoders": autoencoders, "models": _rows(_mapping(model)), "curves": _rows(_mapping(without_model))}
+    overridden = scaled | {
+        "autoencoders": autoencoders,
+        "models": _rows(_mapping(model)),
+        "curves": _rows(_mapping(without_model)),
+    }
     preset = {key: {"description": part["description"]} | overridden[key] for key, part in _keys(Preset).items()}
     sections = scaled | {
         "study": _mapping(_keys(StudyInfo), ("name", "root", "params")),  # dvc.yaml reads all three

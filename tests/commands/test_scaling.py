@@ -174,7 +174,7 @@ def test_the_script_launches_every_row_on_all_nodes_and_the_rest_on_one(cluster:
         f"srun --ntasks-per-node=1 --cpus-per-task=32 --kill-on-bad-exit=1 --nodes={n} --ntasks={n}" for n in (2, 1)
     )
     expected = {
-        "dvc repro studies/pets/dvc.yaml:reference": of_one,
+        "dvc repro studies/pets/dvc.yaml:reference studies/pets/dvc.yaml:autoencode": of_one,
         f"{launch} -m stages.train --name pets --row edm": of_all,
         f"{launch} -m stages.train --name pets --row flow": of_all,
         "python -m stages.grids --name pets": of_one,

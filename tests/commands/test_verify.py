@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import pipeline.commands.verify
+import stages.autoencode
 import stages.features
 import stages.grids
 import stages.measure
@@ -73,7 +74,7 @@ def run_study() -> None:
     def run(stage: Any, row: str = "") -> None:
         stage.main(Arguments("tiny", row))
 
-    for stage in (stages.resolve, stages.prepare, stages.features, stages.reference):
+    for stage in (stages.resolve, stages.prepare, stages.features, stages.reference, stages.autoencode):
         run(stage)
     for stage, names in ((stages.train, rows.models), (stages.grids, [""]), (stages.sweep, rows.curves)):
         for name in names:

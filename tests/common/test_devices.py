@@ -15,7 +15,7 @@ from pipeline.common.randomness import SampleNoise
 from pipeline.common.threads import in_turns
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.exact import Gaussian
-from pipeline.sampling import batches
+from pipeline.sampling import cascade
 from pipeline.sampling import loop as sampling
 from pipeline.sampling.batches import generate, generate_share
 from pipeline.sampling.counting import Counted
@@ -182,14 +182,14 @@ def test_the_batch_fits_into_free_memory(free: int, expected: int, gpu: dict[str
 
 def short_of_memory(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make batches of more than `most` samples run out of memory."""
-    real = batches.sample
+    real = cascade.sample
 
     def sample(denoiser: Any, noise: Tensor, *others: Any) -> sampling.Samples:
         if len(noise) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(denoiser, noise, *others)
 
-    monkeypatch.setattr(batches, "sample", sample)
+    monkeypatch.setattr(cascade, "sample", sample)
 
 
 def images(batch: int) -> Iterator[Tensor]:

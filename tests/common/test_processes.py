@@ -84,7 +84,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "params.yaml").write_text(STUDY)
     shutil.copy(ROOT / "dvc.yaml", folder)
-    for name in ("resolve", "prepare", "features", "reference"):
+    for name in ("resolve", "prepare", "features", "reference", "autoencode"):
         succeed(folder, name)
     write_no_grids(folder)
     return folder

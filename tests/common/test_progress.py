@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import pytest
 
+import stages.autoencode
 import stages.features
 import stages.grids
 import stages.prepare
@@ -77,7 +78,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "params.yaml").write_text(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for stage in (stages.resolve, stages.prepare, stages.features, stages.reference):
+        for stage in (stages.resolve, stages.prepare, stages.features, stages.reference, stages.autoencode):
             stage.main(Arguments("tiny", ""))
         for name, work in {"train": stages.train, "sweep": stages.sweep}.items():
             terminal = Terminal()
