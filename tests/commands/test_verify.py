@@ -82,7 +82,7 @@ def run_study() -> None:
     run(stages.measure, "other")
     found = read_results(PATHS, rows)
     report: Any = SimpleNamespace(results=found.table, provenance=found.provenance, machines=found.machines)
-    report.rows, report.curves, report.sets = rows, rows.curves, rows.sets
+    report.rows, report.curves, report.sets, report.flat = rows, rows.curves, rows.sets, rows.flat
     write_text(RESULTS, csv_text(report))
     write_json(PATHS.reports / "provenance.json", provenance(report))
 

@@ -176,10 +176,8 @@ def test_resolve_writes_the_autoencoders_and_the_space_of_each_model(tmp_path: P
     models = {"edm": {}, "x": {"space": "half"}, "small": {"resolution": 8}, "s": {"base": "x", "channels": 32}}
     files = resolved(tmp_path, autoencoders={"half": HALF, "spare": {"kind": "pca"}}, models=models)
     half = AutoencoderRow(**HALF).model_dump(mode="json")
-    assert files["autoencoders"] == {
-        "autoencoders": {"half": half, "spare": AutoencoderRow(kind="pca").model_dump(mode="json")},
-        "spaces": {"edm": [None, None], "x": ["half", None], "small": [None, 8], "s": ["half", None]},
-    }
+    assert files["autoencoders"] == {"half": half, "spare": AutoencoderRow(kind="pca").model_dump(mode="json")}
+    assert files["spaces"] == {"edm": [None, None], "x": ["half", None], "small": [None, 8], "s": ["half", None]}
     rows = {name: Model(**files[f"models/{name}"]) for name in models}
     assert files["models/x"]["autoencoder"] == files["models/s"]["autoencoder"] == half
     assert files["models/edm"]["autoencoder"] is None
@@ -212,7 +210,7 @@ def test_the_content_of_a_released_autoencoder_reaches_every_row_that_uses_it(tm
         return with_data(models=models, **alone(kind="released", folder=str(tmp_path)))
 
     files = found()
-    content = files["autoencoders"]["autoencoders"]["half"]["content"]
+    content = files["autoencoders"]["half"]["content"]
     assert content and files["models/x"]["autoencoder"]["content"] == content
     assert files["models/distilled"]["teacher"]["autoencoder"]["content"] == content
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
