@@ -156,5 +156,13 @@ class _Stale:
             return True
         if not old.is_file() or hashlib.md5(old.read_bytes(), usedforsecurity=False).hexdigest() != dep.hash_info.value:
             return False
-        before, now = read_json(old), read_json(new)
-        return isinstance(before, dict) and key in now and before.get(key) == now[key]
+        before, now = (_entry(path, key) for path in (old, new))
+        return now is not None and before == now
+
+
+def _entry(row: Path, key: str) -> Any:
+    """What a file of rows has for `key`, and of a model's space the row of its autoencoder; None if it has nothing."""
+    content = read_json(row)
+    if row.stem == "autoencoders" and key in content["spaces"]:
+        return content["spaces"][key], content["autoencoders"].get(content["spaces"][key][0])
+    return content.get(key) if isinstance(content, dict) else None
