@@ -44,7 +44,7 @@ class Preview:
     seeds: str
     """What further seeds cost and buy, in one line."""
     weighted: Mapping[str, Mapping[int, float]]
-    """FLOP-weighted NFE of the methods by budget; empty if all their evaluations cost the same."""
+    """FLOP-weighted NFE of the methods by budget; empty if their evaluations cost the same and none is decoded."""
     lacks: tuple[str, ...] = ()
     """What this machine lacks to run it."""
 
@@ -181,7 +181,7 @@ def _weighted(estimate: Estimate) -> dict[str, dict[int, float]]:
     rows = estimate.study
     curves = {name: entry.row for name, entry in rows.curves.items() if entry.row.method}
     flops = {estimate.sizes[model].flops for row in curves.values() for model in row.stages}
-    if len(flops) < 2:
+    decoded = any(rows.models[row.model].row.space for row in curves.values())
+    if len(flops) < 2 and not decoded:
         return {}
-    found = {name: {budget: estimate.weighted(row, budget) for budget in row.nfe} for name, row in curves.items()}
-    return {name: {b: cost for b, cost in costs.items() if cost is not None} for name, costs in found.items()}
+    return {name: {budget: estimate.weighted(row, budget) for budget in row.nfe} for name, row in curves.items()}

@@ -318,12 +318,11 @@ class Estimate:
             work += (made + self._features.repeated(count) + measuring).repeated(2)
         return work
 
-    def weighted(self, curve: Curve, budget: int) -> float | None:
+    def weighted(self, curve: Curve, budget: int) -> float:
         """FLOP-weighted NFE of a curve at a budget: the operations of all stages and of the decoder, relative to an
-        evaluation of the first model of full images; None if the study has no such model."""
-        full = next((name for name, entry in self.study.models.items() if entry.row.lives_in_data), None)
-        if full is None:
-            return None
+        evaluation of the first model of full images, or else of the first model."""
+        of_data = (name for name, entry in self.study.models.items() if entry.row.lives_in_data)
+        full = next(of_data, next(iter(self.study.models)))
         stages = [(curve.model, budget)]
         if not curve.build_solver().adaptive:
             stages = curve.stage_evaluations(curve.steps(budget))

@@ -88,24 +88,26 @@ def test_a_study_that_never_ran_is_new_throughout_and_its_calls_are_counted(repo
     assert found.warnings() == []
 
 
-@pytest.mark.dvc
-def test_one_more_line_is_new_and_finished_stages_do_not_run(repository: Callable[..., Path]) -> None:
-    """DVC commits made-up outputs as the results of a study, to which rows are then added."""
-    found = preview(repository(), 2.0)
+def finish(path: Path) -> None:
+    """DVC commits made-up outputs as the results of a study."""
+    found = preview(path, 2.0)
     for name, row in with_code(found.rows.files()).items():
         write_json(Path(f"build/tiny/rows/{name}.json"), row)
+    of_models = {"grids": "{}.json", "spaces": "{}/space.json"}  # folders with a part for each model
     with Repo() as repo:
         for out in [out for stage in repo.index.stages for out in stage.outs]:
             path = Path(out.fs_path)
-            if path.name in ("grids", "spaces"):
-                ends = {"grids": ".json", "spaces": "/space.json"}[path.name]
-                path, other = (Path(f"{path}/{model}{ends}") for model in ("edm", "flow"))
-                write_json(other, {})
-            if not path.exists():
-                write_json(path, {})
+            part = of_models.get(path.name)
+            for file in [path / part.format(name) for name in found.rows.models] if part else [path]:
+                if not file.exists():
+                    write_json(file, {})
         repo.commit(force=True)
     assert not preview(Path("params.yaml"), 2.0).running
 
+
+@pytest.mark.dvc
+def test_one_more_line_is_new_and_finished_stages_do_not_run(repository: Callable[..., Path]) -> None:
+    finish(repository())
     models = TINY["models"] | {"snr": {"base": "edm", "weighting": "snr"}}
     curves = TINY["curves"] | {"snr": {"model": "snr"}, "edm": {"model": "edm", "rho": 3}}
     found = preview(repository(models=models, curves=curves), 2.0)
@@ -425,3 +427,104 @@ def test_a_mistake_ends_the_command_with_one_line(
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("error: models.edm.multipliers: ")
     assert len(printed.err.splitlines()) == 1
+
+
+MIXED: dict[str, Any] = {
+    "autoencoders": {"half": {"factor": 2}},
+    "models": {
+        "edm": {},
+        "latents": {"space": "half"},
+        "small": {"resolution": 4},
+        "last": {"upsampler": {"from": 4}},
+    },
+    "curves": {
+        "edm": {"model": "edm", "method": "pixels"},
+        "latents": {"model": "latents", "method": "latents"},
+        "first": {"model": "small"},
+        "cascade": {"model": "last", "after": "first", "nfe": [8, 14], "method": "cascade"},
+        "quarter": {"base": "cascade", "model": "last", "share": 0.25, "method": "quarter"},
+        "truncated": {"base": "cascade", "model": "last", "strength": 0.2, "truncated": True, "method": "truncated"},
+        "strong": {"base": "cascade", "model": "last", "strength": 0.5},  # no method of the figure
+    },
+}
+FLOPS = {"edm": 1000, "latents": 400, "small": 250, "last": 1200}  # of an evaluation
+DECODING = 700
+
+
+@pytest.fixture
+def flops(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The FLOPs of rows by the kind of their data, in place of those of networks."""
+    found = dict(FLOPS)
+
+    def of(row: Model, about: dict[str, Any]) -> Size:
+        kind = "latents" if row.space else "small" if row.resolution else "last" if row.upsampler else "edm"
+        return Size(100_000, 50, found[kind], 50_000, 5_000)
+
+    monkeypatch.setattr(check, "model_size", of)
+    monkeypatch.setattr(check, "decoder_size_of", lambda *_: Size(10_000, 5, DECODING, 500, 50))
+    return found
+
+
+@pytest.mark.dvc
+def test_flop_weighted_nfe_counts_all_stages_and_the_decoder(
+    repository: Callable[..., Path], flops: dict[str, int]
+) -> None:
+    """Heun takes 2 N - 1 evaluations for N steps down to noise level 0, and 2 N to another level."""
+    found = preview(repository(**MIXED), 2.0)
+    assert found.weighted == {
+        "edm": {4: 3.0, 7: 7.0},
+        "latents": {4: pytest.approx((3 * 400 + 700) / 1000), 7: pytest.approx((7 * 400 + 700) / 1000)},
+        "cascade": {8: pytest.approx(3 * (250 + 1200) / 1000), 14: pytest.approx(7 * (250 + 1200) / 1000)},
+        # a quarter of 8 is 2; for 5 evaluations of 6, the stage before may take 1.67, for 9 of 10, 3
+        "quarter": {8: pytest.approx((250 + 5 * 1200) / 1000), 14: pytest.approx((3 * 250 + 9 * 1200) / 1000)},
+        "truncated": {8: pytest.approx((2 * 250 + 3 * 1200) / 1000), 14: pytest.approx((6 * 250 + 7 * 1200) / 1000)},
+    }
+    lines = [*found.lines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("FLOP-weighted NFE  "))
+    assert [line.split(maxsplit=1) for line in lines[start + 1 : start + 7]] == [
+        ["edm", "4: 3, 7: 7"],
+        ["latents", "4: 1.9, 7: 3.5"],
+        ["cascade", "8: 4.35, 14: 10.2"],
+        ["quarter", "8: 6.25, 14: 11.6"],
+        ["truncated", "8: 4.1, 14: 9.9"],
+        [],
+    ]
+    flops["edm"] = 2000
+    assert preview(Path("params.yaml"), 2.0).weighted["cascade"][8] == pytest.approx(4.35 / 2)
+
+
+@pytest.mark.dvc
+def test_another_autoencoder_trains_its_models_again_alone(
+    repository: Callable[..., Path], flops: dict[str, int]
+) -> None:
+    finish(repository(**MIXED))
+    found = preview(repository(**MIXED | {"autoencoders": {"half": {"factor": 2, "width": 16}}}), 2.0)
+    assert (reason := found.stages["autoencode"]) and (reason.how, reason.what) == (CHANGED, ROW)
+    assert [stage for stage in found.running if stage.startswith(("train@", "sweep@"))] == [
+        "train@latents",
+        "sweep@latents",
+    ]
+    found = preview(repository(**MIXED | {"models": MIXED["models"] | {"new": {"resolution": 2}}}), 2.0)
+    assert [stage for stage in found.running if stage.startswith(("train@", "sweep@"))] == ["train@new"]
+
+
+@pytest.mark.dvc
+def test_flop_weighted_nfe_is_left_out_if_all_networks_cost_the_same(
+    repository: Callable[..., Path], flops: dict[str, int]
+) -> None:
+    flops.update(last=1000, small=1000)
+    curves = {name: row for name, row in MIXED["curves"].items() if name != "latents"}
+    found = preview(repository(**MIXED | {"curves": curves}), 2.0)
+    assert found.weighted == {} and not any("FLOP-weighted" in line for line in found.lines())
+    flops["last"] = 1020
+    assert preview(Path("params.yaml"), 2.0).weighted["cascade"][8] == pytest.approx(3 + 3 * 1.02)
+
+
+@pytest.mark.dvc
+def test_flop_weighted_nfe_of_latents_alone_is_of_the_first_model(
+    repository: Callable[..., Path], flops: dict[str, int]
+) -> None:
+    """As in the report. Its decoders still cost something."""
+    sections = {"autoencoders": {"half": {"factor": 2}}, "models": {"x": {"space": "half"}}}
+    found = preview(repository(**sections, curves={"x": {"model": "x", "method": "x"}}), 2.0)
+    assert found.weighted == {"x": {4: pytest.approx(3 + 700 / 400), 7: pytest.approx(7 + 700 / 400)}}
