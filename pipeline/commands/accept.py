@@ -286,13 +286,22 @@ class Sample:
 
 
 def _absolute_source(rows: Path) -> None:
-    """Let rows that name images by a relative path name them by an absolute one."""
-    for file in [rows / "data.json", rows / "features.json", *rows.glob("sets/*.json")]:
-        row = read_json(file) if file.exists() else {}
-        for key in ("source", "weights"):
-            if row.get(key) and Path(row[key]).exists():
-                file.unlink()
-                write_json(file, row | {key: str(Path(row[key]).resolve())})
+    """Let rows that name images or weights by a relative path name them by an absolute one."""
+    named = [rows / f"{name}.json" for name in ("data", "features", "autoencoders")]
+    for file in [*filter(Path.exists, named), *rows.glob("sets/*.json"), *rows.glob("models/*.json")]:
+        row = read_json(file)
+        if (absolute := _absolute(row)) != row:
+            file.unlink()
+            write_json(file, absolute)
+
+
+def _absolute(row: Any) -> Any:
+    """A row, and the rows in it, with absolute paths."""
+    if not isinstance(row, dict):
+        return row
+    paths = {key: row[key] for key in ("source", "weights", "folder") if isinstance(row.get(key), str)}
+    found = {key: str(Path(path).resolve()) for key, path in paths.items() if path and Path(path).exists()}
+    return {key: _absolute(value) for key, value in row.items()} | found
 
 
 @contextmanager

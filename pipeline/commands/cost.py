@@ -103,7 +103,8 @@ class Work:
 
 def _kept(parts: Sequence[object], measure: Callable[[], Size]) -> Size:
     """A size from `.cache`, or measured and kept there: PyTorch loads modules for seconds to count operations."""
-    kept = CACHE / "sizes" / f"{content_hash(*parts, code_hash('pipeline.diffusion.networks.registry'))}.json"
+    code = code_hash("pipeline.diffusion.networks.registry"), code_hash("pipeline.diffusion.autoencoder")
+    kept = CACHE / "sizes" / f"{content_hash(*parts, *code)}.json"
     return Size(**cached_json(kept, lambda: measure()._asdict()))
 
 
@@ -433,7 +434,9 @@ class Estimate:
 
     def _proposing(self) -> Work:
         """Two brief trainings of the first model side by side, and their errors at every noise level."""
-        name, entry = next(iter(self.study.models.items()))
+        models = self.study.models.items()
+        of_data = ((name, entry) for name, entry in models if entry.row.lives_in_data)
+        name, entry = next(of_data, next(iter(models)))
         size, batch = self.sizes[name], entry.row.batch
         brief = [self.speed.training(size, images, batch) for images in propose.BRIEF_IMAGES]
         trained, workers = sum(brief, Work()), self._workers(2)

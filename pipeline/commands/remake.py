@@ -22,6 +22,7 @@ from pipeline.common.sealed import load_json
 from pipeline.common.threads import cores
 from pipeline.data.dataset import load_summary
 from pipeline.evaluation.curve import Curve
+from pipeline.params.resolve import with_autoencoders
 from pipeline.params.resolved import CurveEntry, ModelEntry, Resolved
 from pipeline.training.row import Model
 
@@ -116,11 +117,17 @@ def _narrowed(rows: Resolved, places: Sequence[Place]) -> Resolved:
     for name, own_seeds in seeds.items():
         row = models[name].row.model_copy(update={"train_seeds": tuple(sorted(own_seeds))})
         models[name] = models[name].model_copy(update={"row": row})
+    autoencoders = {name: _absolute(row, "folder") for name, row in rows.autoencoders.items()}
+    models = {
+        name: entry.model_copy(update={"row": with_autoencoders(entry.row, autoencoders)})
+        for name, entry in models.items()
+    }
     fitted = {curve.row.model for curve in curves.values() if curve.row.discretization == "optimised"}
     return rows.model_copy(
         update={
             "data": _absolute(rows.data, "source"),
             "features": _absolute(rows.features, "weights"),
+            "autoencoders": autoencoders,
             "models": models,
             "curves": curves,
             "sets": {name: _absolute(row, "source") for name, row in rows.sets.items()},

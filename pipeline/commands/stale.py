@@ -156,5 +156,14 @@ class _Stale:
             return True
         if not old.is_file() or hashlib.md5(old.read_bytes(), usedforsecurity=False).hexdigest() != dep.hash_info.value:
             return False
-        before, now = read_json(old), read_json(new)
-        return isinstance(before, dict) and key in now and before.get(key) == now[key]
+        before, now = (_entry(file, key) for file in (old, new))
+        return now is not None and before == now
+
+
+def _entry(file: Path, key: str) -> Any:
+    """What a file of rows has for a model; of autoencoders, the row of the one that the model's space names."""
+    content = read_json(file)
+    if file.stem == "autoencoders":
+        space, _ = read_json(file.with_name("spaces.json")).get(key, (None, None))
+        return content.get(space, {})
+    return content.get(key) if isinstance(content, dict) else None

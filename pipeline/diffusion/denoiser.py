@@ -1,6 +1,6 @@
 """A network as a denoiser D(z; sigma), and its file format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from pipeline.diffusion.spec import Spec
 from pipeline.diffusion.upsampling import Low, conditioning
 
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
+Inputs = Sequence[Tensor]  # of an upsampler: see `Denoiser.low_inputs`
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -79,15 +80,15 @@ class Denoiser(nn.Module):
         if len(self.shape) == 3:
             self.network.to(memory_format=MEMORY_FORMATS[spec.memory_format])
 
-    def forward(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None, low: Low | None = None) -> Tensor:
+    def forward(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None, low: Inputs = ()) -> Tensor:
         """The mean of x0 given z (N, *shape) at noise level sigma, a scalar or (N,), in z's shape and dtype.
 
-        labels (N,), int64: the classes, -1 for none. A network without classes ignores them. low: the low-resolution
-        images of an upsampler, which only an upsampler gets.
+        labels (N,), int64: the classes, -1 for none. A network without classes ignores them. low: `low_inputs`, which
+        an upsampler needs.
         """
         return self._answer(z, sigma, labels, low)[0]
 
-    def with_variance(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None, low: Low | None = None) -> Tensor:
+    def with_variance(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None, low: Inputs = ()) -> Tensor:
         """D, and after it along the channels v of `network_parts`, from one call of the network: (N, 2 C, ...).
 
         Raises StudyError if the network does not learn the variance.
@@ -99,11 +100,11 @@ class Denoiser(nn.Module):
             )
         return torch.cat([denoised, v], dim=1)
 
-    def _answer(self, z: Tensor, sigma: Tensor, labels: Tensor | None, low: Low | None) -> tuple[Tensor, Tensor | None]:
+    def _answer(self, z: Tensor, sigma: Tensor, labels: Tensor | None, low: Inputs) -> tuple[Tensor, Tensor | None]:
         """D, and v of `network_parts`."""
         coefficients = self.coefficients(sigma.double().expand(len(z)), self.sigma_data)
         labels = None if labels is None else to_device(labels, z.device)
-        others = () if low is None else (None, *self.low_inputs(low))
+        others = (None, *low) if low else ()
         [network] = self.calls or [self.network]
         with autocast(self.precision, z.device):
             return denoised(network, coefficients, z, labels, *others)

@@ -94,10 +94,16 @@ def read_released(folder: Path) -> tuple[ReleasedEncoder, ReleasedDecoder]:
 
 
 def build_released(config: Mapping[str, Any]) -> tuple[ReleasedEncoder, ReleasedDecoder]:
-    """The encoder and the decoder of a configuration, with weights from PyTorch's global generator."""
+    """The encoder and the decoder of a configuration, with weights from PyTorch's global generator.
+
+    Raises StudyError if there is no such network.
+    """
     from diffusers import AutoencoderKL
 
-    return _parts(AutoencoderKL.from_config(dict(config)))
+    try:
+        return _parts(AutoencoderKL.from_config(dict(config)))
+    except FOREIGN as error:
+        raise StudyError(f"{CONFIG}: not the configuration of an {CLASS} ({error!r})") from None
 
 
 def _parts(model: Any) -> tuple[ReleasedEncoder, ReleasedDecoder]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.common.devices import to_device
 from pipeline.common.errors import StudyError
 
 AUGMENTATIONS = ("noise", "blur")
@@ -27,7 +28,8 @@ REACH = 3  # standard deviations of the kernel of a blur
 
 @dataclass(frozen=True)
 class Low:
-    """Low-resolution images (N, C, h, w), with noise already added, and the strength of their augmentation, (N,)."""
+    """Low-resolution images (N, C, h, w), with noise already added; the strength of their augmentation (N,), on the
+    CPU."""
 
     images: Tensor
     strength: Tensor
@@ -67,12 +69,12 @@ def enlarged(x: Tensor, size: tuple[int, ...]) -> Tensor:
 def blurred(x: Tensor, std: Tensor, largest: float) -> Tensor:
     """x (N, C, H, W) convolved with a Gaussian of standard deviation std (N,), in pixels; 0 leaves it as it is.
 
-    largest: the largest std that there may be, which sets the size of the kernel.
+    std is on the CPU. largest: the largest std that there may be, which sets the size of the kernel.
     """
     reach = min(math.ceil(REACH * largest), min(x.shape[2:]) - 1)
     place = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    kernel = torch.exp(-(place**2) / (2 * std.double().cpu().clamp(min=1e-6)[:, None] ** 2))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).to(x)
+    kernel = torch.exp(-(place**2) / (2 * std.double().clamp(min=1e-6)[:, None] ** 2))
+    kernel = to_device((kernel / kernel.sum(1, keepdim=True)).to(x.dtype), x.device)
     count, channels, height, width = x.shape
     flat = F.pad(x, (reach,) * 4, mode="reflect").reshape(1, count * channels, height + 2 * reach, width + 2 * reach)
     kernels = kernel.repeat_interleave(channels, 0)[:, None]
@@ -86,11 +88,12 @@ def conditioning(low: Low, size: tuple[int, ...], sigma_data: float, augmentatio
 
     size: (H, W). augmentation: of AUGMENTATIONS; noise is in `low` already. largest: the largest strength in training.
     """
-    images, strength = enlarged(low.images.float(), size), low.strength.to(low.images.device).double()
+    images, strength = enlarged(low.images.float(), size), low.strength.double()
     variance = torch.full_like(strength, sigma_data**2)
     if augmentation == "blur":
         images = blurred(images, strength, largest)
     else:
         variance = variance + strength**2
-    told = (strength / largest if largest else torch.zeros_like(strength)).float()[:, None]
-    return [images * variance.rsqrt().to(images)[:, None, None, None], told]
+    told = strength / largest if largest else torch.zeros_like(strength)
+    scale, told = (to_device(values.float(), images.device) for values in (variance.rsqrt(), told))
+    return [images * scale[:, None, None, None], told[:, None]]

@@ -103,4 +103,4 @@ def _earlier(curve: Curve, models: Path, train_seed: int, device: torch.device, 
 def _asked(curve: Curve, denoiser: Denoiser, low: Low | None) -> LabelledDenoiser:
     """The denoiser as the curve's solver calls it: for D, or for D and the variance."""
     asked = denoiser.with_variance if curve.variance == "learned" else denoiser
-    return asked if low is None else partial(asked, low=low)
+    return asked if low is None else partial(asked, low=denoiser.low_inputs(low))

@@ -20,7 +20,7 @@ from pipeline.common.errors import NotFinite
 from pipeline.common.randomness import generator
 from pipeline.common.threads import side_by_side
 from pipeline.data.dataset import to_coordinates
-from pipeline.diffusion.denoiser import Denoiser, load_denoiser, new_denoiser
+from pipeline.diffusion.denoiser import Denoiser, Inputs, load_denoiser, new_denoiser
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.diffusion.upsampling import Low, averaged
 from pipeline.diffusion.weights import failure, main_file
@@ -122,10 +122,10 @@ def error_at(denoiser: Denoiser, x0: Tensor, sigma: Tensor, labels: Tensor | Non
     return loss(denoiser, torch.ones(len(x0)), x0, n, sigma.expand(len(x0)), labels, low_of(denoiser, x0)).mean()
 
 
-def low_of(denoiser: Denoiser, x0: Tensor) -> Low | None:
-    """The low-resolution images of x0 (N, C, H, W) for an upsampler, without augmentation; None for other networks."""
+def low_of(denoiser: Denoiser, x0: Tensor) -> Inputs:
+    """The inputs of an upsampler for x0 (N, C, H, W), without augmentation; none for other networks."""
     low = denoiser.spec.low
-    return Low(averaged(x0, low[1]), torch.zeros(len(x0))) if low else None
+    return denoiser.low_inputs(Low(averaged(x0, low[1]), torch.zeros(len(x0)))) if low else ()
 
 
 def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | None = None) -> Iterator[LevelLoss]:
@@ -151,7 +151,7 @@ def straightness(denoiser: Denoiser, images: Tensor | None = None) -> float:
 
     images: those that an upsampler gets averaged, one for each trajectory.
     """
-    low = None if images is None else low_of(denoiser, to_coordinates(images))
+    low = () if images is None else low_of(denoiser, to_coordinates(images))
     largest = torch.tensor(PARAMETRIZATIONS[denoiser.spec.parametrization].largest, dtype=torch.float64)
 
     def inside(z: Tensor, sigma: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def straightness(denoiser: Denoiser, images: Tensor | None = None) -> float:
         return denoiser(z * (level / sigma).to(z), level, low=low)
 
     device = next(denoiser.parameters()).device
-    count = IMAGES if low is None else len(low.images)
+    count = len(low[0]) if low else IMAGES
     n = to_device(torch.randn(count, *denoiser.shape, generator=generator("straightness", 0)), device)
     return float(flow_to(inside, n, STRAIGHTNESS_STEPS)[1].mean())
 

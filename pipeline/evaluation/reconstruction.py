@@ -1,5 +1,6 @@
 """What autoencoders make of real images: the reconstruction distance (rFD), and for linear ones exact losses."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.metrics.reference import Reference
 from pipeline.sampling.row import Sampler
 
 ORACLE = {"heun": Sampler(), "euler": Sampler(solver="euler")}  # samplers of exact latents
+MOST_VALUES = 4096  # of an image whose covariance is decomposed
 Metrics = list[dict[str, Any]]
 
 
@@ -64,8 +66,7 @@ def reconstructed(autoencoder: Autoencoder, images: Tensor) -> Iterator[Tensor]:
     """Images (N, C, H, W), uint8, encoded and decoded, in [-1, 1] but not limited to it: batches on the device."""
     for part in images.split(CHUNK):
         x = to_device(to_range(part), default_device())
-        with torch.no_grad():
-            yield autoencoder.to(x.device).decode(autoencoder.encode(x))
+        yield autoencoder.to(x.device).decode(autoencoder.encode(x))
 
 
 def _metrics(
@@ -85,7 +86,7 @@ def _squared_error(autoencoder: Autoencoder, images: Tensor) -> float | None:
     """The mean squared error of a reconstructed value, in units of [-1, 1]; None if an answer is not finite."""
     errors = torch.cat(
         [
-            (made - to_device(to_range(part), made.device)).double().square().flatten(1).mean(1).cpu()
+            (made - to_device(to_range(part), made.device)).cpu().double().square().flatten(1).mean(1)
             for part, made in zip(images.split(CHUNK), reconstructed(autoencoder, images), strict=True)
         ]
     )
@@ -94,10 +95,12 @@ def _squared_error(autoencoder: Autoencoder, images: Tensor) -> float | None:
 
 
 def _oracle(autoencoder: Autoencoder, images: Tensor) -> dict[str, Any] | None:
-    """What principal components and the samplers of ORACLE lose on the Gaussian of the images, per image; None for
-    other kinds."""
+    """What principal components and the samplers of ORACLE lose on the Gaussian of the images, per image.
+
+    None for other kinds, and for images so large that their covariance takes too long.
+    """
     spec = autoencoder.spec
-    if spec.kind != "pca":
+    if spec.kind != "pca" or math.prod(spec.shape) > MOST_VALUES:
         return None
     points: list[dict[str, Any]] = []
     lost = 0.0

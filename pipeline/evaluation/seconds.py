@@ -13,12 +13,14 @@ from pipeline.common.devices import default_device
 from pipeline.common.errors import NotFinite
 from pipeline.common.files import SHORT_HASH
 from pipeline.common.machine import machine
+from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.space import Space
 from pipeline.diffusion.weights import content_key, failure, main_file, student_of
 from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.loading import LoadedModel, load_model
-from pipeline.sampling.batches import generate, mean_nfe
+from pipeline.sampling.batches import Decode, generate, mean_nfe
 from pipeline.sampling.fitted_grids import FittedGrids, on_fitted_grid
+from pipeline.sampling.guidance import BySample
 from pipeline.sampling.row import Sampler
 
 IMAGES = 256
@@ -76,7 +78,8 @@ def timed_points(
             networks[student] = load_model(curve, model, seed, student, default_device())
         loaded = networks[student]
         sampler = on_fitted_grid(curve, grids, main_file(model, seed).name, steps)
-        batch = partial(_batch, loaded, sampler, steps, space and space.on(loaded.device))
+        decode = space.on(loaded.device).decode if space and not space.is_data else None
+        batch = partial(_batch, loaded, loaded.at(steps), sampler, steps, decode)
         try:
             nfe = mean_nfe((len(samples), nfe) for samples, nfe in batch())
         except NotFinite:
@@ -95,8 +98,13 @@ def timed_points(
         yield Timed(timing, batch)
 
 
-def _batch(loaded: LoadedModel, sampler: Sampler, steps: int, space: Space | None) -> list[tuple[Tensor, int]]:
-    denoiser, decode = loaded.at(steps), space.decode if space and not space.is_data else None
+def _batch(
+    loaded: LoadedModel,
+    denoiser: DenoiserFunction | BySample,
+    sampler: Sampler,
+    steps: int,
+    decode: Decode | None,
+) -> list[tuple[Tensor, int]]:
     batches = generate(denoiser, loaded.shape, sampler, steps, 0, IMAGES, IMAGES, loaded.device, decode)
     return [(samples.cpu(), nfe) for samples, nfe in batches]  # `cpu` waits for a GPU
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.data.dataset import described, shape_of
@@ -12,6 +13,7 @@ from pipeline.data.listing import BUILT_IN, unknown_source
 from pipeline.data.points import POINTS
 from pipeline.data.row import Data
 from pipeline.data.sources import glance
+from pipeline.diffusion.autoencoder import decoder_size
 from pipeline.diffusion.averages import (
     LARGEST_ERROR,
     HalfLife,
@@ -29,6 +31,7 @@ from pipeline.evaluation.likelihoods import Likelihood, lowest
 from pipeline.metrics.extractors.registry import check_suits
 from pipeline.params.checks_common import check_named, check_of_data, check_threshold
 from pipeline.params.checks_given import check_measurements
+from pipeline.params.explain import explain
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import Study
 from pipeline.training.autoencoder_row import AutoencoderRow
@@ -146,11 +149,13 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     if missing := set(curve.train_seeds or ()) - set(model.train_seeds):
         listed = ", ".join(map(str, model.train_seeds))
         raise StudyError(f"{place}.train_seeds: model {curve.model} has no seed {min(missing)}; use some of {listed}")
+    if model.space and curve.threshold != "none":
+        raise StudyError(f"{place}.threshold: limits pixels, and model {curve.model} makes latents; use none")
+    _check_cascade(place, curve, model, models)
     _check_students(place, curve, model)
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)
-    _check_cascade(place, curve, model, models)
 
 
 def _check_cascade(place: str, curve: Curve, model: Model, models: dict[str, Model]) -> None:
@@ -184,16 +189,42 @@ def _check_cascade(place: str, curve: Curve, model: Model, models: dict[str, Mod
         if row.build_solver().adaptive or row.discretization == "optimised":
             key, value = ("solver", row.solver) if row.build_solver().adaptive else ("discretization", "optimised")
             raise StudyError(f"{name}.{key}: {value} is not for stages of a cascade; use another")
-    if missing := set(curve.train_seeds or model.train_seeds) - set(before.train_seeds):
-        raise StudyError(
-            f"{place}.after: model {earlier.model} of curve {curve.after} has no training with seed {min(missing)}; "
-            "add it there, or list common train_seeds"
-        )
+    for stage in curve.stages[:-1]:
+        if missing := set(curve.train_seeds or model.train_seeds) - set(models[stage].train_seeds):
+            raise StudyError(
+                f"{place}.after: model {stage} has no training with seed {min(missing)}; add it there, or list common "
+                "train_seeds"
+            )
     _check_truncated(place, curve, upsampler.augmentation)
     try:
-        list(map(curve.evaluations, curve.step_counts))  # its budgets pay for all stages
-    except ValueError as error:
-        raise StudyError(f"{place}.{error}") from None
+        Curve(**curve.model_dump())  # its share of the budgets
+    except ValidationError as error:
+        raise explain(error, place, Curve) from None
+    _check_steps(place, curve, curve.step_counts, models)
+
+
+def _check_steps(place: str, curve: Curve, counts: list[int], models: dict[str, Model], end: float = 0.0) -> None:
+    """Refuse numbers of steps, to the noise level `end`, for which a stage before has no student or no grid."""
+    if curve.earlier is None:
+        return
+    earlier, model = curve.earlier, models[curve.earlier.model]
+    before = sorted({curve.earlier_steps(steps, end) for steps in counts})
+    asked = f"{place}.nfe: asks curve {curve.after} for {{}} steps"
+    students = [part.round_steps for part in model.rounds if part.round_steps]
+    for steps in before:
+        if students and steps not in students:
+            listed = ", ".join(map(str, sorted(students)))
+            raise StudyError(f"{asked.format(steps)}, but model {earlier.model} has students for {listed}")
+        try:
+            falls = earlier.ending_at(curve.end)._falls(steps + (curve.end > 0))
+        except ValueError as error:
+            raise StudyError(f"{asked.format(steps)}: {error}") from None
+        if not falls:
+            raise StudyError(
+                f"{place}.truncated: the noise levels of curve {curve.after} do not fall to {curve.strength:g} in "
+                f"{steps} steps; use discretization edm there, or truncated: false"
+            )
+    _check_steps(place, earlier, before, models, curve.end)
 
 
 def _check_truncated(place: str, curve: Curve, augmentation: str) -> None:
@@ -395,7 +426,13 @@ def check_with_data(rows: Resolved) -> dict[str, Any]:
     labels = torch.empty(summary["count"], device="meta") if summary["classes"] else None
     for name, autoencoder in rows.autoencoders.items():
         try:
-            autoencoder.spec(shape)
+            spec = autoencoder.spec(shape)
+            if autoencoder.folder:
+                decoder_size(spec)  # builds its network, whose configuration may be of another kind
+            if autoencoder.trained and autoencoder.batch > summary["count"]:
+                raise StudyError(
+                    f"batch: {autoencoder.batch}, but the data set has {summary['count']} images; use fewer"
+                )
         except StudyError as error:
             with_key = str(error).partition(":")[0] in AutoencoderRow.model_fields
             place = "." if with_key else ".folder: " if autoencoder.folder else ": "

@@ -51,7 +51,7 @@ def _accepted(part: dict[str, Any], plural: bool = False) -> str:
     kind = part.get("type", "")
     if kind in ("null", "boolean"):
         return {"null": "null", "boolean": "true or false"}[kind]
-    name = KINDS.get(kind, "value")
+    name = KINDS.get(kind, "mapping" if "properties" in part or "$ref" in part else "value")
     words = [f"{name}s" if plural else name if name == "text" else f"a {name}"]
     if kind == "string" and "pattern" in part:
         words.append("in one line")

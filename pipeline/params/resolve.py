@@ -108,7 +108,7 @@ def resolve_with_data(study: Study) -> tuple[Resolved, dict[str, Any]]:
     contents = {
         "autoencoders": autoencoders,
         "models": {
-            name: entry.model_copy(update={"row": _with_content(entry.row, autoencoders)})
+            name: entry.model_copy(update={"row": with_autoencoders(entry.row, autoencoders)})
             for name, entry in rows.models.items()
         },
         "data": rows.data.model_copy(update={"content": _content(rows.data.source, "data.source")}),
@@ -134,10 +134,10 @@ def _content_of_released(folder: str | None, place: str) -> str:
     return content_hash(*(_content(f"{folder}/{name}", place) for name in (CONFIG, WEIGHTS))) if folder else ""
 
 
-def _with_content(row: Model, autoencoders: dict[str, AutoencoderRow]) -> Model:
+def with_autoencoders(row: Model, autoencoders: dict[str, AutoencoderRow]) -> Model:
     """A model row, and the rows that it needs, with the autoencoder of its space."""
     needed = {key: getattr(row, key) for key in ("teacher", "like") if getattr(row, key)}
-    update: dict[str, Any] = {key: _with_content(other, autoencoders) for key, other in needed.items()}
+    update: dict[str, Any] = {key: with_autoencoders(other, autoencoders) for key, other in needed.items()}
     if row.space:
         update["autoencoder"] = autoencoders[row.space]
     return row.model_copy(update=update)

@@ -1,5 +1,6 @@
 """The result of `resolve`: every row of a study written out in full, as validated objects."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -109,6 +110,15 @@ class ReportRows(Row):
         return entry.row.model_dump(mode="json", exclude={"method"}) | {"method": entry.row.method} | relation
 
 
+def _named(rows: Any) -> Any:
+    """Rows with only the last part of the path of an autoencoder's folder, because reports are published."""
+    if not isinstance(rows, dict):
+        return rows
+    folder = rows.get("folder")
+    named = {"folder": Path(folder).name, "content": ""} if isinstance(folder, str) and "kind" in rows else {}
+    return {key: _named(value) for key, value in rows.items()} | named
+
+
 class Resolved(ReportRows):
     """A resolved study: every row in full."""
 
@@ -141,8 +151,10 @@ class Resolved(ReportRows):
             "likelihood": self.likelihood and self.likelihood.model_dump(mode="json"),
             "given": self._given(),
             "samples": self.samples,
-            "report": self.model_dump(
-                mode="json", include=set(ReportRows.model_fields), exclude={"sets": {"__all__": {"content"}}}
+            "report": _named(
+                self.model_dump(
+                    mode="json", include=set(ReportRows.model_fields), exclude={"sets": {"__all__": {"content"}}}
+                )
             ),
         }
 

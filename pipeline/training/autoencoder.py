@@ -48,7 +48,7 @@ class TrainedAutoencoder:
 
     autoencoder: Autoencoder
     curve: list[dict[str, float]] = field(default_factory=list)
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, float | None] = field(default_factory=dict)
 
 
 def autoencoder_setting(row: AutoencoderRow, images: Tensor, device: torch.device = CPU) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def train_autoencoder(
     if row.kind == "pca":
         autoencoder = _principal_components(spec, images)
     elif row.folder is not None:
-        autoencoder = Autoencoder(spec, read_released(Path(row.folder)))
+        autoencoder = Autoencoder(spec, read_released(Path(row.folder).expanduser()))
     else:
         run = _Run(row, spec, images, device)
         setting = autoencoder_setting(row, images, device) if checkpoint else {}
@@ -307,8 +307,8 @@ def _mean(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _facts(autoencoder: Autoencoder, images: Tensor) -> dict[str, float]:
-    """The facts of `TrainedAutoencoder`."""
+def _facts(autoencoder: Autoencoder, images: Tensor) -> dict[str, float | None]:
+    """The facts of `TrainedAutoencoder`; None for those that are not finite."""
     errors, divergences, counts = (
         list[float](),
         list[float](),
@@ -326,4 +326,4 @@ def _facts(autoencoder: Autoencoder, images: Tensor) -> dict[str, float]:
     if len(counts):
         shares = counts.double() / counts.sum()
         facts["perplexity"] = float(torch.special.entr(shares).sum().exp())
-    return facts
+    return {key: value if math.isfinite(value) else None for key, value in facts.items()}

@@ -12,6 +12,7 @@ from pipeline.diffusion.autoencoder import AutoencoderSpec
 from pipeline.diffusion.released import channels_of, factor_of, released_config
 
 LARGEST_FACTOR = 64
+MOST_VALUES = 4096  # of a patch, whose covariance is decomposed
 _TRAINING = ("images", "batch", "learning_rate", "warmup_images", "seed")
 _NETWORK = ("factor", "channels", "width", "blocks")
 KEYS: dict[str, tuple[str, ...]] = {  # the keys that each kind uses
@@ -97,7 +98,9 @@ class AutoencoderRow(Row):
         if len(shape) != 3:
             raise StudyError("latents of points: autoencoders are for images; use space: null")
         if self.folder is not None:
-            spec = _released(Path(self.folder), tuple(shape))
+            spec = _released(Path(self.folder).expanduser(), tuple(shape))
+            if spec.factor > LARGEST_FACTOR:
+                raise StudyError(f"folder: its factor is {spec.factor}; the most is {LARGEST_FACTOR}")
         else:
             used = {key: getattr(self, key) for key in ("width", "blocks", "codebook") if key in KEYS[self.kind]}
             spec = AutoencoderSpec(self.kind, tuple(shape), self.factor, self.channels, **used)
@@ -105,6 +108,11 @@ class AutoencoderRow(Row):
         if any(side % spec.factor for side in sides):
             raise StudyError(
                 f"factor: {spec.factor} does not divide images of {sides[0]} x {sides[1]}; use a divisor of both"
+            )
+        if not self.folder and (values := channels * spec.factor**2) > MOST_VALUES:
+            raise StudyError(
+                f"factor: patches of {channels} x {spec.factor} x {spec.factor} have {values} values, whose principal "
+                f"components take too long; use a factor with at most {MOST_VALUES}"
             )
         if self.kind == "pca" and spec.channels > (most := channels * spec.factor**2):
             raise StudyError(

@@ -6,9 +6,8 @@ from typing import NamedTuple, Self
 from torch import Tensor
 
 from pipeline.common.devices import Network, to_device
-from pipeline.diffusion.denoiser import Denoiser, network_parts, per_sample
+from pipeline.diffusion.denoiser import Denoiser, Inputs, network_parts, per_sample
 from pipeline.diffusion.parametrization import Coefficients
-from pipeline.diffusion.upsampling import Low
 from pipeline.training.distances import Distance, squared
 
 
@@ -81,12 +80,11 @@ def loss(
     n: Tensor,
     sigma: Tensor,
     labels: Tensor | None = None,
-    low: Low | None = None,
+    low: Inputs = (),
 ) -> Tensor:
     """weight (D(x0 + sigma n; sigma) - x0)^2, averaged over pixels: x0, n (N, ...), weight, sigma (N,) to (N,).
 
-    labels (N,), int64: the images' classes, -1 for none. low: of an upsampler.
+    labels (N,), int64: the images' classes, -1 for none. low: `Denoiser.low_inputs` of an upsampler.
     """
     terms = Terms.of(denoiser.coefficients(sigma, denoiser.sigma_data), weight, sigma)
-    others = () if low is None else (None, *denoiser.low_inputs(low))
-    return network_error(denoiser.network, terms, x0, n, (labels, *others)).losses
+    return network_error(denoiser.network, terms, x0, n, (labels, *((None, *low) if low else ()))).losses

@@ -53,7 +53,7 @@ LEAST_EFFECTIVE = 4e-3  # smallest effective share of draws: half a draw in a ba
 class Upsampler(Row):
     """`upsampler` of a model row: the low-resolution images that the network is conditioned on."""
 
-    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True)
     height: Annotated[int, Field(gt=0, le=65_536, alias="from")]
     """Height, in pixels, of the low-resolution images."""
     augmentation: Literal[AUGMENTATIONS] = "noise"  # type: ignore[valid-type]

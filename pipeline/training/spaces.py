@@ -34,6 +34,7 @@ def encoded(space: Space, images: Tensor, device: torch.device = CPU) -> Tensor:
         return images
     if tuple(images.shape[1:]) != space.shape:
         raise ValueError(f"images of {tuple(images.shape[1:])}, but the space is of {space.shape}")
+    space = space.on(device)
     places = torch.arange(-(-len(images) // CHUNK) * CHUNK) % len(images)  # the last chunk is as large as the others
     parts = [space.encode(to_device(to_range(images[part]), device)).cpu() for part in places.split(CHUNK)]
     return torch.cat(parts)[: len(images)].contiguous()

@@ -430,7 +430,7 @@ def test_a_mistake_ends_the_command_with_one_line(
 
 
 MIXED: dict[str, Any] = {
-    "autoencoders": {"half": {"factor": 2}},
+    "autoencoders": {"half": {"factor": 2, "batch": 64}},
     "models": {
         "edm": {},
         "latents": {"space": "half"},
@@ -498,7 +498,7 @@ def test_another_autoencoder_trains_its_models_again_alone(
     repository: Callable[..., Path], flops: dict[str, int]
 ) -> None:
     finish(repository(**MIXED))
-    found = preview(repository(**MIXED | {"autoencoders": {"half": {"factor": 2, "width": 16}}}), 2.0)
+    found = preview(repository(**MIXED | {"autoencoders": {"half": {"factor": 2, "batch": 64, "width": 16}}}), 2.0)
     assert (reason := found.stages["autoencode"]) and (reason.how, reason.what) == (CHANGED, ROW)
     assert [stage for stage in found.running if stage.startswith(("train@", "sweep@"))] == [
         "train@latents",
@@ -525,6 +525,6 @@ def test_flop_weighted_nfe_of_latents_alone_is_of_the_first_model(
     repository: Callable[..., Path], flops: dict[str, int]
 ) -> None:
     """As in the report. Its decoders still cost something."""
-    sections = {"autoencoders": {"half": {"factor": 2}}, "models": {"x": {"space": "half"}}}
+    sections = {"autoencoders": {"half": {"factor": 2, "batch": 64}}, "models": {"x": {"space": "half"}}}
     found = preview(repository(**sections, curves={"x": {"model": "x", "method": "x"}}), 2.0)
     assert found.weighted == {"x": {4: pytest.approx(3 + 700 / 400), 7: pytest.approx(7 + 700 / 400)}}

@@ -167,7 +167,7 @@ def added_variance(name: str) -> float:
 
 def noised() -> Tensor:
     """An image of 0.25, averaged down to one pixel, with noise of at most strength 2."""
-    row, draw = Upsampler(height=1, strength=2), generator("low-resolution image")
+    row, draw = Upsampler(**{"from": 1, "strength": 2}), generator("low-resolution image")
     return _low(row, torch.full((1, 1, 2, 2), 0.25), 1, slice(None), draw).images[0, 0, 0]
 
 

@@ -71,7 +71,52 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "other seeds": (
         cascade(models={"small": {"resolution": 4, "train_seeds": [0, 1]}}),
-        "after: model small of curve low has no training with seed 2",
+        "after: model small has no training with seed 2",
+    ),
+    "an order that few steps have": (
+        cascade(solver="unipc", order=3, nfe=[8]),
+        "order: 3 needs 5 steps, and nfe pays for at most 4",
+    ),
+    "levels that do not divide": (
+        cascade(finest_steps=8, nfe=[8], solver="euler", share=0.25),
+        "finest_steps: 8 is no multiple of 6 steps",
+    ),
+    "a first stage whose levels do not divide": (
+        cascade(first={"solver": "euler", "finest_steps": 8, "nfe": [8]}, solver="euler", nfe=[12]),
+        "nfe: asks curve low for 6 steps: finest_steps: 8 is no multiple of 6 steps",
+    ),
+    "steps without a student": (
+        cascade(
+            first={"solver": "ddim", "nfe": [4]},
+            models={"edm": {"resolution": 4}, "small": {"base": "edm", "objective": "progressive", "images": 50_000}},
+            solver="euler",
+            nfe=[12],
+        ),
+        "nfe: asks curve low for 6 steps, but model small has students for 1, 2, 4, 8",
+    ),
+    "an upsampler of few steps, with a small budget": (
+        cascade(models={"up": {"base": "teacher", "objective": "progressive"}, "teacher": MODELS["up"]}, nfe=[1]),
+        "nfe: 0 evaluations are too few",
+    ),
+    "levels that do not fall to the strength": (
+        cascade(first={"discretization": "vp"}, strength=0.2, truncated=True, nfe=[12]),
+        "truncated: the noise levels of curve low do not fall to 0.2 in 2 steps",
+    ),
+    "seeds that the first of three stages lacks": (
+        {
+            "models": {
+                "edm": {},
+                "tiny": {"resolution": 2, "train_seeds": [0]},
+                "mid": {"resolution": 4, "upsampler": {"from": 2}},
+                "up": MODELS["up"],
+            },
+            "curves": {
+                "tiny": {"model": "tiny", "nfe": [4]},
+                "mid": {"model": "mid", "after": "tiny", "train_seeds": [0], "nfe": [8]},
+                "both": {"model": "up", "after": "mid", "nfe": [16]},
+            },
+        },
+        "after: model tiny has no training with seed 1",
     ),
     "no upsampler": (cascade(model="edm"), "after: model edm is no upsampler; leave it out"),
     "a strength without one": (
@@ -84,7 +129,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_stages_that_do_not_fit_together_are_refused(tmp_path: Path, case: str) -> None:
     sections, message = BAD[case]
-    assert refusal(tmp_path, **sections).startswith(f"curves.both.{message}")
+    assert refusal(tmp_path, **sections).removeprefix("curves.both").strip(".: ").startswith(message)
 
 
 BAD_MODELS: dict[str, tuple[dict[str, Any], str]] = {
@@ -101,6 +146,8 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], str]] = {
         {"resolution": 4, "learned_variance": "hybrid", "parametrization": "ddpm", "noise": "ddpm_uniform"},
         "learned_variance: its decoder is for pixels of 256 levels; use none, or no resolution",
     ),
+    "a number": ({"upsampler": 8}, "upsampler: takes a mapping or null, not 8"),
+    "another name": ({"upsampler": {"height": 8}}, "upsampler.from: missing"),
     "filled in": ({"autoencoder": {}}, "autoencoder: `resolve` fills this key in"),
 }
 

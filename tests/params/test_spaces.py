@@ -12,6 +12,7 @@ from pipeline.common.text import LONGEST_LINE
 from pipeline.diffusion.autoencoder import decoder_size
 from pipeline.diffusion.networks.registry import LARGEST_GAP, cost
 from pipeline.params.resolve import resolve_with_data
+from pipeline.params.resolved import ReportRows
 from pipeline.params.study import parse_study
 from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.row import EQUAL_EVALUATIONS, Model
@@ -216,6 +217,22 @@ def test_the_content_of_a_released_autoencoder_reaches_every_row_that_uses_it(tm
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert found()["models/x"]["autoencoder"]["content"] != content
+
+
+def test_pixels_are_limited_and_latents_are_not(tmp_path: Path) -> None:
+    models = {"edm": {}, "x": {"space": "half"}}
+    curves = {"edm": {"model": "edm", "threshold": "static"}, "x": {"model": "x", "threshold": "static"}}
+    message = refusal(tmp_path, autoencoders={"half": HALF}, models=models, curves=curves)
+    assert message == "curves.x.threshold: limits pixels, and model x makes latents; use none"
+
+
+def test_reports_name_the_last_part_of_a_folder_alone(tmp_path: Path) -> None:
+    write_released(tmp_path / "vae")
+    keys = alone(kind="released", folder=str(tmp_path / "vae"))
+    files = with_data(models={"edm": {}, "x": {"space": "half", "multipliers": [1]}}, **keys)
+    assert files["autoencoders"]["half"]["folder"] == str(tmp_path / "vae")
+    assert str(tmp_path) not in json.dumps(files["report"])
+    assert ReportRows(**files["report"]).autoencoders["half"].folder == "vae"
 
 
 def test_equal_flops_count_the_decoder(tmp_path: Path) -> None:

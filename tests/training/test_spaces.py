@@ -150,3 +150,17 @@ def test_a_summary_has_the_sizes_of_both_networks() -> None:
     assert found["encoder_flops"] == found["decoder_flops"] == 2 * 2 * 3 * 5 * 48  # 2 x 3 patches
     assert found["values"] == 5 * 2 * 3 / (3 * 8 * 12) and found["curve"] == []
     assert found["parameters"] == 2 * (5 * 48 + 48)  # both have the mean patch
+
+
+def test_images_are_encoded_where_they_are(autoencoders: dict[str, Autoencoder]) -> None:
+    """The autoencoder follows the images to their device, as on a GPU."""
+    moved = []
+
+    class Watched(Space):
+        def on(self, device: torch.device) -> Space:
+            moved.append(device)
+            return super().on(device)
+
+    device = torch.device("cpu")
+    encoded(Watched(SHAPE, 1.0, autoencoder=autoencoders["pca"]), IMAGES, device)
+    assert moved == [device]
