@@ -41,7 +41,7 @@ def test_the_first_training_that_did_not_fail_is_timed(tmp_path: Path, monkeypat
 
     def load(curve: Any, model: Path, seed: int, student: int | None, device: torch.device) -> Any:
         asked.append(seed)
-        return SimpleNamespace(device=device)
+        return SimpleNamespace(device=device, at=lambda steps: None)
 
     monkeypatch.setattr(timing, "load_model", load)
     monkeypatch.setattr(timing, "_batch", lambda *of: [(torch.zeros(4, 2), 3)])

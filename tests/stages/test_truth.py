@@ -12,7 +12,7 @@ from pipeline.evaluation import truth
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
 from pipeline.report.results import read_losses
-from stages import Arguments, losses, prepare, train
+from stages import Arguments, autoencode, losses, prepare, train
 
 PATHS = Paths("t")
 SMALL = {"images": 64, "batch": 64, "channels": 16, "blocks": 1, "train_seeds": [0, 1]}
@@ -39,6 +39,7 @@ def test_losses_have_distances_where_the_truth_is_known(
     for name, content in resolve(study).files().items():
         write_json(PATHS.rows / f"{name}.json", content)
     prepare.main(Arguments("t"))
+    autoencode.main(Arguments("t"))
     train.main(Arguments("t", "edm"))
     losses.main(Arguments("t"))
     found, about = read_losses(PATHS, ["edm"]), read_json(PATHS.metrics("losses", "models"))

@@ -161,7 +161,7 @@ def mean_bits(denoiser: Denoiser, images: Tensor, fixed: float | None = None) ->
     terms = Terms.of(coefficients, coefficients.c_out**-2, levels)
     terms = Terms(*(values.float() for values in terms))
     with torch.no_grad():
-        _, difference, v = network_error(denoiser.network, terms, x0, n, None, None)
+        _, difference, v = network_error(denoiser.network, terms, x0, n)
         assert v is not None
         v = v if fixed is None else torch.full_like(v, fixed)
         steps = Steps.of(TABLES[denoiser.spec.parametrization], levels, coefficients.c_out, CPU)
