@@ -322,8 +322,7 @@ class Estimate:
     def weighted(self, curve: Curve, budget: int) -> float:
         """FLOP-weighted NFE of a curve at a budget: the operations of all stages and of the decoder, relative to an
         evaluation of the first model of full images, or else of the first model."""
-        of_data = (name for name, entry in self.study.models.items() if entry.row.lives_in_data)
-        full = next(of_data, next(iter(self.study.models)))
+        full = self.study.first_of_data
         stages = [(curve.model, budget)]
         if not curve.build_solver().adaptive:
             stages = curve.stage_evaluations(curve.steps(budget))
@@ -434,10 +433,8 @@ class Estimate:
 
     def _proposing(self) -> Work:
         """Two brief trainings of the first model side by side, and their errors at every noise level."""
-        models = self.study.models.items()
-        of_data = ((name, entry) for name, entry in models if entry.row.lives_in_data)
-        name, entry = next(of_data, next(iter(models)))
-        size, batch = self.sizes[name], entry.row.batch
+        name = self.study.first_of_data
+        size, batch = self.sizes[name], self.study.models[name].row.batch
         brief = [self.speed.training(size, images, batch) for images in propose.BRIEF_IMAGES]
         trained, workers = sum(brief, Work()), self._workers(2)
         trained = replace(trained, seconds=max(trained.seconds / workers, *(work.seconds for work in brief)))

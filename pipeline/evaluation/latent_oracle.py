@@ -73,11 +73,21 @@ class LatentLosses:
 
 @dataclass(frozen=True)
 class SampledLaw:
-    """The law of a sampler's samples, their distance from the exact law, and the network calls of each sample."""
+    """The law of a sampler's samples, their distance from the exact law, and the network calls of each sample.
 
-    law: CorrelatedGaussian
+    directions: the eigenvectors (d, d) of the exact law, in whose coordinates samples have the mean `centre` and the
+    standard deviation `factor`, (d,) each.
+    """
+
+    directions: Tensor
+    centre: Tensor
+    factor: Tensor
     loss: float
     nfe: int
+
+    @property
+    def law(self) -> CorrelatedGaussian:
+        return CorrelatedGaussian(self.directions @ self.centre, (self.directions * self.factor**2) @ self.directions.T)
 
 
 def sampled_law(exact: CorrelatedGaussian, sampler: Sampler, steps: int) -> SampledLaw:
@@ -105,8 +115,7 @@ def sampled_law(exact: CorrelatedGaussian, sampler: Sampler, steps: int) -> Samp
     centre, end = samples.x0
     factor = end - centre
     loss = (centre - mean).square().sum() + (factor.abs() - variances.sqrt()).square().sum()
-    law = CorrelatedGaussian(directions @ centre, (directions * factor**2) @ directions.T)
-    return SampledLaw(law, float(loss), samples.nfe)
+    return SampledLaw(directions, centre, factor, float(loss), samples.nfe)
 
 
 def latent_losses(

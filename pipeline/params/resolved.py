@@ -86,6 +86,11 @@ class ReportRows(Row):
     """One line for each choice that cannot change the result."""
 
     @property
+    def first_of_data(self) -> str:
+        """The first model of full images or points, or else the first model."""
+        return next((name for name, entry in self.models.items() if entry.row.lives_in_data), next(iter(self.models)))
+
+    @property
     def billed(self) -> list[str]:
         """The models with a teacher, their bases, and those trained on as many images as one of them in total."""
         taught = [entry for entry in self.models.values() if entry.row.teacher]
@@ -129,8 +134,7 @@ class Resolved(ReportRows):
 
     def files(self) -> dict[str, Any]:
         """The files that the stage `resolve` writes: name below build/<study>/rows, without .json -> content."""
-        of_data = (name for name, entry in self.models.items() if entry.row.lives_in_data)
-        first = next(of_data, next(iter(self.models)))
+        first = self.first_of_data
         models = {name: entry.row.model_dump(mode="json") for name, entry in self.models.items()}
         curves = {name: e.row.model_dump(mode="json", exclude={"method"}) for name, e in self.curves.items()}
         return {

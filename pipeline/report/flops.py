@@ -51,7 +51,7 @@ def weighted(report: Report, curve: str, nfe: int) -> float:
 
 def reference(report: Report) -> str:
     """The model whose evaluations are the unit: the first one of whole images in pixels, or else the first model."""
-    return [*(name for name, entry in report.models.items() if entry.row.lives_in_data), *report.models][0]
+    return report.rows.first_of_data
 
 
 def mixes(report: Report) -> bool:
