@@ -34,7 +34,7 @@ def measure_reconstructions(
     reference: Reference,
     count: int,
 ) -> dict[str, Any]:
-    """By name, for JSON: the metrics of `count` reconstructed images, measured as samples are, the squared error of all,
+    """By name, for JSON: the metrics of `count` reconstructed images, measured as samples are, their squared error,
     and for principal components the exact losses; see `_metrics` and `_oracle`.
 
     training, heldout: images (N, C, H, W), uint8. Raises StudyError if an autoencoder is of other images.
