@@ -8,12 +8,12 @@ from pipeline.common.progress import bar, tell
 from pipeline.diffusion.space import load_space
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import load_fits
 from pipeline.evaluation.sweep import measure_curve, save_curve
 from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.measurement import measured_with
 from pipeline.metrics.names import headline
 from pipeline.metrics.reference import load_reference
-from pipeline.sampling.fitted_grids import load_grids
 from stages import Arguments, run_stage
 
 
@@ -22,7 +22,7 @@ def main(arguments: Arguments) -> None:
     paths, name = arguments.paths, arguments.row
     curve = Curve(**read_json(paths.row("curves", name)))
     model, extractor = paths.model(curve.model), load_extractor(paths.features)
-    grids, space = load_grids(paths.grids(curve.model)), load_space(paths.space(curve.model))
+    fits, space = load_fits(paths.grids(curve.model)), load_space(paths.space(curve.model))
     reference = load_reference(paths.reference, extractor.hash)
     with bar(f"sweep {name}", len(curve.cells()) * curve.samples, "image") as progress:
 
@@ -30,7 +30,7 @@ def main(arguments: Arguments) -> None:
             progress.update(cell.samples)
             tell(progress, f"{name}, {cell.describe(extractor)}")
 
-        cells = measure_curve(curve, model, grids, extractor, reference, finished, space=space)
+        cells = measure_curve(curve, model, fits, extractor, reference, finished, space=space)
     if not processes.first():
         return
     with whole_folder(paths.curve(name)) as folder:

@@ -40,13 +40,13 @@ from pipeline.diffusion.space import load_space
 from pipeline.diffusion.weights import failure, main_file
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import load_fits
 from pipeline.evaluation.sweep import measure_cell
 from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.reference import load_reference
 from pipeline.params.places import STUDIES
 from pipeline.params.resolve import resolve_with_data
 from pipeline.params.study import read_study
-from pipeline.sampling.fitted_grids import load_grids
 from pipeline.training.batches import Examples
 from pipeline.training.checks import spec_of
 from pipeline.training.loop import advance, pairs_from, train_seeds
@@ -258,9 +258,9 @@ class Sample:
             if places != curve.cells():
                 raise StudyError(f"sweep@{name}: its row asks for other cells than it has; run `make repro`")
             steps, seeds = median_low(sorted({steps for steps, _ in places})), curve.seeds[0]
-            grids = load_grids(build / "grids" / f"{curve.model}.json")
+            fits = load_fits(build / "grids" / f"{curve.model}.json")
             model, space = build / "models" / curve.model, load_space(build / "spaces" / curve.model)
-            cell = measure_cell(curve, model, grids, extractor, reference, seeds, steps, space=space)
+            cell = measure_cell(curve, model, fits, extractor, reference, seeds, steps, space=space)
             self._compare_cell(name, before[places.index((steps, seeds))], cell, build / "curves" / name)
             return {"steps": steps, "seeds": list(seeds)}
 

@@ -34,11 +34,13 @@ from pipeline.evaluation import likelihoods, losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
 from pipeline.evaluation.curve import Curve, seed_pairs
+from pipeline.evaluation.fits import asked
 from pipeline.evaluation.given_rows import PosteriorRow, measured_by
 from pipeline.evaluation.truth import DRAWS, true_denoiser
 from pipeline.metrics.extractors import classifier as features
 from pipeline.metrics.extractors.extractor import BATCH as FEATURE_BATCH
 from pipeline.params.resolved import Resolved
+from pipeline.sampling import fitting
 from pipeline.sampling.fitted_grids import FIT_EVALUATIONS, TRAJECTORIES
 from pipeline.sampling.loop import sample
 from pipeline.sampling.row import Sampler
@@ -449,7 +451,17 @@ class Estimate:
             jobs = len(self.study.models[name].row.train_seeds) * len(ranges)
             one = self.speed.calling(self.sizes[name], FIT_EVALUATIONS * TRAJECTORIES, TRAJECTORIES)
             work += one.repeated(jobs, self._workers(jobs))
+        for entry in self.study.curves.values():
+            if entry.row.solver == "fitted":
+                work += self._fitted_solvers(entry.row)
         return work
+
+    def _fitted_solvers(self, curve: Curve) -> Work:
+        """A curve's fits, each at the most iterations: evaluations, and gradients, which cost as much as two."""
+        fits = asked(curve)
+        calls = [fitting.most_calls(steps) for _, steps in fits]
+        one = self.speed.calling(self.sizes[curve.model], sum(calls) / len(calls), fitting.CHUNK)
+        return one.repeated(len(fits), self._workers(len(fits)))
 
     def _extractor(self) -> Work:
         """The classifier's training, if features come from a classifier."""

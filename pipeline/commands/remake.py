@@ -113,6 +113,9 @@ def _narrowed(rows: Resolved, places: Sequence[Place]) -> Resolved:
         curves[name] = entry.model_copy(update={"row": entry.row.model_copy(update={"nfe": budgets, "seeds": pairs})})
         for model in entry.row.stages:
             seeds.setdefault(model, set()).update(place.train_seed for place in own)
+        for place in own if entry.row.solver == "fitted" else ():
+            model, seed, _ = entry.row.fitted_to(place.train_seed, place.steps)
+            seeds.setdefault(model, set()).add(seed)
     models: dict[str, ModelEntry] = dict(rows.models)
     for name, own_seeds in seeds.items():
         row = models[name].row.model_copy(update={"train_seeds": tuple(sorted(own_seeds))})

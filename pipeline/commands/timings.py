@@ -7,10 +7,10 @@ from pipeline.commands.repro import reproduce
 from pipeline.common.files import Paths, read_json, write_csv
 from pipeline.common.threads import side_by_side
 from pipeline.diffusion.space import load_space
+from pipeline.evaluation.fits import load_fits
 from pipeline.evaluation.seconds import COLUMNS, seconds_of, timed_points
 from pipeline.params.resolved import ReportRows
 from pipeline.params.study import read_study
-from pipeline.sampling.fitted_grids import load_grids
 
 
 def time_study(params: Path) -> None:
@@ -22,7 +22,7 @@ def time_study(params: Path) -> None:
             name,
             entry.row,
             paths.model(entry.row.model),
-            load_grids(paths.grids(entry.row.model)),
+            load_fits(paths.grids(entry.row.model)),
             load_space(paths.space(entry.row.model)),
         )
         for name, entry in curves.items()

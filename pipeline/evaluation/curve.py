@@ -1,9 +1,9 @@
 """A curve row: one sampler on one model, measured at several budgets of network evaluations."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.common.files import SHORT_HASH, content_hash
 from pipeline.common.rows import MOST, Label, Name, PositiveInt, Seed, Seeds, axis
@@ -45,6 +45,12 @@ class Curve(Sampler):
     """Stop the stage before at noise level `strength`, instead of adding this noise to its samples."""
     share: Annotated[float, Field(gt=0, lt=1)] = axis(0.5, "budget of stages")
     """Share of a budget that is for all stages before this one."""
+    fitted_model: Name | None = axis(None, "transfer of fits")
+    """The model to whose networks the solver is fitted; null: the curve's own. For solver fitted."""
+    fitted_seed: Seed | None = axis(None, "transfer of fits")
+    """The training seed of the network that the solver is fitted to; null: the one sampled from. For solver fitted."""
+    fitted_nfe: PositiveInt | None = axis(None, "transfer of fits")
+    """The budget that the solver is fitted for, and interpolated from; null: each one's own. For solver fitted."""
     train_seeds: Seeds | None = None
     """Training seeds of the model that it samples from; null: all of them."""
     sample_seeds: Seeds = (0, 1, 2)
@@ -83,6 +89,24 @@ class Curve(Sampler):
     def sampler_hash(self) -> str:
         """The first digits of a hash of the choices that determine the samples of a model, without the budgets."""
         return content_hash(self.sampling | self.choice_of_weights)[:SHORT_HASH]
+
+    @model_validator(mode="after")
+    def _transferred(self) -> Self:
+        for key in TRANSFER:
+            if self.solver != "fitted" and getattr(self, key) is not None:
+                raise ValueError(f"{key}: nothing is fitted for solver {self.solver}; it is for fitted")
+        return self
+
+    @property
+    def fitting_hash(self) -> str:
+        """The first digits of a hash of the choices that determine what is fitted, given the weights."""
+        transfer = {key: getattr(self, key) for key in TRANSFER}
+        return content_hash(self.sampling | self.choice_of_weights | transfer)[:SHORT_HASH]
+
+    def fitted_to(self, train_seed: int, steps: int) -> tuple[str, int, int]:
+        """The model, its training seed and the number of steps to which the solver is fitted."""
+        seed = train_seed if self.fitted_seed is None else self.fitted_seed
+        return self.fitted_model or self.model, seed, self.steps(self.fitted_nfe) if self.fitted_nfe else steps
 
     @property
     def end(self) -> float:
@@ -131,6 +155,7 @@ class Curve(Sampler):
         return [(steps, seeds) for steps in self.step_counts for seeds in self.seeds]
 
 
+TRANSFER = ("fitted_model", "fitted_seed", "fitted_nfe")
 SAMPLING_KEYS = frozenset({*Sampler.model_fields, "labels", "precision", "compile"} - {"nfe"})  # of one stage
 
 

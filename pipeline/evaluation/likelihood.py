@@ -175,6 +175,6 @@ def check_solver(sampler: Sampler) -> None:
     elif solver.adaptive:
         why = "chooses its own levels, and the trace is integrated over given ones"
     elif solver.order is None:
-        why = "solves no ODE"
+        why = "has no order, and a likelihood needs a solution of the ODE"
     if why:
         raise StudyError(f"{key}: {getattr(sampler, key)} {why}; use a solver such as heun or unipc")

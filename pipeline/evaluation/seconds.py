@@ -15,11 +15,11 @@ from pipeline.common.files import SHORT_HASH
 from pipeline.common.machine import machine
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.space import Space
-from pipeline.diffusion.weights import content_key, failure, main_file, student_of
+from pipeline.diffusion.weights import content_key, failure, student_of
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import Fits
 from pipeline.evaluation.loading import LoadedModel, load_model
 from pipeline.sampling.batches import Decode, generate, mean_nfe
-from pipeline.sampling.fitted_grids import FittedGrids, on_fitted_grid
 from pipeline.sampling.guidance import BySample
 from pipeline.sampling.row import Sampler
 
@@ -60,13 +60,11 @@ class Timed(NamedTuple):
     run: Callable[[], object]
 
 
-def timed_points(
-    name: str, curve: Curve, model: Path, grids: Sequence[FittedGrids], space: Space | None = None
-) -> Iterator[Timed]:
+def timed_points(name: str, curve: Curve, model: Path, fits: Fits, space: Space | None = None) -> Iterator[Timed]:
     """The numbers of steps of a curve to be timed, on the threads of the calling thread. A first run is not timed.
 
-    model: the folder of its weights, of which the first training that did not fail is timed; none if all failed. grids:
-    fitted to the model. space: of its samples. Numbers of steps whose samples are not finite are left out.
+    model: the folder of its weights, of which the first training that did not fail is timed; none if all failed. fits:
+    to the model. space: of its samples. Numbers of steps whose samples are not finite are left out.
     """
     seed = next((seed for seed, _ in curve.seeds if not failure(model, seed)), None)
     if seed is None:
@@ -77,7 +75,7 @@ def timed_points(
         if student not in networks:
             networks[student] = load_model(curve, model, seed, student, default_device())
         loaded = networks[student]
-        sampler = on_fitted_grid(curve, grids, main_file(model, seed).name, steps)
+        sampler = fits.applied(curve, seed, steps)
         decode = space.on(loaded.device).decode if space and not space.is_data else None
         batch = partial(_batch, loaded, loaded.at(steps), sampler, steps, decode)
         try:

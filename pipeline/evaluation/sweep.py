@@ -18,22 +18,22 @@ from pipeline.common.sealed import save_json
 from pipeline.common.tensors import save_tensors
 from pipeline.common.threads import side_by_side
 from pipeline.diffusion.space import Space
-from pipeline.diffusion.weights import content_key, failure, main_file, student_of
+from pipeline.diffusion.weights import content_key, failure, student_of
 from pipeline.evaluation.cell import AGREEMENT_SAMPLES, Cell, cache_file, failed_cell, load_cell, save_cell
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import Fits
 from pipeline.evaluation.loading import LoadedModel, load_model
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.measurement import SHOWN_IMAGES, SHOWN_POINTS, measure
 from pipeline.metrics.names import headline
 from pipeline.metrics.reference import Reference
 from pipeline.sampling.batches import generate, mean_nfe
-from pipeline.sampling.fitted_grids import FittedGrids, on_fitted_grid
 
 
 def measure_curve(
     curve: Curve,
     model: Path,
-    grids: Sequence[FittedGrids],
+    fits: Fits,
     extractor: Extractor,
     reference: Reference,
     finished: Callable[[Cell], object] = lambda cell: None,
@@ -42,7 +42,7 @@ def measure_curve(
 ) -> list[Cell]:
     """Measure all cells of a curve, in the order of `Curve.cells`; `finished` is called with each.
 
-    model: the folder of its weights. grids: fitted to the model. space: of its samples; None: that of the data. A cell
+    model: the folder of its weights. fits: to the model. space: of its samples; None: that of the data. A cell
     whose training failed, or whose denoiser or decoder gives values that are not finite, fails alone. The cell of the
     most steps and the first seeds whose training did not fail keeps its features, for the comparison with other
     libraries. Raises StudyError if weights, grids or guides are missing.
@@ -56,7 +56,7 @@ def measure_curve(
     def task(steps: int, seeds: tuple[int, int]) -> Cell:
         keep = AGREEMENT_SAMPLES if (steps, seeds) == compared else 0
         try:
-            cell = measure_cell(curve, model, grids, extractor, reference, seeds, steps, keep, space)
+            cell = measure_cell(curve, model, fits, extractor, reference, seeds, steps, keep, space)
         except StudyError as error:
             raise StudyError(f"{steps} steps, seeds {seeds[0]} and {seeds[1]}: {error}") from None
         finished(cell)
@@ -72,7 +72,7 @@ def measure_curve(
 def measure_cell(
     curve: Curve,
     model: Path,
-    grids: Sequence[FittedGrids],
+    fits: Fits,
     extractor: Extractor,
     reference: Reference,
     seeds: tuple[int, int],
@@ -90,7 +90,7 @@ def measure_cell(
     costs: list[tuple[int, int]] = []
     try:
         weights = _weights_key(curve, model, train_seed, steps, space)
-        sampler = on_fitted_grid(curve, grids, main_file(model, train_seed).name, steps)
+        sampler = fits.applied(curve, train_seed, steps)
         file = cache_file(sampler, weights, steps, sample_seed, extractor, reference, device)
         if cached := _cached(file, min(keep, curve.samples)):
             return replace(cached, features=cached.features[:keep])

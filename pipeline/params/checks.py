@@ -153,6 +153,7 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
         raise StudyError(f"{place}.threshold: limits pixels, and model {curve.model} makes latents; use none")
     _check_cascade(place, curve, model, models)
     _check_students(place, curve, model)
+    _check_transfer(place, curve, models)
     _check_labels(place, curve, model)
     _check_guide(place, curve, model)
     _check_average(place, curve, model)
@@ -186,8 +187,9 @@ def _check_cascade(place: str, curve: Curve, model: Model, models: dict[str, Mod
             "use at most that, or raise strength in its upsampler"
         )
     for row, name in ((curve, place), (earlier, f"{place}.after: curve {curve.after}")):
-        if row.build_solver().adaptive or row.discretization == "optimised":
-            key, value = ("solver", row.solver) if row.build_solver().adaptive else ("discretization", "optimised")
+        of_solver = row.build_solver().adaptive or row.solver == "fitted"
+        if of_solver or row.discretization == "optimised":
+            key, value = ("solver", row.solver) if of_solver else ("discretization", "optimised")
             raise StudyError(f"{name}.{key}: {value} is not for stages of a cascade; use another")
     for stage in curve.stages[:-1]:
         if missing := set(curve.train_seeds or model.train_seeds) - set(models[stage].train_seeds):
@@ -258,6 +260,37 @@ def _check_students(place: str, curve: Curve, model: Model) -> None:
     for key in ("ema_halflife_images", "ema_sigma_rel"):
         if getattr(curve, key):
             raise StudyError(f"{place}.{key}: the students of model {curve.model} have one average each; leave it out")
+
+
+def _check_transfer(place: str, curve: Curve, models: dict[str, Model]) -> None:
+    """Refuse a fitted solver of students, and networks that it cannot be fitted to."""
+    if curve.solver != "fitted":
+        return
+    source = curve.model
+    if curve.fitted_model is not None:
+        check_named(f"{place}.fitted_model", curve.fitted_model, models)
+        source = curve.fitted_model
+    for name in (curve.model, source):
+        if models[name].objective == "progressive":
+            raise StudyError(f"{place}.solver: model {name} has a student for each number of steps; use another solver")
+        if models[name].upsampler:
+            raise StudyError(f"{place}.solver: fitted is not for stages of a cascade; use another")
+    if models[source].labels != models[curve.model].labels or models[source].space != models[curve.model].space:
+        raise StudyError(f"{place}.fitted_model: {source} has other labels or another space than {curve.model}")
+    seeds = models[source].train_seeds
+    needed = (
+        (curve.fitted_seed,) if curve.fitted_seed is not None else curve.train_seeds or models[curve.model].train_seeds
+    )
+    if missing := sorted(set(needed) - set(seeds)):
+        key = "fitted_seed" if curve.fitted_seed is not None else "fitted_model"
+        raise StudyError(
+            f"{place}.{key}: model {source} has no training with seed {missing[0]}; valid: {', '.join(map(str, seeds))}"
+        )
+    if curve.fitted_nfe is not None:
+        try:
+            curve.steps(curve.fitted_nfe)
+        except ValueError as error:
+            raise StudyError(f"{place}.fitted_nfe: {str(error).removeprefix('nfe: ')}") from None
 
 
 def _check_labels(place: str, curve: Curve, model: Model) -> None:

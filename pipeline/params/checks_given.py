@@ -36,6 +36,8 @@ def check_posteriors(study: Study, rows: Mapping[str, PosteriorRow], models: Map
             raise StudyError(
                 f"{place}.discretization: optimised grids are fitted to sampling without a measurement; use another"
             )
+        if row.solver == "fitted":
+            raise StudyError(f"{place}.solver: fitted to sampling without a measurement; use another")
         if row.build_solver().adaptive:
             raise StudyError(
                 f"{place}.solver: {row.solver} chooses its number of steps; use one whose steps a budget can pay for"

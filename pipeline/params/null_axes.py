@@ -18,7 +18,7 @@ from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.diffusion.exact import LabelledMixture
 from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
-from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.curve import TRANSFER, Curve
 from pipeline.params.resolved import Resolved
 from pipeline.sampling import thresholding
 from pipeline.sampling.fitted_grids import fit
@@ -88,6 +88,7 @@ def sampled(row: Sampler) -> dict[Any, Any]:
     samples: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
     made: dict[int, Tensor | None] = {}  # by number of steps
     samples["threshold"] = row.threshold, *(getattr(row, key) for key in thresholding.keys_of(row.threshold))
+    samples["fit"] = row.fit, row.told, *(getattr(row, key, None) for key in TRANSFER)
     fitted: list[tuple[float, ...]] = []
     if row.discretization == "optimised":
         fitted = fit(_mixture(STD), noise, *row.sigma_range, TEACHER_LEVELS)
@@ -97,7 +98,8 @@ def sampled(row: Sampler) -> dict[Any, Any]:
             continue
         if steps not in made:
             try:
-                made[steps] = _tried(oracle, noise, row.with_grid(fitted[steps - 1]) if fitted else row, steps)
+                started = row.with_grid(fitted[steps - 1]) if fitted else row.as_started(steps)
+                made[steps] = _tried(oracle, noise, started, steps)
             except StudyError as error:  # an adaptive solver finds no step that is small enough
                 samples["failure"], made[steps] = str(error), None
         if (x0 := made[steps]) is not None:

@@ -149,7 +149,11 @@ class Resolved(ReportRows):
             **{f"curves/{name}": row for name, row in curves.items()},
             **{f"sets/{name}": row.model_dump(mode="json") for name, row in self.sets.items()},
             "grids": {
-                name: {"ranges": [list(each) for each in ranges], "earlier": self._earlier(name)}
+                name: {
+                    "ranges": [list(each) for each in ranges],
+                    "solvers": {each: curves[each] for each in self._fitted(name)},
+                    "earlier": self._earlier(name),
+                }
                 for name, ranges in self.grids.items()
             },
             "likelihood": self.likelihood and self.likelihood.model_dump(mode="json"),
@@ -161,6 +165,10 @@ class Resolved(ReportRows):
                 )
             ),
         }
+
+    def _fitted(self, model: str) -> list[str]:
+        """The curves of a model whose solver is fitted."""
+        return [name for name, e in self.curves.items() if e.row.model == model and e.row.solver == "fitted"]
 
     def _earlier(self, model: str) -> list[str]:
         """The models of the stages before, in all cascades whose last stage is a model."""

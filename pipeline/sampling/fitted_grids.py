@@ -6,7 +6,7 @@ i to the teacher's state at j. For every number of steps, dynamic programming fi
 et al. 2024, GITS, arXiv 2405.11326; Watson et al. 2021, arXiv 2106.03802).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -23,7 +23,7 @@ from pipeline.common.files import CACHE, content_hash
 from pipeline.common.fingerprint import code_hash
 from pipeline.common.machine import machine
 from pipeline.common.randomness import generator
-from pipeline.common.sealed import cached_json, load_json, reading, save_json
+from pipeline.common.sealed import cached_json
 from pipeline.common.tensors import read_sealed
 from pipeline.common.threads import side_by_side
 from pipeline.diffusion.denoiser import DenoiserFunction, load_denoiser
@@ -141,21 +141,10 @@ def _fit_weights(weights: Path, sigma_min: float, sigma_max: float) -> FittedGri
     return FittedGrids(weights.name, sigma_min, sigma_max, tuple(map(tuple, grids)))
 
 
-def fit_model(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[FittedGrids]:
+def fit_grids(folder: Path, ranges: Sequence[tuple[float, float]]) -> list[FittedGrids]:
     """Fit grids to the main average of every training in a model's folder, for each range (sigma_min, sigma_max)."""
     jobs = [(weights, low, high) for weights in main_files(folder) for low, high in ranges]
     return side_by_side([partial(_fit_weights, *job) for job in jobs], processes.workers_on(default_device()))
-
-
-def save_grids(fitted: Sequence[FittedGrids], path: Path, earlier: Mapping[str, str] | None = None) -> None:
-    """Write grids. earlier: hashes of the weights of models that come before this one in cascades."""
-    save_json(path, {"grids": [grids.record() for grids in fitted]} | ({"earlier": dict(earlier)} if earlier else {}))
-
-
-def load_grids(path: Path) -> list[FittedGrids]:
-    """Read what save_grids wrote. Raises StudyError if the file is missing or of another kind."""
-    with reading(path):
-        return [FittedGrids(**record) for record in load_json(path)["grids"]]
 
 
 def on_fitted_grid(sampler: SamplerRow, fitted: Sequence[FittedGrids], weights: str, steps: int) -> SamplerRow:

@@ -18,6 +18,7 @@ from pipeline.diffusion.grids import DISCRETIZATIONS, EDM_RHO, LEVELS, SPACINGS
 from pipeline.diffusion.parametrization import BOUNDARY
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE, SCALINGS, SCHEDULES, Scaling, Schedule
 from pipeline.sampling.counting import Counted
+from pipeline.sampling.fitted import FITS, STARTS, TOLD, Numbers
 from pipeline.sampling.guidance import GUIDES, Guidance
 from pipeline.sampling.multistep import VARIANTS, Multistep
 from pipeline.sampling.ode import Ode, SingleStep, Solver
@@ -66,6 +67,14 @@ class Sampler(Row):
     """Relative tolerance. For rk45."""
     atol: Annotated[float, Field(gt=0, lt=1)] = axis(1e-3, "tolerance")
     """Absolute tolerance. For rk45."""
+    fit: Literal[FITS] = axis("both", "fit")  # type: ignore[valid-type]
+    """Which numbers are fitted to the model: the noise levels, the weights of evaluations, or both. For fitted."""
+    told: Literal[TOLD] = axis("state", "fit")  # type: ignore[valid-type]
+    """The noise level that the network is told: that of the state, or a fitted one. For fitted."""
+    start: Literal[tuple(STARTS)] = axis("dpmpp_2m", "fit")  # type: ignore[valid-type]
+    """The solver that a fit begins with, on the row's grid. For fitted."""
+    numbers: Numbers | None = None
+    """The fitted numbers of one number of steps; the stage `grids` fits them."""
     S_churn: NonNegativeFloat = axis(0.0, "churn")
     """Strength of EDM's churn: noise before each step of a deterministic single-step solver; 0: none."""
     S_min: NonNegativeFloat = axis(0.0, "churn")
@@ -129,6 +138,12 @@ class Sampler(Row):
         if self.S_max is not None and self.S_min > self.S_max:
             raise ValueError(f"S_min ({self.S_min}) must not be above S_max ({self.S_max})")
         self._check_guidance()
+        if self.solver == "fitted" and self.discretization == "optimised":
+            raise ValueError("discretization: solver fitted begins with a grid that depends on no model; use another")
+        if self.solver == "fitted" and self.guide == "classifier" and not self.build_guidance().idle:
+            raise ValueError(
+                "guide: solver fitted needs gradients, which a classifier's gradient has none of; use another"
+            )
         solver = self.build_solver()
         if solver.adaptive and max(self.nfe) < self.evaluations(2):
             raise ValueError(f"nfe: solver {self.solver} needs at least {self.evaluations(2)} evaluations")
@@ -158,6 +173,11 @@ class Sampler(Row):
             raise ValueError(
                 f"guidance_min, guidance_max: guidance {self.guidance:g} with guide {self.guide} has no effect to "
                 "limit; use another weight"
+            )
+        if self.solver == "fitted":
+            raise ValueError(
+                "guidance_min, guidance_max: solver fitted moves its noise levels across their limits; use guidance at "
+                "all noise levels"
             )
         if self.discretization == "optimised":
             raise ValueError(
@@ -257,6 +277,10 @@ class Sampler(Row):
         if self.build_solver().adaptive:
             low, high = self.sigma_range
             return torch.tensor([high, low, 0.0], dtype=torch.float64)
+        if self.numbers:
+            if steps != len(self.numbers.told):
+                raise StudyError(f"solver fitted: {steps} steps, but it is fitted for {len(self.numbers.told)}")
+            return torch.tensor(self.numbers.sigmas, dtype=torch.float64)
         choices: dict[str, Any] = {key: getattr(self, key) for key in ("rho", "shift", "spacing", "sigmas")}
         choices["schedule"] = self.build_schedule()
         finest = self.finest_steps or steps
@@ -269,6 +293,14 @@ class Sampler(Row):
         low, high = self.sigma_range
         grid = {"discretization": "explicit", "sigmas": sigmas, "sigma_min": low, "sigma_max": high}
         return self.model_copy(update=grid)
+
+    def as_started(self, steps: int) -> Self:
+        """This row with the numbers that a fit begins with, for trials; unchanged for another solver."""
+        if self.solver != "fitted":
+            return self
+        sigmas = self.grid(steps)
+        numbers = Numbers.of(sigmas, sigmas[:-1], STARTS[self.start].weights(sigmas))
+        return self.model_copy(update={"numbers": numbers})
 
     def ending_at(self, end: float) -> Self:
         """This row with its lowest noise level above 0 at `end`; unchanged for an end of 0."""

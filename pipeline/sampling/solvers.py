@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+from pipeline.sampling.fitted import fitted
 from pipeline.sampling.multistep import MULTISTEP
 from pipeline.sampling.ode import Solver
 from pipeline.sampling.singlestep import SINGLE_STEP
 from pipeline.sampling.stochastic import STOCHASTIC
 
-SOLVERS: dict[str, Callable[..., Solver]] = SINGLE_STEP | MULTISTEP | STOCHASTIC
+SOLVERS: dict[str, Callable[..., Solver]] = SINGLE_STEP | MULTISTEP | STOCHASTIC | {"fitted": fitted}
 VARIANCES = ("beta_tilde", "beta", "learned")
 """beta_tilde: The variance of the posterior q(x_prev | x, x0).
 Formula: r^2 (sigma^2 - sigma_next^2), r = sigma_next / sigma

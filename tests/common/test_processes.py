@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.common.processes import LOST
 from pipeline.common.tensors import load_tensors, save_tensors
-from pipeline.sampling.fitted_grids import save_grids
+from pipeline.evaluation.fits import Fits, save_fits
 from tests.imports import ROOT
 from tests.preloaded import programs
 
@@ -93,7 +93,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_no_grids(folder: Path) -> None:
     (folder / "build/tiny/grids").mkdir()
     for model in ("edm", "hard"):
-        save_grids([], folder / f"build/tiny/grids/{model}.json")
+        save_fits(Fits(), folder / f"build/tiny/grids/{model}.json", {})
 
 
 def copy(prepared: Path, tmp_path: Path) -> Path:

@@ -16,6 +16,7 @@ from pipeline.diffusion.denoiser import load_denoiser, save_denoiser
 from pipeline.diffusion.exact import LabelledMixture
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import Fits, fit_model
 from pipeline.metrics.extractors.extractor import Extractor
 from pipeline.metrics.extractors.registry import load_extractor, make_extractor, save_extractor
 from pipeline.metrics.extractors.row import Features
@@ -23,7 +24,6 @@ from pipeline.metrics.reference import Reference, load_reference, make_reference
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
 from pipeline.sampling import fitted_grids
-from pipeline.sampling.fitted_grids import FittedGrids, fit_model
 from pipeline.training.loop import train
 from pipeline.training.row import Model
 from pipeline.training.trained import save_models
@@ -33,7 +33,7 @@ SAMPLES = 40
 
 class Trained(NamedTuple):
     model: Path
-    grids: list[FittedGrids]
+    fits: Fits
     extractor: Extractor
     reference: Reference
 
@@ -47,8 +47,8 @@ def make(folder: Path) -> Trained:
     extractor = load_extractor(folder)
     save_reference(make_reference(extractor(dataset.images), extractor.hash)[0], folder)
     with mock.patch.object(fitted_grids, "TRAJECTORIES", 16):
-        grids = fit_model(folder / "model", [(0.002, 80.0)])
-    return Trained(folder / "model", grids, extractor, load_reference(folder))
+        fits = fit_model(folder / "model", [(0.002, 80.0)], [])
+    return Trained(folder / "model", fits, extractor, load_reference(folder))
 
 
 def curve(**keys: Any) -> Curve:

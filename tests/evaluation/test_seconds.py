@@ -12,6 +12,7 @@ import torch
 from pipeline.common.files import SHORT_HASH
 from pipeline.diffusion.weights import failure_file, save_failure
 from pipeline.evaluation import seconds as timing
+from pipeline.evaluation.fits import Fits
 from pipeline.evaluation.seconds import COLUMNS, IMAGES, REPETITIONS, Timed, Timing, seconds_of, timed_points
 from tests.evaluation.small import curve
 
@@ -47,7 +48,7 @@ def test_the_first_training_that_did_not_fail_is_timed(tmp_path: Path, monkeypat
     monkeypatch.setattr(timing, "_batch", lambda *of: [(torch.zeros(4, 2), 3)])
     monkeypatch.setattr(timing, "content_key", lambda model, seed, weights: f"weights of {seed}")
     for seed in (0, 1):
-        found = list(timed_points("x", curve(), tmp_path, []))
+        found = list(timed_points("x", curve(), tmp_path, Fits()))
         assert [point.timing.checkpoint for point in found] == [f"weights of {seed}"[:SHORT_HASH]] * 2
         save_failure("no number", failure_file(tmp_path, seed))
-    assert list(timed_points("x", curve(), tmp_path, [])) == [] and asked == [0, 1]
+    assert list(timed_points("x", curve(), tmp_path, Fits())) == [] and asked == [0, 1]

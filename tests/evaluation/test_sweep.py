@@ -25,11 +25,11 @@ from pipeline.diffusion.weights import Weights, classifier_file
 from pipeline.evaluation import loading, sweep
 from pipeline.evaluation.cell import Cell
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import Fits, fit_model
 from pipeline.evaluation.sweep import measure_curve, save_curve
 from pipeline.metrics.extractors.extractor import Extracted
 from pipeline.metrics.measurement import measure, measured_with
 from pipeline.sampling import fitted_grids
-from pipeline.sampling.fitted_grids import fit_model
 from pipeline.sampling.guidance import sample_labels
 from pipeline.training.classifier import train_classifier
 from tests.evaluation.small import CLASSES, MEANS, SAMPLES, Conditional, Trained, broken, curve, same
@@ -211,7 +211,7 @@ def test_failed_cells_are_saved_beside_the_others(trained: Trained, tmp_path: Pa
 
 def test_an_optimised_curve_is_sampled_on_the_grid_fitted_to_each_network(trained: Trained) -> None:
     row = curve(nfe=[3], discretization="optimised")
-    fitted = [found.grids[1] for found in trained.grids]
+    fitted = [found.grids[1] for found in trained.fits.grids]
     cells = measure_curve(row, *trained, workers=1)
     for cell, sigmas in zip(cells, fitted, strict=True):
         seeds = [[cell.train_seed, cell.sample_seed]]
@@ -219,7 +219,7 @@ def test_an_optimised_curve_is_sampled_on_the_grid_fitted_to_each_network(traine
         [explicit] = measure_curve(own, *trained, workers=1)
         assert explicit.images.equal(cell.images) and explicit.metrics == cell.metrics
     with pytest.raises(StudyError, match="no grid was fitted to seed_0"):
-        measure_curve(row, *trained._replace(grids=[]), workers=1)
+        measure_curve(row, *trained._replace(fits=Fits()), workers=1)
 
 
 def test_a_network_to_which_no_grid_can_be_fitted_fails_its_own_cells_alone(
@@ -227,9 +227,9 @@ def test_a_network_to_which_no_grid_can_be_fitted_fails_its_own_cells_alone(
 ) -> None:
     monkeypatch.setattr(fitted_grids, "TRAJECTORIES", 16)
     half = broken(trained, tmp_path / "model", 1)
-    half = half._replace(grids=fit_model(half.model, [(0.002, 80.0)]))
+    half = half._replace(fits=fit_model(half.model, [(0.002, 80.0)], []))
     cells = measure_curve(curve(nfe=[3], discretization="optimised"), *half, workers=1)
-    assert [c.failed for c in cells] == ["", half.grids[1].failed]
+    assert [c.failed for c in cells] == ["", half.fits.grids[1].failed]
     assert "not finite" in cells[1].failed
 
 

@@ -19,6 +19,7 @@ from pipeline.diffusion.space import Space
 from pipeline.diffusion.weights import failure_file, main_file, save_failure
 from pipeline.evaluation import sweep
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import Fits
 from pipeline.evaluation.sweep import measure_curve
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study
@@ -91,7 +92,7 @@ def cascade(first: dict[str, Any] | None = None, **keys: Any) -> Curve:
 
 @pytest.fixture
 def of_cascade(trained: Trained, made: Made) -> Trained:
-    return trained._replace(model=made.models / "up", grids=[])
+    return trained._replace(model=made.models / "up", fits=Fits())
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ class Limited(nn.Module):
 
 
 def test_samples_of_latents_are_decoded_and_measured_as_images(trained: Trained, made: Made) -> None:
-    latents = trained._replace(model=made.models / "latents", grids=[])
+    latents = trained._replace(model=made.models / "latents", fits=Fits())
     cells = measure_curve(curve(), *latents, workers=1, space=made.spaces["latents"])
     again = measure_curve(curve(batch=64), *latents, workers=2, space=made.spaces["latents"])
     assert [(c.steps, c.nfe, c.failed) for c in cells] == [(2, 3, "")] * 2 + [(3, 5, "")] * 2
@@ -153,14 +154,14 @@ def test_samples_of_latents_are_decoded_and_measured_as_images(trained: Trained,
 
 
 def test_samples_of_a_resolution_are_enlarged(trained: Trained, made: Made) -> None:
-    small = trained._replace(model=made.models / "small", grids=[])
+    small = trained._replace(model=made.models / "small", fits=Fits())
     [cell, _] = measure_curve(curve(nfe=[3]), *small, workers=1, space=made.spaces["small"])
     assert not cell.failed and cell.images.shape[1:] == SHAPE
 
 
 def test_a_decoder_that_answers_nan_fails_its_own_cells_alone(trained: Trained, made: Made) -> None:
     latents, space, row = (
-        trained._replace(model=made.models / "latents", grids=[]),
+        trained._replace(model=made.models / "latents", fits=Fits()),
         made.spaces["latents"],
         curve(batch=64),
     )
@@ -181,7 +182,7 @@ def test_a_decoder_that_answers_nan_fails_its_own_cells_alone(trained: Trained, 
 
 
 def test_another_decoder_has_cells_of_its_own(trained: Trained, made: Made, generated: list[int]) -> None:
-    latents, space = trained._replace(model=made.models / "latents", grids=[]), made.spaces["latents"]
+    latents, space = trained._replace(model=made.models / "latents", fits=Fits()), made.spaces["latents"]
     row = curve(nfe=[3])
     first = measure_curve(row, *latents, workers=1, space=space)
     assert same(measure_curve(row, *latents, workers=1, space=space), first) and len(generated) == 2

@@ -12,9 +12,9 @@ from pipeline.common.files import content_hash
 from pipeline.common.tensors import read_sealed
 from pipeline.diffusion.denoiser import load_denoiser, save_denoiser
 from pipeline.diffusion.weights import failure_file, main_file, save_failure, student_file
+from pipeline.evaluation.fits import fit_model
 from pipeline.evaluation.sweep import measure_curve, save_curve
 from pipeline.sampling import fitted_grids
-from pipeline.sampling.fitted_grids import fit_model
 from tests.evaluation.small import SAMPLES, Trained, broken, curve
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -29,8 +29,8 @@ def test_a_failed_training_fails_its_own_cells_alone(
     half = broken(trained, tmp_path / "model")
     (half.model / f"seed_{seed}.safetensors").unlink()
     save_failure("seed: no number", failure_file(half.model, seed))
-    half = half._replace(grids=fit_model(half.model, [(0.002, 80.0)]))
-    assert len(half.grids) == 1
+    half = half._replace(fits=fit_model(half.model, [(0.002, 80.0)], []))
+    assert len(half.fits.grids) == 1
     cells = measure_curve(curve(**keys), *half, workers=1)
     failed = [c for c in cells if c.train_seed == seed]
     assert [(c.failed, c.nfe, c.checkpoint, c.metrics, len(c.images)) for c in failed] == [

@@ -22,10 +22,10 @@ from pipeline.diffusion.autoencoder import load_autoencoder
 from pipeline.diffusion.denoiser import load_denoiser
 from pipeline.diffusion.space import load_space
 from pipeline.evaluation.cell import load_cell
+from pipeline.evaluation.fits import load_fits
 from pipeline.evaluation.given import load_cells
 from pipeline.metrics.extractors.registry import load_extractor
 from pipeline.metrics.reference import load_reference
-from pipeline.sampling.fitted_grids import load_grids
 from tests.imports import ROOT
 from tests.preloaded import programs
 from tests.workspace import Workspace
@@ -143,7 +143,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "build/tiny/spaces/*/autoencoder.safetensors": load_autoencoder,
     "build/tiny/autoencoders/*.safetensors": load_autoencoder,
     "build/tiny/models/*/*": load_denoiser,
-    "build/tiny/grids/*": load_grids,
+    "build/tiny/grids/*": load_fits,
     "build/tiny/curves/*/results.json": load_json,
     "build/tiny/curves/*/images.safetensors": partial(load_tensors, kind="images"),
     "build/tiny/curves/*/features.safetensors": partial(load_tensors, kind="cell"),

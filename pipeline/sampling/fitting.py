@@ -1,0 +1,206 @@
+"""Fit the numbers of a solver to a network, through the unrolled solver, to the end points of a fine solution.
+
+The teacher solves the ODE from the same noise with many steps of Heun's method. L-BFGS lowers the mean squared distance
+to its end points, first over the levels alone and then over all free numbers; the best numbers seen are kept, so that
+a fit never scores worse on its objective than its start.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pipeline.common.devices import state_type
+from pipeline.common.errors import NotFinite
+from pipeline.diffusion.denoiser import DenoiserFunction
+from pipeline.sampling.fitted import STARTS, Numbers
+from pipeline.sampling.loop import sample
+from pipeline.sampling.row import Sampler
+
+SAMPLES, HELD_OUT = 256, 256  # of noise; the numbers are fitted to the first
+CHUNK = 64  # samples per call of the network
+TEACHER_STEPS = 32
+ITERATIONS = 20, 40  # of L-BFGS: over the levels alone, and over all free numbers
+HISTORY = 20
+LEAST_GAIN = 1e-7  # of the objective at the start, below which a round ends
+BACKWARD = 2  # a gradient costs as much as two evaluations (Griewank and Walther 2008, sec. 4.4: at most three)
+
+DenoiserOf = Callable[[range], DenoiserFunction]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted numbers, and root-mean-square distances from the teacher's end points.
+
+    start and error: on the noise that the numbers were fitted to; heldout_start and heldout: on other noise.
+    calls: network calls for the fit, of one sample each, where a gradient counts as two.
+    """
+
+    numbers: Numbers
+    start: float
+    error: float
+    heldout_start: float
+    heldout: float
+    calls: int
+
+
+class _Free:
+    """The free numbers of a sampler at a number of steps, as tensors that need gradients."""
+
+    def __init__(self, sampler: Sampler, steps: int) -> None:
+        self.start, self.sigmas = STARTS[sampler.start], sampler.grid(steps)
+        falls = -self.sigmas[self.sigmas > 0].log().diff()
+        self.log_falls, self.told = falls.log(), torch.zeros(steps, dtype=torch.float64)
+        self.change = torch.zeros_like(self.start.weights(self.sigmas))
+        self.used = torch.ones_like(self.change).tril()  # a step has no more evaluations than were made
+        levels = [self.log_falls] if sampler.fit != "coefficients" else []
+        told = [self.told] if sampler.told == "fitted" else []
+        weights = [self.change] if sampler.fit != "times" else []
+        rounds = [levels + told if weights else [], levels + told + weights]
+        self.rounds = [[each for each in one if each.numel()] for one in rounds]
+        for each in self.rounds[-1]:
+            each.requires_grad_()
+
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Levels (N + 1,), levels told (N,) and weights (N, POINTS)."""
+        falls = self.log_falls.exp()
+        if self.sigmas[-1] > 0:  # both ends are fixed
+            falls = falls * ((self.sigmas[0] / self.sigmas[-1]).log() / falls.sum())
+        inner = self.sigmas[0] * (-falls.cumsum(0)).exp()
+        ends = self.sigmas[:1], self.sigmas[-1:]
+        sigmas = torch.cat([ends[0], inner[: len(self.sigmas) - 2], ends[1]])
+        return sigmas, sigmas[:-1] * self.told.exp(), self.start.weights(sigmas) + self.change * self.used
+
+    def solved(self, denoise: DenoiserFunction, z: Tensor) -> Tensor:
+        """The solution from z (N, ...)."""
+        sigmas, told, weights = self.numbers()
+        rows = [row.unbind() for row in weights.unbind()]
+        *_, z = self.start.steps(denoise, z, sigmas.unbind(), told.unbind(), rows)
+        return z
+
+
+def chunks(first: int, count: int) -> list[range]:
+    """The indices of `count` samples from `first` on, CHUNK at a time."""
+    return [range(i, min(i + CHUNK, first + count)) for i in range(first, first + count, CHUNK)]
+
+
+class _Problem:
+    """The objective: noise and the teacher's end points, a chunk of samples each."""
+
+    def __init__(self, denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, first: int) -> None:
+        threshold, teacher = sampler.build_threshold(), teacher_of(sampler)
+        self.chunks: list[tuple[DenoiserFunction, Tensor, Tensor]] = []
+        for indices in chunks(first, len(noise)):
+            denoiser = denoiser_of(indices)
+            own = noise[indices.start - first : indices.stop - first]
+            target = sample(denoiser, own, teacher, TEACHER_STEPS).x0
+            z = own.to(state_type(own.device)) * sampler.sigma_range[1]
+            self.chunks.append((partial(_denoised, denoiser, threshold), z, target))
+        self.numbers = noise.numel()
+
+    def losses(self, free: _Free) -> Iterator[Tensor]:
+        """The share of each chunk in the mean squared distance."""
+        for denoise, z, target in self.chunks:
+            yield (free.solved(denoise, z) - target).square().sum() / self.numbers
+
+    @torch.no_grad()
+    def error(self, free: _Free) -> float:
+        return float(sum(map(float, self.losses(free)))) ** 0.5
+
+
+def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor], z: Tensor, sigma: Tensor) -> Tensor:
+    return threshold(denoiser(z, sigma).to(z.dtype))
+
+
+def most_calls(steps: int) -> int:
+    """The network calls of a fit that uses all its iterations, with what it costs to know its held-out error."""
+    teacher = 2 * TEACHER_STEPS - 1
+    return (SAMPLES + HELD_OUT) * (teacher + 2 * steps) + SAMPLES * (1 + BACKWARD) * steps * sum(ITERATIONS) * 5 // 4
+
+
+def teacher_of(sampler: Sampler) -> Sampler:
+    """The fine solution of a sampler's ODE: Heun's method on EDM's grid, over the same range."""
+    low, high = sampler.sigma_range
+    kept = {key: getattr(sampler, key) for key in ("threshold", "threshold_percentile")}
+    return Sampler(sigma_min=low, sigma_max=high, nfe=(2 * TEACHER_STEPS,), **kept)
+
+
+def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) -> Fit:
+    """Fit a sampler's free numbers at a number of steps.
+
+    denoiser_of: the denoiser of the samples with these indices, guided and with their labels; it must pass gradients
+    on to z and sigma. noise: standard normal, (SAMPLES + HELD_OUT, ...), on the denoiser's device. Raises NotFinite if
+    the teacher or the start is not finite.
+    """
+    free = _Free(sampler, steps)
+    problem = _Problem(denoiser_of, noise[:SAMPLES], sampler, 0)
+    heldout = _Problem(denoiser_of, noise[SAMPLES:], sampler, SAMPLES)
+    start, heldout_start = problem.error(free), heldout.error(free)
+    search = _Search(problem, free, start**2)
+    for parameters, iterations in zip(free.rounds, ITERATIONS, strict=True):
+        search.run(parameters, iterations)
+    search.restore()
+    calls = len(noise[:SAMPLES]) * (
+        teacher_of(sampler).evaluations(TEACHER_STEPS) + (1 + BACKWARD) * steps * search.gradients
+    )
+    with torch.no_grad():
+        numbers = Numbers.of(*free.numbers())
+    return Fit(numbers, start, problem.error(free), heldout_start, heldout.error(free), calls)
+
+
+class _Stop(Exception):
+    """The search met a value that is not finite."""
+
+
+class _Search:
+    """L-BFGS over the free numbers, which remembers the best ones."""
+
+    def __init__(self, problem: _Problem, free: _Free, start: float) -> None:
+        if not math.isfinite(start):
+            raise NotFinite("solver fitted: the solution that fitting starts with is not finite")
+        self.problem, self.free, self.start, self.gradients = problem, free, start, 0
+        self.best, self.numbers = start, self._copy()
+
+    def _copy(self) -> list[Tensor]:
+        return [each.detach().clone() for each in self.free.rounds[-1]]
+
+    def run(self, parameters: list[Tensor], iterations: int) -> None:
+        """One round over some of the numbers, from the best ones so far."""
+        self.restore()
+        if not parameters:
+            return
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=iterations,
+            history_size=HISTORY,
+            tolerance_change=LEAST_GAIN * self.start,
+            line_search_fn="strong_wolfe",
+        )
+        with contextlib.suppress(_Stop):
+            optimizer.step(partial(self._objective, parameters))
+
+    def _objective(self, parameters: list[Tensor]) -> float:
+        self.gradients += 1
+        gradients = [torch.zeros_like(each) for each in parameters]
+        total = 0.0
+        for loss in self.problem.losses(self.free):
+            for sum_, gradient in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+                sum_ += gradient
+            total += float(loss.detach())
+        if not math.isfinite(total) or not all(bool(each.isfinite().all()) for each in gradients):
+            raise _Stop
+        if total < self.best:
+            self.best, self.numbers = total, self._copy()
+        for each, gradient in zip(parameters, gradients, strict=True):
+            each.grad = gradient
+        return total
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set the free numbers to the best ones so far."""
+        for each, best in zip(self.free.rounds[-1], self.numbers, strict=True):
+            each.copy_(best)
