@@ -90,7 +90,7 @@ AXES = (
         "A step in z = x0 + sigma n, or in x = s z for the solvers that step in t, for which `schedule` and `scaling` "
         "matter. d = dx/dt, h is the step of t, r = sigma_next / sigma, lambda = -ln sigma, eps = (z - D) / sigma. D_1 "
         "is D one step earlier, r_0 that step of lambda over the present one. The last step, to sigma = 0, is Euler's, "
-        "except for `lms`. Tests and differences from other libraries: [samplers](samplers.md).",
+        "except for `lms`. Where `end` is sigma_min, a solver pays for all evaluations of its last step, too. Tests and differences from other libraries: [samplers](samplers.md).",
         "step",
         keys_of,
         columns={
@@ -144,6 +144,19 @@ AXES = (
         "spacing",
         "Which of the K levels in the range a grid of N steps uses, counted from the lowest.",
         "index",
+    ),
+    Axis(
+        "Ends",
+        "curves",
+        "end",
+        "The last noise level of a sampler: [published protocols](samplers.md#published-protocols).",
+    ),
+    Axis(
+        "First steps",
+        "curves",
+        "first_step",
+        "The first evaluation of a sampler, at sigma_max: [published protocols](samplers.md#published-protocols).",
+        "D",
     ),
     Axis(
         "Parametrizations",

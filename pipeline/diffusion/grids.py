@@ -68,12 +68,13 @@ def geometric(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     return sigma_max * (sigma_min / sigma_max) ** fractions(steps)
 
 
-def uniform_in_time(steps: int, sigma_min: float, sigma_max: float, schedule: Schedule) -> Tensor:
-    """Uniform in the time of the row's `schedule`.
+def uniform_in_time(steps: int, sigma_min: float, sigma_max: float, schedule: Schedule, exponent: float) -> Tensor:
+    """Uniform in t^(1 / exponent), where t is the time of the row's `schedule`.
 
-    Source: Song et al. 2021, arXiv 2011.13456
+    Source: Song et al. 2021, arXiv 2011.13456; with an exponent: Zhang and Chen 2023, arXiv 2204.13902, the authors'
+        code
     """
-    return _in_time(steps, sigma_min, sigma_max, schedule, power=1)
+    return _in_time(steps, sigma_min, sigma_max, schedule, exponent)
 
 
 def quadratic_in_time(steps: int, sigma_min: float, sigma_max: float, schedule: Schedule) -> Tensor:

@@ -109,7 +109,7 @@ class Curve(Sampler):
         return self.fitted_model or self.model, seed, self.steps(self.fitted_nfe) if self.fitted_nfe else steps
 
     @property
-    def end(self) -> float:
+    def earlier_end(self) -> float:
         """The noise level at which the stage before ends."""
         return self.strength if self.truncated else 0.0
 
@@ -132,18 +132,25 @@ class Curve(Sampler):
         """
         assert self.earlier is not None
         budget = math.floor(super().evaluations(steps, end) * self.share / (1 - self.share) + ROUNDING)
-        return self.earlier.steps(budget, self.end)
+        return self.earlier.steps(budget, self.earlier_end)
 
     def evaluations(self, steps: int, end: float = 0.0) -> int:
         """The network calls of `steps` steps, guidance included, and of all stages before."""
         return sum(count for _, count in self.stage_evaluations(steps, end))
+
+    def depth(self, steps: int, end: float = 0.0) -> int:
+        """The evaluations of all stages that wait for each other, if the last one takes `steps` steps."""
+        own = super().depth(steps, end)
+        if self.earlier is None:
+            return own
+        return own + self.earlier.depth(self.earlier_steps(steps, end), self.earlier_end)
 
     def stage_evaluations(self, steps: int, end: float = 0.0) -> list[tuple[str, int]]:
         """The model and the network calls of each stage, the first one first, if the last one takes `steps` steps."""
         own = (self.model, super().evaluations(steps, end))
         if self.earlier is None:
             return [own]
-        return [*self.earlier.stage_evaluations(self.earlier_steps(steps, end), self.end), own]
+        return [*self.earlier.stage_evaluations(self.earlier_steps(steps, end), self.earlier_end), own]
 
     @property
     def stages(self) -> list[str]:

@@ -122,6 +122,9 @@ class PosteriorRow(Sampler):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        for key, default in (("end", "zero"), ("first_step", "network")):
+            if (value := getattr(self, key)) != default:
+                raise ValueError(f"{key}: {value} is for curves; posterior samplers need {default}")
         keys = keys_of(self.posterior)
         for key in METHOD_KEYS:
             if getattr(self, key) is not None and key not in keys:

@@ -164,10 +164,13 @@ def travel(denoiser: DenoiserFunction, z: Tensor, sampler: Sampler, sigmas: Sequ
 def check_solver(sampler: Sampler) -> None:
     """Raise StudyError for a solver that adds noise, along which there is no likelihood, or chooses its own steps.
 
-    And for a threshold, with which an ODE cannot be run back.
+    And for a threshold, with which an ODE cannot be run back, and for keys of how sampling begins and ends.
     """
     if sampler.threshold != "none":
         raise StudyError(f"threshold: {sampler.threshold} gives many z one D, so that no way leads back; use none")
+    for key, default in (("end", "zero"), ("first_step", "network")):
+        if (value := getattr(sampler, key)) != default:
+            raise StudyError(f"{key}: {value} is for sampling; a likelihood needs {default}")
     solver = sampler.build_solver()
     key, why = "S_churn" if sampler.S_churn else "solver", ""
     if solver.stochastic:

@@ -48,7 +48,7 @@ class LoadedModel:
         """
         if self.earlier is None or self.curve.earlier is None:
             return self.denoiser
-        before, end = self.curve.earlier_steps(steps, end), self.curve.end
+        before, end = self.curve.earlier_steps(steps, end), self.curve.earlier_end
         model = self.earlier(before)
         stage = Stage(model.at(before, end, depth + 1), model.shape, self.curve.earlier, before, end, depth + 1)
         augmentation = self.network.spec.low_augmentation

@@ -119,7 +119,7 @@ def _weights_key(curve: Curve, model: Path, train_seed: int, steps: int, space: 
     if curve.earlier:
         before = curve.earlier_steps(steps, end)
         folder = model.parent / curve.earlier.model
-        others.append(_weights_key(curve.earlier, folder, train_seed, before, None, curve.end))
+        others.append(_weights_key(curve.earlier, folder, train_seed, before, None, curve.earlier_end))
     return content_hash(own, *others) if others else own
 
 

@@ -218,7 +218,7 @@ def _check_steps(place: str, curve: Curve, counts: list[int], models: dict[str, 
             listed = ", ".join(map(str, sorted(students)))
             raise StudyError(f"{asked.format(steps)}, but model {earlier.model} has students for {listed}")
         try:
-            falls = earlier.ending_at(curve.end)._falls(steps + (curve.end > 0))
+            falls = earlier.ending_at(curve.earlier_end)._falls(steps)
         except ValueError as error:
             raise StudyError(f"{asked.format(steps)}: {error}") from None
         if not falls:
@@ -226,7 +226,7 @@ def _check_steps(place: str, curve: Curve, counts: list[int], models: dict[str, 
                 f"{place}.truncated: the noise levels of curve {curve.after} do not fall to {curve.strength:g} in "
                 f"{steps} steps; use discretization edm there, or truncated: false"
             )
-    _check_steps(place, earlier, before, models, curve.end)
+    _check_steps(place, earlier, before, models, curve.earlier_end)
 
 
 def _check_truncated(place: str, curve: Curve, augmentation: str) -> None:
@@ -237,9 +237,10 @@ def _check_truncated(place: str, curve: Curve, augmentation: str) -> None:
         raise StudyError(f"{place}.truncated: leaves noise, but the model was trained with augmentation {augmentation}")
     if not curve.strength:
         raise StudyError(f"{place}.truncated: needs a strength above 0, the noise level at which the stage before ends")
-    earlier = curve.earlier.ending_at(curve.end)
+    earlier = curve.earlier.ending_at(curve.earlier_end)
     low, high = earlier.sigma_range
-    last = float(earlier.grid(2)[-2]) if low < high and not earlier.sigmas and not earlier.finest_steps else 0.0
+    free = not (earlier.sigmas or earlier.finest_steps or earlier.build_solver().adaptive)
+    last = float(earlier.grid(1)[-1]) if low < high and free else 0.0
     if abs(last / low - 1) > 1e-6:
         raise StudyError(
             f"{place}.truncated: the grid of curve {curve.after} has no noise level {curve.strength:g} to end at; use "

@@ -22,7 +22,7 @@ from pipeline.diffusion import autoencoder, grids, parametrization, schedule, up
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation import likelihood
-from pipeline.sampling import conditional, guidance, measurement, multistep, solvers, thresholding
+from pipeline.sampling import conditional, guidance, measurement, multistep, protocols, solvers, thresholding
 from pipeline.sampling.annealed import Loop
 from pipeline.training import distances, draws, hybrid, noise, objectives, optimizer, pairs, weighting
 
@@ -60,6 +60,8 @@ TABLES = {  # of each key that takes the name of a choice
     "scaling": Table(schedule, "SCALINGS"),
     "discretization": Table(grids, "DISCRETIZATIONS", lambda choice: choice.grid),
     "spacing": Table(grids, "SPACINGS"),
+    "end": Table(protocols, "ENDS"),
+    "first_step": Table(protocols, "FIRST_STEPS"),
     "parametrization": Table(parametrization, "PARAMETRIZATIONS"),
     "noise": Table(noise, "NOISES"),
     "draws": Table(draws, "DRAWS"),

@@ -181,9 +181,9 @@ def null_choices(row: AnyRow, base: AnyRow, outcome: Callable[[AnyRow], dict[Any
 def sampler_reason(row: Sampler, key: str) -> str:
     """Why a choice of a sampler changes nothing."""
     solver = row.build_solver()
-    if key in ("rho", "shift", "spacing") and key not in DISCRETIZATIONS[row.discretization].keys:
+    if key in ("rho", "exponent", "shift", "spacing") and key not in DISCRETIZATIONS[row.discretization].keys:
         return f"discretization {row.discretization} has no {key}"
-    if key in ("discretization", "rho", "shift", "spacing") and solver.adaptive:
+    if key in ("discretization", "rho", "exponent", "shift", "spacing") and solver.adaptive:
         return f"solver {row.solver} chooses its own steps"
     if key in ("schedule", "scaling") and solver.variable != "t":
         return f"solver {row.solver} steps in {solver.variable}, and so does not depend on the {key}"

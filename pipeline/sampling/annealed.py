@@ -43,8 +43,8 @@ class Levels:
 
     @classmethod
     def of(cls, sampler: Sampler, steps: int) -> "Levels":
-        """Those of a row, whose solver and churn have no effect."""
-        row = sampler.model_copy(update={"solver": "ddim", "S_churn": 0.0})
+        """Those of a row, whose solver, churn and end have no effect."""
+        row = sampler.model_copy(update={"solver": "ddim", "S_churn": 0.0, "end": "zero"})
         return cls(row.grid(steps).tolist(), sampler.rho, sampler.sigma_range[0])
 
     def inner(self, sigma: float, steps: int) -> list[float]:

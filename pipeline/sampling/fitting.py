@@ -19,6 +19,7 @@ from pipeline.common.errors import NotFinite
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.sampling.fitted import STARTS, Numbers
 from pipeline.sampling.loop import sample
+from pipeline.sampling.protocols import FIRST_STEPS
 from pipeline.sampling.row import Sampler
 
 SAMPLES, HELD_OUT = 256, 256  # of noise; the numbers are fitted to the first
@@ -52,10 +53,12 @@ class _Free:
     """The free numbers of a sampler at a number of steps, as tensors that need gradients."""
 
     def __init__(self, sampler: Sampler, steps: int) -> None:
-        self.start, self.sigmas = STARTS[sampler.start], sampler.grid(steps)
+        self.start, self.sigmas, self.first_step = STARTS[sampler.start], sampler.grid(steps), sampler.first_step
         falls = -self.sigmas[self.sigmas > 0].log().diff()
         self.log_falls, self.told = falls.log(), torch.zeros(steps, dtype=torch.float64)
         self.change = torch.zeros_like(self.start.weights(self.sigmas))
+        self.is_told = torch.ones(steps, dtype=torch.float64)  # an analytic step asks no network
+        self.is_told[: int(self.first_step == "analytic")] = 0
         self.used = torch.ones_like(self.change).tril()  # a step has no more evaluations than were made
         levels = [self.log_falls] if sampler.fit != "coefficients" else []
         told = [self.told] if sampler.told == "fitted" else []
@@ -73,10 +76,15 @@ class _Free:
         inner = self.sigmas[0] * (-falls.cumsum(0)).exp()
         ends = self.sigmas[:1], self.sigmas[-1:]
         sigmas = torch.cat([ends[0], inner[: len(self.sigmas) - 2], ends[1]])
-        return sigmas, sigmas[:-1] * self.told.exp(), self.start.weights(sigmas) + self.change * self.used
+        return (
+            sigmas,
+            sigmas[:-1] * (self.told * self.is_told).exp(),
+            self.start.weights(sigmas) + self.change * self.used,
+        )
 
     def solved(self, denoise: DenoiserFunction, z: Tensor) -> Tensor:
         """The solution from z (N, ...)."""
+        denoise = FIRST_STEPS[self.first_step](denoise)
         sigmas, told, weights = self.numbers()
         rows = [row.unbind() for row in weights.unbind()]
         *_, z = self.start.steps(denoise, z, sigmas.unbind(), told.unbind(), rows)
@@ -126,7 +134,7 @@ def teacher_of(sampler: Sampler) -> Sampler:
     """The fine solution of a sampler's ODE: Heun's method on EDM's grid, over the same range."""
     low, high = sampler.sigma_range
     kept = {key: getattr(sampler, key) for key in ("threshold", "threshold_percentile")}
-    return Sampler(sigma_min=low, sigma_max=high, nfe=(2 * TEACHER_STEPS,), **kept)
+    return Sampler(sigma_min=low, sigma_max=high, end=sampler.end, nfe=(2 * TEACHER_STEPS,), **kept)
 
 
 def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) -> Fit:

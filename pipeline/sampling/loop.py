@@ -11,6 +11,7 @@ from pipeline.common.errors import NotFinite, StudyError
 from pipeline.diffusion.denoiser import DenoiserFunction
 from pipeline.sampling.counting import Counted
 from pipeline.sampling.ode import Ode, RandnLike
+from pipeline.sampling.protocols import FIRST_STEPS
 from pipeline.sampling.row import Sampler
 
 
@@ -36,9 +37,9 @@ def sample(
     randn_like: RandnLike = draw_like,
     end: float = 0.0,
 ) -> Samples:
-    """Solve the sampler's ODE or SDE from sigma_max to 0 in `steps` steps (EDM, Algorithms 1 and 2; any solver).
+    """Solve the sampler's ODE or SDE from sigma_max to its end in `steps` steps (EDM, Algorithms 1 and 2; any solver).
 
-    end: the noise level at which it stops instead of 0; the samples then keep this noise.
+    end: the noise level at which it stops instead; the samples then keep this noise.
 
     denoiser(z, sigma) -> D, with z (N, ...) and sigma a float64 scalar on the CPU. If the sampler has guidance, the
     denoiser is already guided (`pipeline.sampling.guidance`); calls of all its networks count. For variance learned it
@@ -50,8 +51,9 @@ def sample(
     """
     counted = Counted(denoiser)
     sampler = sampler.ending_at(end)
-    ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
-    sigmas = (sampler.grid(steps + 1)[:-1] if end else sampler.grid(steps)).tolist()  # falling; the last one is `end`
+    answers = FIRST_STEPS[sampler.first_step](counted)
+    ode = Ode(answers, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
+    sigmas = sampler.grid(steps).tolist()  # falling
     z = noise.to(state_type(noise.device)) * sigmas[0]  # z_0 ~ N(0, sigma_0^2 I)
     nfe_by_step: list[int] = []
     try:

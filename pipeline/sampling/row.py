@@ -22,6 +22,7 @@ from pipeline.sampling.fitted import FITS, STARTS, TOLD, Numbers
 from pipeline.sampling.guidance import GUIDES, Guidance
 from pipeline.sampling.multistep import VARIANTS, Multistep
 from pipeline.sampling.ode import Ode, SingleStep, Solver
+from pipeline.sampling.protocols import ENDS, FIRST_STEPS
 from pipeline.sampling.solvers import SOLVERS, VARIANCES
 from pipeline.sampling.stochastic import Churned
 from pipeline.sampling.thresholding import THRESHOLDS, thresholding
@@ -87,6 +88,8 @@ class Sampler(Row):
     """The grid of noise levels."""
     rho: PositiveFloat = axis(EDM_RHO, "rho")
     """Exponent of discretization edm."""
+    exponent: PositiveFloat = axis(1.0, "exponent")
+    """The levels are uniform in the power 1 / exponent of t. For discretization time."""
     shift: PositiveFloat = axis(1.0, "shift")
     """Factor on sigma. For discretization flow."""
     spacing: Literal[tuple(SPACINGS)] = axis("linspace", "spacing")  # type: ignore[valid-type]
@@ -99,6 +102,10 @@ class Sampler(Row):
     """Lowest noise level above 0; null: as published with the grid."""
     sigma_max: PositiveFloat | None = axis(None, "noise range")
     """Highest noise level; null: as published with the grid."""
+    end: Literal[ENDS] = axis("zero", "end")  # type: ignore[valid-type]
+    """The last noise level: 0, or sigma_min, at which many published samplers stop."""
+    first_step: Literal[tuple(FIRST_STEPS)] = axis("network", "first step")  # type: ignore[valid-type]
+    """The first evaluation: a call of the network, or a formula that costs no call."""
     schedule: Literal[tuple(SCHEDULES)] = axis("linear", "schedule")  # type: ignore[valid-type]
     """sigma(t) of the ODE; any schedule goes with any grid and solver."""
     scaling: Literal[tuple(SCALINGS)] | None = axis(None, "scaling")  # type: ignore[valid-type]
@@ -138,6 +145,7 @@ class Sampler(Row):
         if self.S_max is not None and self.S_min > self.S_max:
             raise ValueError(f"S_min ({self.S_min}) must not be above S_max ({self.S_max})")
         self._check_guidance()
+        self._check_protocol()
         if self.solver == "fitted" and self.discretization == "optimised":
             raise ValueError("discretization: solver fitted begins with a grid that depends on no model; use another")
         if self.solver == "fitted" and self.guide == "classifier" and not self.build_guidance().idle:
@@ -151,8 +159,10 @@ class Sampler(Row):
         most = counts[-1]
         if odd := [count for count in counts if (self.finest_steps or count) % count]:
             raise ValueError(f"finest_steps: {self.finest_steps} is no multiple of {odd[0]} steps, which nfe pays for")
-        if self.order and isinstance(solver, Multistep) and most < solver.steps_needed:
-            raise ValueError(f"order: {self.order} needs {solver.steps_needed} steps, and nfe pays for at most {most}")
+        if self.order and isinstance(solver, Multistep):
+            needed = solver.points if self._above_zero and not solver.lower_at_end else solver.steps_needed
+            if most < needed:
+                raise ValueError(f"order: {self.order} needs {needed} steps, and nfe pays for at most {most}")
         if not self._falls(most):
             raise ValueError(
                 "rho, shift, sigmas, sigma_min, sigma_max: the noise levels must fall from step to step in float64; "
@@ -185,6 +195,30 @@ class Sampler(Row):
                 "another discretization, or guidance at all noise levels"
             )
 
+    def _check_protocol(self) -> None:
+        maps = self.solver == "consistency" or self.build_solver().adaptive
+        if self._above_zero:
+            if maps:
+                raise ValueError(f"end: solver {self.solver} ends at 0; use zero, or another solver")
+            if self.discretization == "optimised":
+                raise ValueError("end: an optimised grid is fitted to steps that end at 0; use zero, or another grid")
+            trailing = self.discretization == "ddpm" and self.spacing == "trailing"
+            if trailing or self.discretization == "flow":
+                what = "spacing trailing" if trailing else "discretization flow"
+                raise ValueError(f"end: {what} has no level at sigma_min; use zero, or another grid")
+            if self.sigmas and len(self.sigmas) < 2:
+                raise ValueError("sigmas: end sigma_min needs two noise levels or more")
+        if self.first_step == "analytic":
+            if maps:
+                raise ValueError(f"first_step: solver {self.solver} needs the network; use network, or another solver")
+            if self.variance == "learned":
+                raise ValueError("first_step: analytic gives no variance; use network, or variance beta or beta_tilde")
+
+    @property
+    def _above_zero(self) -> bool:
+        """Whether the last noise level is above 0."""
+        return self.end == "sigma_min"
+
     def _falls(self, steps: int) -> bool:
         """Whether the noise levels of a grid and their times are finite and fall from step to step."""
         if self.discretization == "optimised":
@@ -198,7 +232,7 @@ class Sampler(Row):
             raise ValueError(str(error)) from None
         except ArithmeticError:
             return False
-        first, last = times[0], times[-2]
+        first, last = times[0], times[sigmas > 0][-1]
         spans = self.build_schedule().sigma(first + (last - first)) > 0  # one step from the first level to the last one
         return bool((sigmas.diff() < 0).all() and (times.diff() < 0).all() and times.isfinite().all() and spans)
 
@@ -237,33 +271,49 @@ class Sampler(Row):
     def evaluations(self, steps: int, end: float = 0.0) -> int:
         """The network calls of `steps` steps, guidance included; the least possible number for an adaptive solver.
 
-        end: the noise level at which they end.
+        end: the noise level at which they end; 0: that of the row.
         """
         return self._cost(end)(steps)
 
+    def depth(self, steps: int, end: float = 0.0) -> int:
+        """The evaluations of `steps` steps that wait for each other: guided networks run side by side, so count once.
+
+        The least possible number for an adaptive solver. end: as in `evaluations`.
+        """
+        return self._answers(steps, end)
+
+    def _answers(self, steps: int, end: float = 0.0) -> int:
+        solver = self.build_solver()
+        count = solver.stages * steps if end or self._above_zero else solver.evaluations(steps)
+        return count - (self.first_step == "analytic")
+
     def _cost(self, end: float = 0.0) -> Callable[[int], int]:
-        if end:
-            return partial(_counted_to, self, end)
-        solver, guidance = self.build_solver(), self.build_guidance()
+        guidance = self.build_guidance()
         if guidance.evaluations > 1 and guidance.limited:
-            return solver.evaluations if solver.adaptive else partial(_counted, self)
-        return lambda steps: guidance.evaluations * solver.evaluations(steps)
+            adaptive = self.build_solver().adaptive
+            return self._answers if adaptive else partial(_counted, self.ending_at(end))
+        return lambda steps: guidance.evaluations * self._answers(steps, end)
 
     def steps(self, budget: int, end: float = 0.0) -> int:
         """The largest number of steps, to the noise level `end`, that costs at most `budget` evaluations; 2 for an
         adaptive solver.
 
         An adaptive solver counts its steps as one, and the last step, to 0, as another. Raises ValueError if the budget
-        does not pay for one step.
+        does not pay for one step, or for none with a call of the network.
         """
         if self.build_solver().adaptive:
             return 2
-        choices: Sequence[int] = [len(self.sigmas)] if self.sigmas else range(1, max(budget, 1) + 1)
         cost = self._cost(end)
+        first = 1 if cost(1) else 2  # an analytic step without a call is no sampler
+        choices: Sequence[int] = range(first, max(budget, 1) + 2)
+        if self.sigmas:
+            choices = [len(self.sigmas) - self._above_zero]
+            if choices[0] < first:
+                raise ValueError("first_step: analytic leaves no call of the network; use network, or more sigmas")
         affordable = bisect_right(choices, budget, key=cost)  # the cost rises with the steps
         if not affordable:
             needed = f"{cost(choices[0])}{' with guidance' if self.build_guidance().evaluations > 1 else ''}"
-            what = f"its {len(self.sigmas)} sigmas" if self.sigmas else "one step"
+            what = f"its {len(self.sigmas)} sigmas" if self.sigmas else "one step" if first == 1 else "two steps"
             raise ValueError(f"nfe: {budget} evaluations are too few; solver {self.solver} needs {needed} for {what}")
         return choices[affordable - 1]
 
@@ -273,7 +323,8 @@ class Sampler(Row):
         return sorted({self.steps(budget) for budget in self.nfe})
 
     def grid(self, steps: int) -> Tensor:
-        """The noise levels of `steps` steps, the last one 0: float64, (steps + 1,); for adaptive solvers the range."""
+        """The noise levels of `steps` steps: float64, (steps + 1,); for adaptive solvers the range. The last one is 0, or
+        the lowest above 0 if `end` is sigma_min."""
         if self.build_solver().adaptive:
             low, high = self.sigma_range
             return torch.tensor([high, low, 0.0], dtype=torch.float64)
@@ -281,12 +332,14 @@ class Sampler(Row):
             if steps != len(self.numbers.told):
                 raise StudyError(f"solver fitted: {steps} steps, but it is fitted for {len(self.numbers.told)}")
             return torch.tensor(self.numbers.sigmas, dtype=torch.float64)
-        choices: dict[str, Any] = {key: getattr(self, key) for key in ("rho", "shift", "spacing", "sigmas")}
+        choices: dict[str, Any] = {key: getattr(self, key) for key in ("rho", "exponent", "shift", "spacing", "sigmas")}
         choices["schedule"] = self.build_schedule()
         finest = self.finest_steps or steps
         if finest % steps:
             raise StudyError(f"finest_steps: {finest} is no multiple of {steps} steps")
-        return DISCRETIZATIONS[self.discretization](finest, *self.sigma_range, **choices)[:: finest // steps]
+        above = int(self._above_zero)
+        levels = DISCRETIZATIONS[self.discretization](finest + above, *self.sigma_range, **choices)
+        return levels[: len(levels) - above : finest // steps]
 
     def with_grid(self, sigmas: tuple[float, ...]) -> Self:
         """This row on an explicit grid in the same range. sigmas: falling noise levels above 0."""
@@ -303,8 +356,8 @@ class Sampler(Row):
         return self.model_copy(update={"numbers": numbers})
 
     def ending_at(self, end: float) -> Self:
-        """This row with its lowest noise level above 0 at `end`; unchanged for an end of 0."""
-        return self.model_copy(update={"sigma_min": end}) if end else self
+        """This row, ending at noise level `end`; unchanged for an end of 0."""
+        return self.model_copy(update={"sigma_min": end, "end": "sigma_min"}) if end else self
 
     def build_schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](*self.sigma_range)
@@ -318,8 +371,8 @@ def _counted(sampler: Sampler, steps: int) -> int:
     """The network calls of `steps` steps if only some noise levels are guided.
 
     A step evaluates between its two noise levels, the upper one raised by churn. So the cost of a step is known if
-    guidance acts at both ends, or lies beyond both. The other steps are tried, each by itself, on networks that answer
-    0. For an invalid grid all evaluations count as guided.
+    guidance acts at both ends, or lies beyond both. The other steps, and an analytic one, are tried, each by itself, on
+    networks that answer 0. For an invalid grid all evaluations count as guided.
     """
     sampler = sampler.model_copy(update={"variance": "beta"})  # costs the same, and needs no answer but D
     solver, guidance = sampler.build_solver(), sampler.build_guidance()
@@ -328,31 +381,24 @@ def _counted(sampler: Sampler, steps: int) -> int:
     except ValueError:
         valid = False
     if not valid:
-        return guidance.evaluations * solver.evaluations(steps)
+        return guidance.evaluations * sampler._answers(steps)
     factor = 1.0
     if isinstance(solver, Churned):
         factor, solver = solver.factor(steps), replace(solver, S_churn=solver.S_churn / steps)
     counted = Counted(guidance(_zeros, _zeros))
-    ode, z = Ode(counted, sampler.build_schedule(), sampler.build_scaling()), torch.zeros(1, dtype=torch.float64)
+    denoiser = FIRST_STEPS[sampler.first_step](counted)
+    ode, z = Ode(denoiser, sampler.build_schedule(), sampler.build_scaling()), torch.zeros(1, dtype=torch.float64)
     sigmas = sampler.grid(steps)
     lower, upper = (1 - 1e-9) * sigmas[1:], (1 + 1e-9) * factor * sigmas[:-1]  # a level within rounding is tried, too
     high = math.inf if guidance.high is None else guidance.high
     guided = (lower > guidance.low) & (upper <= high)
     plain = (lower > high) | (upper <= guidance.low)
-    plain[-1] = False  # the step to 0 has fewer evaluations
+    plain[-1] &= bool(sigmas[-1] > 0)  # the step to 0 has fewer evaluations
+    if sampler.first_step == "analytic":
+        guided[0] = plain[0] = False
     for i in (~(guided | plain)).nonzero().flatten().tolist():
         list(solver.run(ode, z, sigmas[i : i + 2].tolist(), torch.zeros_like))
     return counted.nfe + solver.stages * int(guidance.evaluations * guided.sum() + plain.sum())
-
-
-@lru_cache(maxsize=4096)
-def _counted_to(sampler: Sampler, end: float, steps: int) -> int:
-    """The network calls of `steps` steps to a noise level above 0, tried on networks that answer 0."""
-    sampler = sampler.ending_at(end).model_copy(update={"variance": "beta"})
-    counted = Counted(sampler.build_guidance()(_zeros, _zeros))
-    ode, z = Ode(counted, sampler.build_schedule(), sampler.build_scaling()), torch.zeros(1, dtype=torch.float64)
-    list(sampler.build_solver().run(ode, z, sampler.grid(steps + 1)[:-1].tolist(), torch.zeros_like))
-    return counted.nfe
 
 
 def _zeros(z: Tensor, sigma: Tensor) -> Tensor:

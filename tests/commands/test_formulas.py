@@ -22,6 +22,7 @@ from pipeline.diffusion.upsampling import blurred
 from pipeline.sampling.guidance import GUIDES
 from pipeline.sampling.multistep import VARIANTS
 from pipeline.sampling.ode import Ode, RandnLike, SingleStep
+from pipeline.sampling.protocols import FIRST_STEPS
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.sampling.stochastic import Churned
@@ -136,6 +137,8 @@ def checks() -> dict[tuple[str, str], Check]:
     s, n = 2 * torch.rand(1, generator=draw, dtype=torch.float64), torch.randn(1, generator=draw)
     add("Conditioning augmentation", "noise", noised, low=0.25, strength=s.numpy(), n=n.numpy())
     add("Conditioning augmentation", "blur", blur, x=np.arange(-3.0, 4.0), strength=1.0)
+    first = lambda: FIRST_STEPS["analytic"](lambda z, sigma: z)(torch.tensor(80.0), torch.tensor(40.0))  # noqa: E731
+    add("First steps", "analytic", first, z=80.0, sigma=40.0)
     add("Churn", "churn", raised_sigmas, sigma=np.array([2.0, 1.0, 0.5]), S_churn=0.9, N=3.0)
     add("Averages of the weights", "half-life", lambda: HalfLife(500, None).decay(9, 64), h=500.0, B=64.0)
     add("Averages of the weights", "power function", lambda: Power(0.1).decay(8, 64), k=9.0, gamma=exponent(0.1))

@@ -114,7 +114,7 @@ PUBLISHED = {
     "optimised": (0.002, 80),
 }
 KEYS = {"edm": ["rho"], "flow": ["shift"], "ddpm": ["spacing"], "explicit": ["sigmas"]}
-KEYS |= {"time": ["schedule"], "time_quadratic": ["schedule"]}
+KEYS |= {"time": ["schedule", "exponent"], "time_quadratic": ["schedule"]}
 OF_LEVELS = {"iddpm", "ddpm"}  # whose ends are levels, and the range's own only where that is made of levels
 EXACT_ENDS = set(DISCRETIZATIONS) - OF_LEVELS - {"flow", "optimised"}  # the flow's ends at 0
 
@@ -125,7 +125,13 @@ SIZES = (1, 2, 3, 5, 18, 100)
 
 def grid(name: str, steps: int, low: float, high: float, **choices: Any) -> Tensor:
     """The grid of a row that chooses `choices`."""
-    usual = {"rho": 7.0, "shift": 1.0, "spacing": "linspace", "sigmas": tuple(explicit(steps, low, high))}
+    usual = {
+        "rho": 7.0,
+        "exponent": 1.0,
+        "shift": 1.0,
+        "spacing": "linspace",
+        "sigmas": tuple(explicit(steps, low, high)),
+    }
     usual["schedule"] = SCHEDULES["cosine"](low, high)
     return DISCRETIZATIONS[name](steps, low, high, **usual | choices)
 
@@ -213,6 +219,13 @@ def test_time_grids_that_go_by_other_names() -> None:
     for schedule, same in (("vp", grid("vp", 9, 0.01, 50.0)), ("linear", grid("edm", 9, 0.01, 50.0, rho=1.0))):
         sigmas = grid("time", 9, 0.01, 50.0, schedule=SCHEDULES[schedule](0.01, 50.0))
         torch.testing.assert_close(sigmas, same, rtol=1e-9, atol=0)
+    assert grid("time", 9, 0.01, 50.0, exponent=2.0).equal(grid("time_quadratic", 9, 0.01, 50.0))
+
+
+@pytest.mark.parametrize("rho", [1.5, 7.0])
+def test_an_exponent_of_linear_time_is_edms_rho(rho: float) -> None:
+    sigmas = grid("time", 9, 0.01, 50.0, schedule=SCHEDULES["linear"](0.01, 50.0), exponent=rho)
+    torch.testing.assert_close(sigmas, grid("edm", 9, 0.01, 50.0, rho=rho), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
