@@ -451,17 +451,18 @@ class Estimate:
             jobs = len(self.study.models[name].row.train_seeds) * len(ranges)
             one = self.speed.calling(self.sizes[name], FIT_EVALUATIONS * TRAJECTORIES, TRAJECTORIES)
             work += one.repeated(jobs, self._workers(jobs))
-        for entry in self.study.curves.values():
-            if entry.row.solver == "fitted":
-                work += self._fitted_solvers(entry.row)
-        return work
+        return work + self._fitted_solvers()
 
-    def _fitted_solvers(self, curve: Curve) -> Work:
-        """A curve's fits, each at the most iterations: evaluations, and gradients, which cost as much as two."""
-        fits = asked(curve)
-        calls = [fitting.most_calls(steps) for _, steps in fits]
-        one = self.speed.calling(self.sizes[curve.model], sum(calls) / len(calls), fitting.CHUNK)
-        return one.repeated(len(fits), self._workers(len(fits)))
+    def _fitted_solvers(self) -> Work:
+        """The fits of solvers, each once and at the most iterations: evaluations, and gradients, which cost two."""
+        rows = [entry.row for entry in self.study.curves.values() if entry.row.solver == "fitted"]
+        fits = {(row.sampler_hash, *row.fitted_to(*which)) for row in rows for which in asked(row)}
+        work, workers = Work(mib=self._mib(0)), self._workers(len(fits))
+        for _, model, _, steps in sorted(fits):
+            size, calls = self.sizes[model], fitting.most_calls(steps)
+            one = self.speed.calling(size, calls, fitting.CHUNK).repeated(1, workers)
+            work += replace(one, mib=self._mib(workers * fitting.CHUNK * steps * size.saved))
+        return work
 
     def _extractor(self) -> Work:
         """The classifier's training, if features come from a classifier."""

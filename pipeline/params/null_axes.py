@@ -88,7 +88,8 @@ def sampled(row: Sampler) -> dict[Any, Any]:
     samples: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
     made: dict[int, Tensor | None] = {}  # by number of steps
     samples["threshold"] = row.threshold, *(getattr(row, key) for key in thresholding.keys_of(row.threshold))
-    samples["fit"] = row.fit, row.told, *(getattr(row, key, None) for key in TRANSFER)
+    if row.solver == "fitted":  # trials have the numbers that a fit begins with
+        samples["fit"] = row.fit, row.told, *(getattr(row, key, None) for key in TRANSFER)
     fitted: list[tuple[float, ...]] = []
     if row.discretization == "optimised":
         fitted = fit(_mixture(STD), noise, *row.sigma_range, TEACHER_LEVELS)

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.common.devices import state_type
 from pipeline.common.errors import NotFinite
@@ -121,6 +122,8 @@ class _Problem:
 
 
 def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor], z: Tensor, sigma: Tensor) -> Tensor:
+    if z.is_cuda:  # its memory holds the activations of one call, not of all steps
+        return threshold(checkpoint(denoiser, z, sigma, use_reentrant=False).to(z.dtype))
     return threshold(denoiser(z, sigma).to(z.dtype))
 
 
