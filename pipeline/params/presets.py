@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import whole_folder, write_text
@@ -9,7 +10,7 @@ from pipeline.common.rows import NAME
 from pipeline.data.listing import BUILT_IN, expanded, unknown_source
 from pipeline.params.editing import edited
 from pipeline.params.places import STUDIES, copy_graph, names_taken
-from pipeline.params.reading import text_of
+from pipeline.params.reading import parse, text_of
 from pipeline.params.resolve import resolve
 from pipeline.params.study import Study, parse_study, read_study
 
@@ -72,6 +73,14 @@ def _is_ours(file: Path) -> bool:
     return file.is_file() and any(line.startswith(MARK) for line in text_of(file).splitlines()[:3])
 
 
+def _instead(text: str, name: str, preset: str) -> dict[tuple[str, ...], Any]:
+    """The sections that a preset has instead of the study's, and itself as the only preset; {} for other presets."""
+    own = dict(parse(text, STUDIES / name / "params.yaml")["presets"][preset] or {})
+    instead = own.pop("instead", None) or {}
+    sections: dict[tuple[str, ...], Any] = {(section,): rows for section, rows in instead.items()}
+    return sections | {("presets",): {preset: own}} if instead else {}
+
+
 def preset_text(text: str, name: str, preset: str, data: str = "") -> str:
     """The text of a study file at another preset, and on other data if `data` is given; comments stay."""
     folder = f"{name}_{preset}"
@@ -80,6 +89,7 @@ def preset_text(text: str, name: str, preset: str, data: str = "") -> str:
         ("study", "name"): folder,
         ("study", "params"): f"studies/{folder}/params.yaml",
     } | ({("data", "source"): data} if data else {})
+    values |= _instead(text, name, preset)
     try:
         text = edited(text, values)
     except StudyError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -54,6 +54,8 @@ class Preset(Row):
     """Keys of rows of `models` that this preset overrides; rows based on them inherit these."""
     curves: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     """Keys of rows of `curves` that this preset overrides, except `model`."""
+    instead: dict[Literal["models", "curves", "published"], Any] = Field(default_factory=dict)
+    """Sections that replace those of the study. Such a preset has a study file of its own, which `--preset` writes."""
 
 
 class Published(Row):
@@ -162,11 +164,16 @@ def refuse_filled_in(row: Mapping[str, Any], place: str) -> None:
 def _apply_preset(study: Study) -> Study:
     """A study with its active preset applied. Refuses mistakes in all presets, whichever is active."""
     presets = {name: row.model_copy(update={"needs": row.needs or study.needs}) for name, row in study.presets.items()}
-    scaled = {name: _overridden(study, name, preset) for name, preset in presets.items()}
+    scaled = {name: _overridden(study, name, preset) for name, preset in presets.items() if not preset.instead}
     if study.preset is None:
         return study.model_copy(update={"presets": presets})
-    if not scaled:
+    if not presets:
         raise StudyError(f"preset: {study.preset!r}, but the study has no presets; add some, or leave preset out")
+    if study.preset in presets and study.preset not in scaled:
+        raise StudyError(
+            f"preset: {study.preset} has rows of its own, so it needs a study file of its own; "
+            f"run `make study NAME={study.study.name} PRESET={study.preset}`"
+        )
     if study.preset not in scaled:
         raise StudyError(f"preset: no preset {study.preset!r}; {nearest(study.preset, scaled)}")
     return scaled[study.preset].model_copy(update={"presets": presets})

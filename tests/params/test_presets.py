@@ -366,3 +366,33 @@ def test_smoke_is_small() -> None:
     evaluations = sum(sum(row.nfe) * row.samples * len(row.seeds) for row in curves)
     row = rows.models["edm"].row
     assert (3 * images + evaluations) * cost(row.spec(0.5, (3, 32, 32))).flops < 3e12  # two minutes of a core or so
+
+
+WITH_ROWS = TEXT.replace(
+    "data: {source",
+    '  own:\n    data: {limit: 400}\n    instead:\n      models: {flow: {parametrization: flow, noise: flow_uniform}}\n'
+    "      curves: {euler: {model: flow, solver: euler}}\n\ndata: {source",
+    1,
+)  # fmt: skip
+
+
+def test_a_preset_may_have_rows_instead_of_the_studys(repository: Path) -> None:
+    Path("studies/small/params.yaml").write_text(WITH_ROWS)
+    assert choose("small", "own") == "small_own"
+    study = read_study(Path("studies/small_own/params.yaml"))
+    assert (study.preset, *study.presets, study.data.limit) == ("own", "own", 400)
+    assert (list(study.models), list(study.curves)) == (["flow"], ["euler"])
+    assert resolve(study).curves["euler"].row.model == "flow"
+    assert list(read_study(Path("studies/small/params.yaml")).models) == ["edm"]
+
+
+def test_rows_of_a_preset_need_a_file_of_their_own() -> None:
+    found = error(WITH_ROWS.replace("preset: large", "preset: own", 1))
+    assert "preset: own" in found and "PRESET=own" in found
+
+
+def test_wrong_rows_of_a_preset_write_nothing(repository: Path) -> None:
+    Path("studies/small/params.yaml").write_text(WITH_ROWS.replace("model: flow, solver", "model: edm, solver"))
+    with pytest.raises(StudyError, match=r"curves\.euler\.model"):
+        choose("small", "own")
+    assert not Path("studies/small_own").exists()
