@@ -22,7 +22,7 @@ from pipeline.evaluation.curve import Curve
 from pipeline.evaluation.loading import LoadedModel, load_model
 from pipeline.sampling.fitted import STARTS, Numbers, at_steps
 from pipeline.sampling.fitted_grids import FittedGrids, fit_grids, on_fitted_grid
-from pipeline.sampling.fitting import HELD_OUT, SAMPLES, DenoiserOf, fit
+from pipeline.sampling.fitting import DenoiserOf, fit
 from pipeline.sampling.guidance import BySample
 
 CLASSES_SEED = 2**31  # of the labels of fitted samples; seeds of sampling are below it
@@ -94,7 +94,7 @@ def fit_solver(curve: Curve, folder: Path, train_seed: int, steps: int) -> Fitte
 
     def make() -> dict[str, Any]:
         loaded = load_model(curve, source, seed, device=device)
-        noise = torch.randn(SAMPLES + HELD_OUT, *loaded.shape, generator=generator("fitted"))
+        noise = torch.randn(2 * curve.fit_images, *loaded.shape, generator=generator("fitted"))
         found = fit(_denoiser_of(loaded), to_device(noise, device), curve, fitted_steps)
         return vars(found) | {"numbers": found.numbers.model_dump(mode="json")}
 

@@ -175,10 +175,10 @@ class Fitted:
         return self.start.steps(ode.denoise, z, sigmas, self.numbers.told, self.numbers.weights)
 
 
-def fitted(fit: str, told: str, start: str, numbers: Numbers | None) -> Fitted:
+def fitted(fit: str, told: str, start: str, fit_images: int, numbers: Numbers | None) -> Fitted:
     """Fitted to the model: levels, weights and levels told that end nearest to where a fine solution ends.
 
-    `fit` and `told` choose which of the numbers are free, `start` the solver they begin as.
+    `fit` and `told` choose which of the numbers are free, `start` the solver that they begin as.
 
     Formula: r z + (1 - r) sum_j w_j D_j, or z + (sigma_next - sigma) sum_j w_j eps_j
     Source: Tong et al. 2024, arXiv 2405.15506; Frankel et al. 2025, arXiv 2502.17423

@@ -23,7 +23,6 @@ from pipeline.sampling.loop import sample
 from pipeline.sampling.protocols import FIRST_STEPS
 from pipeline.sampling.row import Sampler
 
-SAMPLES, HELD_OUT = 256, 256  # of noise; the numbers are fitted to the first
 CHUNK = 64  # samples per call of the network
 TEACHER_STEPS = 32
 ITERATIONS = 20, 40  # of L-BFGS: over the levels alone, and over all free numbers
@@ -127,10 +126,10 @@ def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor],
     return threshold(denoiser(z, sigma).to(z.dtype))
 
 
-def most_calls(steps: int) -> int:
-    """The network calls of a fit that uses all its iterations, with what it costs to know its held-out error."""
-    teacher = 2 * TEACHER_STEPS - 1
-    return (SAMPLES + HELD_OUT) * (teacher + 2 * steps) + SAMPLES * (1 + BACKWARD) * steps * sum(ITERATIONS) * 5 // 4
+def most_calls(images: int, steps: int) -> int:
+    """The network calls of a fit that uses all its iterations, with those that measure its errors."""
+    gradients = sum(ITERATIONS) * 5 // 4  # a line search takes some more
+    return images * (2 * (2 * TEACHER_STEPS - 1 + 2 * steps) + (1 + BACKWARD) * steps * gradients)
 
 
 def teacher_of(sampler: Sampler) -> Sampler:
@@ -144,20 +143,20 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
     """Fit a sampler's free numbers at a number of steps.
 
     denoiser_of: the denoiser of the samples with these indices, guided and with their labels; it must pass gradients
-    on to z and sigma. noise: standard normal, (SAMPLES + HELD_OUT, ...), on the denoiser's device. Raises NotFinite if
+    on to z and sigma. noise: standard normal, (2 fit_images, ...), on the denoiser's device; the second half
+    is held out. Raises NotFinite if
     the teacher or the start is not finite.
     """
     free = _Free(sampler, steps)
-    problem = _Problem(denoiser_of, noise[:SAMPLES], sampler, 0)
-    heldout = _Problem(denoiser_of, noise[SAMPLES:], sampler, SAMPLES)
+    images = sampler.fit_images
+    problem = _Problem(denoiser_of, noise[:images], sampler, 0)
+    heldout = _Problem(denoiser_of, noise[images:], sampler, images)
     start, heldout_start = problem.error(free), heldout.error(free)
     search = _Search(problem, free, start**2)
     for parameters, iterations in zip(free.rounds, ITERATIONS, strict=True):
         search.run(parameters, iterations)
     search.restore()
-    calls = len(noise[:SAMPLES]) * (
-        teacher_of(sampler).evaluations(TEACHER_STEPS) + (1 + BACKWARD) * steps * search.gradients
-    )
+    calls = images * (teacher_of(sampler).evaluations(TEACHER_STEPS) + (1 + BACKWARD) * steps * search.gradients)
     with torch.no_grad():
         numbers = Numbers.of(*free.numbers())
     return Fit(numbers, start, problem.error(free), heldout_start, heldout.error(free), calls)
