@@ -125,7 +125,13 @@ SIZES = (1, 2, 3, 5, 18, 100)
 
 def grid(name: str, steps: int, low: float, high: float, **choices: Any) -> Tensor:
     """The grid of a row that chooses `choices`."""
-    usual = {"rho": 7.0, "exponent": 1.0, "shift": 1.0, "spacing": "linspace", "sigmas": tuple(explicit(steps, low, high))}
+    usual = {
+        "rho": 7.0,
+        "exponent": 1.0,
+        "shift": 1.0,
+        "spacing": "linspace",
+        "sigmas": tuple(explicit(steps, low, high)),
+    }
     usual["schedule"] = SCHEDULES["cosine"](low, high)
     return DISCRETIZATIONS[name](steps, low, high, **usual | choices)
 
