@@ -90,7 +90,8 @@ AXES = (
         "A step in z = x0 + sigma n, or in x = s z for the solvers that step in t, for which `schedule` and `scaling` "
         "matter. d = dx/dt, h is the step of t, r = sigma_next / sigma, lambda = -ln sigma, eps = (z - D) / sigma. D_1 "
         "is D one step earlier, r_0 that step of lambda over the present one. The last step, to sigma = 0, is Euler's, "
-        "except for `lms`. Where `end` is sigma_min, a solver pays for all evaluations of its last step, too. Tests and differences from other libraries: [samplers](samplers.md).",
+        "except for `lms`. NFE is that of N steps with `end: zero`. Tests and differences from other libraries: "
+        "[samplers](samplers.md).",
         "step",
         keys_of,
         columns={

@@ -12,7 +12,7 @@ ENDS = ("zero", "sigma_min")
 Source: Karras et al. 2022, arXiv 2206.00364, Algorithms 1 and 2
 
 sigma_min: At the grid's lowest level above 0. N steps have N + 1 levels above 0, and all of them are whole steps.
-Source: Zhou et al. 2024, arXiv 2312.00094, the authors' code (zju-pi/diff-sampler)
+Source: Zhou et al. 2023, arXiv 2312.00094, the authors' code (zju-pi/diff-sampler)
 """
 
 
@@ -30,7 +30,7 @@ def analytic(denoiser: DenoiserFunction) -> DenoiserFunction:
     1 is the variance of the data in the paper and in diff-sampler's code, whatever the data.
 
     Formula: z - sigma z / sqrt(1 + sigma^2)
-    Source: Dockhorn et al. 2022, arXiv 2210.05475, app. on the analytical first step
+    Source: Dockhorn et al. 2022, arXiv 2210.05475
     """
     answers = chain([_unit_noise], repeat(denoiser))
     return lambda z, sigma: next(answers)(z, sigma)

@@ -56,6 +56,7 @@ ROWS = {name: Sampler(solver=name, nfe=(99,)) for name in SOLVERS} | {
     "corrected": Sampler(solver="euler_maruyama", corrector_steps=1, schedule="cosine"),
     "churned": Sampler(S_churn=3),
     "thresholded": Sampler(threshold="dynamic", threshold_percentile=0.8),
+    "above 0": Sampler(solver="unipc", end="sigma_min"),
 }
 STEADY = [name for name in SOLVERS if COST[name]]
 GRIDS = [name for name in DISCRETIZATIONS if name not in ("explicit", "optimised")]  # of any number of steps

@@ -229,6 +229,53 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"guidance": 2, "guidance_max": 0.01, "sigma_min": 0.02},
         "guidance_min, guidance_max: no sigma of the range 0.02 to 80 lies between them",
     ),
+    "an adaptive solver that ends above 0": (
+        {"solver": "rk45", "end": "sigma_min", "nfe": (20,)},
+        "end: solver rk45 ends at 0; use zero, or another solver",
+    ),
+    "a consistency map that ends above 0": (
+        {"solver": "consistency", "end": "sigma_min"},
+        "end: solver consistency ends at 0; use zero, or another solver",
+    ),
+    "a fitted grid that ends above 0": (
+        {"discretization": "optimised", "end": "sigma_min"},
+        "end: an optimised grid is fitted to steps that end at 0; use zero, or another grid",
+    ),
+    "a flow that ends above 0": (
+        {"discretization": "flow", "end": "sigma_min"},
+        "end: discretization flow has no level at sigma_min; use zero, or another grid",
+    ),
+    "trailing levels that end above 0": (
+        {"discretization": "ddpm", "spacing": "trailing", "end": "sigma_min"},
+        "end: spacing trailing has no level at sigma_min; use zero, or another grid",
+    ),
+    "one level, the first and the last": (
+        LIST | {"sigmas": (9.0,), "end": "sigma_min"},
+        "sigmas: end sigma_min needs two noise levels or more",
+    ),
+    "an analytic step of an adaptive solver": (
+        {"solver": "rk45", "first_step": "analytic", "nfe": (20,)},
+        "first_step: solver rk45 needs the network; use network, or another solver",
+    ),
+    "an analytic step of a consistency map": (
+        {"solver": "consistency", "first_step": "analytic"},
+        "first_step: solver consistency needs the network; use network, or another solver",
+    ),
+    "an analytic step without the variance": (
+        {"solver": "ddpm", "variance": "learned", "first_step": "analytic"},
+        "first_step: analytic gives no variance; use network, or variance beta or beta_tilde",
+    ),
+    "an analytic step alone": (
+        LIST | {"sigmas": (9.0,), "first_step": "analytic"},
+        "first_step: analytic leaves no call of the network; use network, or more sigmas",
+    ),
+    "a budget below the step after an analytic one": (
+        {"guidance": 2, "first_step": "analytic", "nfe": (1,)},
+        "nfe: 1 evaluations are too few; solver heun needs 4 with guidance for two steps",
+    ),
+    "an end that does not exist": ({"end": "sigma_max"}, "end.Input should be 'zero' or 'sigma_min'"),
+    "a first step that does not exist": ({"first_step": "afs"}, "first_step.Input should be 'network' or 'analytic'"),
+    "an exponent of 0": ({"exponent": 0}, "exponent.Input should be greater than 0"),
     "a truth value in a list": ({"nfe": [7, True]}, "nfe.Value error, true is not valid here"),
     "a truth value": ({"S_churn": True}, "S_churn.Value error, true is not valid here"),
     "no number": ({"S_max": math.nan}, "S_max.Input should be a finite number"),
@@ -309,6 +356,8 @@ WAYS: dict[str, dict[str, Any]] = {name: {"solver": name} for name in SOLVERS} |
     "thresholded": {"threshold": "dynamic", "threshold_percentile": 0.9},
     "guided": {"guidance": 2.5, "guide": "snapshot"},
     "guided in between": {"guidance": 2.5, "guidance_min": 0.2, "guidance_max": 5},
+    "ending at sigma_min": {"solver": "ipndm", "end": "sigma_min", "first_step": "analytic"},
+    "exponent": {"discretization": "time", "exponent": 2, "schedule": "vp"},
     "guided by a classifier": {"guide": "classifier"},
 }
 
