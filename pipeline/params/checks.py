@@ -236,9 +236,13 @@ def _check_truncated(place: str, curve: Curve, augmentation: str) -> None:
     if not curve.strength:
         raise StudyError(f"{place}.truncated: needs a strength above 0, the noise level at which the stage before ends")
     earlier = curve.earlier.ending_at(curve.earlier_end)
+    if earlier.build_solver().adaptive:
+        raise StudyError(
+            f"{place}.truncated: solver {earlier.solver} of curve {curve.after} ends at 0; use one with fixed steps "
+            "there, or truncated: false"
+        )
     low, high = earlier.sigma_range
-    free = not (earlier.sigmas or earlier.finest_steps or earlier.build_solver().adaptive)
-    last = float(earlier.grid(1)[-1]) if low < high and free else 0.0
+    last = float(earlier.grid(1)[-1]) if low < high and not earlier.sigmas and not earlier.finest_steps else 0.0
     if abs(last / low - 1) > 1e-6:
         raise StudyError(
             f"{place}.truncated: the grid of curve {curve.after} has no noise level {curve.strength:g} to end at; use "
