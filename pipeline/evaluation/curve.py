@@ -129,11 +129,6 @@ class Curve(Sampler):
         return [*self.earlier.stage_evaluations(self.earlier_steps(steps, end), self.earlier_end), own]
 
     @property
-    def adaptive(self) -> bool:
-        """Whether the solver of any stage chooses its own steps."""
-        return self.build_solver().adaptive or (self.earlier is not None and self.earlier.adaptive)
-
-    @property
     def stages(self) -> list[str]:
         """The models of all stages, the first one first."""
         return [*(self.earlier.stages if self.earlier else ()), self.model]

@@ -236,11 +236,6 @@ def _check_truncated(place: str, curve: Curve, augmentation: str) -> None:
     if not curve.strength:
         raise StudyError(f"{place}.truncated: needs a strength above 0, the noise level at which the stage before ends")
     earlier = curve.earlier.ending_at(curve.earlier_end)
-    if earlier.build_solver().adaptive:
-        raise StudyError(
-            f"{place}.truncated: solver {earlier.solver} of curve {curve.after} ends at 0; use one with fixed steps "
-            "there, or truncated: false"
-        )
     low, high = earlier.sigma_range
     last = float(earlier.grid(1)[-1]) if low < high and not earlier.sigmas and not earlier.finest_steps else 0.0
     if abs(last / low - 1) > 1e-6:

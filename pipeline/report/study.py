@@ -292,7 +292,7 @@ class Report:
     def depth(self, curve: str, steps: int, nfe: int) -> int | None:
         """The evaluations of a sample that wait for each other. None if unknown: of image sets, guided rk45."""
         row = self.curves[curve].row if curve in self.curves else None
-        if row is None or row.adaptive:
+        if row is None or row.build_solver().adaptive:
             return nfe if row and row.evaluations(steps) == row.depth(steps) else None
         return row.depth(steps)
 

@@ -65,10 +65,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         cascade(model="blurred", strength=1, truncated=True),
         "truncated: leaves noise, but the model was trained with augmentation blur",
     ),
-    "an adaptive solver that cannot stop": (
-        cascade(first={"solver": "rk45"}, strength=0.2, truncated=True, nfe=[40]),
-        "truncated: solver rk45 of curve low ends at 0; use one with fixed steps there, or truncated: false",
-    ),
     "a grid without that level": (
         cascade(first={"discretization": "flow"}, strength=0.2, truncated=True),
         "truncated: the grid of curve low has no noise level 0.2 to end at",
