@@ -293,14 +293,13 @@ class Report:
         """The evaluations of a sample that wait for each other. None if unknown: of image sets, guided rk45."""
         row = self.curves[curve].row if curve in self.curves else None
         if row is None or row.build_solver().adaptive:
-            return nfe if row and row.evaluations(steps) == row.depth(steps) else None
+            return nfe if row and not row.side_by_side else None
         return row.depth(steps)
 
     @cached_property
     def side_by_side(self) -> bool:
         """Whether any curve calls networks that do not wait for each other, so that its depth is below its NFE."""
-        rows = [entry.row for entry in self.curves.values()]
-        return any(row.depth(steps) != row.evaluations(steps) for row in rows for steps in row.step_counts)
+        return any(entry.row.side_by_side for entry in self.curves.values())
 
     def points(self, curve: str, metric: str | None = None) -> dict[int, Interval]:
         """The mean and interval of a curve by counted NFE."""
