@@ -14,7 +14,7 @@ from pipeline.common.files import SHORT_HASH, Paths, read_json
 from pipeline.common.rows import NAME
 from pipeline.metrics.names import against
 from pipeline.params.resolved import Resolved
-from pipeline.report.results import COLUMNS, CSV_COLUMNS, FAILED
+from pipeline.report.results import COLUMNS, FAILED, MEASURED
 
 CELL = re.compile(rf"(?P<curve>{NAME[1:-1]})(:(?P<nfe>\d{{1,9}})(:(?P<train>\d{{1,10}}),(?P<sample>\d{{1,10}}))?)?")
 ALL = "all"
@@ -75,7 +75,7 @@ def read_committed(paths: Paths) -> Committed:
     """The results in a study's report. Raises StudyError if they are missing or broken."""
     file = paths.reports / "results.csv"
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)[CSV_COLUMNS]
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)[MEASURED]
         numbers = {key: table[key].replace("", "0").astype(int) for key in COLUMNS[2:7]}
         table = table.assign(**numbers, value=table.value.astype(float), se=table.se.replace("", "nan").astype(float))
     except FileNotFoundError:

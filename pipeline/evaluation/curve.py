@@ -145,6 +145,11 @@ class Curve(Sampler):
             return own
         return own + self.earlier.depth(self.earlier_steps(steps, end), self.earlier_end)
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether any stage has evaluations of two networks."""
+        return self.build_guidance().evaluations > 1 or (self.earlier is not None and self.earlier.side_by_side)
+
     def stage_evaluations(self, steps: int, end: float = 0.0) -> list[tuple[str, int]]:
         """The model and the network calls of each stage, the first one first, if the last one takes `steps` steps."""
         own = (self.model, super().evaluations(steps, end))

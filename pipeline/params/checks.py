@@ -239,8 +239,7 @@ def _check_truncated(place: str, curve: Curve, augmentation: str) -> None:
         raise StudyError(f"{place}.truncated: needs a strength above 0, the noise level at which the stage before ends")
     earlier = curve.earlier.ending_at(curve.earlier_end)
     low, high = earlier.sigma_range
-    free = not (earlier.sigmas or earlier.finest_steps or earlier.build_solver().adaptive)
-    last = float(earlier.grid(1)[-1]) if low < high and free else 0.0
+    last = float(earlier.grid(1)[-1]) if low < high and not earlier.sigmas and not earlier.finest_steps else 0.0
     if abs(last / low - 1) > 1e-6:
         raise StudyError(
             f"{place}.truncated: the grid of curve {curve.after} has no noise level {curve.strength:g} to end at; use "

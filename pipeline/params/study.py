@@ -17,6 +17,7 @@ from pipeline.metrics.extractors.row import Features
 from pipeline.params.explain import FILLED_IN, explain
 from pipeline.params.needs import Needs, shortfall
 from pipeline.params.reading import parse, text_of
+from pipeline.sampling.protocols import ENDS, FIRST_STEPS
 from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.row import Model
 
@@ -75,6 +76,12 @@ class Published(Row):
     """Whether somebody has read the value in the text of its source."""
     images: PositiveInt | None = None
     """Images that the published network was trained on; null: unknown."""
+    end: Literal[ENDS] | None = None  # type: ignore[valid-type]
+    """Where the published sampler ends; null: as the curve does."""
+    first_step: Literal[tuple(FIRST_STEPS)] | None = None  # type: ignore[valid-type]
+    """The first evaluation of the published sampler; null: as the curve's."""
+    depth: PositiveInt | None = None
+    """Its evaluations that wait for each other, if others run side by side with them; null: as the curve's."""
     our_nfe: PositiveInt | None = None
     """Evaluations with which the curve visits the same noise levels, if they differ from nfe; null: nfe."""
 

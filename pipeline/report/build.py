@@ -68,7 +68,7 @@ def build(paths: Paths) -> None:
 
 
 def csv_text(report: Report) -> str:
-    """The text of results.csv; unknown values of image sets are empty.
+    """The text of results.csv; unknown values of image sets, and unknown depths, are empty.
 
     `reference` is what a metric is measured against: TRAIN or one of REFERENCES.
     """
@@ -77,6 +77,8 @@ def csv_text(report: Report) -> str:
     shown.loc[unknown, ["steps", "train_seed"]] = None
     shown.loc[unknown & (shown.nfe == 0), "nfe"] = None
     names = pd.DataFrame([split(metric) for metric in shown.metric], shown.index, ["reference", "metric"])
+    depths = [report.depth(row.curve, row.steps, row.nfe) for row in report.results.itertuples()]
+    names["depth"] = pd.array(depths, "Int64")
     return shown.assign(**names)[CSV_COLUMNS].to_csv(index=False, lineterminator="\n")
 
 

@@ -15,7 +15,8 @@ from pipeline.params.resolved import ReportRows
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
 ORIGIN = ["extractor", "reference_hash", "checkpoint"]  # columns after COLUMNS: the first digits of hashes
-CSV_COLUMNS = [*COLUMNS, "reference", *ORIGIN]  # of results.csv, whose metrics are apart from their reference
+MEASURED = [*COLUMNS, "reference", *ORIGIN]  # of results.csv, whose metrics are apart from their reference
+CSV_COLUMNS = [*MEASURED[:6], "depth", *MEASURED[6:]]  # of results.csv: `depth` is known from the row
 LOSS_COLUMNS = ["model", "train_seed", "state", "sigma", "error", "loss", "gradient", "denoising_error", "map_error"]
 TIMING_COLUMNS = ["curve", "nfe", "seconds_per_image", "images", "device", "checkpoint", "sampler"]
 SEEDS = ["train_seed", "sample_seed"]

@@ -289,6 +289,18 @@ class Report:
         """The NFE that a curve with a result at a budget uses."""
         return int(self.cells(curve, budget).nfe.iloc[0])
 
+    def depth(self, curve: str, steps: int, nfe: int) -> int | None:
+        """The evaluations of a sample that wait for each other. None if unknown: of image sets, guided rk45."""
+        row = self.curves[curve].row if curve in self.curves else None
+        if row is None or row.build_solver().adaptive:
+            return nfe if row and not row.side_by_side else None
+        return row.depth(steps)
+
+    @cached_property
+    def side_by_side(self) -> bool:
+        """Whether any curve calls networks that do not wait for each other, so that its depth is below its NFE."""
+        return any(entry.row.side_by_side for entry in self.curves.values())
+
     def points(self, curve: str, metric: str | None = None) -> dict[int, Interval]:
         """The mean and interval of a curve by counted NFE."""
         key = curve, metric or self.headline

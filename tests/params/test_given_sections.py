@@ -114,6 +114,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         sections() | {"defaults": {"posteriors": {"zeat": 1}}},
         "defaults.posteriors.zeat: unknown key; did you mean 'zeta'?",
     ),
+    "an end above 0": (
+        row(end="sigma_min"),
+        "posteriors.x: end: sigma_min is for curves; posterior samplers need zero",
+    ),
+    "an analytic step": (
+        row(first_step="analytic"),
+        "posteriors.x: first_step: analytic is for curves; posterior samplers need network",
+    ),
     "another method's key": (
         row(posterior="tmp", zeta=1),
         "posteriors.x: zeta: method tmp does not use it; zeta is for dps, dps_norm",

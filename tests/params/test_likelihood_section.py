@@ -36,6 +36,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         OF_POINTS | asked(dequantization="truncated_normal"),
         "dequantization: two_moons are points",
     ),
+    "an end above 0": (asked(end="sigma_min"), "end: sigma_min is for sampling; a likelihood needs zero"),
+    "an analytic step": (
+        asked(first_step="analytic"),
+        "first_step: analytic is for sampling; a likelihood needs network",
+    ),
     "a threshold": (asked(threshold="static"), "threshold: static gives many z one D"),
     "a threshold of points": (OF_POINTS | asked(threshold="dynamic"), "threshold: dynamic gives many z one D"),
     "a fitted grid": (asked(discretization="optimised"), "discretization: optimised grids are fitted to sampling"),

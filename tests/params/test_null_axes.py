@@ -39,6 +39,7 @@ NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part o
     "rho, vp grid": ({"discretization": "vp", "rho": 3}, "rho", "discretization vp has no rho"),
     "shift, edm grid": ({"shift": 3}, "shift", "discretization edm has no shift"),
     "spacing, edm grid": ({"spacing": "trailing"}, "spacing", "discretization edm has no spacing"),
+    "exponent, edm grid": ({"exponent": 2}, "exponent", "discretization edm has no exponent"),
     "S_noise, no churn": ({"S_noise": 1.01}, "S_noise", "without S_churn there is no churn"),
     "schedule, ddim": ({"solver": "ddim", "schedule": "vp"}, "schedule", "solver ddim steps in sigma"),
     "scaling, 2M": (
@@ -73,6 +74,9 @@ def test_a_choice_that_changes_nothing_gets_a_warning_with_its_reason(tmp_path: 
 
 
 NOT_NULL: list[dict[str, Any]] = [
+    {"end": "sigma_min"},
+    {"first_step": "analytic"},
+    {"discretization": "time", "exponent": 2},
     {"guidance": 0},
     {"guidance": 2},
     {"guidance": 0.5, "guide": "snapshot"},

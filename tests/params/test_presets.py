@@ -365,7 +365,7 @@ def test_smoke_is_small() -> None:
     curves = [entry.row for entry in rows.curves.values()]
     evaluations = sum(sum(row.nfe) * row.samples * len(row.seeds) for row in curves)
     row = rows.models["edm"].row
-    assert (3 * images + evaluations) * cost(row.spec(0.5, (3, 32, 32))).flops < 3e12  # two minutes of a core or so
+    assert (3 * images + evaluations) * cost(row.spec(0.5, (3, 32, 32))).flops < 4e12  # three minutes of a core or so
 
 
 WITH_ROWS = TEXT.replace(

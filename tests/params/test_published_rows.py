@@ -26,24 +26,25 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # EDM's app. F and ta
 QUADRATIC = {"discretization": "ddpm", "spacing": "quadratic"}
 TOLERANCE = {"solver": "rk45", "rtol": 1e-5, "atol": 1e-5, "precision": "float32"}
 HEUN = {"solver": "heun", "alpha": 1, "discretization": "edm", "rho": 7, "S_churn": 0}
-LOG_UNIFORM = {"discretization": "exponential", "sigma_min": 0.002, "sigma_max": 80}
+TO_SIGMA_MIN = {"end": "sigma_min", "first_step": "network"}
+LOG_UNIFORM = {"discretization": "exponential", "sigma_min": 0.002, "sigma_max": 80, "threshold": "dynamic"}
 TAB3 = {
     "solver": "deis",
     "order": None,
     "discretization": "time_quadratic",
     "schedule": "vp",
-}  # its default order is tAB3
+} | TO_SIGMA_MIN  # its default order is tAB3
 SAMPLERS: dict[str, dict[str, Any]] = {  # words of a published row, and what they mean for its curve
     r"^(EDM|VP training|VP network of Song et al\.), ": HEUN,
-    r"^Heun on": HEUN,
-    r"^Euler on": HEUN | {"solver": "euler"},
-    r"^DPM-Solver-2 on EDM's": {"solver": "dpm_solver_2", "discretization": "edm", "rho": 7},
-    r"^iPNDM-4 on": {"solver": "ipndm", "order": None, "discretization": "edm", "rho": 7},
-    r"^DPM-Solver\+\+ \(3M\) on": {"solver": "dpmpp_3m"} | LOG_UNIFORM,
-    r"^UniPC-3 on": {"solver": "unipc", "order": None} | LOG_UNIFORM,
+    r"^Heun on": HEUN | TO_SIGMA_MIN,
+    r"^Euler on": HEUN | {"solver": "euler"} | TO_SIGMA_MIN,
+    r"^DPM-Solver-2 on EDM's": {"solver": "dpm_solver_2", "discretization": "edm", "rho": 7} | TO_SIGMA_MIN,
+    r"^iPNDM-4 on": {"solver": "ipndm", "order": None, "discretization": "edm", "rho": 7} | TO_SIGMA_MIN,
+    r"^DPM-Solver\+\+ \(3M\) on": {"solver": "dpmpp_3m"} | LOG_UNIFORM | TO_SIGMA_MIN,
+    r"^UniPC-3 on": {"solver": "unipc", "order": None} | LOG_UNIFORM | TO_SIGMA_MIN,
     r"^DEIS \(tAB3\) on": TAB3 | {"sigma_min": 0.002, "sigma_max": 80},
     r"^DEIS on a VP network": TAB3,
-    r"^DPM-Solver-2 \(.*\) on a VP network": {"solver": "dpm_solver_2", "discretization": "log_snr"},
+    r"^DPM-Solver-2 \(.*\) on a VP network": {"solver": "dpm_solver_2", "discretization": "log_snr"} | TO_SIGMA_MIN,
     r"^DDIM \(eta 0\)": {"solver": "ddim", "eta": 0} | QUADRATIC,
     r"^ancestral \(eta 1\)": {"solver": "ddim", "eta": 1} | QUADRATIC,
     r"ancestral with the larger variance": {"solver": "ddpm", "variance": "beta"} | QUADRATIC,
@@ -126,9 +127,10 @@ def test_a_published_value_is_beside_a_curve_with_its_sampler(row: Published) ->
     curve = of_cifar10("paper").curves[row.curve].row
     (choices,) = [choices for words, choices in SAMPLERS.items() if re.search(words, row.what)]
     assert {key: getattr(curve, key) for key in choices} == choices
-    assert (row.our_nfe or row.nfe) in curve.nfe
-    if row.our_nfe:  # the same noise levels, and one evaluation for the step to 0
-        assert curve.evaluations(curve.steps(row.our_nfe)) == row.our_nfe == row.nfe + 1
+    assert row.nfe in curve.nfe
+    assert (row.end or "zero", row.first_step or "network") == (curve.end, curve.first_step)
+    if row.end:
+        assert curve.evaluations(curve.steps(row.nfe)) == row.nfe == (row.depth or curve.depth(curve.steps(row.nfe)))
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=where)

@@ -63,13 +63,14 @@ def test_published_values_are_compared_with_the_nearest_measurement(
     part = report[report.index("## Published and") : report.index("## How to read the numbers")]
     lines = [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("| `")]
     assert [line[0].strip("| ") for line in lines] == ["`edm`", "`rho_3`", "`rho_3`"]
-    told = [(line[-6], line[-5], line[-3]) for line in lines]  # their NFE and value, ours
+    told = [(line[-7], line[-6], line[-4]) for line in lines]  # their NFE and value, ours
     assert told == [("9", "1.97", "7"), ("3", "41.07", "3"), ("1000", "2.00", "7")]
     fd = {name: json.loads((paths.curve(name) / "results.json").read_text())["cells"] for name in CURVES}
     for line, name, nfe in zip(lines, ("edm", "rho_3", "rho_3"), (7, 3, 7), strict=True):
         values = [m["value"] for c in fd[name] if c["nfe"] == nfe for m in c["metrics"] if m["metric"] == "fd"]
-        assert line[-4].startswith(f"{sum(values) / 3:.2f} ± ")
-    assert [line[-2] for line in lines] == ["200,000,000", "", ""] and lines[0][-1] == "140,000 |"
+        assert line[-5].startswith(f"{sum(values) / 3:.2f} ± ")
+    assert [line[-3] for line in lines] == ["200,000,000", "", ""] and lines[0][-2] == "140,000"
+    assert [line[-1] for line in lines] == ["NFE 9, here 7 |", "same protocol |", "NFE 1000, here 7 |"]
     assert [line[2].partition(" (")[2] for line in lines] == ["", "not checked)", "not checked)"]
     assert "Sources: nobody has compared" in part and "Evaluations:" not in part
     assert "our networks were trained on 140,000 images, published networks on 200,000,000, where known." in part
@@ -91,7 +92,7 @@ def test_a_value_is_compared_at_the_evaluations_that_visit_the_same_noise_levels
     build(paths)
     part = (paths.reports / "report.md").read_text().partition("## Published and")[2].partition("## How to")[0]
     (line,) = [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("| `")]
-    assert (line[-6], line[-3]) == ("3", "7")
+    assert (line[-7], line[-4]) == ("3", "7")
     assert "ours need one evaluation more for the same noise levels" in part and "Sources:" not in part
 
 
@@ -118,3 +119,35 @@ def test_missing_values_are_marked_and_a_true_fid_is_called_fid(
 def test_a_published_value_of_an_unknown_curve_is_refused() -> None:
     with pytest.raises(StudyError, match=r"^published\.1\.curve: no curve 'rho_4'; did you mean 'rho_3'\?"):
         resolve(study(published=[VALUES[0], VALUES[1] | {"curve": "rho_4"}]))
+
+
+PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # keys of the published row and of the curve
+    "nothing stated": ({}, {"end": "sigma_min"}, "same protocol"),
+    "the same": (
+        {"end": "sigma_min", "first_step": "analytic"},
+        {"end": "sigma_min", "first_step": "analytic"},
+        "same protocol",
+    ),
+    "another end": ({"end": "sigma_min"}, {}, "end sigma_min, here zero"),
+    "another beginning": (
+        {"end": "zero", "first_step": "analytic"},
+        {"end": "sigma_min"},
+        "end zero, here sigma_min; first step analytic, here network",
+    ),
+    "side by side": ({"depth": 2}, {}, "depth 2, here 3"),
+}
+
+
+@pytest.mark.parametrize("case", PROTOCOLS)
+def test_a_published_row_states_its_protocol(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own table line says what differs from the curve."""
+    monkeypatch.chdir(tmp_path)
+    keys, own, said = PROTOCOLS[case]
+    curves = {"edm": {"model": "edm"} | own}
+    paths = made_up_study(tmp_path, curves, [0])
+    row = {"curve": "edm", "nfe": 3, "value": 2, "what": "w", "source": "s"} | keys
+    rows = read_json(paths.rows / "report.json")
+    write_json(paths.rows / "report.json", rows | {"published": [row]})
+    build(paths)
+    part = (paths.reports / "report.md").read_text().partition("## Published and")[2].partition("## How to")[0]
+    assert f" | {said} |" in part

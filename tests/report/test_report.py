@@ -322,3 +322,27 @@ def test_a_reference_without_a_floor_of_the_score_is_refused(tmp_path: Path, mon
     write_json(file, reference)
     with pytest.raises(StudyError, match=r"reference/floor\.json: fd_corrected was not measured"):
         build(paths)
+
+
+def test_results_have_the_depth_of_samples_and_the_cost_table_if_it_differs(
+    plain: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guidance calls two networks side by side; image sets and guided adaptive solvers have no known depth."""
+    assert "| depth |" not in (plain.reports / "report.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    guided = {"guidance": 2, "guide": "snapshot", "nfe": [6, 18]}
+    curves = {
+        "edm": {"model": "edm"},
+        "plain_rk45": {"model": "edm", "solver": "rk45", "nfe": [18]},
+        "guided": {"model": "edm"} | guided,
+        "guided_rk45": {"model": "edm", "solver": "rk45"} | guided | {"nfe": [18]},
+    }
+    models = {"edm": {"snapshots": 2, "train_seeds": [0, 1]}}
+    paths = made_up_study(tmp_path, curves, [0, 1], {"theirs": {"source": "x.zip", "nfe": 35}}, models)
+    build(paths)
+    table = pd.read_csv(paths.reports / "results.csv", dtype={"depth": "Int64"}).set_index("curve")
+    assert set(table.loc["edm"].depth) == {3, 7} == set(table.loc["plain_rk45"].depth)
+    assert set(table.loc["guided"].depth) == {3, 7}
+    assert table.loc["guided_rk45"].depth.isna().all() and table.loc["theirs"].depth.isna().all()
+    report = (paths.reports / "report.md").read_text()
+    assert "| at NFE | depth |" in report and "Its depth counts" in report

@@ -18,9 +18,12 @@ def costs(report: Report) -> Markdown:
         parameters, cost = report.training[model]["parameters"], bill(report, name, nfe)
         flops = " + ".join(mega(stage.flops) for stage in cost.stages)
         own: list[object] = [code(name), number(mean), nfe, code(model), f"{parameters:,}", flops]
+        if report.side_by_side:
+            own.insert(3, report.depth(name, report.steps(name)[nfe], nfe) or "")
         time = [seconds.get((name, nfe), "not measured")] if seconds else []
         lines.append([*own, mega(cost.total), *time])
-    header = ["curve", f"best {report.score}", "at NFE", "model", "parameters", "MFLOPs per evaluation"]
+    header = ["curve", f"best {report.score}", "at NFE", *(["depth"] if report.side_by_side else [])]
+    header += ["model", "parameters", "MFLOPs per evaluation"]
     header += [f"MFLOPs per {thing}", *([f"seconds per {thing}"] if seconds else [])]
     return table(header, lines) if lines else Markdown("")
 

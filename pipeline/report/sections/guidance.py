@@ -219,7 +219,7 @@ def _acts(report: Report, name: str, budget: int) -> bool:
     guidance, steps = sampler.build_guidance(), sampler.steps(budget)
     if guidance.idle or not guidance.limited or sampler.build_solver().adaptive:
         return not guidance.idle
-    return sampler.evaluations(steps) > sampler.build_solver().evaluations(steps)
+    return sampler.evaluations(steps) > sampler.depth(steps)
 
 
 def _shown(report: Report, family: Family, budget: int) -> dict[float, str]:

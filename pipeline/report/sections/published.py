@@ -25,12 +25,12 @@ def section(report: Report) -> dict[str, Any] | None:
             [
                 code(row.curve),
                 *(row.what, row.source if row.checked else f"{row.source} ({UNCHECKED})"),
-                *(row.nfe, _as_published(row.value), ours, nfe),
-                *(f"{theirs:,}" if theirs else "", f"{trained:,}"),
+                *(row.nfe, _as_published(row.value), ours, nfe or ""),
+                *(f"{theirs:,}" if theirs else "", f"{trained:,}", _protocol(report, row, nfe)),
             ]
         )
     header = ["curve", "published method", "source", "at NFE", "published FID", f"this study: {report.metric(PLAIN)}"]
-    header += ["at NFE", "published training images", "training images here"]
+    header += ["at NFE", "published training images", "training images here", "protocol"]
     return {"table": table(header, lines), "differs": _differs(report)}
 
 
@@ -39,11 +39,24 @@ def _as_published(value: float) -> str:
     return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 
-def _ours(report: Report, row: Published) -> tuple[object, str]:
+def _protocol(report: Report, row: Published, nfe: int | None) -> str:
+    """How the published sampler begins, ends and counts, if this differs from the curve, which is measured at `nfe`."""
+    curve = report.curves[row.curve].row
+    pairs: list[tuple[str, object, object]] = [
+        ("end", row.end or curve.end, curve.end),
+        ("first step", row.first_step or curve.first_step, curve.first_step),
+    ]
+    if nfe:
+        depth = report.depth(row.curve, report.steps(row.curve)[nfe], nfe)
+        pairs += [("NFE", row.nfe, nfe), ("depth", row.depth or depth, depth)]
+    return "; ".join(f"{key} {theirs}, here {ours}" for key, theirs, ours in pairs if theirs != ours) or "same protocol"
+
+
+def _ours(report: Report, row: Published) -> tuple[int | None, str]:
     """The measured NFE nearest to the published one, or to `our_nfe`, and the value there, or "not measured"."""
     points, wanted = report.points(row.curve, PLAIN), row.our_nfe or row.nfe
     if not points:
-        return "", "not measured"
+        return None, "not measured"
     nfe = min(points, key=lambda own: (abs(math.log(own / wanted)), own))
     return nfe, report.linked(stated(points[nfe]), row.curve, nfe, PLAIN)
 
