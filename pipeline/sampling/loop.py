@@ -27,6 +27,11 @@ def draw_like(x: Tensor) -> Tensor:
     return torch.randn(x.shape, device=x.device).to(x.dtype)
 
 
+def ode_of(sampler: Sampler, denoiser: DenoiserFunction) -> Ode:
+    """The ODE that a sampler's solver integrates."""
+    return Ode(denoiser, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
+
+
 @torch.no_grad()
 def sample(
     denoiser: DenoiserFunction,
@@ -50,7 +55,7 @@ def sample(
     """
     counted = Counted(denoiser)
     sampler = sampler.ending_at(end)
-    ode = Ode(counted, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
+    ode = ode_of(sampler, counted)
     sigmas = (sampler.grid(steps + 1)[:-1] if end else sampler.grid(steps)).tolist()  # falling; the last one is `end`
     z = noise.to(state_type(noise.device)) * sigmas[0]  # z_0 ~ N(0, sigma_0^2 I)
     nfe_by_step: list[int] = []
