@@ -81,10 +81,12 @@ def export_curve(params: Path, name: str, budget: int | None, seed: int, out: st
     config = scheduler_config(sampler, steps, sigma_data_of(rows, curve, paths))
     write_text(file, source(rows, name, steps, numbers, None if sampler is curve else seed))
     lines = [f"{file}: {curve.evaluations(steps)} network evaluations, {steps} steps; it needs PyTorch alone"]
-    if config is None:
-        return [*lines, "diffusers: no scheduler makes these samples"]
     folder = file.with_name(f"{file.stem}_scheduler")
-    write_json(folder / "scheduler_config.json", config)
+    scheduler = folder / "scheduler_config.json"
+    if config is None:
+        scheduler.unlink(missing_ok=True)  # of another curve
+        return [*lines, "diffusers: no scheduler makes these samples"]
+    write_json(scheduler, config)
     state = "z; give it EDM's network F" if is_edm(config) else "z / sqrt(1 + sigma^2); give it D"
     return [*lines, f"{folder}: {config['_class_name']} of diffusers with {steps} steps; its sample is {state}"]
 
