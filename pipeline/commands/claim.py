@@ -91,7 +91,7 @@ def _unit(scores: Scores, one: Point, two: Point) -> str:
 
 
 def _basis(scores: Scores, one: Point, two: Point, found: Compared) -> str:
-    """What a comparison rests on: "3 trainings, paired"."""
+    """What a comparison rests on: "3 trainings each"."""
     models = {scores.rows.curves[point[0]].row.model for point in (one, two)}
     shared = not scores.cells(*one).index.intersection(scores.cells(*two).index).empty
     unit = REPETITIONS[_unit(scores, one, two)]
@@ -102,7 +102,7 @@ def _basis(scores: Scores, one: Point, two: Point, found: Compared) -> str:
 
 
 def effect(found: Compared) -> str:
-    """The ratio of two scores, or their difference, with its 95% interval: "ratio 0.62 (0.55 to 0.70)"."""
+    """The ratio of two scores, or their difference, with its 95% interval: "×0.62 (0.55 to 0.70)"."""
     contrast, half = found.contrast, found.contrast.half_width()
     if found.equal:
         return "equal"
@@ -115,6 +115,8 @@ def effect(found: Compared) -> str:
 def _needed(scores: Scores, one: Point, two: Point, found: Compared) -> str:
     """What would decide a claim at the observed effect."""
     unit, needed = _unit(scores, one, two), repetitions_needed(found.contrast, found.count)
+    if not found.contrast.known:
+        return "The error is unknown, because a point has a single cell without a standard error."
     if needed is None:
         return "The observed effect is too small for any feasible number of repetitions to decide it."
     words = f"{needed} {REPETITIONS[unit]}"

@@ -24,7 +24,8 @@ TEMPLATE = '''"""{title}
 
 import torch
 
-ROWS = [  # in order: {rows_are}
+# {rows_are}
+ROWS = [
 {rows}
 ]
 RESULT = {result}
@@ -46,6 +47,10 @@ def sample(denoiser, noise{argument}):
         values.append(denoiser(z, sigma).to(z))
     return combined(RESULT, values)
 '''
+CALLS = "A row is a call of the denoiser: sigma, and the weights in its input of the noise and all answers before."
+DRAWS_AND_CALLS = (
+    "A row is a draw of noise (None), or a call of the denoiser: sigma, and the weights in its input of all before."
+)
 DRAW = """        if sigma is None:
             values.append(randn_like(values[0]))
             continue
@@ -87,8 +92,8 @@ def export_curve(params: Path, name: str, budget: int | None, seed: int, out: st
         scheduler.unlink(missing_ok=True)  # of another curve
         return [*lines, "diffusers: no scheduler makes these samples"]
     write_json(scheduler, config)
-    state = "z; give it EDM's network F" if is_edm(config) else "z / sqrt(1 + sigma^2); give it D"
-    return [*lines, f"{folder}: {config['_class_name']} of diffusers with {steps} steps; its sample is {state}"]
+    state = "z: give it EDM's network F" if is_edm(config) else "z / sqrt(1 + sigma^2): give it D"
+    return [*lines, f"{scheduler}: diffusers, {steps} steps", f"The state of {config['_class_name']} is {state}."]
 
 
 def steps_at(name: str, curve: Curve, budget: int | None) -> int:
@@ -146,7 +151,7 @@ def source(rows: Resolved, name: str, steps: int, numbers: Linear, fitted_to: in
     return TEMPLATE.format(
         title=f"Sampler {name} of the study {rows.study.name}, at {nfe} network evaluations (NFE).",
         about=textwrap.fill(" ".join(filter(None, about)), WIDTH),
-        rows_are="draws of noise, and " * numbers.stochastic + "(sigma, weights of all values so far in the input)",
+        rows_are=DRAWS_AND_CALLS if numbers.stochastic else CALLS,
         rows="\n".join(_row(sigma, weights) for sigma, weights in numbers.rows),
         result=_wrapped(f"[{_numbers(numbers.result)}]", "RESULT = ", "    ")[len("RESULT = ") :],
         argument=ARGUMENT if numbers.stochastic else "",

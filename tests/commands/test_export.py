@@ -200,10 +200,11 @@ def test_a_curve_that_cannot_be_exported_is_one_line(
 
 def test_the_command_writes_the_sampler_and_its_scheduler(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--curve=dpmpp_2m"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     file = Path("build/t/exported/dpmpp_2m_18.py")
     assert first.startswith(f"{file}: 18 network evaluations, 18 steps")
-    assert "EDMDPMSolverMultistepScheduler" in second
+    assert second.endswith("/scheduler_config.json: diffusers, 18 steps")
+    assert third == "The state of EDMDPMSolverMultistepScheduler is z: give it EDM's network F."
     folder = file.with_name("dpmpp_2m_18_scheduler")
     scheduler = diffusers.EDMDPMSolverMultistepScheduler.from_pretrained(folder)
     assert scheduler.config.solver_order == 2 and scheduler.config.sigma_data == 0.5
