@@ -112,6 +112,25 @@ def docs(arguments: argparse.Namespace) -> None:
     write_docs()
 
 
+def best(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.best import best_lines
+
+    print(*best_lines(study_file(arguments), arguments.budget, arguments.seconds, arguments.model), sep="\n")
+
+
+def claim(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.claim import claim_lines
+
+    print(*claim_lines(study_file(arguments), arguments.claim), sep="\n")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.export import export_curve
+
+    curve, budget, seed = arguments.curve, arguments.budget, arguments.seed
+    print(*export_curve(study_file(arguments), curve, budget, seed, arguments.out), sep="\n")
+
+
 def repro(arguments: argparse.Namespace) -> None:
     from pipeline.commands.repro import jobs_of, run_study
 
@@ -149,6 +168,18 @@ def parser() -> Parser:
         "--images", required=True, metavar="PATH", help="a folder or zip of images"
     )
     add(timings, "measure the seconds per image of every curve and write them into the report")
+    command = add(best, "print the curves that may be best at a budget, from the committed results")
+    command.add_argument("--budget", type=int, metavar="NFE", help="network evaluations for a sample")
+    command.add_argument("--seconds", type=float, metavar="S", help="seconds per image, as `timings` measured them")
+    command.add_argument("--model", default="", metavar="NAME", help="only curves of this model")
+    add(claim, "say whether the committed results confirm or refute a claim").add_argument(
+        "claim", help='such as "dpmpp_2m @ 11 < edm @ 19": the score of a curve at a NFE is lower (or >, higher)'
+    )
+    command = add(export, "write the sampler of a curve as a file that needs PyTorch alone")
+    command.add_argument("--curve", required=True, metavar="NAME", help="a row of the study's curves")
+    command.add_argument("--budget", type=int, metavar="NFE", help="one of the curve's budgets (default: the largest)")
+    command.add_argument("--seed", type=int, default=0, help="the training that fitted numbers are for (default: 0)")
+    command.add_argument("--out", default="", metavar="FILE", help="default: build/<study>/exported/<curve>_<nfe>.py")
     command = add(new, "write studies/NAME/ for a folder or zip of images", ())
     command.add_argument("--study", required=True, metavar="NAME", help="the new study's name")
     command.add_argument("--images", required=True, metavar="PATH", help="a folder or zip of images")

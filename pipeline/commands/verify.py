@@ -1,6 +1,6 @@
 """`verify`: committed results compared with the same cells made again. comparison.py explains the tolerances."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,10 @@ def verify(rows: Resolved, cells: str, begin: Callable[[str], object]) -> Verdic
     curves = {place.curve for place in places} & rows.curves.keys()
     adaptive = {name for name in curves if rows.curves[name].row.build_solver().adaptive}
     numbers = compare(expected, records(made), Spreads(committed.cells), adaptive, list(map(records, others)))
-    changed = [f"The study file has changed since: {change}." for change in other_rows(committed, places, rows)]
+    changed = [
+        f"The study file has changed since: {change}."
+        for change in other_rows(committed.rows, [place.curve for place in places], rows)
+    ]
     sentences = conclusion(numbers, other_machine(committed, paths, places, rows))
     return Verdict(numbers, headline(made.extractor), [*changed, *sentences])
 
@@ -70,11 +73,11 @@ def other_machine(committed: Committed, paths: Paths, places: Collection[Place],
     return list(dict.fromkeys(found))
 
 
-def other_rows(committed: Committed, places: Collection[Place], rows: Resolved) -> list[str]:
-    """How the study file's curves differ from those that made the results."""
+def other_rows(made: Mapping[str, dict[str, Any]], curves: Iterable[str], rows: Resolved) -> list[str]:
+    """How the study file's curves differ from those that made the results. made: the latter, by name."""
     found = []
-    for curve in dict.fromkeys(place.curve for place in places):
-        now, then = rows.flat("curves" if curve in rows.curves else "sets", curve), committed.rows.get(curve, {})
+    for curve in dict.fromkeys(curves):
+        now, then = rows.flat("curves" if curve in rows.curves else "sets", curve), made.get(curve, {})
         keys = [key for key in now if key in then and key not in RELATION]
         changes = _changes({key: then[key] for key in keys}, {key: now[key] for key in keys})
         found += [f"curves.{curve}.{change}" for change in changes]

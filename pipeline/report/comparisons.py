@@ -4,6 +4,7 @@ Everything here is a function of numbers; `verdicts` takes them from the results
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -144,7 +145,7 @@ class Contrast(NamedTuple):
         return self.shared is not None or (self.df > 0 and math.isfinite(self.variance))
 
     @property
-    def _error(self) -> tuple[float, float]:
+    def error(self) -> tuple[float, float]:
         """The standard error and its degrees of freedom."""
         variance, df = self.shared.moderated(self.variance, self.df) if self.shared else (self.variance, self.df)
         return math.sqrt(self.unit * variance), df
@@ -154,14 +155,14 @@ class Contrast(NamedTuple):
         """The two-sided p value of no difference, by Student's t."""
         if not self.known:
             return 1.0
-        error, df = self._error
+        error, df = self.error
         return float(2 * stdtr(df, -abs(self.effect) / error)) if error else float(self.effect == 0)
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the width of the interval that misses the true difference with the probability `level`; NaN: unknown."""
         if not self.known:
             return math.nan
-        error, df = self._error
+        error, df = self.error
         return float(stdtrit(df, 1 - level / 2)) * error
 
 
@@ -325,6 +326,11 @@ def detectable_ratio(variance: float, seeds: float, df: float, comparisons: int,
     """
     if df <= 0 or not math.isfinite(variance):
         return math.inf
+    return math.exp(detectable_shift(df, comparisons, power) * math.sqrt(2 * variance / seeds))
+
+
+def detectable_shift(df: float, comparisons: int, power: float = 0.8) -> float:
+    """The difference that `detectable_ratio` detects, in standard errors with `df` degrees of freedom."""
     limit = float(stdtrit(df, 1 - LEVEL / comparisons / 2))
     # t exceeds the limit if a normal number of mean `shift` exceeds limit * sqrt(chi2 / df): average over the latter.
     scales = np.sqrt(2 * gammaincinv(df / 2, QUANTILES) / df)
@@ -332,11 +338,26 @@ def detectable_ratio(variance: float, seeds: float, df: float, comparisons: int,
     def reached(shift: float) -> float:
         return float(ndtr(shift - limit * scales).mean()) - power
 
-    shift = float(brentq(reached, 0, 40 * limit + 40))
-    return math.exp(shift * math.sqrt(2 * variance / seeds))
+    return float(brentq(reached, 0, 40 * limit + 40))
 
 
 def detectable(shared: Population, seeds: float, comparisons: int, power: float = 0.8) -> float:
     """`detectable_ratio` of two curves with the median variance of their population, by the test that judges them."""
     variance, df = shared.moderated(shared.median, 2 * (seeds - 1))
     return detectable_ratio(variance, seeds, df, comparisons, power)
+
+
+def repetitions_needed(found: Contrast, count: int, most: int = 100_000) -> int | None:
+    """The repetitions of either side that would decide a contrast of `count` with 80% power; None if beyond `most`.
+
+    Its effect and its variance are taken for the true ones. A further repetition adds one degree of freedom.
+    """
+    if not found.known:
+        return None
+    error, df = found.error
+
+    def decides(repetitions: int) -> bool:
+        shift = detectable_shift(df + repetitions - count, 1)
+        return shift * error * math.sqrt(count / repetitions) <= abs(found.effect)
+
+    return bisect_left(range(most + 1), True, lo=count, key=decides) if decides(most) else None

@@ -1,7 +1,7 @@
 """All results of a study as tidy tables: cells, failures, seconds and losses."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -11,6 +11,7 @@ from pipeline.common.files import SHORT_HASH, Paths, read_json
 from pipeline.common.machine import check_comparable
 from pipeline.common.sealed import load_json
 from pipeline.evaluation.likelihoods import COLUMNS as LIKELIHOOD_COLUMNS
+from pipeline.metrics.names import against
 from pipeline.params.resolved import ReportRows
 
 COLUMNS = ["curve", "model", "train_seed", "sample_seed", "steps", "nfe", "samples", "metric", "value", "se"]
@@ -64,6 +65,32 @@ def read_results(paths: Paths, rows: ReportRows) -> Results:
     return Results(pd.DataFrame(lines, columns=COLUMNS + ORIGIN), failures, machines, provenance)
 
 
+def read_table(paths: Paths) -> pd.DataFrame:
+    """The results of all curves in results.csv, as `read_results` gives them from a study's outputs.
+
+    Raises StudyError if the file is missing or broken.
+    """
+    file = paths.reports / "results.csv"
+    try:
+        found = pd.read_csv(file, dtype=str, keep_default_na=False)[CSV_COLUMNS]
+        found = found[found.train_seed != ""]  # image sets have none
+        found = found.assign(metric=list(map(against, found.reference, found.metric)), se=found.se.replace("", "nan"))
+        return found.astype(dict.fromkeys(COLUMNS[2:7], int) | {"value": float, "se": float})[COLUMNS + ORIGIN]
+    except FileNotFoundError:
+        raise StudyError(f"{file}: missing; `make repro` makes it") from None
+    except (KeyError, ValueError, AttributeError) as error:
+        raise StudyError(f"{file}: broken ({error}); take it from the repository, or run `make repro`") from None
+
+
+def distinct(points: Mapping[str, tuple[object, set[int]]]) -> list[str]:
+    """The names without those that only repeat points of an earlier one. points: name -> (what it samples, budgets)."""
+    found: dict[str, tuple[object, set[int]]] = {}
+    for name, (own, budgets) in points.items():
+        if not any(own == other and budgets <= measured for other, measured in found.values()):
+            found[name] = own, budgets
+    return list(found)
+
+
 def of_curve(results: pd.DataFrame, curve: str) -> pd.DataFrame:
     """The rows of a curve, with the largest NFE among the repetitions of each point.
 
@@ -104,15 +131,23 @@ def failed_at(results: pd.DataFrame, curve: str, budget: int) -> bool:
     return bool((own[own.nfe == own.nfe.max()].metric == FAILED).any())
 
 
-def read_timings(paths: Paths) -> pd.DataFrame:
-    """The rows that `make timings` wrote, with TIMING_COLUMNS; empty if the file does not exist."""
+def read_timings(paths: Paths, results: pd.DataFrame, samplers: Mapping[str, str]) -> pd.DataFrame:
+    """The rows that `make timings` wrote, with TIMING_COLUMNS; empty if the file does not exist.
+
+    samplers: the hash of each curve's sampler. Timings of other weights or samplers are left out.
+    """
     if not paths.timings.exists():
         return pd.DataFrame(columns=TIMING_COLUMNS)
     try:
         found = pd.read_csv(paths.timings, dtype={"curve": str, "checkpoint": str, "sampler": str})
-        return found.astype({"nfe": int, "seconds_per_image": float})[TIMING_COLUMNS]
+        found = found.astype({"nfe": int, "seconds_per_image": float})[TIMING_COLUMNS]
     except (KeyError, ValueError, TypeError) as error:
         raise StudyError(f"{paths.timings}: broken ({error}); delete the file or run `make timings`") from None
+    trained = results[results.checkpoint != ""]
+    checkpoints = trained.drop_duplicates("curve").set_index("curve").checkpoint
+    current = {name: (checkpoints.get(name), sampler) for name, sampler in samplers.items()}
+    own = [current.get(row.curve) == (row.checkpoint, row.sampler) for row in found.itertuples()]
+    return found[pd.Series(own, index=found.index, dtype=bool)]
 
 
 def read_losses(paths: Paths, models: Collection[str]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from pipeline.report.page import marked
 from pipeline.report.results import (
     FAILED,
     at_budget,
+    distinct,
     failed_at,
     of_curve,
     read_likelihood,
@@ -120,23 +121,17 @@ class Report:
     @cached_property
     def timings(self) -> pd.DataFrame:
         """Seconds per image of the current curves, without timings of other weights or samplers."""
-        found = read_timings(self.paths)
-        trained = self.results[self.results.checkpoint != ""]
-        checkpoints = trained.drop_duplicates("curve").set_index("curve").checkpoint
-        current = {name: (checkpoints.get(name), self.sampler(name)) for name in self.curves}
-        own = [current.get(row.curve) == (row.checkpoint, row.sampler) for row in found.itertuples()]
-        return found[pd.Series(own, index=found.index, dtype=bool)]
+        return read_timings(self.paths, self.results, {name: self.sampler(name) for name in self.curves})
 
     @cached_property
     def distinct(self) -> list[str]:
         """The curves without those that only repeat points of an earlier curve with other seeds."""
-        found: dict[str, tuple[Any, set[int]]] = {}
-        for name, entry in self.curves.items():
-            own = entry.row.model, self.sampler(name)
-            budgets = {budget for budget in entry.row.nfe if self.having([name], budget)}
-            if not any(own == other and budgets <= measured for other, measured in found.values()):
-                found[name] = own, budgets
-        return list(found)
+        return distinct(
+            {
+                name: ((e.row.model, self.sampler(name)), {b for b in e.row.nfe if self.having([name], b)})
+                for name, e in self.curves.items()
+            }
+        )
 
     @cached_property
     def samplers(self) -> dict[str, list[str]]:

@@ -91,10 +91,10 @@ class Verdicts:
     ) -> None:
         self.curves, self.distinct, self.methods, self.cells = curves, distinct, methods, cells
         self.smallest_effect = smallest_effect
-        self._populations: dict[tuple[int, str | None], Population | None] = {}
+        self._populations: dict[tuple[int, Point | None], Population | None] = {}
         self._values: dict[tuple[str, int, str], dict[int, float]] = {}
         self._units: dict[int, str] = {}
-        self._compared: dict[tuple[str, str, int], Compared] = {}
+        self._compared: dict[tuple[Point, Point], Compared] = {}
         self._families: dict[str, dict[tuple[str, int], Verdict]] = {}
 
     def verdict(self, curve: str, base: str, budget: int) -> Verdict:
@@ -147,31 +147,41 @@ class Verdicts:
 
     def compared(self, curve: str, base: str, budget: int) -> Compared:
         """The contrast of two curves with a result at a budget, the curve minus the base."""
-        key = curve, base, budget
+        return self.between((curve, budget), (base, budget))
+
+    def between(self, point: Point, other: Point) -> Compared:
+        """The contrast of two points with a result, the first minus the second; their budgets may differ."""
+        key = point, other
         if key not in self._compared:
             self._compared[key] = self._contrast(*key)
         return self._compared[key]
 
-    def _contrast(self, curve: str, base: str, budget: int) -> Compared:
-        own, other = self.cells(curve, budget), self.cells(base, budget)
-        within, unit = self.curves[curve].row.model == self.curves[base].row.model, self.unit(budget)
-        values = self.values(curve, budget, unit), self.values(base, budget, unit)
-        same = own.index.equals(other.index)
+    def _contrast(self, point: Point, against: Point) -> Compared:
+        own, other = self.cells(*point), self.cells(*against)
+        within = self.curves[point[0]].row.model == self.curves[against[0]].row.model
+        units = self.unit(point[1]), self.unit(against[1])
+        values = self.values(*point, units[0]), self.values(*against, units[1])
+        same, unit = own.index.equals(other.index), units[0]
         if within and not same and (common := list(own.index.intersection(other.index))):
             own, other, same = own.loc[common], other.loc[common], True
             unit = unit_of(own)
             values = by_unit(own, unit), by_unit(other, unit)
         elif within and same:
             unit = unit_of(own)
-            values = self.values(curve, budget, unit), self.values(base, budget, unit)
+            values = self.values(*point, unit), self.values(*against, unit)
         is_ratio = min(min(found.values()) for found in values) > 0
         one, two = (np.array(list(found.values())) for found in values)
         if is_ratio:
             one, two = np.log(one), np.log(two)
-        pooled = is_ratio and unit == self.unit(budget)
+        pooled = is_ratio and units == (unit, unit)
         pooled &= not (within and same and np.abs(one - two).max() <= ROUNDING)  # equal results have no error
-        shared = self.population(budget, base if within else None) if pooled else None
-        found = paired(one - two, shared) if within and same else unpaired(one, two, shared)
+        if within and same:
+            found = paired(one - two, self.population(point[1], against) if pooled else None)
+        elif point[1] == against[1]:
+            shared = self.population(point[1], against if within else None) if pooled else None
+            found = unpaired(one, two, shared)
+        else:
+            found = across(one, two, *(self.population(p[1]) if is_ratio else None for p in (point, against)))
         count = min(len(one), len(two))
         if found.known:
             return Compared(found, is_ratio, count, "" if within or unit == TRAINING else "one training each")
@@ -203,17 +213,17 @@ class Verdicts:
             if min(own.values()) > 0
         }
 
-    def population(self, budget: int, base: str | None = None) -> Population | None:
+    def population(self, budget: int, base: Point | None = None) -> Population | None:
         """The population of variances at a budget, of the logarithms of the scores over repetitions.
 
         base: None for the variances of curves; else for those of differences within one network, of each curve from
-        the base, or from the first curve of its model.
+        the base, or from the first curve of its model, at the base's budget.
         """
         key = budget, base
         if key not in self._populations:
             found = {name: np.array(list(own.values())) for name, own in self.logs(budget).items()}
             if base is not None:
-                found = self.differences(budget, base)
+                found = self.differences(budget, *base)
             variances = [float(own.var(ddof=1)) if len(own) > 1 else 0.0 for own in found.values()]
             df, models = [len(own) - 1 for own in found.values()], [self.curves[name].row.model for name in found]
             if base is None:
@@ -222,17 +232,20 @@ class Verdicts:
                 self._populations[key] = population(variances, df, list(found), overlap(list(found.values())))
         return self._populations[key]
 
-    def differences(self, budget: int, base: str) -> dict[str, np.ndarray]:
+    def differences(self, budget: int, base: str, base_budget: int) -> dict[str, np.ndarray]:
         """The differences of logarithms of each distinct curve from another one of its network, by repetition.
 
-        Curves of the base's model are compared with the base, others with the first curve of their model.
+        Curves of the base's model are compared with the base, others with the first curve of their model, at the
+        base's budget.
         """
-        logs, found = self.logs(budget), dict[str, np.ndarray]()
-        first = {self.curves[base].row.model: base} if base in logs else {}
+        logs, others, found = self.logs(budget), self.logs(base_budget), dict[str, np.ndarray]()
+        first = {self.curves[base].row.model: base} if base in others else {}
         for name, own in logs.items():
             other = first.setdefault(self.curves[name].row.model, name)
-            if other != name and (common := [seed for seed in own if seed in logs[other]]):
-                found[name] = np.array([own[seed] - logs[other][seed] for seed in common])
+            if (other, base_budget) == (name, budget) or other not in others:
+                continue
+            if common := [seed for seed in own if seed in others[other]]:
+                found[name] = np.array([own[seed] - others[other][seed] for seed in common])
         return found
 
     def may_be_best(self, names: list[str], budget: int) -> list[str]:
@@ -286,7 +299,7 @@ class Verdicts:
 
         def contrast(one: Point, two: Point) -> Contrast:
             if one[1] == two[1] and is_ratio:
-                return self.compared(one[0], two[0], one[1]).contrast
+                return self.between(one, two).contrast
             return across(logs[one], logs[two], *(self.population(p[1]) if is_ratio else None for p in (one, two)))
 
         return [[contrast(one, two) for two in base] for one in own], is_ratio

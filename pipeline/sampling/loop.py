@@ -28,6 +28,12 @@ def draw_like(x: Tensor) -> Tensor:
     return torch.randn(x.shape, device=x.device).to(x.dtype)
 
 
+def ode_of(sampler: Sampler, denoiser: DenoiserFunction) -> Ode:
+    """The ODE that a sampler's solver integrates once; an analytic first step answers the first call."""
+    answers = FIRST_STEPS[sampler.first_step](denoiser)
+    return Ode(answers, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
+
+
 @torch.no_grad()
 def sample(
     denoiser: DenoiserFunction,
@@ -51,8 +57,7 @@ def sample(
     """
     counted = Counted(denoiser)
     sampler = sampler.ending_at(end)
-    answers = FIRST_STEPS[sampler.first_step](counted)
-    ode = Ode(answers, sampler.build_schedule(), sampler.build_scaling(), sampler.build_threshold())
+    ode = ode_of(sampler, counted)
     sigmas = sampler.grid(steps).tolist()  # falling
     z = noise.to(state_type(noise.device)) * sigmas[0]  # z_0 ~ N(0, sigma_0^2 I)
     nfe_by_step: list[int] = []

@@ -15,7 +15,9 @@ from pipeline.commands.cli import main, parser, study_file
 from pipeline.common.errors import StudyError
 from tests.imports import ROOT
 
-COMMANDS = ("check", "new", "prune", "verify", "accept", "measure", "timings", "docs", "repro")
+COMMANDS = (
+    "check", "new", "prune", "verify", "accept", "measure", "timings", "docs", "repro", "best", "claim", "export",
+)  # fmt: skip
 GOOD = "study: {name: t, root: ., params: params.yaml}\nmodels: {edm: {}}\ncurves: {edm: {model: edm}}\nsets: {}\n"
 
 

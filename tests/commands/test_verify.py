@@ -319,7 +319,7 @@ def test_results_that_are_not_there_are_one_line(study: Path) -> None:
 def test_what_has_changed_since_is_told(study: Path) -> None:
     (study / "params.yaml").write_text(STUDY.replace("{model: edm, method: EDM}", "{model: edm, method: X, rho: 3}"))
     committed, places = read_committed(PATHS), [HERE]
-    assert other_rows(committed, places, rows_of()) == ["curves.edm.rho: 7.0 then, 3.0 now"]
+    assert other_rows(committed.rows, ["edm"], rows_of()) == ["curves.edm.rho: 7.0 then, 3.0 now"]
     assert other_machine(committed, PATHS, places, rows_of()) == []
     summary = read_json(PATHS.metrics("train", "edm"))
     write_json(PATHS.metrics("train", "edm"), summary | {"machine": machine() | {"device": "a GPU"}})

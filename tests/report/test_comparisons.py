@@ -22,6 +22,7 @@ from pipeline.report.comparisons import (
     overlap,
     paired,
     population,
+    repetitions_needed,
     unpaired,
     upward,
 )
@@ -252,3 +253,12 @@ def test_power_in_a_spread_population_is_that_of_its_test() -> None:
         seen = effect + math.sqrt(2 / 3 * SPREAD.median) * random.normal()
         hits.append(Contrast(seen, 2 / 3, own, 4, SPREAD).p < 0.05 / 20 and seen > 0)
     assert np.mean(hits) == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize(("effect", "needed"), [(1.0, 10), (0.5, 34), (0.2, 199)])
+def test_repetitions_needed_are_those_of_tables_of_power(effect: float, needed: int) -> None:
+    """Of the paired t test, by its effect in standard deviations (Cohen 1988, Statistical Power Analysis, ch. 2)."""
+    found = Contrast(-0.3 * effect, 1 / 4, 0.09, 3)
+    assert repetitions_needed(found, 4) == needed
+    assert repetitions_needed(found._replace(effect=0.0), 4) is None
+    assert repetitions_needed(found._replace(df=0), 4) is None

@@ -10,7 +10,7 @@ from scipy import stats
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, write_text
-from pipeline.report.results import COLUMNS, at_budget, read_timings
+from pipeline.report.results import COLUMNS, ORIGIN, at_budget, read_timings
 from pipeline.report.statistics import (
     difference,
     estimate,
@@ -117,10 +117,11 @@ def test_the_pareto_front_has_the_undominated_points() -> None:
 def test_broken_timings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = Paths("t")
-    assert read_timings(paths).empty
+    empty = pd.DataFrame(columns=COLUMNS + ORIGIN)
+    assert read_timings(paths, empty, {}).empty
     write_text(paths.timings, "curve,nfe\nedm,3\n")
     with pytest.raises(StudyError, match=r"timings.csv: broken"):
-        read_timings(paths)
+        read_timings(paths, empty, {})
 
 
 @pytest.mark.parametrize(

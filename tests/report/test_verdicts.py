@@ -130,6 +130,18 @@ def test_printed_power_is_that_of_simulated_studies() -> None:
     assert np.mean(hits) == pytest.approx(0.8, abs=0.12)
 
 
+@pytest.mark.parametrize("case", ["equal spreads", "spreads differ"])
+def test_points_at_different_budgets_are_rarely_told_apart_by_chance(case: str) -> None:
+    """Of points without a difference, 5% at most, within one network and between two."""
+    random, within, between = np.random.default_rng(6), [], []
+    for _ in range(STUDIES):
+        study = simulated(random, {}, **CASES[case])
+        within += [study.between(("rho_3", 4), (BASE, 11)), study.between((BASE, 7), (BASE, 11))]
+        between += [study.between(("flow_heun", 4), (BASE, 11)), study.between(("ddim", 11), ("flow_euler", 4))]
+    for found in (within, between):
+        assert np.mean([own.contrast.p < 0.05 for own in found]) <= BY_CHANCE
+
+
 @pytest.fixture
 def one() -> Verdicts:
     return simulated(np.random.default_rng(5), {"rho_1": 3.0})

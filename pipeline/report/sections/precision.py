@@ -112,7 +112,7 @@ def _table(report: Report, budgets: list[int]) -> Markdown:
                 len(logs),
                 _stated(report.verdicts.population(budget)),
                 *("" if math.isnan(p) else p_value(p) for p in tests),
-                _stated(report.verdicts.population(budget, report.methods[0])),
+                _stated(report.verdicts.population(budget, (report.methods[0], budget))),
                 f"{number(ratio)} ({seeds} trainings)" if math.isfinite(ratio) else "unknown",
             ]
         )
