@@ -17,6 +17,7 @@ DERIVED = (
     "explicit",
     "method",
     "earlier",
+    "numbers",
 )  # keys of a resolved row that are not in params.yaml
 
 
