@@ -17,7 +17,6 @@ DERIVED = (
     "explicit",
     "method",
     "earlier",
-    "numbers",
 )  # keys of a resolved row that are not in params.yaml
 
 

@@ -115,12 +115,15 @@ class Report:
 
     @cached_property
     def unused(self) -> frozenset[str]:
-        """The keys of STAGED, FITTED and PROTOCOL if no row uses any of the group: the report leaves them out."""
+        """The keys that the report leaves out: those of STAGED, FITTED and PROTOCOL if no row uses any of the group.
+
+        No row of a study file has `numbers`.
+        """
         rows = [entry.row for entry in self.curves.values()]
         fitted = any(row.solver == "fitted" for row in rows)
         protocol = any(getattr(row, key) != Curve.model_fields[key].default for row in rows for key in PROTOCOL)
         groups = {STAGED: self.staged, FITTED: fitted, PROTOCOL: protocol}
-        return frozenset(key for keys, used in groups.items() if not used for key in keys)
+        return frozenset(["numbers", *(key for keys, used in groups.items() if not used for key in keys)])
 
     def flat(self, section: str, name: str) -> dict[str, Any]:
         """`ReportRows.flat`, without unused keys."""

@@ -328,12 +328,11 @@ def _bought(report: Report, found: list[Group], other: str, rivals: Callable[[Gr
     for (model, budget), verdict in report.verdicts.lowest_of(sets).items():
         by_model.setdefault(model, {})[budget] = verdict
     parts = []
-    for model, own in by_model.items():
-        first, *_, last = [*own, *own]
-        ends = ", ".join(f"at {b} {stated_verdict(own[b])}" for b in dict.fromkeys((first, last)))
-        parts.append(f"of {model} {course(own)} ({ends})")
+    for model, verdicts in by_model.items():
+        ends = ", ".join(f"at {b} {stated_verdict(verdicts[b])}" for b in sorted({min(verdicts), max(verdicts)}))
+        parts.append(f"of {model} {course(verdicts)}; {ends}")
     start = f"The best fitted sampler relative to the best {other}, by budget (NFE)"
-    return [f"{start}: {'; '.join(parts)}."] if parts else []
+    return [f"{start}: {'. The same '.join(parts)}."] if parts else []
 
 
 def _cost(paybacks: dict[Point, Payback]) -> list[str]:
