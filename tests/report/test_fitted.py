@@ -291,8 +291,8 @@ def test_a_fit_of_another_seed_is_compared_over_the_seeds_that_both_have(tmp_pat
 def test_published_samplers_are_named_with_their_sources(tmp_path: Path) -> None:
     text = part(study(tmp_path), tmp_path)["published"]
     assert text == (
-        "S4S (Frankel et al. 2025, arXiv 2502.17423): `fit: coefficients` and `told: state`; GS (arXiv 2510.17699): "
-        "`fit: both` and `told: fitted`"
+        "S4S (Frankel et al. 2025, arXiv 2502.17423) with `fit: coefficients` and `told: state`; GS (arXiv 2510.17699) "
+        "with `fit: both` and `told: fitted`"
     )
     assert {name for name, _ in fitted.PUBLISHED.values()} == {"LD3", "S4S", "S4S-Alt", "DyWeight", "GS"}
 
@@ -305,9 +305,9 @@ def test_findings_are_hedged_by_their_verdicts(tmp_path: Path) -> None:
     )
     assert "one on a fitted grid, by budget (NFE): of edm better at 4 and 8; at 4 ×0.250 (" in of_grid
     assert cost == (
-        "A fit takes 400 to 800 network calls. By mean scores, 3 of 6 curves and budgets pay for their fits, after "
-        f"55 to {math.ceil(400 / (4 * 2 ** (math.log(15 / 14) / math.log(15 / 4)) - 4)):,} samples; 1 have scores "
-        "that no unfitted sampler of the study reaches, and 2 save no evaluations."
+        "A fit takes 400 to 800 network calls. By mean scores, it pays for itself in 3 of 6 cases (curves and budgets), "
+        f"after 55 to {math.ceil(400 / (4 * 2 ** (math.log(15 / 14) / math.log(15 / 4)) - 4)):,} samples. In 1, "
+        "no unfitted sampler of the study reaches the score, and in 2, the fit saves no evaluations."
     )
     assert place.startswith("Numbers fitted elsewhere, relative to the same sampler fitted in place: of_seed (seed 0) ")
     assert "of_budget (budget 6) worse at 4." in place
@@ -329,6 +329,6 @@ def test_the_report_has_the_section(tmp_path: Path) -> None:
     text = markdown(paths)
     section = text.split(HEADING)[1].split("\n## ")[0]
     assert "(figures/fitted_edm.png)" in section and (paths.reports / "figures/fitted_edm.png").exists()
-    assert "with 32 steps of Heun's method" in section and "GS (arXiv 2510.17699): `fit: both`" in section
+    assert "with 32 steps of Heun's method" in section and "GS (arXiv 2510.17699) with `fit: both`" in section
     assert "The best fitted sampler relative to" in text.split("## Methods")[0]
     assert "numbers" not in json.loads((paths.reports / "provenance.json").read_text())["ipndm"]["row"]

@@ -154,7 +154,7 @@ def _published(report: Report) -> Markdown:
     rows = [entry.row for entry in report.curves.values() if entry.row.solver == "fitted"]
     used = {(row.fit, row.told) for row in rows}
     texts = [
-        f"{name} ({source}): `fit: {fit}` and `told: {told}`"
+        f"{name} ({source}) with `fit: {fit}` and `told: {told}`"
         for (fit, told), (name, source) in PUBLISHED.items()
         if (fit, told) in used
     ]
@@ -345,9 +345,9 @@ def _cost(paybacks: dict[Point, Payback]) -> list[str]:
     paid = [value for value in images if math.isfinite(value)]
     after = f", after {math.ceil(paid[0]):,} to {math.ceil(paid[-1]):,} samples" if paid else ""
     return [
-        f"A fit takes {calls[0]:,.0f} to {calls[-1]:,.0f} network calls. By mean scores, {len(paid)} of "
-        f"{len(paybacks)} curves and budgets pay for their fits{after}; {len(unreached)} have scores that no unfitted "
-        f"sampler of the study reaches, and {len(images) - len(paid)} save no evaluations."
+        f"A fit takes {calls[0]:,.0f} to {calls[-1]:,.0f} network calls. By mean scores, it pays for itself in "
+        f"{len(paid)} of {len(paybacks)} cases (curves and budgets){after}. In {len(unreached)}, no unfitted sampler "
+        f"of the study reaches the score, and in {len(images) - len(paid)}, the fit saves no evaluations."
     ]
 
 
