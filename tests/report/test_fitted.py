@@ -305,8 +305,8 @@ def test_findings_are_hedged_by_their_verdicts(tmp_path: Path) -> None:
     )
     assert "one on a fitted grid, by budget (NFE): of edm better at 4 and 8; at 4 ×0.250 (" in of_grid
     assert cost == (
-        "A fit takes 400 to 800 network calls. By mean scores, it pays for itself in 3 of 6 cases (curves and budgets), "
-        f"after 55 to {math.ceil(400 / (4 * 2 ** (math.log(15 / 14) / math.log(15 / 4)) - 4)):,} samples. In 1, "
+        "A fit takes 400 to 800 network calls. By mean scores, it pays for itself in 3 of 6 cases (curves and budgets)"
+        f", after 55 to {math.ceil(400 / (4 * 2 ** (math.log(15 / 14) / math.log(15 / 4)) - 4)):,} samples. In 1, "
         "no unfitted sampler of the study reaches the score, and in 2, the fit saves no evaluations."
     )
     assert place.startswith("Numbers fitted elsewhere, relative to the same sampler fitted in place: of_seed (seed 0) ")
