@@ -145,11 +145,16 @@ class Report:
         return found[pd.Series(own, index=found.index, dtype=bool)]
 
     @cached_property
+    def fittings(self) -> dict[str, tuple[str, str]]:
+        """The model of each curve, and a hash of how it is sampled and what is fitted for it, its budgets left out."""
+        return {name: (entry.row.model, entry.row.fitting_hash) for name, entry in self.curves.items()}
+
+    @cached_property
     def distinct(self) -> list[str]:
         """The curves without those that only repeat points of an earlier curve with other seeds."""
         found: dict[str, tuple[Any, set[int]]] = {}
         for name, entry in self.curves.items():
-            own = entry.row.model, entry.row.fitting_hash
+            own = self.fittings[name]
             budgets = {budget for budget in entry.row.nfe if self.having([name], budget)}
             if not any(own == other and budgets <= measured for other, measured in found.values()):
                 found[name] = own, budgets

@@ -66,11 +66,12 @@ def study(
     seeds: tuple[int, ...] = (0, 1, 2),
     without: tuple[str, ...] = (),
     spread: float = 0.01,
+    **more: dict[str, Any],
 ) -> Paths:
-    """A study whose curves have these means, spread by a share of them over trainings."""
-    curves = {name: keys for name, keys in CURVES.items() if name not in without}
+    """A study whose curves have these means, spread by a share of them over trainings. more: curves of any results."""
+    curves = {name: keys for name, keys in CURVES.items() if name not in without} | more
     paths = made_up_study(folder, curves, list(seeds), models=MODELS)
-    for place, name in enumerate(curves):
+    for place, name in enumerate(name for name in curves if name not in more):
         own = curves[name].get("train_seeds", seeds)
         write_cells(paths.curve(name), [[s, s] for s in own], [(nfe, nfe) for nfe in MEANS[name]], {})
         signs = [(1, -1, 0), (0, 1, -1), (-1, 0, 1)][place % 3] if len(seeds) > 1 else (0,)
@@ -121,6 +122,15 @@ def test_a_fit_for_another_budget_repeats_no_curve(tmp_path: Path) -> None:
     report = Report(study(tmp_path), tmp_path)
     assert report.sampler("gs") == report.sampler("of_budget") == report.sampler("of_seed")
     assert {"gs", "of_budget", "of_seed"} <= set(report.distinct)
+
+
+def test_a_curve_that_repeats_another_shares_its_fits(tmp_path: Path) -> None:
+    """The summary of fits may name either of them."""
+    renamed = [own | {"curve": "again"} if own["curve"] == "gs" else own for own in FITS]
+    paths = study(tmp_path, FITS, again=CURVES["gs"] | {"method": "again", "sample_seeds": [3, 4, 5]})
+    before = lines(part(paths, tmp_path)["fits"], "curve", "budget")
+    write_json(paths.metrics("grids", "solvers"), {"solvers": [*renamed, *renamed]})
+    assert lines(part(paths, tmp_path)["fits"], "curve", "budget") == before and ("gs", "4") in before
 
 
 @pytest.mark.parametrize("fits", [None, []])

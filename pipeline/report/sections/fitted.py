@@ -184,9 +184,10 @@ def _named(report: Report, points: list[Point]) -> Markdown:
 
 
 def _records(report: Report, name: str, budget: int) -> list[dict[str, Any]]:
-    """The fits of a curve at a budget, one for each training."""
-    steps = report.curves[name].row.steps(budget)
-    return [own for own in report.fits if (own["curve"], own["steps"]) == (name, steps)]
+    """The fits of a curve at a budget, one for each training. Curves that only repeat others may have their fits."""
+    key = report.fittings[name], report.curves[name].row.steps(budget)
+    found = {own["train_seed"]: own for own in report.fits if (report.fittings[own["curve"]], own["steps"]) == key}
+    return list(found.values())
 
 
 def _paybacks(report: Report, found: list[Group]) -> dict[Point, Payback]:
@@ -267,7 +268,7 @@ def _elsewhere(report: Report) -> list[str]:
 def _alike(report: Report, row: Curve) -> str:
     """The first curve that samples and is fitted like a row, from the same model; empty if none is."""
     key = row.model, row.fitting_hash
-    return next((name for name, own in report.curves.items() if (own.row.model, own.row.fitting_hash) == key), "")
+    return next((name for name, own in report.fittings.items() if own == key), "")
 
 
 def _in_place(report: Report, name: str) -> str:
