@@ -62,7 +62,7 @@ class Scores:
         """All comparisons between points."""
         curves = self.rows.curves
         own = distinct(
-            {name: ((e.row.model, self.samplers[name]), set(self.points(name))) for name, e in curves.items()}
+            {name: ((e.row.model, e.row.fitting_hash), set(self.points(name))) for name, e in curves.items()}
         )
         methods = [name for name, entry in curves.items() if entry.row.method] or list(curves)[:1]
         return Verdicts(curves, own, methods, self.cells, self.rows.report.smallest_effect)

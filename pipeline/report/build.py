@@ -27,6 +27,7 @@ from pipeline.report.sections import (
     factorial,
     failures,
     few_steps,
+    fitted,
     given,
     guidance,
     heldout,
@@ -115,7 +116,8 @@ def render(report: Report) -> str:
     by_class, unseen = classes.section(report), heldout.section(report)
     taught, probable = few_steps.section(report), likelihood.section(report)
     measured_given, staged = given.section(report), latents.section(report)
-    parts = (taught, staged, unseen, probable, measured_given, guided, averaged)
+    fits = fitted.section(report)
+    parts = (taught, fits, staged, unseen, probable, measured_given, guided, averaged)
     others = [part["findings"] for part in parts if part]
     return environment.from_string(
         files("pipeline.report").joinpath("template.md.j2").read_text(encoding="utf-8")
@@ -160,6 +162,7 @@ def render(report: Report) -> str:
         learning=learning.section(report),
         likelihood=probable,
         few_steps=taught,
+        fitted=fits,
         latents=staged,
         given=measured_given,
         guidance=guided,

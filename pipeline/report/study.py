@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths, read_json
+from pipeline.evaluation.curve import TRANSFER, Curve
 from pipeline.metrics.names import COORDINATES, headline, label
 from pipeline.params.resolved import ReportRows
 from pipeline.report.given import GivenResults
@@ -28,6 +29,7 @@ from pipeline.report.results import (
 from pipeline.report.statistics import Floor, Interval, estimate, floor_of, summarise
 from pipeline.report.text import plain, stated, stated_verdict
 from pipeline.report.verdicts import Verdict, Verdicts
+from pipeline.sampling.row import keys_of
 from pipeline.training.row import Model
 
 METRICS = (
@@ -47,6 +49,8 @@ METRICS = (
 
 
 STAGED = ("space", "resolution", "upsampler", "autoencoder", "after", "strength", "truncated", "share", "earlier")
+FITTED = (*keys_of("fitted"), *TRANSFER)
+PROTOCOL = ("end", "first_step", "exponent")
 APART = ("nfe", "seeds", "method")  # keys of a curve that do not affect its sampling
 SMALL_BUDGET = 7  # the small budget of tables is the one nearest to it
 ROTATIONS = "rotation classifier"  # its classes are rotations, so an Inception score of it is meaningless
@@ -77,6 +81,8 @@ class Report:
         self.losses = read_losses(paths, [name for name in self.models if self.trainings(name)])
         self.learning = read_json(paths.metrics("losses", "models"))
         self.proposal = read_json(paths.metrics("propose", "noise"))
+        fits = paths.metrics("grids", "solvers")
+        self.fits: list[dict[str, Any]] = read_json(fits)["solvers"] if fits.exists() else []  # new in the stage
         asked = rows.likelihood.models if rows.likelihood else ()
         self.nll = Nll(*read_likelihood(paths, asked), asked) if asked else None
         self.given = GivenResults.read(paths, rows) if rows.posteriors else None
@@ -108,10 +114,21 @@ class Report:
         """Whether any model lives in latents or makes a stage of a cascade. If not, no row uses the keys of STAGED."""
         return any(e.row.space or e.row.resolution or e.row.upsampler for e in self.models.values())
 
+    @cached_property
+    def unused(self) -> frozenset[str]:
+        """The keys that the report leaves out: those of STAGED, FITTED and PROTOCOL if no row uses any of the group.
+
+        No row of a study file has `numbers`.
+        """
+        rows = [entry.row for entry in self.curves.values()]
+        fitted = any(row.solver == "fitted" for row in rows)
+        protocol = any(getattr(row, key) != Curve.model_fields[key].default for row in rows for key in PROTOCOL)
+        groups = {STAGED: self.staged, FITTED: fitted, PROTOCOL: protocol}
+        return frozenset(["numbers", *(key for keys, used in groups.items() if not used for key in keys)])
+
     def flat(self, section: str, name: str) -> dict[str, Any]:
-        """`ReportRows.flat`, without keys of STAGED if no row uses them."""
-        found = self.rows.flat(section, name)
-        return found if self.staged else _plain(found)
+        """`ReportRows.flat`, without unused keys."""
+        return _without(self.rows.flat(section, name), self.unused)
 
     @cached_property
     def finished(self) -> bool:
@@ -124,11 +141,16 @@ class Report:
         return read_timings(self.paths, self.results, {name: self.sampler(name) for name in self.curves})
 
     @cached_property
+    def fittings(self) -> dict[str, tuple[str, str]]:
+        """The model of each curve, and a hash of how it is sampled and what is fitted for it, its budgets left out."""
+        return {name: (entry.row.model, entry.row.fitting_hash) for name, entry in self.curves.items()}
+
+    @cached_property
     def distinct(self) -> list[str]:
         """The curves without those that only repeat points of an earlier curve with other seeds."""
         return distinct(
             {
-                name: ((e.row.model, self.sampler(name)), {b for b in e.row.nfe if self.having([name], b)})
+                name: (self.fittings[name], {b for b in e.row.nfe if self.having([name], b)})
                 for name, e in self.curves.items()
             }
         )
@@ -177,6 +199,11 @@ class Report:
     def model(self, curve: str) -> Model:
         """The row of the model that a curve samples."""
         return self.models[self.curves[curve].row.model].row
+
+    def fitted_part(self, curve: str) -> str:
+        """What of a curve is fitted to a network: its "solver", its "grid", or nothing ("")."""
+        row = self.curves[curve].row
+        return "solver" if row.solver == "fitted" else "grid" if row.discretization == "optimised" else ""
 
     def failed_trainings(self, model: str) -> dict[str, str]:
         """Why trainings of a model failed, by seed."""
@@ -303,6 +330,14 @@ class Report:
             self._points[key] = summarise(self._of(curve), *key)
         return self._points[key]
 
+    def lowest(self, curves: list[str]) -> dict[int, Interval]:
+        """The lowest mean of several curves and its interval, by counted NFE."""
+        found: dict[int, Interval] = {}
+        for nfe, point in (pair for name in curves for pair in self.points(name).items()):
+            if nfe not in found or point.mean < found[nfe].mean:
+                found[nfe] = point
+        return dict(sorted(found.items()))
+
     def steps(self, curve: str) -> dict[int, int]:
         """The number of steps at each measured NFE of a curve, with and without a result."""
         own = of_curve(self._of(curve), curve)
@@ -337,9 +372,9 @@ class Report:
         return " + ".join(f"{key} {plain(value)}" for key, value in self.curves[name].differences.items()) or name
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row, and the rows in it, without keys of STAGED."""
-    return {key: _plain(own) if isinstance(own, dict) else own for key, own in row.items() if key not in STAGED}
+def _without(row: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    """A row, and the rows in it, without some keys."""
+    return {key: _without(own, keys) if isinstance(own, dict) else own for key, own in row.items() if key not in keys}
 
 
 def low_and_high(budgets: list[int]) -> list[int]:

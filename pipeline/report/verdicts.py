@@ -268,7 +268,7 @@ class Verdicts:
     def lowest_of(self, families: Mapping[Key, tuple[list[Point], list[Point]]]) -> dict[Key, Verdict]:
         """The verdicts on the lowest true score of one set of points against that of another one, by key.
 
-        Both sets have points, the budgets may differ, and the models of the two sets must. See `comparisons.lowest`: a
+        Both sets have points. The budgets may differ if the models of the two sets do. See `comparisons.lowest`: a
         verdict holds whichever points are the lowest ones, and it is corrected for all of these comparisons.
         """
         found = {key: self._contrasts(*sets) for key, sets in families.items()}

@@ -121,6 +121,22 @@ def test_the_table_names_the_best_sampler_of_several(tmp_path: Path, drawn: dict
     )
 
 
+def test_fitted_solvers_are_a_way_apart_from_fitted_grids(
+    tmp_path: Path, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert part(study(tmp_path), tmp_path)["solvers"] is False
+    monkeypatch.setitem(CURVES, "gs", {"model": "edm", "solver": "fitted", "nfe": [2, 3, 4, 8]})
+    monkeypatch.setitem(MEANS, "gs", {2: 6, 3: 2, 4: 1.5, 8: 1})
+    paths = study(tmp_path)
+    found = [way for way in few_steps.ways(Report(paths, tmp_path)) if way.teacher == "edm" and way.kind != "student"]
+    assert [(way.label, way.kind, way.curves) for way in found] == [
+        ("edm (training-free)", "training-free", ["edm", "ipndm"]),
+        ("edm (fitted grid)", "fitted", ["fitted"]),
+        ("edm (fitted solver)", "fitted", ["gs"]),
+    ]
+    assert part(paths, tmp_path)["solvers"] is True
+
+
 def test_pairs_of_noise_and_data_are_not_plain_denoising(
     tmp_path: Path, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

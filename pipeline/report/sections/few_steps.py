@@ -10,7 +10,6 @@ from pipeline.report.comparisons import paired
 from pipeline.report.figures.scores import curves_figure
 from pipeline.report.page import Markdown, bold, code, escape, table
 from pipeline.report.results import FAILED
-from pipeline.report.statistics import Interval
 from pipeline.report.study import Report
 from pipeline.report.text import course, leaders, number, percent, stated_verdict
 from pipeline.report.verdicts import TRAINING, Point, Verdict
@@ -46,20 +45,22 @@ def section(report: Report) -> dict[str, Any] | None:
     if not any(_few(report.model(name)) for way in found for name in way.curves):
         return None
     budgets = report.budgets([name for way in found if way.kind == "student" for name in way.curves])
-    lines = {way.label: _lowest(report, way) for way in found}
+    lines = {way.label: report.lowest(way.curves) for way in found}
     colours = {label: place for place, label in enumerate(lines)}
     curves_figure(report.figures / "few_steps.png", lines, report.score, colours, report.score_floor)
     of_teacher = _verdicts(report, found, budgets, lambda way, other: other.teacher == way.teacher)
     of_denoising = _verdicts(report, found, budgets, lambda way, other: other.kind == "denoising")
     of_pairs = _verdicts(report, found, budgets, lambda way, other: other.kind == "pairs")
     reference = _reference(report, found)
+    parts = {report.fitted_part(name) for way in found if way.kind == "fitted" for name in way.curves}
     return {
         "figure": "few_steps.png",
         "table": _table(report, found, budgets),
         "of_teacher": _ratios(of_teacher, budgets),
         "of_denoising": _ratios(of_denoising, budgets),
         "of_pairs": _ratios(of_pairs, budgets),
-        "fitting": FIT_EVALUATIONS * TRAJECTORIES if any(way.kind == "fitted" for way in found) else 0,
+        "fitting": FIT_EVALUATIONS * TRAJECTORIES if "grid" in parts else 0,
+        "solvers": "solver" in parts,
         "reference": f"{number(reference[1])} ({reference[0]})" if reference else "",
         "goals": _goals(report, found, budgets, reference[1]) if reference else Markdown(""),
         "findings": [
@@ -81,10 +82,11 @@ def ways(report: Report) -> list[Way]:
     found = []
     for model in teachers:
         curves = _curves(report, model)
-        fitted = [name for name in curves if report.curves[name].row.discretization == "optimised"]
-        free = [name for name in curves if name not in fitted]
-        found.append(Way(f"{model} (training-free)", "training-free", model, free, _passes(models[model])))
-        found.append(Way(f"{model} (fitted grid)", "fitted", model, fitted, _passes(models[model])))
+        kinds = {name: report.fitted_part(name) for name in curves}
+        for part, kind in {"": "training-free", "grid": "fitted", "solver": "fitted"}.items():
+            own = [name for name in curves if kinds[name] == part]
+            label = f"fitted {part}" if part else kind
+            found.append(Way(f"{model} ({label})", kind, model, own, _passes(models[model])))
     for model, row in models.items():
         if model in students:
             found.append(Way(model, "student", students[model], _curves(report, model), _passes(row)))
@@ -114,15 +116,6 @@ def _passes(row: Model) -> int:
 
 def _curves(report: Report, model: str) -> list[str]:
     return report.with_points([name for name in report.distinct if report.curves[name].row.model == model])
-
-
-def _lowest(report: Report, way: Way) -> dict[int, Interval]:
-    """The lowest mean of a way's curves and its interval, by counted NFE."""
-    found: dict[int, Interval] = {}
-    for nfe, point in (pair for name in way.curves for pair in report.points(name).items()):
-        if nfe not in found or point.mean < found[nfe].mean:
-            found[nfe] = point
-    return dict(sorted(found.items()))
 
 
 def _points(report: Report, found: Iterable[Way], budget: int) -> list[Point]:
@@ -281,7 +274,7 @@ def _cheapest(report: Report, found: list[Way], budget: int, goal: float) -> str
     doubtful: list[str] = []
     for cost in sorted({way.passes for way in found}):
         points = {
-            way.label: [point for nfe, point in _lowest(report, way).items() if nfe <= budget]
+            way.label: [point for nfe, point in report.lowest(way.curves).items() if nfe <= budget]
             for way in found
             if way.passes == cost
         }

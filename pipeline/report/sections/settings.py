@@ -6,7 +6,7 @@ from pipeline.common.rows import Row
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.params.resolved import Filed
 from pipeline.report.page import Markdown, bold, code, table
-from pipeline.report.study import STAGED, Report
+from pipeline.report.study import Report
 from pipeline.report.text import plain
 from pipeline.training.row import WEIGHTING_KEYS
 
@@ -32,7 +32,7 @@ def curves(report: Report) -> tuple[Markdown, str]:
 
 def _choices(report: Report, row: Row, unset: Mapping[str, str]) -> Values:
     """A row's design choices that the study uses. unset: what None means, by key ("none" for all others)."""
-    keys = [key for key, own in type(row).model_fields.items() if own.title and (report.staged or key not in STAGED)]
+    keys = [key for key, own in type(row).model_fields.items() if own.title and key not in report.unused]
     values = {key: getattr(row, key) for key in keys}
     return {key: unset.get(key, "none") if value is None else value for key, value in values.items()}
 
