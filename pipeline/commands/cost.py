@@ -456,10 +456,10 @@ class Estimate:
     def _fitted_solvers(self) -> Work:
         """The fits of solvers, each once and at the most iterations: evaluations, and gradients, which cost two."""
         rows = [entry.row for entry in self.study.curves.values() if entry.row.solver == "fitted"]
-        fits = {(row.sampler_hash, *row.fitted_to(*which)) for row in rows for which in asked(row)}
+        fits = {(row.sampler_hash, *row.fitted_to(*which)): row for row in rows for which in asked(row)}
         work, workers = Work(mib=self._mib(0)), self._workers(len(fits))
-        for _, model, _, steps in sorted(fits):
-            size, calls = self.sizes[model], fitting.most_calls(steps)
+        for (_, model, _, steps), row in sorted(fits.items(), key=lambda item: item[0]):
+            size, calls = self.sizes[model], fitting.most_calls(row, steps)
             one = self.speed.calling(size, calls, fitting.CHUNK).repeated(1, workers)
             work += replace(one, mib=self._mib(workers * fitting.CHUNK * steps * size.saved))
         return work

@@ -5,7 +5,6 @@ to its end points, first over the levels alone and then over all free numbers; t
 a fit never scores worse on its objective than its start.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from pipeline.sampling.row import Sampler
 SAMPLES, HELD_OUT = 256, 256  # of noise; the numbers are fitted to the first
 CHUNK = 64  # samples per call of the network
 TEACHER_STEPS = 32
-ITERATIONS = 20, 40  # of L-BFGS: over the levels alone, and over all free numbers
+ITERATIONS = 20, 80  # of L-BFGS: over the levels alone, and over all free numbers
 HISTORY = 20
 LEAST_GAIN = 1e-7  # of the objective at the start, below which a round ends
+REFUSED = 1e6  # times the start's objective, for one that is not finite: a line search then takes a smaller step
 BACKWARD = 2  # a gradient costs as much as two evaluations (Griewank and Walther 2008, sec. 4.4: at most three)
 
 DenoiserOf = Callable[[range], DenoiserFunction]
@@ -64,7 +64,7 @@ class _Free:
         levels = [self.log_falls] if sampler.fit != "coefficients" else []
         told = [self.told] if sampler.told == "fitted" else []
         weights = [self.change] if sampler.fit != "times" else []
-        rounds = [levels + told if weights else [], levels + told + weights]
+        rounds = [levels if told or weights else [], levels + told + weights]
         self.rounds = [[each for each in one if each.numel()] for one in rounds]
         for each in self.rounds[-1]:
             each.requires_grad_()
@@ -127,16 +127,16 @@ def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor],
     return threshold(denoiser(z, sigma).to(z.dtype))
 
 
-def most_calls(steps: int) -> int:
+def most_calls(sampler: Sampler, steps: int) -> int:
     """The network calls of a fit that uses all its iterations, with what it costs to know its held-out error."""
-    teacher = 2 * TEACHER_STEPS - 1
-    return (SAMPLES + HELD_OUT) * (teacher + 2 * steps) + SAMPLES * (1 + BACKWARD) * steps * sum(ITERATIONS) * 5 // 4
+    teacher, own = teacher_of(sampler).evaluations(TEACHER_STEPS), sampler.evaluations(steps)
+    return (SAMPLES + HELD_OUT) * (teacher + 2 * own) + SAMPLES * (1 + BACKWARD) * own * sum(ITERATIONS) * 5 // 4
 
 
 def teacher_of(sampler: Sampler) -> Sampler:
     """The fine solution of a sampler's ODE: Heun's method on EDM's grid, over the same range."""
     low, high = sampler.sigma_range
-    kept = {key: getattr(sampler, key) for key in ("threshold", "threshold_percentile")}
+    kept = {key: getattr(sampler, key) for key in ("guidance", "guide", "threshold", "threshold_percentile")}
     return Sampler(sigma_min=low, sigma_max=high, end=sampler.end, nfe=(2 * TEACHER_STEPS,), **kept)
 
 
@@ -156,15 +156,11 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
         search.run(parameters, iterations)
     search.restore()
     calls = len(noise[:SAMPLES]) * (
-        teacher_of(sampler).evaluations(TEACHER_STEPS) + (1 + BACKWARD) * steps * search.gradients
+        teacher_of(sampler).evaluations(TEACHER_STEPS) + (1 + BACKWARD) * sampler.evaluations(steps) * search.gradients
     )
     with torch.no_grad():
         numbers = Numbers.of(*free.numbers())
     return Fit(numbers, start, problem.error(free), heldout_start, heldout.error(free), calls)
-
-
-class _Stop(Exception):
-    """The search met a value that is not finite."""
 
 
 class _Search:
@@ -191,8 +187,7 @@ class _Search:
             tolerance_change=LEAST_GAIN * self.start,
             line_search_fn="strong_wolfe",
         )
-        with contextlib.suppress(_Stop):
-            optimizer.step(partial(self._objective, parameters))
+        optimizer.step(partial(self._objective, parameters))
 
     def _objective(self, parameters: list[Tensor]) -> float:
         self.gradients += 1
@@ -203,8 +198,9 @@ class _Search:
                 sum_ += gradient
             total += float(loss.detach())
         if not math.isfinite(total) or not all(bool(each.isfinite().all()) for each in gradients):
-            raise _Stop
-        if total < self.best:
+            total = REFUSED * self.start
+            gradients = [torch.zeros_like(each) for each in parameters]
+        elif total < self.best:
             self.best, self.numbers = total, self._copy()
         for each, gradient in zip(parameters, gradients, strict=True):
             each.grad = gradient
