@@ -323,8 +323,10 @@ class Sampler(Row):
         return sorted({self.steps(budget) for budget in self.nfe})
 
     def grid(self, steps: int) -> Tensor:
-        """The noise levels of `steps` steps: float64, (steps + 1,); for adaptive solvers the range. The last one is 0, or
-        the lowest above 0 if `end` is sigma_min."""
+        """The noise levels of `steps` steps: float64, (steps + 1,); for adaptive solvers the range.
+
+        The last one is 0, or the lowest above 0 if `end` is sigma_min.
+        """
         if self.build_solver().adaptive:
             low, high = self.sigma_range
             return torch.tensor([high, low, 0.0], dtype=torch.float64)

