@@ -27,7 +27,7 @@ CHUNK = 64  # samples per call of the network
 TEACHER_STEPS = 32
 ITERATIONS = 20, 80  # of L-BFGS: over the levels alone, and over all free numbers
 HISTORY = 20
-LEAST_GAIN = 1e-7  # of the objective at the start, below which a round ends
+LEAST_GAIN = 1e-7  # of the objective at the start: the change and the gradient below which a round ends
 REFUSED = 1e6  # times the start's objective, for one that is not finite: a line search then takes a smaller step
 BACKWARD = 2  # a gradient costs as much as two evaluations (Griewank and Walther 2008, sec. 4.4: at most three)
 
@@ -184,6 +184,7 @@ class _Search:
             parameters,
             max_iter=iterations,
             history_size=HISTORY,
+            tolerance_grad=LEAST_GAIN * self.start,
             tolerance_change=LEAST_GAIN * self.start,
             line_search_fn="strong_wolfe",
         )
