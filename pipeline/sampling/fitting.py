@@ -1,8 +1,9 @@
 """Fit the numbers of a solver to a network, through the unrolled solver, to the end points of a fine solution.
 
 The teacher solves the ODE from the same noise with many steps of Heun's method. L-BFGS lowers the mean squared distance
-to its end points, first over the levels alone and then over all free numbers; the best numbers seen are kept, so that
-a fit never scores worse on its objective than its start.
+to its end points, first over the levels alone and then over all free numbers. It begins with the levels of the start,
+or with higher ones if these score better. The best numbers seen are kept, so that a fit never scores worse on its
+objective than its start.
 """
 
 import math
@@ -27,6 +28,15 @@ CHUNK = 64  # samples per call of the network
 TEACHER_STEPS = 32
 ITERATIONS = 20, 80  # of L-BFGS: over the levels alone, and over all free numbers
 HISTORY = 20
+SHRUNK = (
+    0.9,
+    0.8,
+    0.7,
+    0.6,
+    0.5,
+    0.4,
+    0.3,
+)  # of ln sigma's falls, for levels to begin with; no gradient moves very low ones
 LEAST_GAIN = 1e-7  # of the objective at the start: the change and the gradient below which a round ends
 REFUSED = 1e6  # times the start's objective, for one that is not finite: a line search then takes a smaller step
 BACKWARD = 2  # a gradient costs as much as two evaluations (Griewank and Walther 2008, sec. 4.4: at most three)
@@ -130,7 +140,8 @@ def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor],
 def most_calls(sampler: Sampler, steps: int) -> int:
     """The network calls of a fit that uses all its iterations, with what it costs to know its held-out error."""
     teacher, own = teacher_of(sampler).evaluations(TEACHER_STEPS), sampler.evaluations(steps)
-    return (SAMPLES + HELD_OUT) * (teacher + 2 * own) + SAMPLES * (1 + BACKWARD) * own * sum(ITERATIONS) * 5 // 4
+    search = (1 + BACKWARD) * sum(ITERATIONS) * 5 // 4 + len(SHRUNK)
+    return (SAMPLES + HELD_OUT) * (teacher + 2 * own) + SAMPLES * own * search
 
 
 def teacher_of(sampler: Sampler) -> Sampler:
@@ -152,11 +163,13 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
     heldout = _Problem(denoiser_of, noise[SAMPLES:], sampler, SAMPLES)
     start, heldout_start = problem.error(free), heldout.error(free)
     search = _Search(problem, free, start**2)
+    search.shrink()
     for parameters, iterations in zip(free.rounds, ITERATIONS, strict=True):
         search.run(parameters, iterations)
     search.restore()
     calls = len(noise[:SAMPLES]) * (
-        teacher_of(sampler).evaluations(TEACHER_STEPS) + (1 + BACKWARD) * sampler.evaluations(steps) * search.gradients
+        teacher_of(sampler).evaluations(TEACHER_STEPS)
+        + ((1 + BACKWARD) * search.gradients + search.trials) * sampler.evaluations(steps)
     )
     with torch.no_grad():
         numbers = Numbers.of(*free.numbers())
@@ -169,11 +182,25 @@ class _Search:
     def __init__(self, problem: _Problem, free: _Free, start: float) -> None:
         if not math.isfinite(start):
             raise NotFinite("solver fitted: the solution that fitting starts with is not finite")
-        self.problem, self.free, self.start, self.gradients = problem, free, start, 0
+        self.problem, self.free, self.start = problem, free, start
+        self.gradients = self.trials = 0
         self.best, self.numbers = start, self._copy()
 
     def _copy(self) -> list[Tensor]:
         return [each.detach().clone() for each in self.free.rounds[-1]]
+
+    @torch.no_grad()
+    def shrink(self) -> None:
+        """Try levels that end higher, if they are free and the last step leads to 0."""
+        levels = self.free.log_falls
+        if not levels.requires_grad or not levels.numel() or self.free.sigmas[-1] > 0:
+            return
+        first = levels.clone()
+        for factor in SHRUNK:
+            levels.copy_(first + math.log(factor))
+            self.trials += 1
+            if (total := self.problem.error(self.free) ** 2) < self.best:
+                self.best, self.numbers = total, self._copy()
 
     def run(self, parameters: list[Tensor], iterations: int) -> None:
         """One round over some of the numbers, from the best ones so far."""
