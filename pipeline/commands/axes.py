@@ -11,6 +11,7 @@ from pipeline.diffusion.grids import DISCRETIZATIONS
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.diffusion.schedule import SCALING_OF_SCHEDULE
 from pipeline.params.descriptions import Description, choices, description, halves
+from pipeline.params.explain import FILLED_IN
 from pipeline.sampling import conditional
 from pipeline.sampling.measurement import keys_of as keys_of_measurement
 from pipeline.sampling.ode import Solver
@@ -90,10 +91,10 @@ AXES = (
         "A step in z = x0 + sigma n, or in x = s z for the solvers that step in t, for which `schedule` and `scaling` "
         "matter. d = dx/dt, h is the step of t, r = sigma_next / sigma, lambda = -ln sigma, eps = (z - D) / sigma. D_1 "
         "is D one step earlier, r_0 that step of lambda over the present one. The last step, to sigma = 0, is Euler's, "
-        "except for `lms`. NFE is that of N steps with `end: zero`. Tests and differences from other libraries: "
-        "[samplers](samplers.md).",
+        "except for `lms`. NFE is that of N steps with `end: zero`; w_j are fitted weights. Tests and differences from "
+        "other libraries: [samplers](samplers.md).",
         "step",
-        keys_of,
+        lambda name: [key for key in keys_of(name) if key not in FILLED_IN],
         columns={
             "steps in": lambda name: _solver(name).variable,
             "order": lambda name: str(_solver(name).order or ("adaptive" if _solver(name).adaptive else "none")),
@@ -111,6 +112,9 @@ AXES = (
         "in every prediction between them.",
         "B(h)",
     ),
+    Axis("Fits of `fitted`", "curves", "fit", "The numbers that are fitted to the model, beside the levels told."),
+    Axis("Levels told by `fitted`", "curves", "told", "The noise level that the network is told in each step."),
+    Axis("Starts of `fitted`", "curves", "start", "The solver whose numbers a fit begins with, on the row's grid."),
     Axis(
         "Churn",
         "curves",

@@ -34,7 +34,7 @@ from pipeline.evaluation import likelihoods, losses
 from pipeline.evaluation import proposal as propose
 from pipeline.evaluation.bound import REPEATS
 from pipeline.evaluation.curve import Curve, seed_pairs
-from pipeline.evaluation.fits import asked
+from pipeline.evaluation.fits import distinct
 from pipeline.evaluation.given_rows import PosteriorRow, measured_by
 from pipeline.evaluation.truth import DRAWS, true_denoiser
 from pipeline.metrics.extractors import classifier as features
@@ -456,10 +456,10 @@ class Estimate:
     def _fitted_solvers(self) -> Work:
         """The fits of solvers, each once and at the most iterations: evaluations, and gradients, which cost two."""
         rows = [entry.row for entry in self.study.curves.values() if entry.row.solver == "fitted"]
-        fits = {(row.sampler_hash, *row.fitted_to(*which)): row.fit_images for row in rows for which in asked(row)}
+        fits = distinct(rows)
         work, workers = Work(mib=self._mib(0)), self._workers(len(fits))
-        for (_, model, _, steps), images in fits.items():
-            size, calls = self.sizes[model], fitting.most_calls(images, steps)
+        for (_, model, _, steps), (row, *_) in sorted(fits.items(), key=lambda item: item[0]):
+            size, calls = self.sizes[model], fitting.most_calls(row, steps)
             one = self.speed.calling(size, calls, fitting.CHUNK).repeated(1, workers)
             work += replace(one, mib=self._mib(workers * fitting.CHUNK * steps * size.saved))
         return work

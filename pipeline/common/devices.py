@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.common.environment import launched
 from pipeline.common.errors import StudyError, say_once
@@ -71,6 +72,11 @@ def state_type(device: torch.device) -> torch.dtype:
 def exact_device(device: torch.device) -> torch.device:
     """The device for sums that need float64: the CPU for Apple's GPUs, else the device itself."""
     return device if state_type(device) == torch.float64 else CPU
+
+
+def repeatable_gradients(device: torch.device) -> AbstractContextManager[object]:
+    """While it lasts, a GPU's attention has deterministic gradients."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
 
 def make_gradients_repeatable() -> None:

@@ -1,6 +1,6 @@
 """What is fitted to the networks of a model for its curves: grids of noise levels, and solvers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.common import processes
-from pipeline.common.devices import default_device, to_device
+from pipeline.common.devices import default_device, repeatable_gradients, to_device
 from pipeline.common.errors import NotFinite, StudyError
 from pipeline.common.files import CACHE, content_hash
 from pipeline.common.fingerprint import code_hash
@@ -72,15 +72,20 @@ class Fits:
         """
         if curve.solver != "fitted":
             return on_fitted_grid(curve, self.grids, main_file(Path(), train_seed).name, steps)
-        key = curve.fitting_hash, train_seed, steps
-        found = next((each for each in self.solvers if (each.fitting, each.train_seed, each.steps) == key), None)
+        found = self.solver(curve, train_seed, steps)
         if found is None:
-            made = sorted({each.steps for each in self.solvers if (each.fitting, each.train_seed) == key[:2]})
+            of = curve.fitting_hash, train_seed
+            made = sorted({each.steps for each in self.solvers if (each.fitting, each.train_seed) == of})
             listed = f"it is fitted for {', '.join(map(str, made))}" if made else "run `dvc repro`"
             raise StudyError(f"solver fitted: no fit for {steps} steps and training seed {train_seed}; {listed}")
         if found.failed:
             raise NotFinite(found.failed)
         return curve.model_copy(update={"numbers": found.numbers})
+
+    def solver(self, curve: Curve, train_seed: int, steps: int) -> FittedSolver | None:
+        """The solver fitted for a curve, a training and a number of steps."""
+        key = curve.fitting_hash, train_seed, steps
+        return next((each for each in self.solvers if (each.fitting, each.train_seed, each.steps) == key), None)
 
 
 def fit_solver(curve: Curve, folder: Path, train_seed: int, steps: int) -> FittedSolver:
@@ -90,12 +95,13 @@ def fit_solver(curve: Curve, folder: Path, train_seed: int, steps: int) -> Fitte
     """
     model, seed, fitted_steps = curve.fitted_to(train_seed, steps)
     source, device = folder.parent / model, default_device()
-    curve = curve.model_copy(update={"precision": "float32", "compile": "none"})
+    curve = _as_fitted(curve)
 
     def make() -> dict[str, Any]:
         loaded = load_model(curve, source, seed, device=device)
         noise = torch.randn(2 * curve.fit_images, *loaded.shape, generator=generator("fitted"))
-        found = fit(_denoiser_of(loaded), to_device(noise, device), curve, fitted_steps)
+        with repeatable_gradients(device):
+            found = fit(_denoiser_of(loaded), to_device(noise, device), curve, fitted_steps)
         return vars(found) | {"numbers": found.numbers.model_dump(mode="json")}
 
     try:
@@ -106,6 +112,11 @@ def fit_solver(curve: Curve, folder: Path, train_seed: int, steps: int) -> Fitte
         return FittedSolver(curve.fitting_hash, train_seed, steps, failed=str(error))
     numbers = at_steps(Numbers(**found["numbers"]), STARTS[curve.start], steps)
     return FittedSolver(curve.fitting_hash, train_seed, steps, **found | {"numbers": numbers})
+
+
+def _as_fitted(curve: Curve) -> Curve:
+    """The curve as its fits call the network, however it samples."""
+    return curve.model_copy(update={"precision": "float32", "compile": "none"})
 
 
 def _denoiser_of(loaded: LoadedModel) -> DenoiserOf:
@@ -121,17 +132,27 @@ def asked(curve: Curve) -> list[tuple[int, int]]:
     return [(seed, steps) for seed in dict.fromkeys(train for train, _ in curve.seeds) for steps in curve.step_counts]
 
 
+def distinct(curves: Iterable[Curve]) -> dict[tuple[str, str, int, int], tuple[Curve, int, int]]:
+    """Equal fits of curves once: (choices, model, its seed, steps) -> a curve, its training seed and its steps."""
+    return {
+        (_as_fitted(curve).sampler_hash, *curve.fitted_to(*which)): (curve, *which)
+        for curve in curves
+        for which in asked(curve)
+    }
+
+
 def fit_count(curves: Mapping[str, Mapping[str, Curve]]) -> int:
     """The number of fits that curves, by model and name, need."""
-    return sum(len(asked(curve)) for own in curves.values() for curve in own.values())
+    return sum(len(distinct(own.values())) for own in curves.values())
 
 
 def summary(curves: Mapping[str, Curve], fits: Fits) -> list[dict[str, Any]]:
     """What each curve's fits reached and cost, for the report: without the numbers."""
-    names = {curve.fitting_hash: name for name, curve in curves.items()}
     return [
-        {"curve": names[each.fitting]} | {k: v for k, v in each.record().items() if k not in ("fitting", "numbers")}
-        for each in fits.solvers
+        {"curve": name} | {k: v for k, v in each.record().items() if k not in ("fitting", "numbers")}
+        for name, curve in curves.items()
+        for which in asked(curve)
+        if (each := fits.solver(curve, *which))
     ]
 
 
@@ -145,16 +166,17 @@ def fit_model(
 
     ranges: (sigma_min, sigma_max) of fitted grids.
     """
-    tasks = [partial(fit_solver, curve, folder, *which) for curve in curves for which in asked(curve)]
 
-    def counted(task: Callable[[], FittedSolver]) -> FittedSolver:
-        found = task()
+    def counted(curve: Curve, train_seed: int, steps: int) -> None:
+        fit_solver(curve, folder, train_seed, steps)
         finished()
-        return found
 
-    workers = processes.workers_on(default_device())
-    solvers = side_by_side([partial(counted, task) for task in reversed(tasks)], workers)  # the longest first
-    return Fits(tuple(fit_grids(folder, ranges)), tuple(reversed(solvers)))
+    longest_first = sorted(distinct(curves).items(), key=lambda item: item[0][-1], reverse=True)
+    side_by_side([partial(counted, *which) for _, which in longest_first], processes.workers_on(default_device()))
+    solvers = {  # from the cache
+        (curve.fitting_hash, *which): fit_solver(curve, folder, *which) for curve in curves for which in asked(curve)
+    }
+    return Fits(tuple(fit_grids(folder, ranges)), tuple(solvers.values()))
 
 
 def save_fits(fits: Fits, path: Path, earlier: Mapping[str, str]) -> None:

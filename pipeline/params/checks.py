@@ -154,9 +154,11 @@ def check_curve(study: Study, name: str, curves: dict[str, Curve], models: dict[
     _check_cascade(place, curve, model, models)
     _check_students(place, curve, model)
     _check_transfer(place, curve, models)
-    _check_labels(place, curve, model)
-    _check_guide(place, curve, model)
-    _check_average(place, curve, model)
+    for name in dict.fromkeys([curve.model, curve.fitted_model or curve.model]):
+        of = curve.model_copy(update={"model": name})
+        _check_labels(place, of, models[name])
+        _check_guide(place, of, models[name])
+        _check_average(place, of, models[name])
 
 
 def _check_cascade(place: str, curve: Curve, model: Model, models: dict[str, Model]) -> None:
@@ -266,17 +268,19 @@ def _check_transfer(place: str, curve: Curve, models: dict[str, Model]) -> None:
     """Refuse a fitted solver of students, and networks that it cannot be fitted to."""
     if curve.solver != "fitted":
         return
-    source = curve.model
-    if curve.fitted_model is not None:
-        check_named(f"{place}.fitted_model", curve.fitted_model, models)
-        source = curve.fitted_model
+    source = curve.fitted_model or curve.model
+    check_named(f"{place}.fitted_model", source, models)
     for name in (curve.model, source):
         if models[name].objective == "progressive":
             raise StudyError(f"{place}.solver: model {name} has a student for each number of steps; use another solver")
         if models[name].upsampler:
             raise StudyError(f"{place}.solver: fitted is not for stages of a cascade; use another")
-    if models[source].labels != models[curve.model].labels or models[source].space != models[curve.model].space:
-        raise StudyError(f"{place}.fitted_model: {source} has other labels or another space than {curve.model}")
+    for key in ("labels", "space", "resolution"):
+        if getattr(models[source], key) != getattr(models[curve.model], key):
+            use = f"{key}: {getattr(models[curve.model], key) or 'null'}"
+            raise StudyError(
+                f"{place}.fitted_model: {source} differs in {key} from {curve.model}; name a model with {use}"
+            )
     seeds = models[source].train_seeds
     needed = (
         (curve.fitted_seed,) if curve.fitted_seed is not None else curve.train_seeds or models[curve.model].train_seeds
@@ -288,9 +292,12 @@ def _check_transfer(place: str, curve: Curve, models: dict[str, Model]) -> None:
         )
     if curve.fitted_nfe is not None:
         try:
-            curve.steps(curve.fitted_nfe)
+            steps = curve.steps(curve.fitted_nfe)
+            curve._falls(steps)
         except ValueError as error:
             raise StudyError(f"{place}.fitted_nfe: {str(error).removeprefix('nfe: ')}") from None
+        if steps == 1 and curve.step_counts != [1]:
+            raise StudyError(f"{place}.fitted_nfe: pays for one step, from which no other is interpolated; use more")
 
 
 def _check_labels(place: str, curve: Curve, model: Model) -> None:

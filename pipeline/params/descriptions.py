@@ -22,7 +22,7 @@ from pipeline.diffusion import autoencoder, grids, parametrization, schedule, up
 from pipeline.diffusion.networks import embedding, registry
 from pipeline.diffusion.parametrization import PARAMETRIZATIONS
 from pipeline.evaluation import likelihood
-from pipeline.sampling import conditional, guidance, measurement, multistep, protocols, solvers, thresholding
+from pipeline.sampling import conditional, fitted, guidance, measurement, multistep, protocols, solvers, thresholding
 from pipeline.sampling.annealed import Loop
 from pipeline.training import distances, draws, hybrid, noise, objectives, optimizer, pairs, weighting
 
@@ -56,6 +56,9 @@ TABLES = {  # of each key that takes the name of a choice
     "solver": Table(solvers, "SOLVERS"),
     "variance": Table(solvers, "VARIANCES"),
     "variant": Table(multistep, "VARIANTS"),
+    "fit": Table(fitted, "FITS"),
+    "told": Table(fitted, "TOLD"),
+    "start": Table(fitted, "STARTS"),
     "schedule": Table(schedule, "SCHEDULES"),
     "scaling": Table(schedule, "SCALINGS"),
     "discretization": Table(grids, "DISCRETIZATIONS", lambda choice: choice.grid),

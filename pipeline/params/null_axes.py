@@ -80,16 +80,15 @@ def _halfway(exact: LabelledMixture) -> LabelledDenoiser:
 def sampled(row: Sampler) -> dict[Any, Any]:
     """The samples (POINTS, 2) that a row makes from the same noise, with the exact denoiser of a mixture, by budget.
 
-    The other keys hold choices that matter to trained networks only: exact guides agree with each other, and an exact
-    denoiser hardly leaves the range of pixels.
+    The other keys hold choices that matter to trained networks only: exact guides agree with each other, an exact
+    denoiser hardly leaves the range of pixels, and a fitted solver has the numbers that its fit begins with.
     """
     oracle = _denoiser(row)
     noise = torch.randn(POINTS, 2, dtype=torch.float64, generator=generator("null axes", 0))
     samples: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
     made: dict[int, Tensor | None] = {}  # by number of steps
     samples["threshold"] = row.threshold, *(getattr(row, key) for key in thresholding.keys_of(row.threshold))
-    if row.solver == "fitted":  # trials have the numbers that a fit begins with
-        samples["fit"] = row.fit, row.told, *(getattr(row, key, None) for key in TRANSFER)
+    samples["fit"] = (row.fit, row.told, row.start) if row.solver == "fitted" else None
     fitted: list[tuple[float, ...]] = []
     if row.discretization == "optimised":
         fitted = fit(_mixture(STD), noise, *row.sigma_range, TEACHER_LEVELS)
@@ -158,7 +157,7 @@ def trained(row: Model) -> dict[str, Any]:
 def same(one: dict[Any, Any], two: dict[Any, Any]) -> bool:
     """Whether two outcomes agree to rounding in all keys that they share, samples among them."""
     common = one.keys() & two.keys()
-    return bool(common - {"guide", "threshold", "failure"}) and all(
+    return bool(common - {"guide", "threshold", "fit", "failure"}) and all(
         torch.allclose(one[key], two[key], rtol=TOLERANCE, atol=TOLERANCE)
         if isinstance(one[key], Tensor)
         else one[key] == two[key]
@@ -263,7 +262,10 @@ def warnings(
     for i, name in enumerate(names):
         for other in names[:i]:
             row, earlier = samplers[name], samplers[other]
-            comparable = curves[name].model == curves[other].model and not null & {name, other}
+            fits = [
+                (curve.model, *(getattr(curve, key) for key in TRANSFER)) for curve in (curves[name], curves[other])
+            ]
+            comparable = fits[0] == fits[1] and not null & {name, other}
             if comparable and differences(row, earlier) and same(outcome(row), outcome(earlier)):
                 lines.append(f"curves.{name}: the same sampler as curves.{other}, written differently")
     return lines

@@ -1,11 +1,11 @@
 """Fit the numbers of a solver to a network, through the unrolled solver, to the end points of a fine solution.
 
 The teacher solves the ODE from the same noise with many steps of Heun's method. L-BFGS lowers the mean squared distance
-to its end points, first over the levels alone and then over all free numbers; the best numbers seen are kept, so that
-a fit never scores worse on its objective than its start.
+to its end points, first over the levels alone and then over all free numbers. It begins with the levels of the start,
+or with higher ones if these score better. The best numbers seen are kept, so that a fit never scores worse on its
+objective than its start.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,9 +25,11 @@ from pipeline.sampling.row import Sampler
 
 CHUNK = 64  # samples per call of the network
 TEACHER_STEPS = 32
-ITERATIONS = 20, 40  # of L-BFGS: over the levels alone, and over all free numbers
+ITERATIONS = 20, 80  # of L-BFGS: over the levels alone, and over all free numbers
 HISTORY = 20
-LEAST_GAIN = 1e-7  # of the objective at the start, below which a round ends
+SHRUNK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # factors on steps of ln sigma to begin with: no gradient moves low levels
+LEAST_GAIN = 1e-7  # of the objective at the start: the change and the gradient below which a round ends
+REFUSED = 1e6  # times the start's objective, for one that is not finite: a line search then takes a smaller step
 BACKWARD = 2  # a gradient costs as much as two evaluations (Griewank and Walther 2008, sec. 4.4: at most three)
 
 DenoiserOf = Callable[[range], DenoiserFunction]
@@ -63,7 +65,7 @@ class _Free:
         levels = [self.log_falls] if sampler.fit != "coefficients" else []
         told = [self.told] if sampler.told == "fitted" else []
         weights = [self.change] if sampler.fit != "times" else []
-        rounds = [levels + told if weights else [], levels + told + weights]
+        rounds = [levels if told or weights else [], levels + told + weights]
         self.rounds = [[each for each in one if each.numel()] for one in rounds]
         for each in self.rounds[-1]:
             each.requires_grad_()
@@ -126,16 +128,17 @@ def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor],
     return threshold(denoiser(z, sigma).to(z.dtype))
 
 
-def most_calls(images: int, steps: int) -> int:
-    """The network calls of a fit that uses all its iterations, with those that measure its errors."""
-    gradients = sum(ITERATIONS) * 5 // 4  # a line search takes some more
-    return images * (2 * (2 * TEACHER_STEPS - 1 + 2 * steps) + (1 + BACKWARD) * steps * gradients)
+def most_calls(sampler: Sampler, steps: int) -> int:
+    """The network calls of a fit that uses all its iterations, with what it costs to know its held-out error."""
+    teacher, own = teacher_of(sampler).evaluations(TEACHER_STEPS), sampler.evaluations(steps)
+    search = (1 + BACKWARD) * sum(ITERATIONS) * 5 // 4 + len(SHRUNK)
+    return sampler.fit_images * (2 * (teacher + 2 * own) + own * search)
 
 
 def teacher_of(sampler: Sampler) -> Sampler:
     """The fine solution of a sampler's ODE: Heun's method on EDM's grid, over the same range."""
     low, high = sampler.sigma_range
-    kept = {key: getattr(sampler, key) for key in ("threshold", "threshold_percentile")}
+    kept = {key: getattr(sampler, key) for key in ("guidance", "guide", "threshold", "threshold_percentile")}
     return Sampler(sigma_min=low, sigma_max=high, end=sampler.end, nfe=(2 * TEACHER_STEPS,), **kept)
 
 
@@ -153,17 +156,17 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
     heldout = _Problem(denoiser_of, noise[images:], sampler, images)
     start, heldout_start = problem.error(free), heldout.error(free)
     search = _Search(problem, free, start**2)
+    search.shrink()
     for parameters, iterations in zip(free.rounds, ITERATIONS, strict=True):
         search.run(parameters, iterations)
     search.restore()
-    calls = images * (teacher_of(sampler).evaluations(TEACHER_STEPS) + (1 + BACKWARD) * steps * search.gradients)
+    calls = images * (
+        teacher_of(sampler).evaluations(TEACHER_STEPS)
+        + ((1 + BACKWARD) * search.gradients + search.trials) * sampler.evaluations(steps)
+    )
     with torch.no_grad():
         numbers = Numbers.of(*free.numbers())
     return Fit(numbers, start, problem.error(free), heldout_start, heldout.error(free), calls)
-
-
-class _Stop(Exception):
-    """The search met a value that is not finite."""
 
 
 class _Search:
@@ -172,11 +175,25 @@ class _Search:
     def __init__(self, problem: _Problem, free: _Free, start: float) -> None:
         if not math.isfinite(start):
             raise NotFinite("solver fitted: the solution that fitting starts with is not finite")
-        self.problem, self.free, self.start, self.gradients = problem, free, start, 0
+        self.problem, self.free, self.start = problem, free, start
+        self.gradients = self.trials = 0
         self.best, self.numbers = start, self._copy()
 
     def _copy(self) -> list[Tensor]:
         return [each.detach().clone() for each in self.free.rounds[-1]]
+
+    @torch.no_grad()
+    def shrink(self) -> None:
+        """Try levels that end higher, if they are free and the last step leads to 0."""
+        levels = self.free.log_falls
+        if not levels.requires_grad or not levels.numel() or self.free.sigmas[-1] > 0:
+            return
+        first = levels.clone()
+        for factor in SHRUNK:
+            levels.copy_(first + math.log(factor))
+            self.trials += 1
+            if (total := self.problem.error(self.free) ** 2) < self.best:
+                self.best, self.numbers = total, self._copy()
 
     def run(self, parameters: list[Tensor], iterations: int) -> None:
         """One round over some of the numbers, from the best ones so far."""
@@ -187,11 +204,11 @@ class _Search:
             parameters,
             max_iter=iterations,
             history_size=HISTORY,
+            tolerance_grad=LEAST_GAIN * self.start,
             tolerance_change=LEAST_GAIN * self.start,
             line_search_fn="strong_wolfe",
         )
-        with contextlib.suppress(_Stop):
-            optimizer.step(partial(self._objective, parameters))
+        optimizer.step(partial(self._objective, parameters))
 
     def _objective(self, parameters: list[Tensor]) -> float:
         self.gradients += 1
@@ -202,8 +219,9 @@ class _Search:
                 sum_ += gradient
             total += float(loss.detach())
         if not math.isfinite(total) or not all(bool(each.isfinite().all()) for each in gradients):
-            raise _Stop
-        if total < self.best:
+            total = REFUSED * self.start
+            gradients = [torch.zeros_like(each) for each in parameters]
+        elif total < self.best:
             self.best, self.numbers = total, self._copy()
         for each, gradient in zip(parameters, gradients, strict=True):
             each.grad = gradient

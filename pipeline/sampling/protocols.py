@@ -37,6 +37,7 @@ def analytic(denoiser: DenoiserFunction) -> DenoiserFunction:
 
 
 def _unit_noise(z: Tensor, sigma: Tensor) -> Tensor:
+    sigma = sigma.detach()
     root = float((1 + sigma**2).sqrt())
     return z / (root * (root + float(sigma)))  # the formula without its cancellation
 

@@ -28,6 +28,7 @@ PLAIN = {
     "independent",
     "linear",
     "none",
+    "state",
     "identity",
     "mask",
     "downsample",

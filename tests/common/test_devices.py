@@ -78,7 +78,11 @@ def test_sampling_reads_no_value_and_mixes_no_devices(keys: dict[str, Any], monk
     own = Denoiser(Model(**TINY, labels="classes").spec(0.5, SHAPE, [5, 5])).eval().requires_grad_(False).run_on(META)
     labels, noise = torch.zeros(16, dtype=torch.int64), SampleNoise(0, range(16))
     found = sampling.sample(
-        lambda z, sigma: own(z, sigma, labels), noise.randn(SHAPE).to(META), Sampler(**keys), 5, noise.randn_like
+        lambda z, sigma: own(z, sigma, labels),
+        noise.randn(SHAPE).to(META),
+        Sampler(**keys).as_started(5),
+        5,
+        noise.randn_like,
     )
     assert found.x0.device == META and found.nfe >= 5
 
@@ -117,7 +121,9 @@ def test_a_float32_state_gives_nearly_the_same_samples(solver: str, monkeypatch:
     for kind in (torch.float64, torch.float32):
         monkeypatch.setattr(sampling, "state_type", lambda device, kind=kind: kind)
         own = SampleNoise(1, range(16))
-        found[kind] = sampling.sample(Gaussian(0.0, 0.5), noise, Sampler(solver=solver), 8, own.randn_like).x0
+        found[kind] = sampling.sample(
+            Gaussian(0.0, 0.5), noise, Sampler(solver=solver).as_started(8), 8, own.randn_like
+        ).x0
         assert found[kind].dtype == kind
     torch.testing.assert_close(found[torch.float32].double(), found[torch.float64], rtol=1e-3, atol=1e-3)
 

@@ -36,7 +36,7 @@ OF_GAUSSIAN = Prior(0.1, 0.4**2)
 
 def usable(name: str) -> bool:
     solver = Sampler(solver=name).build_solver()
-    return not (solver.stochastic or solver.adaptive)
+    return not (solver.stochastic or solver.adaptive) and solver.order is not None
 
 
 USABLE = [name for name in SOLVERS if usable(name)]
@@ -204,6 +204,10 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "a threshold": ({"threshold": "static"}, "threshold: static gives many z one D"),
     "its own steps": ({"solver": "rk45"}, "solver: rk45 chooses its own levels"),
     "no equation": ({"solver": "consistency"}, "solver: consistency adds noise"),
+    "a fitted solver": (
+        {"solver": "fitted"},
+        "solver: fitted has no order, and a likelihood needs a solution of the ODE",
+    ),
 }
 
 

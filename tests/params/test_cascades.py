@@ -177,7 +177,10 @@ def test_a_cascade_is_resolved_with_the_stage_before(tmp_path: Path) -> None:
         [("small", 3), ("up", 3)],
         [("small", 9), ("up", 9)],
     ]
-    assert files["grids"]["up"] == {"ranges": [], "earlier": ["small"]} and files["grids"]["small"]["earlier"] == []
+    assert (
+        files["grids"]["up"] == {"ranges": [], "solvers": {}, "earlier": ["small"]}
+        and files["grids"]["small"]["earlier"] == []
+    )
     assert files["spaces"] == {n: [None, 4 if n == "small" else None] for n in MODELS}
 
 

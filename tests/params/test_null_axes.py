@@ -57,6 +57,7 @@ NULL: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, the key, a part o
         "threshold_percentile",
         "threshold static has no percentile",
     ),
+    "schedule, fitted": ({"solver": "fitted", "schedule": "vp"}, "schedule", "solver fitted steps in ln sigma"),
     "corrector_snr": (
         {"solver": "euler_maruyama", "corrector_snr": 0.1},
         "corrector_snr",
@@ -101,6 +102,10 @@ NOT_NULL: list[dict[str, Any]] = [
     {"solver": "unipc", "variant": "bh1"},
     {"threshold": "static"},
     {"threshold": "dynamic", "threshold_percentile": 0.9},
+    {"solver": "fitted"},
+    {"solver": "fitted", "told": "fitted", "start": "ipndm"},
+    {"solver": "fitted", "nfe": [1]},
+    {"solver": "fitted", "fitted_nfe": 4},
 ]
 
 
@@ -152,6 +157,25 @@ def test_a_learned_variance_is_neither_of_the_fixed_ones(tmp_path: Path) -> None
 def test_two_names_of_one_sampler_get_a_warning(tmp_path: Path) -> None:
     [line] = found(tmp_path, {"euler": {"solver": "euler"}, "ddim": {"solver": "ddim"}})
     assert line == "curves.ddim: the same sampler as curves.euler, written differently"
+
+
+def test_a_fitted_solver_is_not_the_one_that_its_fit_begins_with(tmp_path: Path) -> None:
+    """Nor is one with other free numbers, or one that is fitted to another network."""
+    twice = {"discretization": "vp"}, {"discretization": "time", "schedule": "vp"}
+    low, high = Sampler(discretization="vp").sigma_range
+    rows: dict[str, dict[str, Any]] = {
+        **{start: {"solver": start} for start in ("dpmpp_2m", "ipndm")},
+        **{f"of_{start}": {"solver": "fitted", "start": start} for start in ("dpmpp_2m", "ipndm")},
+        "told": {"solver": "fitted", "told": "fitted"},
+        "times": {"solver": "fitted", "fit": "times"},
+        "on_vp": {"solver": "fitted"} | twice[0],
+        "of_seed": {"solver": "fitted", "fitted_seed": 0} | twice[1] | {"sigma_min": low, "sigma_max": high},
+    }
+    assert found(tmp_path, {name: row | {"nfe": [1, 4]} for name, row in rows.items()}) == []
+    del rows["of_seed"]["fitted_seed"]
+    assert found(tmp_path, {name: row | {"nfe": [1, 4]} for name, row in rows.items()}) == [
+        "curves.of_seed: the same sampler as curves.on_vp, written differently"
+    ]
 
 
 def test_curves_without_common_budgets_are_not_compared(tmp_path: Path) -> None:

@@ -128,7 +128,12 @@ NEEDED: dict[str, dict[str, Any]] = {  # what a key goes with
     "stages": {"objective": "easy_consistency"},
     **{key: {"objective": "consistency_training"} for key in CONSISTENCY_KEYS},
 }
-VALUES = {"guide_images": [128], "upsampler": [{"from": 4}]}  # the first of ABLE's snapshots
+VALUES = {
+    "guide_images": [128],
+    "fitted_model": ["edm"],
+    "fitted_nfe": [4],
+    "upsampler": [{"from": 4}],
+}  # the first of ABLE's snapshots
 CASCADED = ("after", "strength", "truncated", "share")  # keys of a curve that need a stage before
 ABLE = {  # a model that gives a curve whatever it asks for
     "train_seeds": [0, 1, 2, 3],

@@ -17,7 +17,8 @@ from pipeline.diffusion.schedule import SCALINGS, SCHEDULES
 from pipeline.sampling.batches import GROUP, MIN_BATCH, mean_nfe
 from pipeline.sampling.batches import generate as batches
 from pipeline.sampling.guidance import GUIDES, ByClass, Guidance, guided
-from pipeline.sampling.loop import sample
+from pipeline.sampling.loop import Samples
+from pipeline.sampling.loop import sample as sample_once
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from pipeline.training.row import Model
@@ -44,6 +45,7 @@ COST: dict[str, tuple[Callable[[int], int], Callable[[int], int]] | None] = {  #
     "consistency": ONCE,
     "euler_maruyama": ONCE,
     "dpmpp_2m_sde": ONCE,
+    "fitted": ONCE,
 }
 SHAPE = (1, 8, 8)
 CLASSES = (1, 2, 3)
@@ -89,9 +91,14 @@ def silent(x: Tensor) -> Tensor:
     raise AssertionError("a deterministic sampler asked for noise")
 
 
-def generate(*arguments: Any) -> tuple[Tensor, list[int]]:
+def sample(denoiser: DenoiserFunction, noise: Tensor, row: Sampler, steps: int, *randn_like: Any) -> Samples:
+    """A fitted solver has the numbers that a fit begins with."""
+    return sample_once(denoiser, noise, row.as_started(steps), steps, *randn_like)
+
+
+def generate(denoiser: Any, shape: Any, row: Sampler, steps: int, *others: Any) -> tuple[Tensor, list[int]]:
     """All batches of `pipeline.sampling.batches.generate` as one, and the NFE of every image."""
-    found = list(batches(*arguments))
+    found = list(batches(denoiser, shape, row.as_started(steps), steps, *others))
     return torch.cat([images for images, _ in found]), [nfe for images, nfe in found for _ in images]
 
 

@@ -6,6 +6,7 @@ from pipeline.diffusion.exact import Gaussian
 from pipeline.sampling.row import Sampler
 from pipeline.sampling.solvers import SOLVERS
 from tests.sampling import (
+    test_fitted,
     test_parity_edm,
     test_parity_grids,
     test_parity_multistep,
@@ -14,7 +15,14 @@ from tests.sampling import (
 )
 from tests.sampling.peers import F64, NOISE, Peers, assert_equal, ours
 
-MODULES = (test_parity_grids, test_parity_singlestep, test_parity_edm, test_parity_multistep, test_parity_stochastic)
+MODULES = (
+    test_parity_grids,
+    test_parity_singlestep,
+    test_parity_edm,
+    test_parity_multistep,
+    test_parity_stochastic,
+    test_fitted,
+)
 PEERS: Peers = {
     solver: tuple(test for module in MODULES for test in module.PEERS.get(solver, ()))
     for solver in {solver for module in MODULES for solver in module.PEERS}

@@ -38,7 +38,9 @@ KEYS: dict[str, tuple[str, ...]] = {  # of a row, that a solver goes by
     "consistency": ("boundary",),
     "euler_maruyama": ("diffusion", "corrector_steps", "corrector_snr"),
     "dpmpp_2m_sde": (),
+    "fitted": ("fit", "told", "start", "numbers"),
 }
+NUMBERS = Sampler(solver="fitted", nfe=(99,)).as_started(99).numbers
 OTHER: dict[str, Any] = {  # than the default
     "order": 2,
     "variant": "bh1",
@@ -51,6 +53,10 @@ OTHER: dict[str, Any] = {  # than the default
     "corrector_snr": 0.2,
     "rtol": 1e-5,
     "atol": 1e-5,
+    "fit": "times",
+    "told": "fitted",
+    "start": "ipndm",
+    "numbers": NUMBERS,
 }
 LIST = {"discretization": "explicit", "sigmas": (9.0, 3.0, 1.0)}
 
@@ -174,6 +180,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more steps than a fitted grid's levels": (
         {"solver": "ddim", "discretization": "optimised", "nfe": (LEVELS + 1,)},
         f"nfe: {LEVELS + 1} steps, but an optimised grid has at most {LEVELS}",
+    ),
+    "churn of a fitted solver": ({"solver": "fitted", "S_churn": 1}, "S_churn: solver fitted does not use it"),
+    "noise of a fitted solver": ({"solver": "fitted", "eta": 1}, "eta: solver fitted does not use it; eta is for ddim"),
+    "tolerances of a fitted solver": ({"solver": "fitted", "rtol": 0.1}, "rtol: solver fitted does not use it"),
+    "a fit that begins with noise": ({"solver": "fitted", "start": "ddpm"}, "start.Input should be 'ipndm' or"),
+    "a fit of nothing": ({"solver": "fitted", "fit": "none"}, "fit.Input should be 'times', 'coefficients' or 'both'"),
+    "a fitted solver on a fitted grid": (
+        {"solver": "fitted", "discretization": "optimised"},
+        "discretization: solver fitted begins with a grid that depends on no model; use another",
+    ),
+    "a fitted solver in an interval": (
+        {"solver": "fitted", "guidance": 2, "guidance_max": 5},
+        "guidance_min, guidance_max: solver fitted moves its noise levels across their limits; use guidance at all",
+    ),
+    "a fitted solver and a classifier's gradient": (
+        {"solver": "fitted", "guide": "classifier", "guidance": 2},
+        "guide: solver fitted needs gradients, which a classifier's gradient has none of; use another",
+    ),
+    "numbers of another number of steps": (
+        {"solver": "fitted", "nfe": (4,), "numbers": NUMBERS},
+        "solver fitted: 4 steps, but it is fitted for 99",
     ),
     "guidance below 0": ({"guidance": -1}, "guidance.Input should be greater than or equal to 0"),
     "an unknown guide": ({"guide": "conditional"}, "guide.Input should be"),
@@ -316,6 +343,8 @@ def test_an_infinite_s_max_is_no_limit() -> None:
 )
 @all_solvers
 def test_guidance_halves_what_a_budget_buys(solver: str, guide: str, weight: float, cost: int) -> None:
+    if (solver, guide) == ("fitted", "classifier") and cost > 1:
+        pytest.skip("its gradients pass through no classifier")
     plain = Sampler(solver=solver, nfe=(99,))
     row = Sampler(solver=solver, nfe=(99,), guide=guide, guidance=weight)
     assert row.evaluations(7) == cost * plain.evaluations(7) == cost * plain.build_solver().evaluations(7)
@@ -369,7 +398,7 @@ def samples(row: Sampler) -> bytes:
     def randn_like(x: Tensor) -> Tensor:
         return torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
-    return sample(GAUSSIAN, noise, row, row.steps(19), randn_like).x0.numpy().tobytes()
+    return sample(GAUSSIAN, noise, row.as_started(row.steps(19)), row.steps(19), randn_like).x0.numpy().tobytes()
 
 
 @pytest.mark.parametrize("way", WAYS)

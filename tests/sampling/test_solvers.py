@@ -49,8 +49,9 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=F64)
 
 
-def solver_of(name: str, **keys: Any) -> Solver:
-    return Sampler(solver=name, nfe=(99,), **keys).build_solver()
+def solver_of(name: str, steps: int = 3, **keys: Any) -> Solver:
+    """steps: those for which a fitted solver has numbers."""
+    return Sampler(solver=name, nfe=(99,), **keys).as_started(steps).build_solver()
 
 
 def start(sigma: float) -> Tensor:
@@ -66,11 +67,11 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 def run(**row: Any) -> Tensor:
     """x0 of Gaussian data after nine steps."""
     noise = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
-    return sample(GAUSSIAN, noise, Sampler(**row, nfe=(99,)), 9, torch.ones_like).x0
+    return sample(GAUSSIAN, noise, Sampler(**row, nfe=(99,)).as_started(9), 9, torch.ones_like).x0
 
 
 def test_no_solver_hides_another_and_each_is_of_its_kind() -> None:
-    assert len(SOLVERS) == len(SINGLE_STEP) + len(MULTISTEP) + len(STOCHASTIC)
+    assert len(SOLVERS) == len(SINGLE_STEP) + len(MULTISTEP) + len(STOCHASTIC) + len(["fitted"])
     assert all(isinstance(solver_of(name), Multistep) and not solver_of(name).stochastic for name in MULTISTEP)
     assert all(isinstance(solver_of(name), SingleStep | RK45) for name in SINGLE_STEP)
     assert not any(solver_of(name).stochastic for name in SINGLE_STEP)
@@ -220,7 +221,7 @@ def test_rk45_with_one_noise_level_is_a_step_of_euler() -> None:
 def test_a_single_step_is_one_of_euler_to_the_denoised(name: str, schedule: str) -> None:
     """Along a straight path, where a step into 0 ends at D; exponential solvers end there in every schedule."""
     ode, z = ode_of(schedule), start(80.0)
-    [end] = solver_of(name).run(ode, z, [80.0, 0.0], silent)
+    [end] = solver_of(name, 1).run(ode, z, [80.0, 0.0], silent)
     close(end, GAUSSIAN(z, scalar(80.0)), 1e-11)
 
 

@@ -48,7 +48,7 @@ def noises() -> Any:
 
 
 def ends(denoiser: DenoiserFunction, **row: Any) -> tuple[Tensor, int]:
-    made = sample(denoiser, values(*SHAPE, scale=1), Sampler(**row, nfe=(99,)), 6, noises())
+    made = sample(denoiser, values(*SHAPE, scale=1), Sampler(**row, nfe=(99,)).as_started(6), 6, noises())
     return made.x0, made.nfe
 
 

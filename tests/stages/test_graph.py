@@ -80,7 +80,7 @@ def test_the_graph_names_the_files_that_the_code_writes() -> None:
         "tune": [paths.metrics("tune", "posteriors")],
         "given": [paths.build / "posteriors", paths.reports / "given.csv"],
         "propose": [paths.proposed, paths.metrics("propose", "noise")],
-        "grids": [paths.grids("").parent],
+        "grids": [paths.grids("").parent, paths.metrics("grids", "solvers")],
         "oracle": [paths.metrics("oracle", "solvers")],
         "sweep": [paths.curve("${key}"), paths.metrics("sweep", "${key}")],
         "measure": [paths.set("${key}"), paths.metrics("measure", "${key}")],
@@ -312,6 +312,24 @@ def test_a_grid_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspa
     grids = {name: load_json(tiny_study.root / f"build/tiny/grids/{name}.json")["grids"] for name in ("edm", "flow")}
     assert grids["edm"] == [] and [found["weights"] for found in grids["flow"]] == ["seed_0.safetensors"]
     del tiny_study.study["curves"]["fitted"]
+    assert tiny_study.repro() == {"grids", "sweep@flow"} | LAST
+
+
+def test_a_solver_is_fitted_to_the_model_that_a_curve_asks_for(tiny_study: Workspace) -> None:
+    """The other curve of the model takes its cells from the cache."""
+    before = len(tiny_study.cells())
+    tiny_study.study["curves"]["gs"] = {"model": "flow", "solver": "fitted", "fit": "times", "nfe": [2]}
+    assert tiny_study.repro() == {"grids", "sweep@flow", "sweep@gs"} | LAST
+    assert len(tiny_study.cells()) - before == 2
+    [fit] = load_json(tiny_study.root / "build/tiny/grids/flow.json")["solvers"]
+    [told] = json.loads((tiny_study.root / "reports/tiny/metrics/grids/solvers.json").read_text())["solvers"]
+    assert "solvers" not in load_json(tiny_study.root / "build/tiny/grids/edm.json")
+    assert (told["curve"], fit["train_seed"], fit["steps"]) == ("gs", 0, 2) and told["error"] == fit["error"]
+    assert fit["error"] <= fit["start"] and len(fit["numbers"]["told"]) == 2
+    tiny_study.study["curves"]["gs"]["nfe"] = [2, 1]
+    assert tiny_study.repro() == {"grids", "sweep@flow", "sweep@gs"} | LAST
+    assert fit in load_json(tiny_study.root / "build/tiny/grids/flow.json")["solvers"]
+    del tiny_study.study["curves"]["gs"]
     assert tiny_study.repro() == {"grids", "sweep@flow"} | LAST
 
 
