@@ -98,29 +98,36 @@ def study_schema() -> dict[str, Any]:
         "defaults": _mapping({"models": _mapping(model), "curves": _mapping(curve), "posteriors": _mapping(posterior)}),
     }
     autoencoders = _rows(_mapping(_keys(AutoencoderRow)))
-    overridden = scaled | {
-        "autoencoders": autoencoders,
-        "models": _rows(_mapping(model)),
-        "curves": _rows(_mapping(without_model)),
-    }
-    preset = {key: {"description": part["description"]} | overridden[key] for key, part in _keys(Preset).items()}
-    sections = scaled | {
-        "study": _mapping(_keys(StudyInfo), ("name", "root", "params")),  # dvc.yaml reads all three
-        "presets": _rows(_mapping(preset)),
+    rows = {
         "models": _rows(_mapping(base | model, type=["object", "null"]), least=1),
         "curves": _rows(_mapping(base | curve, ("model",)), least=1),
-        "autoencoders": autoencoders,
-        "sets": _rows(_mapping(_keys(ImageSet), ("source",))),
-        "likelihood": _mapping(asked, ("models",), type=["object", "null"]),
-        "measurements": _rows(_mapping(_keys(MeasurementRow), ("operator", "std"))),
-        "posteriors": _rows(_mapping(base | posterior, type=["object", "null"])),
-        "given": _mapping(_keys(Given)),
-        "report": _mapping(_keys(Reporting)),
         "published": {
             "type": "array",
             "items": _mapping(_keys(Published), ("curve", "nfe", "value", "what", "source")),
         },
     }
+    overridden = scaled | {
+        "autoencoders": autoencoders,
+        "models": _rows(_mapping(model)),
+        "curves": _rows(_mapping(without_model)),
+        "instead": _mapping(rows),
+    }
+    preset = {key: {"description": part["description"]} | overridden[key] for key, part in _keys(Preset).items()}
+    sections = (
+        scaled
+        | rows
+        | {
+            "study": _mapping(_keys(StudyInfo), ("name", "root", "params")),  # dvc.yaml reads all three
+            "presets": _rows(_mapping(preset)),
+            "autoencoders": autoencoders,
+            "sets": _rows(_mapping(_keys(ImageSet), ("source",))),
+            "likelihood": _mapping(asked, ("models",), type=["object", "null"]),
+            "measurements": _rows(_mapping(_keys(MeasurementRow), ("operator", "std"))),
+            "posteriors": _rows(_mapping(base | posterior, type=["object", "null"])),
+            "given": _mapping(_keys(Given)),
+            "report": _mapping(_keys(Reporting)),
+        }
+    )
     properties = {
         key: {"description": part["description"]} | sections[key] if key in sections else part
         for key, part in top.items()
