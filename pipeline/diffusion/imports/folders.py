@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.sealed import FOREIGN
 from pipeline.common.text import shortened
+from pipeline.diffusion.imports.unpickle import reason
 from pipeline.diffusion.released import CONFIG, WEIGHTS
 from pipeline.diffusion.schedule import DDPM_BETAS, VP_STEPS
 from pipeline.diffusion.spec import Spec
@@ -47,8 +48,7 @@ def read_folder(folder: Path) -> tuple[Spec, dict[str, Tensor]]:
         spec = _spec({key: value for key, value in config.items() if key != "_name_or_path"}, _path(scheduler))
         return spec, {f"unet.{name}": tensor for name, tensor in load_file(weights).items()}
     except FOREIGN as error:
-        reason = str(error) if isinstance(error, StudyError) else shortened(repr(error))
-        raise StudyError(f"{folder}: {reason}") from None
+        raise StudyError(f"{folder}: {reason(error)}") from None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipeline.diffusion.imports.unpickle import CONTAINERS, PERSISTENT, Record, 
 from pipeline.diffusion.spec import Spec
 
 MOST_MODULES, DEEPEST = 20_000, 20
+LONGEST_LIST = 16  # that a message shows
 LARGEST_SIDE, MOST_LABELS, MOST_CHANNELS, LARGEST_MULTIPLIER, MOST_BLOCKS = 65_536, 10**6, 16_384, 256, 256
 
 
@@ -158,8 +159,11 @@ class _Tensors:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: a list of unknown content may be too long for any."""
-    return shortened(str(value)) if value is None or isinstance(value, str | int | float) else "another value"
+    """A value in a message. A list of unknown content may be too long for one."""
+    plain = value if isinstance(value, list | tuple) and len(value) < LONGEST_LIST else [value]
+    if all(each is None or isinstance(each, str | int | float) for each in plain):
+        return shortened(str(value))
+    return "another value"
 
 
 def _number(values: Mapping[str, Any], key: str, least: int, most: int) -> int:

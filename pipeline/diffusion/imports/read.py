@@ -12,6 +12,7 @@ from pipeline.common.text import shortened
 from pipeline.diffusion.denoiser import Denoiser, load_denoiser
 from pipeline.diffusion.imports.folders import files_of, read_folder
 from pipeline.diffusion.imports.networks import read_edm
+from pipeline.diffusion.imports.unpickle import reason
 from pipeline.diffusion.spec import Spec
 
 
@@ -51,8 +52,7 @@ def read_network(path: Path) -> Denoiser:
     try:
         return _filled(spec, tensors)
     except FOREIGN as error:
-        reason = str(error) if isinstance(error, StudyError) else shortened(repr(error))
-        raise StudyError(f"{path}: {reason}") from None
+        raise StudyError(f"{path}: {reason(error)}") from None
 
 
 def _filled(spec: Spec, tensors: dict[str, Tensor]) -> Denoiser:

@@ -78,8 +78,10 @@ def read_pickle(path: Path) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """What an error of a reader says. It quotes no values of the file but text and numbers."""
-    return str(error) if isinstance(error, StudyError) else shortened(repr(error))
+    """What an error of a reader says."""
+    if isinstance(error, KeyError):
+        return f"{shortened(repr(error.args[0]))} is missing"
+    return str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {shortened(str(error))}"
 
 
 def wholes(values: Any, least: int, most: int, longest: int = 16) -> tuple[int, ...]:
