@@ -396,13 +396,15 @@ def write_folder(folder: Path, scheduler: dict[str, Any], **changes: Any) -> Any
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("target", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
-def test_equals_diffusers(betas: str, tmp_path: Path) -> None:
+def test_equals_diffusers(betas: str, target: str, tmp_path: Path) -> None:
     """The step to x0 of diffusers' own scheduler, at its own noise levels."""
     from diffusers import DDPMScheduler
 
-    unet = write_folder(tmp_path / "ddpm", {"beta_schedule": betas})
-    denoiser, scheduler = read_network(tmp_path / "ddpm"), DDPMScheduler(beta_schedule=betas, clip_sample=False)
+    unet = write_folder(tmp_path / "ddpm", {"beta_schedule": betas, "prediction_type": target})
+    denoiser = read_network(tmp_path / "ddpm")
+    scheduler = DDPMScheduler(beta_schedule=betas, prediction_type=target, clip_sample=False)
     levels = ddpm_sigmas() if betas == "linear" else iddpm_sigmas().flip(0)[1:]
     save_denoiser(denoiser, tmp_path / "network.safetensors")
     again = load_denoiser(tmp_path / "network.safetensors")
@@ -439,7 +441,7 @@ def test_names_a_folder_without_weights_or_of_others(tmp_path: Path) -> None:
     write_folder(tmp_path / "ddpm", {})
     weights = tmp_path / "ddpm/unet/diffusion_pytorch_model.safetensors"
     save_file({"conv_in.weight": torch.ones(1)}, weights)
-    with pytest.raises(StudyError, match="it lacks the tensor unet.conv_in.bias and"):
+    with pytest.raises(StudyError, match=r"it lacks the tensor unet\.conv_in\.bias and"):
         read_network(tmp_path / "ddpm")
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(StudyError, match=r"missing, and pickles \(.bin\) are not read"):
