@@ -26,11 +26,9 @@ def weights_file(path: Path) -> Path:
 
 
 def check_sha256(path: Path, expected: str, found: str) -> None:
-    """Refuse a file with another sha256 than expected. Raises StudyError."""
+    """Refuse a file with another sha256 than expected. Raises StudyError, which has room for both."""
     if found != expected.lower():
-        raise StudyError(
-            f"{path}: its sha256 is {found}, not {expected.lower()}; fetch the file again, or correct sha256"
-        )
+        raise StudyError(f"{shortened(path.name)}: its sha256 is {found}, not {expected.lower()}; fetch the file again")
 
 
 def sha256_of(path: Path) -> str:
