@@ -1,7 +1,8 @@
 """A model row: how one network is trained."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
@@ -76,8 +77,8 @@ class Model(Row):
         default=None, title="released network", exclude_if=_is_none
     )
     """The sha256 that the imported file of weights must have; null: any. `resolve` writes the one that it has."""
-    released: dict[str, Any] | None = Field(default=None, exclude_if=_is_none)
-    """The spec of the imported network; `resolve` fills it in."""
+    released: str | None = Field(default=None, exclude_if=_is_none)
+    """The spec of the imported network, as JSON; `resolve` fills it in."""
 
     space: Name | None = axis(None, "space")
     """The row of `autoencoders` in whose latents the model is trained; null: pixels."""
@@ -514,10 +515,10 @@ class Model(Row):
         known = {"parametrization": spec.parametrization, "sigma_data": spec.sigma_data, "label_dropout": 0.0}
         known |= {"labels": "classes" if spec.classes else "none"}
         known |= {"learned_variance": "hybrid" if spec.learned_variance else "none"}
-        return self.model_copy(update=known | {"sha256": sha256, "released": spec.record()})
+        return self.model_copy(update=known | {"sha256": sha256, "released": json.dumps(spec.record())})
 
-    def _released_spec(self, record: Mapping[str, Any], shape: tuple[int, ...], classes: Sequence[int]) -> Spec:
-        spec = Spec.of(record)
+    def _released_spec(self, record: str, shape: tuple[int, ...], classes: Sequence[int]) -> Spec:
+        spec = Spec.of(json.loads(record))
         if spec.shape != shape:
             theirs, ours = (" x ".join(map(str, sides)) for sides in (spec.shape, shape))
             raise StudyError(f"import: the network is for data of {theirs}, and these are {ours}; import another one")

@@ -80,7 +80,7 @@ def test_the_first_trained_model_gets_the_proposal(file: Path, tmp_path: Path) -
         ({"base": "edm", "P_std": 1.0}, "models.released: import: the network is trained already, and P_std would"),
         ({"train_seeds": [0, 1]}, "models.released: train_seeds: an imported network has one, 0; leave it out"),
         ({"sha256": "ab"}, "models.released.sha256: "),
-        ({"released": {}}, "models.released.released: `resolve` fills this key in; leave it out"),
+        ({"released": "{}"}, "models.released.released: `resolve` fills this key in; leave it out"),
     ],
 )
 def test_refuses_keys_beside_an_import(keys: dict[str, Any], line: str, file: Path, tmp_path: Path) -> None:
