@@ -12,7 +12,7 @@ def main(arguments: Arguments) -> None:
     first = read_json(paths.rows / "propose.json")
     name, row = first["model"], Model(**first["row"])
     data, found = load_summary(paths.data), None
-    if row.lives_in_data:
+    if row.lives_in_data and row.import_ is None:
         found = propose(row, row.spec(data["sigma_data"], shape_of(data)), load_prepared(paths.data).images)
     write_text(paths.proposed, file_text(name, row, found))
     write_json(paths.metrics("propose", "noise"), summary(name, row, found))

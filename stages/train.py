@@ -31,7 +31,8 @@ def main(arguments: Arguments) -> None:
     write_json(paths.metrics("train", name), metrics)
     for reason in metrics.get("failed", {}).values():
         print(f"failed: {name}, {reason}", file=sys.stderr)
-    loss = "all trainings failed" if metrics["final_loss"] is None else f"loss {metrics['final_loss']:.4f}"
+    nothing = "all trainings failed" if row.import_ is None else "imported"
+    loss = nothing if metrics["final_loss"] is None else f"loss {metrics['final_loss']:.4f}"
     print(f"{name}: {metrics['parameters']:,} parameters, {loss}")
 
 

@@ -106,6 +106,12 @@ def timings(arguments: argparse.Namespace) -> None:
     time_study(study_file(arguments))
 
 
+def import_(arguments: argparse.Namespace) -> None:
+    from pipeline.commands.import_ import import_network
+
+    print(import_network(arguments.file, arguments.out, arguments.sha256))
+
+
 def docs(arguments: argparse.Namespace) -> None:
     from pipeline.commands.docs import write_docs
 
@@ -149,7 +155,7 @@ def parser() -> Parser:
 
     def add(run: Command, summary: str, parents: Sequence[Parser] = (of_study,)) -> Parser:
         command: Parser = commands.add_parser(
-            run.__name__, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=parents
+            run.__name__.rstrip("_"), help=summary, description=f"{summary[0].upper()}{summary[1:]}.", parents=parents
         )
         command.set_defaults(run=run)
         return command
@@ -187,6 +193,10 @@ def parser() -> Parser:
     command.add_argument("--labels", default="none", help="none (default) or classes: what networks are conditioned on")
     command = add(accept, "take new code for committed results, after a sample of the work came out the same", ())
     command.add_argument("--study", default="", metavar="NAME", help="a folder in studies/, or all; default: root")
+    command = add(import_, "convert a released network to a file of weights, without running anything in it", ())
+    command.add_argument("file", metavar="FILE", help="a pickle of EDM or EDM2, a folder of diffusers, or our own file")
+    command.add_argument("--out", required=True, metavar="PATH", help="the file to write, which ends in .safetensors")
+    command.add_argument("--sha256", default="", help="the sha256 that the file of weights must have")
     add(docs, "write docs/design-space.md and params.schema.json, which are made from the code", ())
     return found
 

@@ -127,6 +127,7 @@ def _architecture(row: Model) -> dict[str, Any]:
     keys = ("network", "channels", "multipliers", "blocks", "attention", "patch", "embedding", "dropout", "equal")
     own = {key: getattr(row, key) for key in (*keys, "labels", "learned_variance")} | {"augmented": row.augment > 0}
     place = row.model_dump(mode="json", include={"resolution", "upsampler", "autoencoder"})
+    place["released"] = row.released or (row.teacher.released if row.teacher else None)
     return own | place | {"like": _architecture(row.like) if row.equal and row.like else None}
 
 

@@ -15,7 +15,7 @@ class Spec:
     in each class, () for a network that takes no labels. learned_variance: whether the network also answers the
     variance of a step. low is the shape (C, h, w) of the low-resolution images that an upsampler gets, () for other
     networks; low_augmentation, of AUGMENTATIONS, and low_strength, the largest in training, say how they are augmented.
-    The file of another network leaves these three out.
+    config is the JSON of a diffusers' network, "" for others. The file of another network leaves these four out.
     """
 
     parametrization: str
@@ -36,11 +36,14 @@ class Spec:
     low: tuple[int, ...] = ()
     low_augmentation: str = ""
     low_strength: float = 0.0
+    config: str = ""
 
     def record(self) -> dict[str, Any]:
-        """The fields in alphabetical order, for JSON, without those that only an upsampler has."""
-        fields = asdict(self)
-        return dict(sorted((key, value) for key, value in fields.items() if self.low or not key.startswith("low")))
+        """The fields in alphabetical order, for JSON, without those that only other networks have."""
+        absent = (() if self.low else ("low", "low_augmentation", "low_strength")) + (
+            () if self.config else ("config",)
+        )
+        return dict(sorted((key, value) for key, value in asdict(self).items() if key not in absent))
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:

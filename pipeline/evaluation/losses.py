@@ -135,7 +135,7 @@ def by_sigma(denoiser: Denoiser, row: Model, images: Tensor, labels: Tensor | No
     parameters = list(denoiser.parameters())
     for sigma in noise_levels():
         weight = math.nan
-        if row.objective == "denoising":
+        if row.objective == "denoising" and row.import_ is None:
             u = row.distribution.u(sigma).clamp(INSIDE, 1 - INSIDE)
             c_out = denoiser.coefficients(sigma, denoiser.sigma_data).c_out
             weight = float(row.weight(u, (sigma,), denoiser.sigma_data, c_out))

@@ -93,7 +93,8 @@ def check_teacher(row: Model, teacher: Model | None, place: str, which: str) -> 
     """Refuse a teacher that lacks seeds of its student, or cannot teach it."""
     key = teaching_key(row)
     what = f"{place}.{key}: {getattr(row, key)}"
-    if missing := set(row.train_seeds) - set(teacher.train_seeds if teacher else ()):
+    missing = set(row.train_seeds) - set(teacher.train_seeds if teacher else ())
+    if missing and not (teacher and teacher.import_ is not None):  # which is the same for all seeds
         seed = min(missing)
         raise StudyError(f"{place}.train_seeds: {which} has no seed {seed} to learn from; add it there")
     if teacher is None:

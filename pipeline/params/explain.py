@@ -11,7 +11,7 @@ from pipeline.sampling.row import Sampler
 from pipeline.training.row import Model
 
 # Keys that a study file must not have, because `resolve`, or for round_steps the training, fills them in.
-FILLED_IN = ("teacher", "like", "autoencoder", "round_steps", "seeds", "earlier", "numbers", "content")
+FILLED_IN = ("teacher", "like", "autoencoder", "round_steps", "seeds", "earlier", "numbers", "content", "released")
 BOUNDS = {  # of JSON Schema, in words
     "exclusiveMinimum": "greater than",
     "minimum": "greater than or equal to",

@@ -239,6 +239,8 @@ def warnings(
     """
     lines = []
     for name, model in models.items():
+        if model.import_ is not None or model_bases[name].import_ is not None:
+            continue
         for key in null_choices(model, model_bases[name], trained):
             lines.append(_line(f"models.{name}", key, model, model_reason(model, key)))
     samplers, outcomes = {name: _sampler(curve) for name, curve in curves.items()}, dict[str, dict[Any, Any]]()

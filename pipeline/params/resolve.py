@@ -7,13 +7,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.common.errors import StudyError, nearest
-from pipeline.common.files import content_hash
+from pipeline.common.files import CACHE, content_hash
+from pipeline.common.fingerprint import code_hash
 from pipeline.common.rows import Row
+from pipeline.common.sealed import cached_json
 from pipeline.common.text import shortened
 from pipeline.data.listing import ARCHIVE_SUFFIX, BUILT_IN
 from pipeline.data.watch import watched
+from pipeline.diffusion.imports.folders import files_of
+from pipeline.diffusion.imports.read import check_sha256, read_network, weights_file
 from pipeline.diffusion.networks.registry import KEYS
 from pipeline.diffusion.released import CONFIG, WEIGHTS
+from pipeline.diffusion.spec import Spec
 from pipeline.evaluation.curve import Curve, seed_pairs
 from pipeline.evaluation.given_rows import PosteriorRow
 from pipeline.params.cautions import cautions
@@ -40,6 +45,7 @@ from pipeline.training.autoencoder_row import AutoencoderRow
 from pipeline.training.row import NETWORK_KEYS, Model
 
 COMBINATIONS = "combinations"
+OWN = ("method", "import", "sha256")  # keys that a row does not inherit
 MOST_BASES = 100  # in a chain
 MOST_NESTED = 8  # rows whose teacher, or the row whose cost they have, is such a row again
 
@@ -49,11 +55,13 @@ Written = dict[str, dict[str, Any] | None]  # the rows of a section, as the stud
 def resolve(study: Study) -> Resolved:
     """Write out every row of a study in full. A row inherits from the base that it names, then from the defaults.
 
-    Raises StudyError, one line that says where and what. The data are not read: see `resolve_with_data`.
+    Raises StudyError, one line that says where and what. The data are not read, see `resolve_with_data`; of networks
+    that rows import, the settings are.
     """
     check_defaults(study.defaults, "defaults")
     check_data(study)
     rows = {name: _in_space(study, name, row) for name, row in _rows(study, "models", Model).items()}
+    rows = {name: _with_released(name, row) for name, row in rows.items()}
     curves = _cascaded(_rows(study, "curves", Curve))
     posteriors = _rows(study, "posteriors", PosteriorRow)
     done: dict[str, Model] = {}
@@ -159,10 +167,10 @@ def _chain(rows: Written, name: str, section: str) -> list[str]:
 
 
 def _inherited(rows: Written, name: str, section: str) -> dict[str, Any]:
-    """The keys of a row and of all its bases; the row's own override theirs. A `method` is not inherited."""
+    """The keys of a row and of all its bases; the row's own override theirs. OWN keys are not inherited."""
     keys: dict[str, Any] = {}
     for heir in reversed(_chain(rows, name, section)):
-        keys = {key: value for key, value in keys.items() if key != "method"} | (rows[heir] or {})
+        keys = {key: value for key, value in keys.items() if key not in OWN} | (rows[heir] or {})
     keys.pop("base", None)
     return keys
 
@@ -195,9 +203,11 @@ def _rows(study: Study, section: str, schema: RowType) -> dict[str, Any]:
 
 
 def _defaults(defaults: dict[str, Any], row: dict[str, Any], schema: RowType) -> dict[str, Any]:
-    """The defaults that apply to a row: not those for other networks than its own."""
+    """The defaults that apply to a row: not those for other networks than its own, and none to an imported one."""
     if schema is not Model:
         return defaults
+    if row.get("import") is not None:
+        return {}
     network = row.get("network", defaults.get("network", schema.model_fields["network"].default))
     others = NETWORK_KEYS - set(KEYS[network]) if isinstance(network, str) and network in KEYS else set()
     return {key: value for key, value in defaults.items() if key not in others}
@@ -209,6 +219,24 @@ def _in_space(study: Study, name: str, row: Model) -> Model:
         return row
     check_named(f"models.{name}.space", row.space, study.autoencoders, "autoencoder")
     return row.model_copy(update={"autoencoder": study.autoencoders[row.space]})
+
+
+def _with_released(name: str, row: Model) -> Model:
+    """A model row with what the file of the network that it imports says."""
+    if row.import_ is None:
+        return row
+    path = Path(row.import_).expanduser()
+    try:
+        files = [Path(file) for file in (files_of(path) if path.is_dir() else [weights_file(path)])]
+        hashes = {file: watched(str(file)) for file in files}
+        found = hashes[weights_file(path)]
+        if row.sha256:
+            check_sha256(path, row.sha256, found)
+        key = content_hash(*hashes.values(), code_hash("pipeline.diffusion.imports.read"))
+        record = cached_json(CACHE / "imports" / f"{key}.json", lambda: read_network(path).spec.record())
+    except StudyError as error:
+        raise StudyError(f"models.{name}.import: {error}") from None
+    return row.with_released(found, Spec.of(record))
 
 
 def _cascaded(curves: dict[str, Curve]) -> dict[str, Curve]:
@@ -245,6 +273,8 @@ def _with_teacher(study: Study, models: dict[str, Model], name: str, done: dict[
         teacher, which = _with_teacher(study, models, base, done).teacher, f"the teacher of base {base}"
     else:
         teacher, which = _complete(study, models, base, done), f"base {base}"
+    if teacher and teacher.released:
+        row = _without_network(row, written, f"models.{name}", which)
     check_teacher(row, teacher, f"models.{name}", which)
     row = row.model_copy(update={"teacher": teacher})
     least = row.batch * max(len(row.rounds), row.snapshots, 1)
@@ -255,6 +285,14 @@ def _with_teacher(study: Study, models: dict[str, Model], name: str, done: dict[
             f"{taken + least}, or budget: own"
         )
     return row
+
+
+def _without_network(row: Model, written: dict[str, Any], place: str, which: str) -> Model:
+    """A student of an imported network, whose own keys of a network are the defaults."""
+    if own := [key for key in written if key == "network" or key in NETWORK_KEYS]:
+        raise StudyError(f"{place}.{own[0]}: the network is that of {which}; leave it out")
+    defaults = {key: Model.model_fields[key].default for key in ("network", *NETWORK_KEYS)}
+    return row.model_copy(update=defaults)
 
 
 def _complete(study: Study, models: dict[str, Model], name: str, done: dict[str, Model]) -> Model:

@@ -91,6 +91,12 @@ class ReportRows(Row):
         return next((name for name, entry in self.models.items() if entry.row.lives_in_data), next(iter(self.models)))
 
     @property
+    def first_trained(self) -> str:
+        """The first model of full images or points that is trained, or else that of `first_of_data`."""
+        own = (name for name, one in self.models.items() if one.row.lives_in_data and one.row.import_ is None)
+        return next(own, self.first_of_data)
+
+    @property
     def billed(self) -> list[str]:
         """The models with a teacher, their bases, and those trained on as many images as one of them in total."""
         taught = [entry for entry in self.models.values() if entry.row.teacher]
@@ -116,11 +122,12 @@ class ReportRows(Row):
 
 
 def _named(rows: Any) -> Any:
-    """Rows with only the last part of the path of an autoencoder's folder, because reports are published."""
+    """Rows with only the last part of the path of an autoencoder or a network, because reports are published."""
     if not isinstance(rows, dict):
         return rows
-    folder = rows.get("folder")
+    folder, network = rows.get("folder"), rows.get("import")
     named = {"folder": Path(folder).name, "content": ""} if isinstance(folder, str) and "kind" in rows else {}
+    named |= {"import": Path(network).name} if isinstance(network, str) else {}
     return {key: _named(value) for key, value in rows.items()} | named
 
 
@@ -134,7 +141,7 @@ class Resolved(ReportRows):
 
     def files(self) -> dict[str, Any]:
         """The files that the stage `resolve` writes: name below build/<study>/rows, without .json -> content."""
-        first = self.first_of_data
+        first = self.first_trained
         models = {name: entry.row.model_dump(mode="json") for name, entry in self.models.items()}
         curves = {name: e.row.model_dump(mode="json", exclude={"method"}) for name, e in self.curves.items()}
         return {

@@ -38,7 +38,7 @@ def setting(
 
 def _plain(row: Model) -> dict[str, Any]:
     """The row and its teacher's row, without seeds and without rows that the data or the spec stand for."""
-    values = row.model_dump(mode="json", exclude={"train_seeds", "teacher", "like", "space", "autoencoder"})
+    values = row.model_dump(mode="json", exclude={"train_seeds", "teacher", "like", "space", "autoencoder", "import_"})
     return values | {"teacher": _plain(row.teacher) if row.teacher else None}
 
 

@@ -42,5 +42,5 @@ def check_examples(row: Model, images: Tensor, labels: Tensor | None) -> None:
         raise StudyError(
             f"batch: {row.batch}, but reflow_pairs is {row.reflow_pairs}; lower batch or raise reflow_pairs"
         )
-    if row.pairs != "reflow" and row.batch > len(images):
+    if row.pairs != "reflow" and row.batch > len(images) and row.import_ is None:
         raise StudyError(f"batch: {row.batch}, but the data set has {len(images)} examples; use at most as many")

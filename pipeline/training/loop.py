@@ -20,6 +20,7 @@ from pipeline.common.sealed import kept
 from pipeline.common.threads import in_turns
 from pipeline.diffusion.averages import snapshot_steps
 from pipeline.diffusion.denoiser import Denoiser
+from pipeline.diffusion.imports.read import check_sha256, read_network, sha256_of
 from pipeline.diffusion.spec import Spec
 from pipeline.diffusion.weights import load_snapshot, save_snapshot, with_weights
 from pipeline.training.batches import Batch, Examples, Pairs, batch_indices, draw_batch
@@ -52,9 +53,11 @@ def train_seeds(
 
     data: the data set's summary, with sigma_data of the row's space; the other arguments are those of `train`. A row
     with a teacher trains that first; if it is already trained, this costs nothing. A seed that diverges, or whose
-    teacher has, fails alone.
+    teacher has, fails alone. An imported network is read, and is the same for all seeds.
     """
     spec, device = spec_of(row, data), default_device()
+    if row.import_ is not None:
+        return [Trained(_imported(row, spec), [])] * len(row.train_seeds)
     teachers: list[Trained | Failed | None] = [None] * len(row.train_seeds)
     if row.teacher:
         teacher = row.teacher.model_copy(update={"train_seeds": row.train_seeds})
@@ -81,6 +84,15 @@ def train_seeds(
         tasks = [task(part, seed, of) for seed, of in seeded]
         rounds.append(in_turns(tasks, processes.workers_on(device) if workers is None else workers))
     return [joined(of_seed) for of_seed in zip(*rounds, strict=True)]
+
+
+def _imported(row: Model, spec: Spec) -> Denoiser:
+    """The network that a row imports. Raises StudyError if its file is not the one that `resolve` has seen."""
+    path = Path(row.import_ or "").expanduser()
+    check_sha256(path, row.sha256 or "", sha256_of(path))
+    denoiser = read_network(path)
+    denoiser.spec, denoiser.classes = spec, spec.classes
+    return denoiser
 
 
 def pairs_from(teacher: Denoiser | None, row: Model, seed: int, device: torch.device) -> Pairs | None:

@@ -1,5 +1,6 @@
 """A model row: how one network is trained."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,8 +63,22 @@ class Upsampler(Row):
     """Largest strength in training: of noise in units of the data in [-1, 1], of a blur in pixels of the output."""
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Model(Row):
-    """A model row: the network and how it is trained."""
+    """A model row: the network and how it is trained, or the released network that is imported."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+    import_: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="import", exclude_if=_is_none)
+    """A released network to use as it is: a pickle of EDM or EDM2, a folder of diffusers, or our own file."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, title="released network", exclude_if=_is_none
+    )
+    """The sha256 that the imported file of weights must have; null: any. `resolve` writes the one that it has."""
+    released: str | None = Field(default=None, exclude_if=_is_none)
+    """The spec of the imported network, as JSON; `resolve` fills it in."""
 
     space: Name | None = axis(None, "space")
     """The row of `autoencoders` in whose latents the model is trained; null: pixels."""
@@ -208,8 +223,28 @@ class Model(Row):
         name = keys.get("objective") if isinstance(keys, dict) else None
         return {**OBJECTIVES[name].published, **keys} if isinstance(name, str) and name in OBJECTIVES else keys
 
+    @model_validator(mode="before")
+    @classmethod
+    def _imported_once(cls, keys: Any) -> Any:
+        """An imported network has one seed."""
+        return {"train_seeds": (0,)} | keys if isinstance(keys, dict) and keys.get("import") is not None else keys
+
+    def _check_import(self) -> None:
+        """Refuse keys of a training beside `import`, unless `resolve` has filled them in."""
+        if self.train_seeds != (0,):
+            raise ValueError("train_seeds: an imported network has one, 0; leave it out")
+        own = self.model_fields_set - {"import_", "sha256", "train_seeds"}
+        if own and not self.released:
+            listed = ", ".join(key for key in type(self).model_fields if key in own)
+            raise ValueError(f"import: the network is trained already, and {listed} would train it; leave them out")
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.import_ is not None:
+            self._check_import()
+            return self
+        if self.sha256 or self.released:
+            raise ValueError("sha256: is that of an imported network; add import, or leave it out")
         weighting = WEIGHTINGS[self.weighting]
         for key in WEIGHTING_KEYS:
             if getattr(self, key) is not None and key not in weighting.keys:
@@ -390,7 +425,9 @@ class Model(Row):
 
     @property
     def own_images(self) -> int:
-        """The length of this training alone; it may be 0 or less if the teacher uses up a total budget."""
+        """The length of this training alone, 0 for an import; it may be 0 or less if the teacher uses up the budget."""
+        if self.import_ is not None:
+            return 0
         return self.images - (self.teacher.total_images if self.teacher and self.budget == "total" else 0)
 
     @property
@@ -409,7 +446,9 @@ class Model(Row):
 
     @property
     def rounds(self) -> tuple["Model", ...]:
-        """The trainings that follow each other: one, or one for each student of objective progressive."""
+        """The trainings that follow each other: none, one, or one for each student of objective progressive."""
+        if self.import_ is not None:
+            return ()
         if self.objective != "progressive" or self.round_steps:
             return (self,)
         counts = [self.first_steps >> i for i in range(self.first_steps.bit_length())]
@@ -440,6 +479,11 @@ class Model(Row):
         network cannot have that shape, or if no number of channels makes it cost as much as that of `like`.
         """
         own, upsampler = self.shape_in(shape), self.upsampler
+        if self.released:
+            return self._released_spec(self.released, own, classes)
+        if self.teacher and self.teacher.released and OBJECTIVES[self.objective].teacher:
+            taught = self.teacher.spec(measured_sigma_data, shape, classes)  # the training starts from its weights
+            return replace(taught, parametrization=self.parametrization, memory_format=self.memory_format)
         spec = Spec(
             parametrization=self.parametrization,
             sigma_data=self.sigma_data or measured_sigma_data,
@@ -465,6 +509,24 @@ class Model(Row):
             beside = (self._decoding(shape), self.like._decoding(shape)) if flops else (0, 0)
             spec = replace(spec, channels=equal_channels(spec, like, self.equal, beside))
         return spec
+
+    def with_released(self, sha256: str, spec: Spec) -> Self:
+        """A row that imports a network, with what its file says."""
+        known = {"parametrization": spec.parametrization, "sigma_data": spec.sigma_data, "label_dropout": 0.0}
+        known |= {"labels": "classes" if spec.classes else "none"}
+        known |= {"learned_variance": "hybrid" if spec.learned_variance else "none"}
+        return self.model_copy(update=known | {"sha256": sha256, "released": json.dumps(spec.record())})
+
+    def _released_spec(self, record: str, shape: tuple[int, ...], classes: Sequence[int]) -> Spec:
+        spec = Spec.of(json.loads(record))
+        if spec.shape != shape:
+            theirs, ours = (" x ".join(map(str, sides)) for sides in (spec.shape, shape))
+            raise StudyError(f"import: the network is for data of {theirs}, and these are {ours}; import another one")
+        if spec.classes and classes and len(classes) != len(spec.classes):
+            raise StudyError(
+                f"import: the network has {len(spec.classes)} classes, and the data have {len(classes)}; import another"
+            )
+        return replace(spec, classes=tuple(classes) or spec.classes) if spec.classes else spec
 
     def _decoding(self, shape: tuple[int, ...]) -> int:
         """The FLOPs of the decoder for one image, spread over EQUAL_EVALUATIONS evaluations; 0 in pixels."""

@@ -26,7 +26,7 @@ from pipeline.diffusion.weights import (
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model: the denoiser with the main average of the weights, and the training curve.
+    """A trained model: the denoiser with the main average of the weights, and the training curve, () if it is imported.
 
     averages: denoisers with the other averages. snapshots: files with all averages, by the number of images seen.
     classifier: the noise-aware classifier trained beside the model, with its accuracy by noise level. students: the
@@ -86,7 +86,7 @@ def save_models(trained: Sequence[Trained | Failed], folder: Path) -> dict[str, 
             failed[str(run.seed)] = run.reason
             continue
         done.append(run)
-        seed = int(run.curve[0]["seed"])
+        seed = int(run.curve[0]["seed"]) if run.curve else 0
         save_denoiser(run.denoiser, main_file(folder, seed))
         for steps, student in run.students.items():
             save_denoiser(student, student_file(folder, seed, steps))
@@ -96,7 +96,7 @@ def save_models(trained: Sequence[Trained | Failed], folder: Path) -> dict[str, 
             write_bytes(snapshot_file(folder, seed, images), path.read_bytes())
         if run.classifier:
             save_classifier(run.classifier, classifier_file(folder, seed))
-    losses, spec = [run.curve[-1]["loss"] for run in done], trained[0].spec
+    losses, spec = [run.curve[-1]["loss"] for run in done if run.curve], trained[0].spec
     accuracies = [run.classifier_accuracy for run in done] or [{}]
     return {
         "network": spec.network,

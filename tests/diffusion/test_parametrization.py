@@ -73,9 +73,13 @@ def x0_on(path: Callable[[float, float], Row]) -> Callable[[float, float], Row]:
     return lambda sigma, sd: (0, 1, *path(sigma, sd)[2:])
 
 
-def vp_v(sigma: float, sd: float) -> Row:
-    phi = math.atan(sigma)  # x0 = cos(phi) x - sin(phi) v, x = cos(phi) z
-    return math.cos(phi) ** 2, -math.sin(phi), *vp(sigma, sd)[2:]
+def v_on(path: Callable[[float, float], Row]) -> Callable[[float, float], Row]:
+    """x0 = cos(phi) x - sin(phi) v, x = cos(phi) z."""
+    return lambda sigma, sd: (
+        math.cos(math.atan(sigma)) ** 2,
+        -math.sin(math.atan(sigma)),
+        *path(sigma, sd)[2:],
+    )
 
 
 COEFFICIENTS: dict[str, Callable[[float, float], Row]] = {
@@ -87,7 +91,11 @@ COEFFICIENTS: dict[str, Callable[[float, float], Row]] = {
     "flow": flow,
     "flow_t": flow_t,
     "vp_x0": x0_on(vp),
-    "vp_v": vp_v,
+    "vp_v": v_on(vp),
+    "ddpm_x0": x0_on(ddpm),
+    "ddpm_v": v_on(ddpm),
+    "iddpm_x0": x0_on(iddpm),
+    "iddpm_v": v_on(iddpm),
     "flow_eps": lambda sigma, sd: (1, -sigma, *flow(sigma, sd)[2:]),
     "flow_x0": x0_on(flow),
     "consistency": consistency,

@@ -50,8 +50,8 @@ VP_TABLE: dict[str, Callable[[float], float]] = {  # lambda(sigma), on D, by par
     "ve": lambda sigma: 1 / sigma**2,
     "flow": lambda sigma: (1 + sigma) ** 2 / sigma**2,
     "flow_t": lambda sigma: (1 + sigma) ** 2 / sigma**2,
-    "vp_x0": lambda sigma: 1,
-    "vp_v": lambda sigma: (1 + sigma**2) / sigma**2,
+    **dict.fromkeys(("vp_x0", "ddpm_x0", "iddpm_x0"), lambda sigma: 1),
+    **dict.fromkeys(("vp_v", "ddpm_v", "iddpm_v"), lambda sigma: (1 + sigma**2) / sigma**2),
     "flow_x0": lambda sigma: 1,
 }
 TABLE = {name: VP_TABLE.get(name, lambda sigma: 1 / sigma**2) for name in PARAMETRIZATIONS}

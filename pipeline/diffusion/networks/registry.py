@@ -7,14 +7,18 @@ from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from pipeline.common.errors import StudyError
 from pipeline.common.size import Size, size_of
+from pipeline.diffusion.networks import edm
 from pipeline.diffusion.networks.ddpmpp import DDPMpp
 from pipeline.diffusion.networks.dit import DiT
+from pipeline.diffusion.networks.edm2 import EDM2UNet
 from pipeline.diffusion.networks.embedding import Common, Conditioned
 from pipeline.diffusion.networks.mlp import MLP
 from pipeline.diffusion.networks.unet import UNet
+from pipeline.diffusion.networks.unet2d import UNet2D
 from pipeline.diffusion.spec import Spec
 
 CHANNELS_STEP = 8  # channels come in multiples of it
@@ -122,7 +126,27 @@ KEYS: dict[str, tuple[str, ...]] = {  # the keys of a model row that each networ
 }
 
 
-def build(spec: Spec) -> Conditioned:
+def _sizes(spec: Spec) -> edm.Sizes:
+    """The sizes of a released network."""
+    _check_levels(spec)
+    _check_attention(spec)
+    outputs = spec.shape[0] * (2 if spec.learned_variance else 1)
+    sizes = spec.channels, spec.multipliers, spec.blocks, spec.attention
+    return edm.Sizes(spec.shape[0], outputs, spec.shape[1], *sizes, len(spec.classes), spec.augmentation)
+
+
+def _edm(kind: edm.Kind, spec: Spec) -> edm.EDMUNet:
+    return edm.EDMUNet(_sizes(spec), kind)
+
+
+RELEASED: dict[str, Callable[[Spec], nn.Module]] = {  # the networks of released files, which no row chooses
+    **{name: partial(_edm, kind) for name, kind in edm.KINDS.items()},
+    "edm2": lambda spec: EDM2UNet(_sizes(spec)),
+    "unet2d": lambda spec: UNet2D(spec.config),
+}
+
+
+def build(spec: Spec) -> nn.Module:
     """The network of a denoiser's spec, with weights from PyTorch's global generator.
 
     It maps x (N, *shape), c_noise (N,), labels (N,) int64 (-1 for none, or None) and augmentation (N, A) (or None) to
@@ -131,7 +155,7 @@ def build(spec: Spec) -> Conditioned:
     support that shape.
     """
     check_network(spec.network, points=len(spec.shape) == 1)
-    return NETWORKS[spec.network](spec)
+    return (NETWORKS | RELEASED)[spec.network](spec)
 
 
 class Cost(NamedTuple):

@@ -39,7 +39,8 @@ def trainings(report: Report) -> Markdown:
         if not teacher.images:
             images[1] = evaluations[1] = ""
         way = f"pairs {row.pairs}" if row.objective == "denoising" and row.pairs != "independent" else row.objective
-        lines.append([code(name), way, *images, *evaluations, f"{both.passes / bills(before)['both'].passes:.2f}"])
+        unit = bills(before)["both"].passes
+        lines.append([code(name), way, *images, *evaluations, f"{both.passes / unit:.2f}" if unit else ""])
     header = [f"{what}, {whose}" for what in ("images", "evaluations") for whose in ("own", "teacher", "together")]
     return table(["model", "learns by", *header, "passes"], lines) if lines else Markdown("")
 

@@ -131,7 +131,7 @@ def _best(report: Report, found: list[Way], budget: int) -> list[str]:
 def _table(report: Report, found: list[Way], budgets: list[int]) -> Markdown:
     """One line per way: its cost, and its score at each budget. In bold: it may be the best."""
     best = {budget: _best(report, found, budget) for budget in budgets}
-    unit = found[0].passes
+    unit = next(way.passes for way in found if way.passes)  # an imported network has no training here
     lines = [
         [way.label, f"{way.passes / unit:.2f}", *(_cell(report, way, budget, best[budget]) for budget in budgets)]
         for way in found

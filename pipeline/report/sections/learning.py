@@ -240,15 +240,17 @@ def _straighter(report: Report, name: str, base: str) -> str:
 
 
 def _densities(report: Report) -> str:
-    """Draw the density over ln sigma of every distinct noise distribution of the models."""
+    """Draw the density over ln sigma of every distinct noise distribution of the models; "" if all are imported."""
     u = torch.special.ndtr(torch.linspace(-TAIL, TAIL, 301, dtype=torch.float64))
     drawn: dict[bytes, tuple[str, Line]] = {}
-    for entry in report.models.values():
+    for entry in (entry for entry in report.models.values() if entry.row.import_ is None):
         noise = entry.row.distribution
         sigma, density = noise.sigma(u), noise.density(u)
         points = [(s, d, 0.0) for s, d in zip(sigma.tolist(), density.tolist(), strict=True) if math.isfinite(d)]
         line = Line(points, len(drawn), isinstance(noise, Levels))
         drawn.setdefault(sigma.numpy().tobytes(), (_name(entry.row), line))
+    if not drawn:
+        return ""
     path = report.figures / "noise_distributions.png"
     densities_figure(path, dict(drawn.values()))
     return path.name

@@ -20,13 +20,14 @@ def section(report: Report) -> dict[str, Any] | None:
     lines = []
     for row in report.rows.published:
         nfe, ours = _ours(report, row)
-        theirs, trained = row.images, report.model(row.curve).own_images
+        theirs, model = row.images, report.model(row.curve)
+        trained = "imported" if model.import_ is not None else f"{model.own_images:,}"
         lines.append(
             [
                 code(row.curve),
                 *(row.what, row.source if row.checked else f"{row.source} ({UNCHECKED})"),
                 *(row.nfe, _as_published(row.value), ours, nfe or ""),
-                *(f"{theirs:,}" if theirs else "", f"{trained:,}", _protocol(report, row, nfe)),
+                *(f"{theirs:,}" if theirs else "", trained, _protocol(report, row, nfe)),
             ]
         )
     header = ["curve", "published method", "source", "at NFE", "published FID", f"this study: {report.metric(PLAIN)}"]
@@ -63,11 +64,13 @@ def _ours(report: Report, row: Published) -> tuple[int | None, str]:
 
 def _differs(report: Report) -> list[str]:
     """Sentences on the differences between the published and this study's protocols."""
-    ours = _range({report.model(row.curve).own_images for row in report.rows.published})
+    models = [report.model(row.curve) for row in report.rows.published]
+    trained = {model.own_images for model in models if model.import_ is None}
+    ours = f"were trained on {_range(trained)} images" if trained else "are imported"
     theirs = {row.images for row in report.rows.published if row.images}
     scale = f" This is preset {report.rows.preset} of the study." if report.rows.preset else ""
     published = f", published networks on {_range(theirs)}, where known" if theirs else ""
-    found = [f"Training: our networks were trained on {ours} images{published}.{scale}"]
+    found = [f"Training: our networks {ours}{published}.{scale}"]
     if any(row.our_nfe for row in report.rows.published):
         found.append(
             "Evaluations: some published samplers stop at their lowest noise level, and ours go on to 0. So ours need "

@@ -17,11 +17,17 @@ Values = dict[str, object]  # a row's design choices, by key; a text in place of
 
 
 def models(report: Report) -> tuple[Markdown, str]:
-    """The models, with the channels that `equal` found, and "-" for keys that their network does not have."""
+    """The models, with the channels that `equal` found, and "-" for keys that their network does not have, or that are
+    unknown of an imported one."""
     values = {}
     for name, entry in report.models.items():
         values[name] = _choices(report, entry.row, UNSET) | {"channels": report.training[name]["channels"]}
         values[name] |= dict.fromkeys(NETWORK_KEYS - set(KEYS[entry.row.network]), "-")
+        if entry.row.import_ is not None:
+            known = ("parametrization", "sha256", "sigma_data", "labels")
+            values[name] |= dict.fromkeys(values[name].keys() - known, "-") | {
+                "network": report.training[name]["network"]
+            }
     return _tables(values, report.models)
 
 

@@ -1,0 +1,1 @@
+"""Networks that others have released, read without running anything that their files ask for."""
