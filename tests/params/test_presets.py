@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.commands.new import model_choices
 from pipeline.common.errors import StudyError
+from pipeline.diffusion.denoiser import new_denoiser, save_denoiser
 from pipeline.diffusion.networks.registry import build, cost
 from pipeline.params import needs
 from pipeline.params.null_axes import remarks
@@ -17,6 +18,7 @@ from pipeline.params.presets import MARK, choose, preset_text
 from pipeline.params.resolve import resolve
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import parse_study, read_study, unmet
+from pipeline.training.row import Model
 from tests.imports import ROOT
 from tests.scripts import run_module
 
@@ -327,9 +329,9 @@ def of_cifar10(preset: str) -> Resolved:
 
 def test_the_presets_of_cifar10_are_these() -> None:
     study = read_study(CIFAR10)
-    assert (tuple(study.presets), study.preset) == (EVERY, "short")
+    assert (tuple(study.presets), study.preset) == ((*EVERY, "released"), "short")
     assert len(study.models) >= 5 and len(study.curves) >= 20
-    assert [p.needs.gpu_gib > 0 for p in study.presets.values() if p.needs] == [False, True, True]
+    assert [p.needs.gpu_gib > 0 for p in study.presets.values() if p.needs] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("preset", EVERY)
@@ -340,6 +342,22 @@ def test_every_row_of_every_preset_of_cifar10_is_valid(preset: str) -> None:
     for entry in rows.models.values():
         with torch.device("meta"):
             build(entry.row.spec(0.5, (3, 32, 32), (5000,) * 10))  # raises where the images don't go with it
+
+
+def test_released_networks_have_rows_of_their_own(repository: Path) -> None:
+    """A small network of ours stands for the two released ones."""
+    small = Model(channels=8, multipliers=(1,), blocks=1)
+    for kind, classes in (("uncond", ()), ("cond", (5000,) * 10)):
+        spec = small.model_copy(update={"labels": "classes" if classes else "none"}).spec(0.5, (3, 32, 32), classes)
+        save_denoiser(new_denoiser(spec, 0), Path(f"networks/edm-cifar10-32x32-{kind}-vp.safetensors"))
+    Path("studies/cifar10").mkdir()
+    Path("studies/cifar10/params.yaml").write_text(CIFAR10.read_text().replace("-vp.pkl", "-vp.safetensors"))
+    assert choose("cifar10", "released") == "cifar10_released"
+    rows = resolve(read_study(Path("studies/cifar10_released/params.yaml")))
+    assert [*rows.warnings, *remarks(rows)] == []
+    assert list(rows.models) == ["edm_released", "classes_released"]
+    assert {row.curve for row in rows.published} == rows.curves.keys() - {"optimised_ipndm", "dpmpp_2m"}
+    assert rows.curves["gs"].row.nfe == tuple(range(3, 11)) and rows.data.heldout == 0
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("short", 9.9), ("paper", 55.7)])
