@@ -299,7 +299,7 @@ def remarks(rows: Resolved) -> list[str]:
     for name, curve in curves.items():
         lines += _budgets(name, curve)
     for name, model in models.items():
-        own = [curve for curve in curves.values() if curve.model == name]
+        own = [curve for curve in curves.values() if name in (curve.model, curve.fitted_model)]
         lines += [*_unused(name, model, own), *_unused_seeds(name, model, own, models)]
     return lines
 
@@ -347,7 +347,9 @@ def _unused(name: str, model: Model, curves: list[Curve]) -> Iterator[str]:
 
 def _unused_seeds(name: str, model: Model, curves: list[Curve], models: Mapping[str, Model]) -> Iterator[str]:
     """Trainings that neither a curve nor a student uses, if the model has a curve."""
-    used = {train_seed for curve in curves for train_seed, _ in curve.seeds}
+    pairs = [(curve, train_seed) for curve in curves for train_seed, _ in curve.seeds]
+    networks = {part for curve, seed in pairs for part in ((curve.model, seed), curve.fitted_to(seed, steps=1)[:2])}
+    used = {seed for model_name, seed in networks if model_name == name}
     used |= {seed for student in models.values() if student.teacher == model for seed in student.train_seeds}
     if curves and (unused := [str(seed) for seed in model.train_seeds if seed not in used]):
         listed = ", ".join(unused)

@@ -28,6 +28,8 @@ from pipeline.diffusion.networks.registry import build, cost
 from pipeline.params.places import check_place
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
+from pipeline.sampling.fitting import most_calls
+from pipeline.sampling.row import Sampler
 from pipeline.training.bill import own_bill
 from pipeline.training.row import Model
 from tests.data.small import images
@@ -254,6 +256,16 @@ def test_more_budgets_guidance_and_grids_cost_more(repository: Callable[..., Pat
     assert found.of("grids").evaluations == 127 * 256
     for stage in ("prepare", "features", "reference", "losses", "propose", "oracle", "agreement", "report", "new"):
         assert found.of(stage).seconds > 0
+
+
+def test_equal_fits_of_solvers_cost_once(repository: Callable[..., Path]) -> None:
+    row = {"model": "edm", "solver": "fitted", "nfe": [4]}
+    curves: dict[str, Any] = {"edm": {"model": "edm"}, "gs": row}
+    one, calls = estimated(curves=curves).of("grids"), most_calls(Sampler(solver="fitted"), 4)
+    assert one.evaluations == calls and one.seconds > 0
+    curves |= {"seed": row | {"fitted_seed": 0}, "more": row | {"nfe": [4, 2]}, "six": row | {"fitted_nfe": 6}}
+    found = estimated(curves=curves).of("grids")
+    assert found.evaluations == calls + sum(most_calls(Sampler(solver="fitted"), steps) for steps in (2, 6))
 
 
 def test_a_likelihood_costs_calls_both_ways_and_its_products(repository: Callable[..., Path]) -> None:

@@ -328,6 +328,9 @@ def test_everything_without_use_gets_one_line(tmp_path: Path, case: str) -> None
 USED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "other seeds, other budgets": ({}, {"b": {"nfe": [4]}, "c": {"repetitions": "crossed"}}),
     "trainings": ({"train_seeds": [0, 1, 2]}, {"a": {"model": "m", "train_seeds": [0]}, "b": {"train_seeds": [1, 2]}}),
+    "a training that a solver is fitted to": (
+        {"train_seeds": [0, 1]}, {"a": {"model": "m", "solver": "fitted", "train_seeds": [1], "fitted_seed": 0}}
+    ),
     "a classifier": ({"classifier_images": 9}, {"b": {"guide": "classifier", "guidance": 2}}),
     "a snapshot": ({"snapshots": 4}, {"b": {"guide": "snapshot", "guidance": 2}}),
     "an average made of snapshots": (
@@ -341,6 +344,14 @@ def test_everything_that_a_curve_uses_gets_no_line(tmp_path: Path, case: str) ->
     model, curves = USED[case]
     rows = {"a": {"model": "m"}} | {name: {"model": "m", **row} for name, row in curves.items()}
     assert remarked(tmp_path, {"m": model}, rows) == []
+
+
+def test_a_training_of_another_model_that_a_solver_is_fitted_to_gets_no_line(tmp_path: Path) -> None:
+    moved = {"model": "n", "solver": "fitted", "fitted_model": "m", "fitted_seed": 3}
+    models = {"m": {"train_seeds": [0, 3]}, "n": {"batch": 128}}
+    curves = {"a": {"model": "m", "train_seeds": [0]}}
+    assert remarked(tmp_path, models, curves | {"b": moved}) == []
+    assert len(remarked(tmp_path, models, curves | {"b": {"model": "n"}})) == 1
 
 
 def test_curves_on_equal_models_are_equal(tmp_path: Path) -> None:
