@@ -328,9 +328,13 @@ def _with_like(study: Study, models: dict[str, Model], name: str, done: dict[str
 
 
 def _model_differences(row: Model, base: Model) -> dict[str, Any]:
-    """The design choices in which a model row differs from its base; another teacher teaches something else."""
-    key = teaching_key(row if row.teacher else base)
-    return differences(row, base) | ({key: getattr(row, key)} if row.teacher != base.teacher else {})
+    """The design choices in which a model row differs from its base; another teacher teaches something else. The
+    training of an imported network is unknown."""
+    key, changed = teaching_key(row if row.teacher else base), differences(row, base)
+    if row.import_ is not None:
+        return {name: value for name, value in changed.items() if name in ("sha256", "parametrization", "labels")}
+    changed.pop("sha256", None)
+    return changed | ({key: getattr(row, key)} if row.teacher != base.teacher else {})
 
 
 def _titles(schema: type[Row], keys: dict[str, Any]) -> set[str]:

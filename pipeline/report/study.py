@@ -116,14 +116,16 @@ class Report:
 
     @cached_property
     def unused(self) -> frozenset[str]:
-        """The keys that the report leaves out: those of STAGED, FITTED and PROTOCOL if no row uses any of the group.
+        """The keys that the report leaves out: those of STAGED, FITTED and PROTOCOL if no row uses any of
+        the group, and the sha256 of imported networks.
 
         No row of a study file has `numbers`.
         """
         rows = [entry.row for entry in self.curves.values()]
         fitted = any(row.solver == "fitted" for row in rows)
         protocol = any(getattr(row, key) != Curve.model_fields[key].default for row in rows for key in PROTOCOL)
-        groups = {STAGED: self.staged, FITTED: fitted, PROTOCOL: protocol}
+        imported = any(entry.row.import_ is not None for entry in self.models.values())
+        groups = {STAGED: self.staged, FITTED: fitted, PROTOCOL: protocol, ("sha256",): imported}
         return frozenset(["numbers", *(key for keys, used in groups.items() if not used for key in keys)])
 
     def flat(self, section: str, name: str) -> dict[str, Any]:

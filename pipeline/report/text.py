@@ -1,9 +1,11 @@
 """How the report writes numbers, intervals, verdicts and lists."""
 
 import math
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
+from pipeline.common.files import SHORT_HASH
 from pipeline.common.rows import Row
 from pipeline.report.statistics import Interval
 from pipeline.report.verdicts import Verdict
@@ -28,7 +30,7 @@ def signed(value: float) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of a row as text."""
+    """A value of a row as text; of a hash, the beginning."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -39,6 +41,8 @@ def plain(value: Any) -> str:
         return ", ".join(f"{key} {plain(own)}" for key, own in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(plain(v) for v in value) or "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:SHORT_HASH]
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

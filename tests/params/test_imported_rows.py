@@ -168,3 +168,14 @@ def test_a_student_has_no_network_of_its_own(file: Path, tmp_path: Path) -> None
 def test_curves_are_not_guided_by_an_imported_network_without_labels(file: Path, tmp_path: Path) -> None:
     asked = sections(file) | {"curves": {"x": {"model": "released", "guidance": 2.0}}}
     assert "needs model released without labels" in refusal(tmp_path, **asked)
+
+
+def test_differences_are_those_that_are_known(file: Path, tmp_path: Path) -> None:
+    """The training of an imported network is unknown, and a row that is trained imports nothing."""
+    report = resolved(tmp_path, **sections(file, {"student": STUDENT}))["report"]["models"]
+    assert report["edm"]["base"] == report["student"]["base"] == "released"
+    assert "sha256" not in report["edm"]["differences"] | report["student"]["differences"]
+    rows = sections(file)
+    rows["models"] = dict(reversed(rows["models"].items()))
+    found = resolved(tmp_path, **rows)["report"]["models"]["released"]["differences"]
+    assert found == {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "labels": "classes"}

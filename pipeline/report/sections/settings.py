@@ -11,23 +11,22 @@ from pipeline.report.text import plain
 from pipeline.training.row import WEIGHTING_KEYS
 
 UNSET = {"sigma_data": "measured", **dict.fromkeys(WEIGHTING_KEYS, "as published")}  # what None means in a model's row
+UNKNOWN = "unknown"  # a setting of an imported network's training
 NETWORK_KEYS = frozenset(key for keys in KEYS.values() for key in keys)
 
 Values = dict[str, object]  # a row's design choices, by key; a text in place of None
 
 
 def models(report: Report) -> tuple[Markdown, str]:
-    """The models, with the channels that `equal` found, and "-" for keys that their network does not have, or that are
-    unknown of an imported one."""
+    """The models, with the channels that `equal` found, and "-" for keys that their network does not have."""
     values = {}
     for name, entry in report.models.items():
         values[name] = _choices(report, entry.row, UNSET) | {"channels": report.training[name]["channels"]}
-        values[name] |= dict.fromkeys(NETWORK_KEYS - set(KEYS[entry.row.network]), "-")
+        network = report.training[name]["network"]
+        values[name] |= dict.fromkeys(NETWORK_KEYS - set(KEYS.get(network, ())), "-") | {"network": network}
         if entry.row.import_ is not None:
-            known = ("parametrization", "sha256", "sigma_data", "labels")
-            values[name] |= dict.fromkeys(values[name].keys() - known, "-") | {
-                "network": report.training[name]["network"]
-            }
+            known = ("parametrization", "sha256", "sigma_data", "labels", "network")
+            values[name] |= dict.fromkeys(values[name].keys() - known, UNKNOWN)
     return _tables(values, report.models)
 
 
@@ -46,12 +45,15 @@ def _choices(report: Report, row: Row, unset: Mapping[str, str]) -> Values:
 def _tables(values: dict[str, Values], filed: Mapping[str, Filed]) -> tuple[Markdown, str]:
     """The choices in which any two rows differ, with differences from a row's base in bold; and a sentence that lists
     the choices that are the same in all rows."""
-    first = next(iter(values.values()))
-    keys = [key for key in first if any(own[key] != first[key] for own in values.values())]
+    known = {
+        key: [own[key] for own in values.values() if own[key] != UNKNOWN] or [UNKNOWN]
+        for key in next(iter(values.values()))
+    }
+    keys = [key for key, own in known.items() if any(value != own[0] for value in own)]
     lines = []
     for name, own in values.items():
         base = filed[name].base
         texts = [plain(own[key]) if own[key] == values[base][key] else bold(plain(own[key])) for key in keys]
         lines.append([code(name), code(base), *texts])
-    common = "; ".join(f"{key} {plain(first[key])}" for key in first if key not in keys)
+    common = "; ".join(f"{key} {plain(own[0])}" for key, own in known.items() if key not in keys)
     return table(["row", "base", *keys], lines), f"The same in all rows: {common}." if common else ""
