@@ -25,7 +25,8 @@ from pipeline.sampling.row import Sampler
 
 CHUNK = 64  # samples per call of the network
 TEACHER_STEPS = 32
-ITERATIONS = 20, 80  # of L-BFGS: over the levels alone, and over all free numbers
+ITERATIONS = 20, 80  # of L-BFGS at most: over the levels alone, and over all free numbers
+STEPS = 480  # iterations times steps, at most, in the second round: more steps begin nearer
 HISTORY = 20
 SHRUNK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # factors on steps of ln sigma to begin with: no gradient moves low levels
 LEAST_GAIN = 1e-7  # of the objective at the start: the change and the gradient below which a round ends
@@ -128,10 +129,16 @@ def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor],
     return threshold(denoiser(z, sigma).to(z.dtype))
 
 
+def iterations(steps: int) -> tuple[int, int]:
+    """The most iterations of the two rounds of a fit for so many steps."""
+    first, second = ITERATIONS
+    return first, min(second, -(-STEPS // steps))
+
+
 def most_calls(sampler: Sampler, steps: int) -> int:
     """The network calls of a fit that uses all its iterations, with what it costs to know its held-out error."""
     teacher, own = teacher_of(sampler).evaluations(TEACHER_STEPS), sampler.evaluations(steps)
-    search = (1 + BACKWARD) * sum(ITERATIONS) * 5 // 4 + len(SHRUNK)
+    search = (1 + BACKWARD) * sum(iterations(steps)) * 5 // 4 + len(SHRUNK)
     return sampler.fit_images * (2 * (teacher + 2 * own) + own * search)
 
 
@@ -157,8 +164,8 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
     start, heldout_start = problem.error(free), heldout.error(free)
     search = _Search(problem, free, start**2)
     search.shrink()
-    for parameters, iterations in zip(free.rounds, ITERATIONS, strict=True):
-        search.run(parameters, iterations)
+    for parameters, count in zip(free.rounds, iterations(steps), strict=True):
+        search.run(parameters, count)
     search.restore()
     calls = images * (
         teacher_of(sampler).evaluations(TEACHER_STEPS)
