@@ -49,7 +49,7 @@ class Curve(Sampler):
     """The model to whose networks the solver is fitted; null: the curve's own. For solver fitted."""
     fitted_seed: Seed | None = axis(None, "transfer of fits")
     """The training seed of the network that the solver is fitted to; null: the one sampled from. For solver fitted."""
-    fitted_nfe: PositiveInt | None = axis(None, "transfer of fits")
+    fitted_nfe: Annotated[int, Field(ge=1, le=10_000)] | None = axis(None, "transfer of fits")
     """The budget that the solver is fitted for, and interpolated from; null: each one's own. For solver fitted."""
     train_seeds: Seeds | None = None
     """Training seeds of the model that it samples from; null: all of them."""

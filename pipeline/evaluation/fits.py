@@ -100,8 +100,11 @@ def fit_solver(curve: Curve, folder: Path, train_seed: int, steps: int) -> Fitte
     def make() -> dict[str, Any]:
         loaded = load_model(curve, source, seed, device=device)
         noise = torch.randn(2 * curve.fit_images, *loaded.shape, generator=generator("fitted"))
-        with repeatable_gradients(device):
-            found = fit(_denoiser_of(loaded), to_device(noise, device), curve, fitted_steps)
+        try:
+            with repeatable_gradients(device):
+                found = fit(_denoiser_of(loaded), to_device(noise, device), curve, fitted_steps)
+        except NotFinite as error:
+            return {"failed": str(error)}
         return vars(found) | {"numbers": found.numbers.model_dump(mode="json")}
 
     try:
@@ -110,6 +113,8 @@ def fit_solver(curve: Curve, folder: Path, train_seed: int, steps: int) -> Fitte
         found = cached_json(CACHE / "fits" / f"{key}.json", make)
     except NotFinite as error:
         return FittedSolver(curve.fitting_hash, train_seed, steps, failed=str(error))
+    if "failed" in found:
+        return FittedSolver(curve.fitting_hash, train_seed, steps, failed=found["failed"])
     numbers = at_steps(Numbers(**found["numbers"]), STARTS[curve.start], steps)
     return FittedSolver(curve.fitting_hash, train_seed, steps, **found | {"numbers": numbers})
 

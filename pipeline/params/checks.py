@@ -294,9 +294,11 @@ def _check_transfer(place: str, curve: Curve, models: dict[str, Model]) -> None:
     if curve.fitted_nfe is not None:
         try:
             steps = curve.steps(curve.fitted_nfe)
-            curve._falls(steps)
+            falls = curve._falls(steps)
         except ValueError as error:
             raise StudyError(f"{place}.fitted_nfe: {str(error).removeprefix('nfe: ')}") from None
+        if not falls:
+            raise StudyError(f"{place}.fitted_nfe: the noise levels of {steps} steps do not fall in float64; use fewer")
         if steps == 1 and curve.step_counts != [1]:
             raise StudyError(f"{place}.fitted_nfe: pays for one step, from which no other is interpolated; use more")
 

@@ -57,6 +57,7 @@ class _Free:
 
     def __init__(self, sampler: Sampler, steps: int) -> None:
         self.start, self.sigmas, self.first_step = STARTS[sampler.start], sampler.grid(steps), sampler.first_step
+        self.threshold = sampler.build_threshold()
         falls = -self.sigmas[self.sigmas > 0].log().diff()
         self.log_falls, self.told = falls.log(), torch.zeros(steps, dtype=torch.float64)
         self.change = torch.zeros_like(self.start.weights(self.sigmas))
@@ -87,10 +88,14 @@ class _Free:
 
     def solved(self, denoise: DenoiserFunction, z: Tensor) -> Tensor:
         """The solution from z (N, ...)."""
-        denoise = FIRST_STEPS[self.first_step](denoise)
+        answers = FIRST_STEPS[self.first_step](denoise)
+
+        def thresholded(z: Tensor, sigma: Tensor) -> Tensor:
+            return self.threshold(answers(z, sigma))
+
         sigmas, told, weights = self.numbers()
         rows = [row.unbind() for row in weights.unbind()]
-        *_, z = self.start.steps(denoise, z, sigmas.unbind(), told.unbind(), rows)
+        *_, z = self.start.steps(thresholded, z, sigmas.unbind(), told.unbind(), rows)
         return z
 
 
@@ -102,15 +107,15 @@ def chunks(first: int, count: int) -> list[range]:
 class _Problem:
     """The objective: noise and the teacher's end points, a chunk of samples each."""
 
-    def __init__(self, denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, first: int) -> None:
-        threshold, teacher = sampler.build_threshold(), teacher_of(sampler)
+    def __init__(self, denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int, first: int) -> None:
+        teacher = teacher_of(sampler, steps)
         self.chunks: list[tuple[DenoiserFunction, Tensor, Tensor]] = []
         for indices in chunks(first, len(noise)):
             denoiser = denoiser_of(indices)
             own = noise[indices.start - first : indices.stop - first]
             target = sample(denoiser, own, teacher, TEACHER_STEPS).x0
-            z = own.to(state_type(own.device)) * sampler.sigma_range[1]
-            self.chunks.append((partial(_denoised, denoiser, threshold), z, target))
+            z = own.to(state_type(own.device)) * teacher.sigma_range[1]
+            self.chunks.append((partial(_denoised, denoiser), z, target))
         self.numbers = noise.numel()
 
     def losses(self, free: _Free) -> Iterator[Tensor]:
@@ -123,10 +128,11 @@ class _Problem:
         return float(sum(map(float, self.losses(free)))) ** 0.5
 
 
-def _denoised(denoiser: DenoiserFunction, threshold: Callable[[Tensor], Tensor], z: Tensor, sigma: Tensor) -> Tensor:
+def _denoised(denoiser: DenoiserFunction, z: Tensor, sigma: Tensor) -> Tensor:
     if z.is_cuda:  # its memory holds the activations of one call, not of all steps
-        return threshold(checkpoint(denoiser, z, sigma, use_reentrant=False).to(z.dtype))
-    return threshold(denoiser(z, sigma).to(z.dtype))
+        answer: Tensor = checkpoint(denoiser, z, sigma, use_reentrant=False)
+        return answer.to(z.dtype)
+    return denoiser(z, sigma).to(z.dtype)
 
 
 def iterations(steps: int) -> tuple[int, int]:
@@ -137,14 +143,19 @@ def iterations(steps: int) -> tuple[int, int]:
 
 def most_calls(sampler: Sampler, steps: int) -> int:
     """The network calls of a fit that uses all its iterations, with what it costs to know its held-out error."""
-    teacher, own = teacher_of(sampler).evaluations(TEACHER_STEPS), sampler.evaluations(steps)
+    teacher, own = teacher_of(sampler, steps).evaluations(TEACHER_STEPS), sampler.evaluations(steps)
     search = (1 + BACKWARD) * sum(iterations(steps)) * 5 // 4 + len(SHRUNK)
     return sampler.fit_images * (2 * (teacher + 2 * own) + own * search)
 
 
-def teacher_of(sampler: Sampler) -> Sampler:
-    """The fine solution of a sampler's ODE: Heun's method on EDM's grid, over the same range."""
-    low, high = sampler.sigma_range
+def teacher_of(sampler: Sampler, steps: int) -> Sampler:
+    """The fine solution of a sampler's ODE: Heun's method on EDM's grid.
+
+    It begins at the first of the sampler's levels. If the sampler ends above 0, so does it, at the same level.
+    """
+    levels = sampler.grid(steps)
+    high = float(levels[0])
+    low = float(levels[-1]) or min(sampler.sigma_range[0], high / 2)
     kept = {key: getattr(sampler, key) for key in ("guidance", "guide", "threshold", "threshold_percentile")}
     return Sampler(sigma_min=low, sigma_max=high, end=sampler.end, nfe=(2 * TEACHER_STEPS,), **kept)
 
@@ -159,8 +170,8 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
     """
     free = _Free(sampler, steps)
     images = sampler.fit_images
-    problem = _Problem(denoiser_of, noise[:images], sampler, 0)
-    heldout = _Problem(denoiser_of, noise[images:], sampler, images)
+    problem = _Problem(denoiser_of, noise[:images], sampler, steps, 0)
+    heldout = _Problem(denoiser_of, noise[images:], sampler, steps, images)
     start, heldout_start = problem.error(free), heldout.error(free)
     search = _Search(problem, free, start**2)
     search.shrink()
@@ -168,12 +179,15 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
         search.run(parameters, count)
     search.restore()
     calls = images * (
-        teacher_of(sampler).evaluations(TEACHER_STEPS)
+        teacher_of(sampler, steps).evaluations(TEACHER_STEPS)
         + ((1 + BACKWARD) * search.gradients + search.trials) * sampler.evaluations(steps)
     )
     with torch.no_grad():
         numbers = Numbers.of(*free.numbers())
-    return Fit(numbers, start, problem.error(free), heldout_start, heldout.error(free), calls)
+    found = Fit(numbers, start, problem.error(free), heldout_start, heldout.error(free), calls)
+    if not (math.isfinite(found.heldout_start) and math.isfinite(found.heldout)):
+        raise NotFinite("solver fitted: the solution from noise that is held out is not finite")
+    return found
 
 
 class _Search:

@@ -74,7 +74,7 @@ class Sampler(Row):
     """The noise level that the network is told: that of the state, or a fitted one. For fitted."""
     start: Literal[tuple(STARTS)] = axis("dpmpp_2m", "fit")  # type: ignore[valid-type]
     """The solver that a fit begins with, on the row's grid. For fitted."""
-    fit_images: Annotated[int, Field(ge=1, le=MOST)] = axis(256, "fit")
+    fit_images: Annotated[int, Field(ge=1, le=100_000)] = axis(256, "fit")
     """Initial noises that a solver is fitted on; as many others measure its error. For fitted."""
     numbers: Numbers | None = None
     """The fitted numbers of one number of steps; the stage `grids` fits them."""

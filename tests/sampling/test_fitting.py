@@ -48,13 +48,41 @@ def fitted(row: Sampler, steps: int, denoiser: DenoiserFunction = ORACLE) -> Fit
 
 def error(row: Sampler, steps: int, noise: Tensor) -> float:
     """The root mean square distance of a sampler's end points from the teacher's."""
-    target = sample(ORACLE, noise, teacher_of(row), fitting.TEACHER_STEPS).x0
+    target = sample(ORACLE, noise, teacher_of(row, steps), fitting.TEACHER_STEPS).x0
     return float((sample(ORACLE, noise, row, steps).x0 - target).square().mean().sqrt())
 
 
 def noises() -> tuple[Tensor, Tensor]:
     """Those that numbers are fitted to, and those held out."""
     return NOISE[:IMAGES], NOISE[IMAGES : 2 * IMAGES]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"discretization": "ddpm", "spacing": "leading"},
+        {"discretization": "iddpm"},
+        {"discretization": "iddpm", "end": "sigma_min"},
+        {"discretization": "explicit", "sigmas": (40.0, 5.0, 1.0), "sigma_max": 80.0},
+        {"first_step": "analytic", "threshold": "static", "sigma_max": 2.0},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("small")
+def test_a_fit_begins_and_ends_where_its_samples_do(keys: dict[str, Any]) -> None:
+    row = row_of(**keys)
+    found = fitted(row, 3)
+    own = row.model_copy(update={"numbers": found.numbers})
+    assert [error(own, 3, noise) for noise in noises()] == pytest.approx([found.error, found.heldout], rel=1e-9)
+
+
+@pytest.mark.usefixtures("small")
+def test_held_out_noise_without_a_finite_solution_is_a_failure() -> None:
+    def denoiser_of(indices: range) -> DenoiserFunction:
+        return ORACLE if indices.start < IMAGES else lambda z, sigma: ORACLE(z, sigma) * (1 if sigma > 79 else 1e200)
+
+    with pytest.raises(NotFinite):
+        fit(denoiser_of, NOISE[: 2 * IMAGES], row_of(), 3)
 
 
 @all_ways
@@ -120,7 +148,7 @@ def test_gradients_equal_differences(way: dict[str, str], end: str) -> None:
     """Of the objective, at numbers away from the start."""
     row = row_of(**way, end=end)
     free = fitting._Free(row, 4)
-    problem = fitting._Problem(lambda indices: ORACLE, NOISE[:20], row, 0)
+    problem = fitting._Problem(lambda indices: ORACLE, NOISE[:20], row, 3, 0)
     draws, h = torch.Generator().manual_seed(1), 1e-6
     with torch.no_grad():
         for each in free.rounds[-1]:
@@ -160,7 +188,7 @@ def test_calls_are_those_of_the_networks_and_a_gradient_counts_as_two(keys: dict
     row = row_of(**keys)
     found = fit(denoiser_of, NOISE[:40], row, 3)
     assert calls[True] % (20 * row.evaluations(3)) == 0
-    errors, teacher = 2 * 40 * row.evaluations(3), 40 * teacher_of(row).evaluations(8)
+    errors, teacher = 2 * 40 * row.evaluations(3), 40 * teacher_of(row, 3).evaluations(8)
     trials = len(SHRUNK) * 20 * row.evaluations(3) if row.end == "zero" else 0
     assert calls[False] == errors + teacher + trials
     assert found.calls == teacher // 2 + trials + (1 + BACKWARD) * calls[True]
