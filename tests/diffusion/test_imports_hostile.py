@@ -130,7 +130,20 @@ def listed(depth: int) -> Any:
     return released(network("EDMPrecond", "SongUNet", SONG | {"encoder_type": within}, {}, **STATE))
 
 
+def typed(code: bytes) -> bytes:
+    """A number by numpy. code: instructions that give its type."""
+    numpy = b"\x80\x04cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+    return numpy + code + b"\x85RC\x04\x00\x00\x00\x00\x86R."
+
+
 BOMBS: dict[str, bytes] = {
+    "branching type": typed(b"N" + b"".join(b"\x94h%c\x86" % i for i in range(60))),
+    "deep type": typed(b"N" + b"\x85" * 1_500_000),
+    "number of no type": typed(b"")[:-1].replace(b"\x85R", b")R") + b".",
+    "type of text": b"\x80\x04cnumpy.core.multiarray\nscalar\n\x8c\x01aC\x00\x86R.",
+    "list in itself": b"\x80\x04]\x94h\x00a.",
+    "lists that grow within": b"\x80\x04]\x94]\x94ah\x01Na.",
+    "object in itself": pickled(Call(TENSOR))[:-1] + b"\x94h\x03b.",
     "bytes": claims(b"\x8e", 2**62, "<Q"),
     "text": claims(b"\x8d", 2**62, "<Q"),
     "short bytes": claims(b"B", 2**32 - 1, "<I"),
