@@ -136,7 +136,32 @@ def typed(code: bytes) -> bytes:
     return numpy + code + b"\x85RC\x04\x00\x00\x00\x00\x86R."
 
 
+def repeated(entries: dict[str, Any], count: int = 1_000) -> bytes:
+    """Modules that share the mapping of their parameters."""
+    parameters = Call("collections.OrderedDict", items=entries)
+    modules = {f"m{i}": module("A", {"a": 1}, {}, _parameters=parameters) for i in range(count)}
+    return around(module("A", {"a": 1}, {}, _modules=modules))
+
+
+def doubled(depth: int) -> Any:
+    """A tuple of twice the same tuple, and so on."""
+    within: Any = ()
+    for _ in range(depth):
+        within = Call("builtins.set", ((within, within),))
+    return within
+
+
+EMPTY = call_of(torch.zeros(0))
 BOMBS: dict[str, bytes] = {
+    "branching embedding": released(
+        network("EDMPrecond", "SongUNet", SONG | {"embedding_type": doubled(40)}, {}, **STATE)
+    ),
+    "shared empty tensors": repeated({f"weight{i}": EMPTY for i in range(2_000)}),
+    "shared nothing": repeated({f"weight{i}": None for i in range(50_000)}),
+    "shared long name": repeated({"a" * 10**6: EMPTY}),
+    "shared long name of nothing": repeated({"a" * 10**6: None}),
+    "long name of a module": around(module("A", {"a": 1}, {}, _modules={"a" * 1_001: module("A", {"a": 1}, {})})),
+    "branching modules within limits of depth": branching(19),
     "branching type": typed(b"N" + b"".join(b"\x94h%c\x86" % i for i in range(60))),
     "deep type": typed(b"N" + b"\x85" * 1_500_000),
     "number of no type": typed(b"")[:-1].replace(b"\x85R", b")R") + b".",
