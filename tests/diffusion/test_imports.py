@@ -437,6 +437,26 @@ def test_refuses_folders_without_a_counterpart(
     assert str(error.value).startswith(f"{tmp_path / 'ddpm'}: {reason}")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[" * 100_000, "no JSON (maximum recursion depth exceeded"),
+        ('{"layers_per_block": 10000000}', "config.json: layers_per_block takes at most 16 values, and whole numbers"),
+        ('{"block_out_channels": [1' + ", 1" * 16 + "]}", "config.json: block_out_channels takes at most 16 values"),
+        ('{"sample_size": [8, 1e400, 1000000]}', "config.json: sample_size takes at most 16 values, and whole numbers"),
+    ],
+)
+def test_refuses_hostile_configurations(content: str, reason: str, tmp_path: Path) -> None:
+    write_folder(tmp_path / "ddpm", {})
+    config = tmp_path / "ddpm/unet/config.json"
+    if content.startswith("{"):
+        content = json.dumps(json.loads(config.read_text()) | json.loads(content))
+    config.write_text(content)
+    with pytest.raises(StudyError) as error:
+        read_network(tmp_path / "ddpm")
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
 def test_names_a_folder_without_weights_or_of_others(tmp_path: Path) -> None:
     write_folder(tmp_path / "ddpm", {})
     weights = tmp_path / "ddpm/unet/diffusion_pytorch_model.safetensors"

@@ -130,7 +130,45 @@ def listed(depth: int) -> Any:
     return released(network("EDMPrecond", "SongUNet", SONG | {"encoder_type": within}, {}, **STATE))
 
 
+def typed(code: bytes) -> bytes:
+    """A number by numpy. code: instructions that give its type."""
+    numpy = b"\x80\x04cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+    return numpy + code + b"\x85RC\x04\x00\x00\x00\x00\x86R."
+
+
+def repeated(entries: dict[str, Any], count: int = 1_000) -> bytes:
+    """Modules that share the mapping of their parameters."""
+    parameters = Call("collections.OrderedDict", items=entries)
+    modules = {f"m{i}": module("A", {"a": 1}, {}, _parameters=parameters) for i in range(count)}
+    return around(module("A", {"a": 1}, {}, _modules=modules))
+
+
+def doubled(depth: int) -> Any:
+    """A tuple of twice the same tuple, and so on."""
+    within: Any = ()
+    for _ in range(depth):
+        within = Call("builtins.set", ((within, within),))
+    return within
+
+
+EMPTY = call_of(torch.zeros(0))
 BOMBS: dict[str, bytes] = {
+    "branching embedding": released(
+        network("EDMPrecond", "SongUNet", SONG | {"embedding_type": doubled(40)}, {}, **STATE)
+    ),
+    "shared empty tensors": repeated({f"weight{i}": EMPTY for i in range(2_000)}),
+    "shared nothing": repeated({f"weight{i}": None for i in range(50_000)}),
+    "shared long name": repeated({"a" * 10**6: EMPTY}),
+    "shared long name of nothing": repeated({"a" * 10**6: None}),
+    "long name of a module": around(module("A", {"a": 1}, {}, _modules={"a" * 1_001: module("A", {"a": 1}, {})})),
+    "branching modules within limits of depth": branching(19),
+    "branching type": typed(b"N" + b"".join(b"\x94h%c\x86" % i for i in range(60))),
+    "deep type": typed(b"N" + b"\x85" * 1_500_000),
+    "number of no type": typed(b"")[:-1].replace(b"\x85R", b")R") + b".",
+    "type of text": b"\x80\x04cnumpy.core.multiarray\nscalar\n\x8c\x01aC\x00\x86R.",
+    "list in itself": b"\x80\x04]\x94h\x00a.",
+    "lists that grow within": b"\x80\x04]\x94]\x94ah\x01Na.",
+    "object in itself": pickled(Call(TENSOR))[:-1] + b"\x94h\x03b.",
     "bytes": claims(b"\x8e", 2**62, "<Q"),
     "text": claims(b"\x8d", 2**62, "<Q"),
     "short bytes": claims(b"B", 2**32 - 1, "<I"),

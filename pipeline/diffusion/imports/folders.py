@@ -18,6 +18,7 @@ from pipeline.diffusion.spec import Spec
 
 CLASS, SCHEDULER = "UNet2DModel", "scheduler_config.json"
 PATHS = {"linear": "ddpm", "squaredcos_cap_v2": "iddpm"}  # the parametrization of F = n with each scheduler's betas
+LONGEST_LIST, LARGEST, MOST_LAYERS = 16, 65_536, 64  # of a configuration
 TARGETS = {"epsilon": "", "sample": "_x0", "v_prediction": "_v"}  # its ending, by what the network predicts
 
 
@@ -54,7 +55,7 @@ def read_folder(folder: Path) -> tuple[Spec, dict[str, Tensor]]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StudyError(f"{file}: no JSON ({shortened(str(error))})") from None
     if not isinstance(content, dict):
         raise StudyError(f"{file}: no configuration of diffusers")
@@ -76,11 +77,23 @@ def _path(scheduler: Mapping[str, Any]) -> str:
     return PATHS[betas] + TARGETS[target]
 
 
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse a network that would take long to build. Raises StudyError."""
+    for key, value in config.items():
+        values = value if isinstance(value, list) else [value]
+        most = MOST_LAYERS if key == "layers_per_block" else LARGEST
+        if len(values) > LONGEST_LIST or any(isinstance(each, int) and abs(each) > most for each in values):
+            raise StudyError(
+                f"{CONFIG}: {shortened(key)} takes at most {LONGEST_LIST} values, and whole numbers up to {most}"
+            )
+
+
 def _spec(config: Mapping[str, Any], parametrization: str) -> Spec:
     if (kind := str(config.get("_class_name"))) != CLASS:
         raise StudyError(f"{CONFIG}: a network of class {shortened(kind)}; only {CLASS} is supported")
     if config.get("num_class_embeds") or config.get("class_embed_type"):
         raise StudyError(f"{CONFIG}: a network with labels, of which it does not know the number of each; use another")
+    _check_sizes(config)
     inputs, outputs, sides = config["in_channels"], config["out_channels"], config["sample_size"]
     if outputs not in (inputs, 2 * inputs):
         raise StudyError(f"{CONFIG}: {inputs} channels in and {outputs} out; only as many, or twice as many, work")

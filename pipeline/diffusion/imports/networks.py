@@ -17,7 +17,7 @@ from pipeline.common.text import shortened
 from pipeline.diffusion.imports.unpickle import CONTAINERS, PERSISTENT, Record, read_pickle, reason, tensor_of, wholes
 from pipeline.diffusion.spec import Spec
 
-MOST_MODULES, DEEPEST = 20_000, 20
+MOST_ENTRIES, DEEPEST, LONGEST_NAME = 50_000, 20, 1_000  # of all modules; within each other; letters of a tensor's
 LONGEST_LIST = 16  # that a message shows
 LARGEST_SIDE, MOST_LABELS, MOST_CHANNELS, LARGEST_MULTIPLIER, MOST_BLOCKS = 65_536, 10**6, 16_384, 256, 256
 
@@ -129,33 +129,39 @@ def _part(state: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 class _Tensors:
-    """Collects tensors of modules; in all no more bytes than the file has."""
+    """Collects tensors of modules; in all no more bytes than the file has, and no more entries than `MOST_ENTRIES`."""
 
     def __init__(self, most_bytes: int) -> None:
-        self.left, self.modules = most_bytes, 0
+        self.left, self.entries = most_bytes, 0
         self.storages: dict[int, Tensor] = {}
         self.found: dict[str, Tensor] = {}
 
     def of(self, state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
         """The tensors of a module and of all within it, by name."""
-        self.modules += 1
-        if self.modules > MOST_MODULES or prefix.count(".") > DEEPEST:
-            raise StudyError(f"more than {MOST_MODULES:,} modules, or {DEEPEST} within each other")
-        for name, value in (_part(state, "_parameters") | _part(state, "_buffers")).items():
-            if value is None:
-                continue
-            try:
-                tensor = tensor_of(value, self.storages)
-            except FOREIGN as error:
-                raise StudyError(f"{shortened(f'{prefix}{name}')}: {reason(error)}") from None
-            self.left -= tensor.nbytes
-            if self.left < 0:
-                raise StudyError("its tensors take more bytes than the file has")
-            self.found[f"{prefix}{name}"] = tensor
-        for name, value in _part(state, "_modules").items():
-            if value is not None:
-                self.of(_module(value, prefix + str(name))[1], f"{prefix}{name}.")
+        parts = [_part(state, key) for key in ("_parameters", "_buffers", "_modules")]
+        self.entries += sum(map(len, parts))
+        if self.entries > MOST_ENTRIES or prefix.count(".") > DEEPEST:
+            raise StudyError(f"more than {MOST_ENTRIES:,} tensors and modules, or {DEEPEST} modules within each other")
+        for part in parts:
+            for name, value in part.items():
+                full = f"{prefix}{name}"
+                if len(full) > LONGEST_NAME:
+                    raise StudyError(f"{shortened(full)}: a name of more than {LONGEST_NAME:,} letters")
+                if value is not None and part is parts[-1]:
+                    self.of(_module(value, full)[1], f"{full}.")
+                elif value is not None:
+                    self._add(full, value)
         return self.found
+
+    def _add(self, name: str, value: Any) -> None:
+        try:
+            tensor = tensor_of(value, self.storages)
+        except FOREIGN as error:
+            raise StudyError(f"{shortened(name)}: {reason(error)}") from None
+        self.left -= tensor.nbytes
+        if self.left < 0:
+            raise StudyError("its tensors take more bytes than the file has")
+        self.found[name] = tensor
 
 
 def _shown(value: Any) -> str:
@@ -180,9 +186,11 @@ def _numbers(values: Mapping[str, Any], key: str, least: int, most: int) -> tupl
 def _network(class_name: str, given: dict[str, Any]) -> str:
     """Our name of a network that was made with these arguments. Refuses what has no counterpart here."""
     arguments = CLASSES[class_name] | given
-    ours = {"DhariwalUNet": "edm_adm", "UNet": "edm2"}.get(class_name) or OF_SONG.get(arguments["embedding_type"])
+    embedding = arguments.get("embedding_type")
+    of_song = OF_SONG.get(embedding) if isinstance(embedding, str) else None
+    ours = {"DhariwalUNet": "edm_adm", "UNet": "edm2"}.get(class_name) or of_song
     if ours is None:
-        embedding = _shown(arguments["embedding_type"])
+        embedding = _shown(embedding)
         raise StudyError(f"{class_name} has embedding_type {embedding}; {nearest(embedding, OF_SONG)}")
     for key, value in FIXED[ours].items():
         found = arguments[key]

@@ -8,6 +8,7 @@ import io
 import math
 import pickletools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.common.text import shortened
 
 MOST_BYTES = 2**34  # of a file
 MOST_INSTRUCTIONS = 2_000_000  # EDM's files have fewer than 100,000
+DEEPEST = 100  # values within each other
 LONGEST_NUMBER = 16  # bytes of a whole number
 LARGEST_KEY = 2**31  # of a whole number that is a key
 MAGIC = 0x1950A86A20F9469CFC6C  # the number that a storage by torch.save begins with
@@ -102,7 +104,7 @@ def tensor_of(record: Any, storages: dict[int, Tensor]) -> Tensor:
     if not isinstance(record, Record) or record.name != TENSOR:
         raise StudyError("not a tensor")
     storage, offset, *shape = record.arguments[:4]
-    size, stride = (wholes(sides, 0, MOST_BYTES) for sides in shape)
+    size, stride, [offset] = (wholes(sides, 0, MOST_BYTES) for sides in (*shape, [offset]))
     if not isinstance(storage, Record) or storage.name != STORAGE:
         raise StudyError("a tensor without a storage")
     [content] = storage.arguments
@@ -136,6 +138,8 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
+        self.depths: dict[int, tuple[int, Any]] = {}  # by identity: how many values within each other it has, and it
+        self.parts: dict[int, Any] = {}  # by identity: values within others
 
     def run(self, stream: io.BytesIO) -> Any:
         """The result. Raises an error of FOREIGN if the pickle is not whole, or has another instruction or name."""
@@ -169,15 +173,16 @@ class _Machine:
             case "TUPLE" | "LIST" | "DICT":
                 items = self._marked()
                 made = tuple(items) if instruction == "TUPLE" else items
-                self.stack.append(_mapping(items) if instruction == "DICT" else made)
+                self._push(_mapping(items) if instruction == "DICT" else made, items)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                self.stack.append(tuple(reversed([stack.pop() for _ in range(int(instruction[-1]))])))
+                items = [stack.pop() for _ in range(int(instruction[-1]))][::-1]
+                self._push(tuple(items), items)
             case "APPEND" | "APPENDS" | "ADDITEMS":
                 items = [stack.pop()] if instruction == "APPEND" else self._marked()
-                self._last(list).extend(items)
+                self._last(list, items).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if instruction == "SETITEM" else self._marked()
-                self._last(dict).update(_mapping(items))
+                self._last(dict, items).update(_mapping(items))
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 self.memo[len(self.memo) if instruction == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -188,14 +193,17 @@ class _Machine:
                 stack.append(_name(module, name))
             case "REDUCE" | "NEWOBJ":
                 arguments, called = stack.pop(), stack.pop()
-                stack.append(_called(called, arguments))
+                made = _called(called, arguments)
+                self._push(made, arguments if isinstance(made, Record) else ())
             case "BUILD":
-                state, record = stack.pop(), self._last(Record)
+                state = stack.pop()
+                record = self._last(Record, [state])
                 if record.state is not None:
                     raise StudyError("an object that is built twice")
                 record.state = state
             case "BINPERSID" if self.storage:
-                stack.append(Record(STORAGE, stack.pop()))
+                arguments = stack.pop()
+                self._push(Record(STORAGE, arguments), [arguments])
             case _:
                 raise StudyError(f"it uses the instruction {instruction}, which no released network needs")
 
@@ -204,11 +212,30 @@ class _Machine:
         items, self.stack = self.stack, self.outer.pop()
         return items
 
-    def _last(self, kind: type[Any]) -> Any:
-        """The value on top of the stack."""
-        if not isinstance(self.stack[-1], kind):
+    def _push(self, value: Any, parts: Sequence[Any]) -> None:
+        self._hold(value, parts)
+        self.stack.append(value)
+
+    def _last(self, kind: type[Any], parts: Sequence[Any]) -> Any:
+        """The value on top of the stack, which gets these parts. It is not within another, which has its depth."""
+        value = self.stack[-1]
+        if not isinstance(value, kind):
             raise StudyError(f"it changes something that is no {kind.__name__.lower()}")
-        return self.stack[-1]
+        self._hold(value, parts)
+        if id(value) in self.parts:
+            raise StudyError("it changes something that is within another value")
+        return value
+
+    def _hold(self, value: Any, parts: Sequence[Any]) -> None:
+        """Note the depth of a value that gets these parts."""
+        within = [part for part in parts if isinstance(part, tuple | list | dict | Record)]
+        self.parts.update((id(part), part) for part in within)
+        for part in within:
+            depth = 1 + self.depths.get(id(part), (0,))[0]
+            if depth > DEEPEST:
+                raise StudyError(f"more than {DEEPEST} values within each other")
+            if depth > self.depths.get(id(value), (0,))[0]:
+                self.depths[id(value)] = depth, value
 
 
 def _mapping(items: list[Any]) -> dict[Any, Any]:
@@ -241,6 +268,9 @@ def _called(called: Any, arguments: Any) -> Any:
         return arguments[0]
     if name in SCALARS:
         dtype, content = arguments
-        [value] = struct.unpack(f"<{NUMBERS[dtype.arguments[0]]}", content)
+        code = dtype.arguments[0] if isinstance(dtype, Record) and dtype.arguments else None
+        if not isinstance(code, str):
+            raise StudyError("a number without a type")
+        [value] = struct.unpack(f"<{NUMBERS[code]}", content)
         return value
     return Record(name, arguments)
