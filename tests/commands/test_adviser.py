@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -184,6 +185,12 @@ def test_a_study_without_results_is_one_line(capsys: pytest.CaptureFixture[str])
     broken, missing = capsys.readouterr().err.splitlines()
     assert broken.startswith(f"error: {table}: broken (")
     assert missing == f"error: {table}: missing; `make repro` makes it"
+
+
+def test_results_without_depth_are_read(scores: Scores) -> None:
+    table = Paths("t").reports / "results.csv"
+    pd.read_csv(table, dtype=str, keep_default_na=False).drop(columns="depth").to_csv(table, index=False)
+    pd.testing.assert_frame_equal(read_scores(FILE).table, scores.table)
 
 
 def test_changed_rows_are_named() -> None:
