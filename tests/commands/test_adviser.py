@@ -256,11 +256,14 @@ def test_a_study_that_was_not_timed_is_one_line(capsys: pytest.CaptureFixture[st
     assert "reports/t/timings.csv has no current timing; `make timings` measures them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("study", ["params.yaml", "studies/solvers/params.yaml", "studies/networks/params.yaml"])
+@pytest.mark.parametrize(
+    "study",
+    ["params.yaml", "studies/solvers/params.yaml", "studies/networks/params.yaml", "studies/fitted/params.yaml"],
+)
 def test_a_declared_row_samples_as_the_curve_does(study: str) -> None:
     for name, entry in resolve(read_study(ROOT / study)).curves.items():
         row: dict[str, Any] = yaml.safe_load(flow(declared(entry.row, entry.row.nfe[-1])))
-        assert Curve(**row).filled().sampler_hash == entry.row.sampler_hash, name
+        assert Curve(**row).filled().fitting_hash == entry.row.fitting_hash, name
 
 
 def test_the_committed_studies_have_answers(monkeypatch: pytest.MonkeyPatch) -> None:
