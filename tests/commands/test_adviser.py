@@ -21,7 +21,9 @@ from pipeline.evaluation.curve import Curve
 from pipeline.params.places import flow
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
+from pipeline.report.comparisons import Contrast
 from pipeline.report.results import CSV_COLUMNS, FAILED, TIMING_COLUMNS
+from pipeline.report.verdicts import Compared
 from tests.imports import ROOT
 
 FILE = Path("params.yaml")
@@ -135,6 +137,21 @@ def test_answers(scores: Scores, claim: str, word: str, basis: str) -> None:
     assert basis in lines[3]
     assert ("with 80% power" in lines[-1]) == (word == UNDECIDED)
     assert max(map(len, lines)) <= 100
+
+
+def test_differences_by_rounding_are_equal() -> None:
+    rounded = {budget: np.multiply(own, 1 + 1e-13 * np.arange(1, 5)) for budget, own in VALUES["edm"].items()}
+    write_study({**VALUES, "again": rounded})
+    scores = read_scores(FILE)
+    for sign in "<>":
+        assert answer(scores, parse(f"edm @ 8 {sign} again @ 8"))[0].endswith(REFUTED)
+
+
+def test_equal_needs_an_interval_within_rounding_and_a_known_error() -> None:
+    assert Compared(Contrast(1e-13, 0.5, 1e-26, 3), True, 4).equal
+    assert not Compared(Contrast(1e-8, 0.5, 1e-26, 3), True, 4).equal
+    assert not Compared(Contrast(0.0, 0.5, 1e-2, 3), True, 4).equal
+    assert not Compared(Contrast(0.0, 0.5, np.nan, 0), True, 1).equal
 
 
 def test_a_claim_and_its_converse_agree(scores: Scores) -> None:
