@@ -23,7 +23,7 @@ from dvc.stage import Stage
 from torch import Tensor
 
 from pipeline.commands.differences import first_difference
-from pipeline.commands.remake import run_stage, scratch_folder
+from pipeline.commands.remake import run_stage, scratch_folder, with_absolute_imports
 from pipeline.commands.restore import dvc_errors, restore
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import StudyError
@@ -162,27 +162,34 @@ class Sample:
                     raise StudyError(f"{name}: {found}")
 
     def _trainings(self, names: list[str]) -> dict[str, Any]:
-        """Compare the first steps of every training that did not fail, and one whole training.
+        """Compare the first steps of every training that did not fail, one whole training, and all imports.
 
         Returns hashes of the former, with those of models that are not stale this time.
         """
         known = self.known.get("train", {}).get("first_steps", {})
         if not names:
             return {"first_steps": known}
-        print(f"{self.paths.study}: the first steps of {len(names)} models, and all of {names[0]}", flush=True)
         data, summary = load_prepared(self.paths.data), load_summary(self.paths.data)
-        models = {name: Model(**read_json(self.paths.row("models", name))) for name in self._all_models()}
-        seeds = [(n, s) for n in names for s in models[n].train_seeds if not failure(self.paths.model(n), s)]
+        rows = {name: Model(**read_json(self.paths.row("models", name))) for name in self._all_models()}
+        models = {name: with_absolute_imports(row) for name, row in rows.items()}
+        trained = [name for name in names if models[name].import_ is None]
+        whole = [*trained[:1], *(name for name in names if name not in trained)]
+        print(
+            f"{self.paths.study}: the first steps of {len(trained)} models, and all of {', '.join(whole)}", flush=True
+        )
+        seeds = [(n, s) for n in trained for s in models[n].train_seeds if not failure(self.paths.model(n), s)]
         spaces = {name: in_space(self.paths.space(name), data, summary) for name in names}
         tasks = [partial(self._first_steps, name, models, seed, data.labels, *spaces[name]) for name, seed in seeds]
-        first: dict[str, Any] = {name: {"outputs": self._lock_hash(name), "seeds": {}} for name in names}
+        first: dict[str, Any] = {name: {"outputs": self._lock_hash(name), "seeds": {}} for name in trained}
         for (name, seed), now in zip(seeds, side_by_side(tasks, workers_on(default_device())), strict=True):
             first[name]["seeds"][str(seed)] = now
             before = known.get(name, {})
             if before.get("outputs") == first[name]["outputs"] and before["seeds"].get(str(seed), now) != now:
                 raise StudyError(f"train@{name}: seed {seed}: the weights differ after the first steps")
-        self._whole_training(names[0], models[names[0]], data.labels, *spaces[names[0]])
-        return {"first_steps": known | first, "whole": f"{names[0]}, seed {models[names[0]].train_seeds[0]}"}
+        for name in whole:
+            self._whole_training(name, models[name], data.labels, *spaces[name])
+        listed = "; ".join(f"{name}, seed {models[name].train_seeds[0]}" for name in whole)
+        return {"first_steps": known | first, "whole": listed}
 
     def _all_models(self) -> list[str]:
         names: list[str] = read_json(self.paths.rows / "models.json")
@@ -225,7 +232,8 @@ class Sample:
         seedless = {"train_seeds": ()}
         wanted = row.teacher.model_copy(update=seedless)
         teacher = next(name for name, other in models.items() if other.model_copy(update=seedless) == wanted)
-        return load_denoiser(main_file(self.paths.model(teacher), seed))
+        imported = row.teacher.import_ is not None  # which is the same for all seeds
+        return load_denoiser(main_file(self.paths.model(teacher), 0 if imported else seed))
 
     def _whole_training(
         self, name: str, row: Model, labels: Tensor | None, images: Tensor, summary: dict[str, Any]
@@ -299,7 +307,7 @@ def _absolute(row: Any) -> Any:
     """A row, and the rows in it, with absolute paths."""
     if not isinstance(row, dict):
         return row
-    paths = {key: row[key] for key in ("source", "weights", "folder") if isinstance(row.get(key), str)}
+    paths = {key: row[key] for key in ("source", "weights", "folder", "import") if isinstance(row.get(key), str)}
     found = {key: str(Path(path).resolve()) for key, path in paths.items() if path and Path(path).exists()}
     return {key: _absolute(value) for key, value in row.items()} | found
 

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.commands.claim import effect
 from pipeline.commands.scores import Scores, read_scores
 from pipeline.common.errors import StudyError, nearest
-from pipeline.evaluation.curve import SAMPLING_KEYS, Curve
+from pipeline.evaluation.curve import SAMPLING_KEYS, TRANSFER, Curve
 from pipeline.params.places import flow
 from pipeline.report.comparisons import may_be_best
 from pipeline.report.statistics import repeated
@@ -19,6 +19,7 @@ from pipeline.report.verdicts import Point
 SHOWN = 12  # rows of the table
 FILLED = ("sigma_min", "sigma_max", "scaling")  # keys that a row fills in by itself
 STAGE_KEYS = ("after", "strength", "truncated", "share", "guide_images", "ema_halflife_images", "ema_sigma_rel")
+DECLARED = SAMPLING_KEYS | {*STAGE_KEYS, *TRANSFER}
 
 
 def best_lines(params: Path, budget: int | None, seconds: float | None, model: str) -> list[str]:
@@ -109,7 +110,7 @@ def _gap(scores: Scores, points: list[Point], budget: int) -> str:
 def declared(curve: Curve, nfe: int) -> dict[str, Any]:
     """The keys that declare a curve at one budget, without those at their defaults."""
     defaults, fields = Curve.model_fields, curve.model_dump(mode="json")
-    keys = [key for key in defaults if key in SAMPLING_KEYS or key in STAGE_KEYS]
+    keys = [key for key in defaults if key in DECLARED]
     found = {"model": curve.model} | {key: fields[key] for key in keys if getattr(curve, key) != defaults[key].default}
     for key in FILLED:
         without = {other: value for other, value in found.items() if other != key}

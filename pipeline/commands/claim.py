@@ -31,7 +31,8 @@ def parse(text: str) -> Claim:
     match = CLAIM.fullmatch(text)
     if not match:
         raise StudyError(
-            f'claim: {text[:100]!r} is none; write <curve> @ <nfe> < <curve> @ <nfe>, as "edm @ 11 < ddim @ 19"'
+            f"claim: {text[:100]!r} has another form; write <curve> @ <nfe> < <curve> @ <nfe>, "
+            'as "edm @ 11 < ddim @ 19"'
         )
     curve, nfe, sign, other, other_nfe = match.groups()
     return Claim((curve, int(nfe)), sign, (other, int(other_nfe)))

@@ -184,7 +184,9 @@ def parser() -> Parser:
     command = add(export, "write the sampler of a curve as a file that needs PyTorch alone")
     command.add_argument("--curve", required=True, metavar="NAME", help="a row of the study's curves")
     command.add_argument("--budget", type=int, metavar="NFE", help="one of the curve's budgets (default: the largest)")
-    command.add_argument("--seed", type=int, default=0, help="the training that fitted numbers are for (default: 0)")
+    command.add_argument(
+        "--seed", type=int, help="the training that fitted numbers are for (default: the curve's first)"
+    )
     command.add_argument("--out", default="", metavar="FILE", help="default: build/<study>/exported/<curve>_<nfe>.py")
     command = add(new, "write studies/NAME/ for a folder or zip of images", ())
     command.add_argument("--study", required=True, metavar="NAME", help="the new study's name")

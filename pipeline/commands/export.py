@@ -65,11 +65,11 @@ GUIDED = {
 }
 
 
-def export_curve(params: Path, name: str, budget: int | None, seed: int, out: str) -> list[str]:
+def export_curve(params: Path, name: str, budget: int | None, seed: int | None, out: str) -> list[str]:
     """Write the sampler of a curve at a budget (None: the largest), and return lines that say what was written.
 
-    seed: the training whose fitted numbers are used, if the curve has any. Raises StudyError if the sampler has no
-    fixed numbers, or if there is no such curve, budget or training.
+    seed: the training whose fitted numbers are used, if the curve has any; None: the curve's first. Raises StudyError
+    if the sampler has no fixed numbers, or if there is no such curve, budget or training.
     """
     rows = resolve(read_study(params))
     paths = Paths(rows.study.name)
@@ -77,6 +77,7 @@ def export_curve(params: Path, name: str, budget: int | None, seed: int, out: st
         raise StudyError(f"--curve: no curve {name[:100]!r} in {params}; {nearest(name, rows.curves)}")
     curve = rows.curves[name].row
     steps = steps_at(name, curve, budget)
+    seed = curve.seeds[0][0] if seed is None else seed
     sampler = runnable(name, curve, paths, steps, seed)
     numbers = linear(sampler, steps)
     file = Path(out) if out else paths.build / "exported" / f"{name}_{curve.evaluations(steps)}.py"
@@ -115,11 +116,11 @@ def runnable(name: str, curve: Curve, paths: Paths, steps: int, seed: int) -> Sa
         refuse_nonlinear(curve)
     except StudyError as error:
         raise StudyError(f"{name}: {error}") from None
+    if curve.discretization != "optimised" and curve.solver != "fitted":
+        return curve
     trained = sorted({train for train, _ in curve.seeds})
     if seed not in trained:
         raise StudyError(f"--seed: {name} has no training {seed}; it has {', '.join(map(str, trained))}")
-    if curve.discretization != "optimised" and curve.solver != "fitted":
-        return curve
     return load_fits(paths.grids(curve.model)).applied(curve, seed, steps)
 
 
@@ -130,14 +131,14 @@ def sigma_data_of(rows: Resolved, curve: Curve, paths: Paths) -> float:
     return float(rows.models[curve.model].row.sigma_data or measured)
 
 
-def source(rows: Resolved, name: str, steps: int, numbers: Linear, fitted_to: int | None = None) -> str:
-    """The exported file: Python with the numbers of a curve's sampler. fitted_to: the training seed, if they are."""
+def source(rows: Resolved, name: str, steps: int, numbers: Linear, seed: int | None = None) -> str:
+    """The exported file: Python with the numbers of a curve's sampler. seed: of the training, if they are fitted."""
     curve = rows.curves[name].row
     nfe, space = curve.evaluations(steps), rows.models[curve.model].row.space
     about = [
         f"For networks of the model {curve.model}: solver {curve.solver}, discretization {curve.discretization}, "
         f"schedule {curve.schedule}, {steps} steps. `python -m pipeline export` of nfe-bench wrote it.",
-        "" if fitted_to is None else f"Its numbers are fitted to the network of training seed {fitted_to}.",
+        "" if seed is None else _fitted_to(curve, seed, steps),
         f"Samples are latents of {space}." if space else "",
     ]
     usage = [USAGE]
@@ -156,6 +157,14 @@ def source(rows: Resolved, name: str, steps: int, numbers: Linear, fitted_to: in
         usage="\n".join(textwrap.fill(line, WIDTH, initial_indent="    ", subsequent_indent="    ") for line in usage),
         draw=DRAW if numbers.stochastic else "",
     )
+
+
+def _fitted_to(curve: Curve, seed: int, steps: int) -> str:
+    """What the numbers of a curve for a training seed are fitted to."""
+    model, own, fitted_steps = curve.fitted_to(seed, steps)
+    of = f" of the model {model}" if model != curve.model else ""
+    interpolated = f" for {fitted_steps} steps, and interpolated" if fitted_steps != steps else ""
+    return f"Its numbers are fitted to the network of training seed {own}{of}{interpolated}."
 
 
 def _row(sigma: float | None, weights: Sequence[float]) -> str:

@@ -122,7 +122,7 @@ def _narrowed(rows: Resolved, places: Sequence[Place]) -> Resolved:
         models[name] = models[name].model_copy(update={"row": row})
     autoencoders = {name: _absolute(row, "folder") for name, row in rows.autoencoders.items()}
     models = {
-        name: entry.model_copy(update={"row": with_autoencoders(entry.row, autoencoders)})
+        name: entry.model_copy(update={"row": with_absolute_imports(with_autoencoders(entry.row, autoencoders))})
         for name, entry in models.items()
     }
     fitted = {curve.row.model for curve in curves.values() if curve.row.discretization == "optimised"}
@@ -143,6 +143,12 @@ def _absolute(row: Any, key: str) -> Any:
     """A row that names a file or folder by an absolute path, if it is one."""
     path = Path(getattr(row, key) or "").expanduser()
     return row.model_copy(update={key: str(path.resolve())}) if getattr(row, key) and path.exists() else row
+
+
+def with_absolute_imports(row: Model) -> Model:
+    """A model row whose released network, and that of its teachers, is named by an absolute path."""
+    found: Model = _absolute(row, "import_")
+    return found.model_copy(update={"teacher": row.teacher and with_absolute_imports(row.teacher)})
 
 
 def _depth(row: Model) -> int:

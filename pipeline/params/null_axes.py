@@ -88,7 +88,7 @@ def sampled(row: Sampler) -> dict[Any, Any]:
     samples: dict[Any, Any] = {"guide": None if row.build_guidance().idle else row.guide}
     made: dict[int, Tensor | None] = {}  # by number of steps
     samples["threshold"] = row.threshold, *(getattr(row, key) for key in thresholding.keys_of(row.threshold))
-    samples["fit"] = (row.fit, row.told, row.start) if row.solver == "fitted" else None
+    samples["fit"] = (row.fit, row.told, row.start, row.fit_images) if row.solver == "fitted" else None
     fitted: list[tuple[float, ...]] = []
     if row.discretization == "optimised":
         fitted = fit(_mixture(STD), noise, *row.sigma_range, TEACHER_LEVELS)

@@ -171,12 +171,12 @@ def refuse_filled_in(row: Mapping[str, Any], place: str) -> None:
 def _apply_preset(study: Study) -> Study:
     """A study with its active preset applied. Refuses mistakes in all presets, whichever is active."""
     presets = {name: row.model_copy(update={"needs": row.needs or study.needs}) for name, row in study.presets.items()}
-    scaled = {name: _overridden(study, name, preset) for name, preset in presets.items() if not preset.instead}
+    scaled = {name: _overridden(_replaced(study, name, preset), name, preset) for name, preset in presets.items()}
     if study.preset is None:
         return study.model_copy(update={"presets": presets})
     if not presets:
         raise StudyError(f"preset: {study.preset!r}, but the study has no presets; add some, or leave preset out")
-    if study.preset in presets and study.preset not in scaled:
+    if study.preset in presets and presets[study.preset].instead:
         raise StudyError(
             f"preset: {study.preset} has rows of its own, so it needs a study file of its own; "
             f"run `make study NAME={study.study.name} PRESET={study.preset}`"
@@ -184,6 +184,21 @@ def _apply_preset(study: Study) -> Study:
     if study.preset not in scaled:
         raise StudyError(f"preset: no preset {study.preset!r}; {nearest(study.preset, scaled)}")
     return scaled[study.preset].model_copy(update={"presets": presets})
+
+
+def _replaced(study: Study, name: str, preset: Preset) -> Study:
+    """A study with the sections that one preset has instead of its own. Raises StudyError."""
+    place = f"presets.{name}.instead"
+    try:
+        found = Study(**{"study": study.study, "models": study.models, "curves": study.curves} | preset.instead)
+    except ValidationError as error:
+        raise explain(error, place, Study) from None
+    sections = {section: getattr(found, section) for section in preset.instead}
+    for section in OVERRIDDEN:
+        for row, keys in sections.get(section, {}).items():
+            own = {key: value for key, value in (keys or {}).items() if key != "base"}
+            _check_keys(own, section, f"{place}.{section}.{row}")
+    return study.model_copy(update=sections)
 
 
 def _overridden(study: Study, name: str, preset: Preset) -> Study:
@@ -244,7 +259,8 @@ def check_defaults(defaults: dict[str, dict[str, Any]], place: str) -> None:
 
 def _check_keys(values: Mapping[str, Any], section: str, place: str, without: tuple[str, ...] = ()) -> None:
     """Refuse keys that the rows of a section do not have, and those of `without`. Raises StudyError."""
-    keys = [key for key in DEFAULTS[section].model_fields if key not in (*FILLED_IN, *without)]
+    fields = DEFAULTS[section].model_fields
+    keys = [field.alias or key for key, field in fields.items() if key not in (*FILLED_IN, *without)]
     if unknown := [key for key in values if key not in keys]:
         raise StudyError(f"{place}.{unknown[0]}: unknown key; {nearest(unknown[0], keys)}")
 

@@ -72,7 +72,7 @@ def read_table(paths: Paths) -> pd.DataFrame:
     """
     file = paths.reports / "results.csv"
     try:
-        found = pd.read_csv(file, dtype=str, keep_default_na=False)[CSV_COLUMNS]
+        found = pd.read_csv(file, dtype=str, keep_default_na=False)[MEASURED]
         found = found[found.train_seed != ""]  # image sets have none
         found = found.assign(metric=list(map(against, found.reference, found.metric)), se=found.se.replace("", "nan"))
         return found.astype(dict.fromkeys(COLUMNS[2:7], int) | {"value": float, "se": float})[COLUMNS + ORIGIN]

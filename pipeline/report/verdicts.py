@@ -70,8 +70,11 @@ class Compared:
 
     @property
     def equal(self) -> bool:
-        """Whether all repetitions of both curves are equal, so that there is nothing to test."""
-        return self.contrast.variance == 0 and self.contrast.df > 0 and abs(self.contrast.effect) <= ROUNDING
+        """Whether all repetitions of both curves are equal up to rounding, so that there is nothing to test."""
+        contrast = self.contrast
+        if contrast.variance == 0 and contrast.df > 0 and abs(contrast.effect) <= ROUNDING:
+            return True
+        return contrast.known and abs(contrast.effect) + contrast.half_width() <= ROUNDING
 
 
 class Verdicts:

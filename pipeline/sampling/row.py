@@ -151,9 +151,7 @@ class Sampler(Row):
         if self.solver == "fitted" and self.discretization == "optimised":
             raise ValueError("discretization: solver fitted begins with a grid that depends on no model; use another")
         if self.solver == "fitted" and self.guide == "classifier" and not self.build_guidance().idle:
-            raise ValueError(
-                "guide: solver fitted needs gradients, which a classifier's gradient has none of; use another"
-            )
+            raise ValueError("guide: solver fitted cannot differentiate a classifier's gradient; use another guide")
         solver = self.build_solver()
         if solver.adaptive and max(self.nfe) < self.evaluations(2):
             raise ValueError(f"nfe: solver {self.solver} needs at least {self.evaluations(2)} evaluations")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -20,7 +21,9 @@ from pipeline.evaluation.curve import Curve
 from pipeline.params.places import flow
 from pipeline.params.resolve import resolve
 from pipeline.params.study import read_study
+from pipeline.report.comparisons import Contrast
 from pipeline.report.results import CSV_COLUMNS, FAILED, TIMING_COLUMNS
+from pipeline.report.verdicts import Compared
 from tests.imports import ROOT
 
 FILE = Path("params.yaml")
@@ -136,6 +139,21 @@ def test_answers(scores: Scores, claim: str, word: str, basis: str) -> None:
     assert max(map(len, lines)) <= 100
 
 
+def test_differences_by_rounding_are_equal() -> None:
+    rounded = {budget: np.multiply(own, 1 + 1e-13 * np.arange(1, 5)) for budget, own in VALUES["edm"].items()}
+    write_study({**VALUES, "again": rounded})
+    scores = read_scores(FILE)
+    for sign in "<>":
+        assert answer(scores, parse(f"edm @ 8 {sign} again @ 8"))[0].endswith(REFUTED)
+
+
+def test_equal_needs_an_interval_within_rounding_and_a_known_error() -> None:
+    assert Compared(Contrast(1e-13, 0.5, 1e-26, 3), True, 4).equal
+    assert not Compared(Contrast(1e-8, 0.5, 1e-26, 3), True, 4).equal
+    assert not Compared(Contrast(0.0, 0.5, 1e-2, 3), True, 4).equal
+    assert not Compared(Contrast(0.0, 0.5, np.nan, 0), True, 1).equal
+
+
 def test_a_claim_and_its_converse_agree(scores: Scores) -> None:
     points = [(name, budget) for name in VALUES for budget in VALUES[name]]
     for one in points:
@@ -184,6 +202,12 @@ def test_a_study_without_results_is_one_line(capsys: pytest.CaptureFixture[str])
     broken, missing = capsys.readouterr().err.splitlines()
     assert broken.startswith(f"error: {table}: broken (")
     assert missing == f"error: {table}: missing; `make repro` makes it"
+
+
+def test_results_without_depth_are_read(scores: Scores) -> None:
+    table = Paths("t").reports / "results.csv"
+    pd.read_csv(table, dtype=str, keep_default_na=False).drop(columns="depth").to_csv(table, index=False)
+    pd.testing.assert_frame_equal(read_scores(FILE).table, scores.table)
 
 
 def test_changed_rows_are_named() -> None:
@@ -249,11 +273,14 @@ def test_a_study_that_was_not_timed_is_one_line(capsys: pytest.CaptureFixture[st
     assert "reports/t/timings.csv has no current timing; `make timings` measures them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("study", ["params.yaml", "studies/solvers/params.yaml", "studies/networks/params.yaml"])
+@pytest.mark.parametrize(
+    "study",
+    ["params.yaml", "studies/solvers/params.yaml", "studies/networks/params.yaml", "studies/fitted/params.yaml"],
+)
 def test_a_declared_row_samples_as_the_curve_does(study: str) -> None:
     for name, entry in resolve(read_study(ROOT / study)).curves.items():
         row: dict[str, Any] = yaml.safe_load(flow(declared(entry.row, entry.row.nfe[-1])))
-        assert Curve(**row).filled().sampler_hash == entry.row.sampler_hash, name
+        assert Curve(**row).filled().fitting_hash == entry.row.fitting_hash, name
 
 
 def test_the_committed_studies_have_answers(monkeypatch: pytest.MonkeyPatch) -> None:

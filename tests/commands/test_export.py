@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from pipeline.commands.cli import main
-from pipeline.commands.export import runnable, source
+from pipeline.commands.export import _fitted_to, runnable, source
 from pipeline.commands.schedulers import CLOSE, candidate, samples_of, scheduler_config
 from pipeline.common.errors import StudyError
 from pipeline.common.files import Paths
 from pipeline.diffusion.denoiser import load_denoiser
 from pipeline.diffusion.exact import Gaussian, LabelledMixture
 from pipeline.evaluation.curve import Curve
+from pipeline.evaluation.fits import Fits, save_fits
 from pipeline.params.resolve import resolve
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import parse_study
-from pipeline.sampling.fitted_grids import save_grids
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.linear import linear
 from pipeline.sampling.loop import sample
@@ -102,7 +102,8 @@ def draws(curve: Sampler, steps: int) -> list[Callable[[Tensor], Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ROWS if name not in ("rk45", "optimised", "guided", "clipped", "learned", "window")]
+    "name",
+    [name for name in ROWS if name not in ("rk45", "fitted", "optimised", "guided", "clipped", "learned", "window")],
 )
 def test_an_exported_sampler_makes_the_samples_of_its_row(rows: Resolved, name: str) -> None:
     curve = rows.curves[name].row
@@ -158,9 +159,9 @@ def test_a_grid_that_ends_above_zero_keeps_its_noise(rows: Resolved, monkeypatch
 def test_a_trained_network_on_a_grid_that_is_fitted_to_it(study: Path, rows: Resolved) -> None:
     trained = make(study)
     paths = Paths("t")
-    first, second = trained.grids
+    first, second = trained.fits.grids
     changed = replace(first, grids=(*first.grids[:8], tuple(Sampler().grid(9)[:-1].tolist())))
-    save_grids([changed, second], paths.grids("edm"))
+    save_fits(Fits((changed, second)), paths.grids("edm"), {})
     denoiser = load_denoiser(trained.model / "seed_1.safetensors")
     noise = torch.randn(4, *denoiser.shape, generator=torch.Generator().manual_seed(0))
     curve = rows.curves["optimised"].row
@@ -176,11 +177,29 @@ def test_a_trained_network_on_a_grid_that_is_fitted_to_it(study: Path, rows: Res
 
 
 @pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({}, "training seed 1."),
+        ({"fitted_seed": 0, "fitted_model": "classes"}, "training seed 0 of the model classes."),
+        ({"fitted_nfe": 18}, "training seed 1 for 18 steps, and interpolated."),
+    ],
+)
+def test_the_file_names_the_network_that_its_numbers_are_fitted_to(keys: dict[str, Any], words: str) -> None:
+    assert _fitted_to(Curve(model="edm", solver="fitted", **keys), 1, 9).endswith(f" to the network of {words}")
+
+
+def test_a_curve_without_fitted_numbers_needs_no_training(study: Path) -> None:
+    row = SECTIONS["curves"]["heun"] | {"train_seeds": [1]}
+    (study / "params.yaml").write_text(json.dumps(SECTIONS | {"curves": {"heun": row}}))
+    assert main(["export", "--curve=heun"]) == main(["export", "--curve=heun", "--seed=7"]) == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["--curve=heum"], "--curve: no curve 'heum' in params.yaml; did you mean 'heun'? valid: "),
         (["--curve=heun", "--budget=10"], "--budget: heun has no budget 10; it has 9, 18"),
-        (["--curve=heun", "--seed=2"], "--seed: heun has no training 2; it has 0, 1"),
+        (["--curve=optimised", "--seed=2"], "--seed: optimised has no training 2; it has 0, 1"),
         (["--curve=rk45"], "rk45: solver rk45: its steps depend on the answers; "),
         (["--curve=clipped"], "clipped: threshold static: clips the answers, "),
         (["--curve=learned"], "learned: variance learned: the noise depends on the answers; "),

@@ -54,7 +54,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a classifier": (
         row(guide="classifier", guidance=2),
-        "curves.x: guide: solver fitted needs gradients, which a classifier's gradient has none of; use another",
+        "curves.x: guide: solver fitted cannot differentiate a classifier's gradient; use another guide",
     ),
     "an unknown fit": (
         row(fit="everything"),

@@ -168,6 +168,7 @@ def test_a_fitted_solver_is_not_the_one_that_its_fit_begins_with(tmp_path: Path)
         **{f"of_{start}": {"solver": "fitted", "start": start} for start in ("dpmpp_2m", "ipndm")},
         "told": {"solver": "fitted", "told": "fitted"},
         "times": {"solver": "fitted", "fit": "times"},
+        "fewer": {"solver": "fitted", "fit_images": 64},
         "on_vp": {"solver": "fitted"} | twice[0],
         "of_seed": {"solver": "fitted", "fitted_seed": 0} | twice[1] | {"sigma_min": low, "sigma_max": high},
     }

@@ -409,6 +409,29 @@ def test_rows_of_a_preset_need_a_file_of_their_own() -> None:
     assert "preset: own" in found and "PRESET=own" in found
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (
+            "flow: {parametrization: flow,",
+            "flow: {parametrisation: flow,",
+            "models.flow.parametrisation: unknown key; ",
+        ),
+        ("flow, solver: euler", "flow, sovler: euler", "curves.euler.sovler: unknown key; did you mean 'solver'"),
+        ("curves: {euler: {", "published: [{curv: x}]\n      curves: {euler: {", "published.0.curv"),
+        ("models: {flow: {parametrization: flow, noise: flow_uniform}}", "models: {}", "models: "),
+    ],
+)
+def test_rows_of_a_preset_are_checked_whichever_is_chosen(old: str, new: str, line: str) -> None:
+    assert old in WITH_ROWS
+    assert error(WITH_ROWS.replace(old, new)).startswith(f"presets.own.instead.{line}")
+
+
+def test_rows_of_a_preset_may_import_a_network() -> None:
+    text = WITH_ROWS.replace("{parametrization: flow, noise: flow_uniform}", "{import: network.pkl}")
+    assert parse_study(text, HERE).presets["own"].instead["models"] == {"flow": {"import": "network.pkl"}}
+
+
 def test_wrong_rows_of_a_preset_write_nothing(repository: Path) -> None:
     Path("studies/small/params.yaml").write_text(WITH_ROWS.replace("model: flow, solver", "model: edm, solver"))
     with pytest.raises(StudyError, match=r"curves\.euler\.model"):

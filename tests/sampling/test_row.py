@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a fitted solver and a classifier's gradient": (
         {"solver": "fitted", "guide": "classifier", "guidance": 2},
-        "guide: solver fitted needs gradients, which a classifier's gradient has none of; use another",
+        "guide: solver fitted cannot differentiate a classifier's gradient; use another guide",
     ),
     "numbers of another number of steps": (
         {"solver": "fitted", "nfe": (4,), "numbers": NUMBERS},
