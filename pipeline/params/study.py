@@ -188,16 +188,17 @@ def _apply_preset(study: Study) -> Study:
 
 def _replaced(study: Study, name: str, preset: Preset) -> Study:
     """A study with the sections that one preset has instead of its own. Raises StudyError."""
-    place = f"presets.{name}.instead"
+    place, instead = f"presets.{name}.instead", {str(section): rows for section, rows in preset.instead.items()}
+    own = dict[str, Any](study=study.study, models=study.models, curves=study.curves)
     try:
-        found = Study(**{"study": study.study, "models": study.models, "curves": study.curves} | preset.instead)
+        found = Study(**own | instead)
     except ValidationError as error:
         raise explain(error, place, Study) from None
-    sections = {section: getattr(found, section) for section in preset.instead}
+    sections = {section: getattr(found, section) for section in instead}
     for section in OVERRIDDEN:
         for row, keys in sections.get(section, {}).items():
-            own = {key: value for key, value in (keys or {}).items() if key != "base"}
-            _check_keys(own, section, f"{place}.{section}.{row}")
+            written = {key: value for key, value in (keys or {}).items() if key != "base"}
+            _check_keys(written, section, f"{place}.{section}.{row}")
     return study.model_copy(update=sections)
 
 
