@@ -115,7 +115,8 @@ def test_the_best_set_contains_the_best_method_at_any_distance() -> None:
 
 
 def test_printed_power_is_that_of_simulated_studies() -> None:
-    """A ratio as large as what such studies print is detected in about 80% of them."""
+    """A ratio as large as what such studies print is detected in 55% to 85% of them: with three trainings, what they
+    print varies by a tenth, and a verdict needs a variance from the same trainings."""
     random, printed = np.random.default_rng(4), []
     for _ in range(STUDIES // 2):
         study = simulated(random, {}, spread=0.0)
@@ -127,7 +128,7 @@ def test_printed_power_is_that_of_simulated_studies() -> None:
         simulated(random, effects, spread=0.0).verdict("weighting_snr", BASE, 7).word == "better"
         for _ in range(2 * STUDIES)
     ]
-    assert np.mean(hits) == pytest.approx(0.8, abs=0.12)
+    assert 0.55 <= np.mean(hits) <= 0.85
 
 
 @pytest.mark.parametrize("case", ["equal spreads", "spreads differ"])
