@@ -84,7 +84,7 @@ def solved(device: torch.device, sampler: Sampler, denoiser: DenoiserFunction | 
     exact = Mixture(means, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64, device=device), 0.1)
     noise = SampleNoise(0, range(16))
     drawn = noise.randn((2,) if denoiser is None else SHAPE).to(device)
-    return sample(denoiser or exact, drawn, sampler, 6, noise.randn_like)
+    return sample(denoiser or exact, drawn, sampler.as_started(6), 6, noise.randn_like)
 
 
 def apart(found: Tensor, expected: Tensor) -> float:

@@ -16,7 +16,7 @@ from pipeline.sampling.solvers import SOLVERS
 
 GAUSSIAN = Gaussian(0.1, 0.5)
 NOISE = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-FREE = [name for name in SOLVERS if name not in ("rk45", "consistency")]
+FREE = [name for name in SOLVERS if name not in ("rk45", "consistency", "fitted")]  # test_fitted.py has the last one
 GRIDS = [name for name in DISCRETIZATIONS if name not in ("flow", "optimised", "explicit")]
 PROTOCOLS: list[dict[str, Any]] = [
     {"end": "sigma_min"},

@@ -113,11 +113,11 @@ def test_a_reader_can_take_the_graph_in() -> None:
 
 
 @pytest.mark.parametrize("params", [ROOT / "params.yaml", *sorted(ROOT.glob("studies/*/params.yaml"))], ids=str)
-def test_a_study_has_at_most_82_stages(params: Path) -> None:
-    """Each stage is one more entry that DVC reads at every run; studies/cifar10 has the most, 82."""
+def test_a_study_has_at_most_92_stages(params: Path) -> None:
+    """Each stage is one more entry that DVC reads at every run; studies/cifar10 has the most, 92."""
     study = yaml.safe_load(params.read_text())
     rows = {f"${{{section}}}": len(study[section]) for section in ("models", "curves", "sets")}
-    assert sum(rows[stage["foreach"]] if "foreach" in stage else 1 for stage in GRAPH.values()) <= 82
+    assert sum(rows[stage["foreach"]] if "foreach" in stage else 1 for stage in GRAPH.values()) <= 92
 
 
 LAST = {"agreement", "report"}
