@@ -461,8 +461,9 @@ class Estimate:
         work, workers = Work(mib=self._mib(0)), self._workers(len(fits))
         for (_, model, _, steps), (row, *_) in sorted(fits.items(), key=lambda item: item[0]):
             size, calls = self.sizes[model], fitting.most_calls(row, steps)
-            one = self.speed.calling(size, calls, fitting.CHUNK).repeated(1, workers)
-            work += replace(one, mib=self._mib(workers * fitting.CHUNK * steps * size.saved))
+            at_once = fitting.chunk_size(math.prod(self._shape))
+            one = self.speed.calling(size, calls, at_once).repeated(1, workers)
+            work += replace(one, mib=self._mib(workers * at_once * steps * size.saved))
         return work
 
     def _extractor(self) -> Work:

@@ -23,7 +23,7 @@ from pipeline.sampling.loop import sample
 from pipeline.sampling.protocols import FIRST_STEPS
 from pipeline.sampling.row import Sampler
 
-CHUNK = 64  # samples per call of the network
+CHUNK, VALUES = 256, 2**17  # samples per call of the network, at most, and about how many values
 TEACHER_STEPS = 32
 ITERATIONS = 20, 80  # of L-BFGS at most: over the levels alone, and over all free numbers
 STEPS = 480  # iterations times steps, at most, in the second round: more steps begin nearer
@@ -99,9 +99,14 @@ class _Free:
         return z
 
 
-def chunks(first: int, count: int) -> list[range]:
-    """The indices of `count` samples from `first` on, CHUNK at a time."""
-    return [range(i, min(i + CHUNK, first + count)) for i in range(first, first + count, CHUNK)]
+def chunk_size(values: int) -> int:
+    """The samples per call of the network, from the number of values of one sample."""
+    return min(CHUNK, max(16, VALUES // values))
+
+
+def chunks(first: int, count: int, size: int) -> list[range]:
+    """The indices of `count` samples from `first` on, `size` at a time."""
+    return [range(i, min(i + size, first + count)) for i in range(first, first + count, size)]
 
 
 class _Problem:
@@ -110,7 +115,7 @@ class _Problem:
     def __init__(self, denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int, first: int) -> None:
         teacher = teacher_of(sampler, steps)
         self.chunks: list[tuple[DenoiserFunction, Tensor, Tensor]] = []
-        for indices in chunks(first, len(noise)):
+        for indices in chunks(first, len(noise), chunk_size(noise[0].numel())):
             denoiser = denoiser_of(indices)
             own = noise[indices.start - first : indices.stop - first]
             target = sample(denoiser, own, teacher, TEACHER_STEPS).x0

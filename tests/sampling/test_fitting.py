@@ -200,7 +200,7 @@ def test_every_sample_has_the_denoiser_of_its_index() -> None:
     asked: list[range] = []
     found = fit(lambda indices: asked.append(indices) or ORACLE, NOISE[:40], row_of(), 2)  # type: ignore[func-returns-value]
     assert [i for indices in asked for i in indices] == list(range(40)) and max(map(len, asked)) == 10
-    assert chunks(24, 16) == [range(24, 34), range(34, 40)]
+    assert chunks(24, 16, 10) == [range(24, 34), range(34, 40)]
     assert fitted(row_of(), 2) == found  # the same bytes
 
 
