@@ -113,13 +113,22 @@ def needed(points: Mapping[int, float], score: float) -> float:
 
 def _draw(report: Report, group: Group) -> dict[str, str]:
     """Draw the fitted curves of a model beside the lowest mean of the unfitted ones and those on fitted grids."""
-    lines = {"best unfitted": report.lowest(group.unfitted)}
+    lines = {"best unfitted": _falling(report, group.unfitted)}
     lines |= {report.label(name): report.points(name) for name in [*group.grids, *group.fitted]}
     lines = {label: points for label, points in lines.items() if points}
     path = report.figures / f"fitted_{group.model}.png"
     colours = {label: place for place, label in enumerate(lines)}
     curves_figure(path, lines, report.score, colours, report.score_floor)
     return {"file": path.name, "model": group.model}
+
+
+def _falling(report: Report, names: list[str]) -> dict[int, Interval]:
+    """The lowest means of curves by NFE, without those that are no lower than at a smaller NFE."""
+    found: dict[int, Interval] = {}
+    for nfe, point in report.lowest(names).items():
+        if all(point.mean < before.mean for before in found.values()):
+            found[nfe] = point
+    return found
 
 
 def _points(report: Report, names: Iterable[str], budget: int) -> list[Point]:
@@ -192,7 +201,7 @@ def _records(report: Report, name: str, budget: int) -> list[dict[str, Any]]:
 
 def _paybacks(report: Report, found: list[Group]) -> dict[Point, Payback]:
     """What the fits of each curve with a result cost and save, by curve and budget."""
-    lowest = {group.model: {n: p.mean for n, p in report.lowest(group.unfitted).items()} for group in found}
+    lowest = {group.model: {n: p.mean for n, p in _falling(report, group.unfitted).items()} for group in found}
     paybacks = {}
     for group, name, budget in _places(report, found):
         made = [own["calls"] for own in _records(report, name, budget) if not own["failed"]]
