@@ -23,7 +23,7 @@ from dvc.stage import Stage
 from torch import Tensor
 
 from pipeline.commands.differences import first_difference
-from pipeline.commands.remake import run_stage, scratch_folder, with_absolute_imports
+from pipeline.commands.remake import run_stage, scratch_folder
 from pipeline.commands.restore import dvc_errors, restore
 from pipeline.common.devices import default_device, exact_device, to_device
 from pipeline.common.errors import StudyError
@@ -170,8 +170,8 @@ class Sample:
         if not names:
             return {"first_steps": known}
         data, summary = load_prepared(self.paths.data), load_summary(self.paths.data)
-        rows = {name: Model(**read_json(self.paths.row("models", name))) for name in self._all_models()}
-        models = {name: with_absolute_imports(row) for name, row in rows.items()}
+        rows = {name: _absolute(read_json(self.paths.row("models", name))) for name in self._all_models()}
+        models = {name: Model(**row) for name, row in rows.items()}
         trained = [name for name in names if models[name].import_ is None]
         whole = [*trained[:1], *(name for name in names if name not in trained)]
         print(

@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from pipeline.commands.remake import Place, Remade, places_of
 from pipeline.common.errors import StudyError, nearest
 from pipeline.common.files import SHORT_HASH, Paths, read_json
 from pipeline.common.rows import NAME
-from pipeline.metrics.names import against
 from pipeline.params.resolved import Resolved
-from pipeline.report.results import COLUMNS, FAILED, MEASURED
+from pipeline.report.results import FAILED, read_published
 
 CELL = re.compile(rf"(?P<curve>{NAME[1:-1]})(:(?P<nfe>\d{{1,9}})(:(?P<train>\d{{1,10}}),(?P<sample>\d{{1,10}}))?)?")
 ALL = "all"
@@ -74,20 +71,15 @@ class Committed:
 def read_committed(paths: Paths) -> Committed:
     """The results in a study's report. Raises StudyError if they are missing or broken."""
     file = paths.reports / "results.csv"
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)[MEASURED]
-        numbers = {key: table[key].replace("", "0").astype(int) for key in COLUMNS[2:7]}
-        table = table.assign(**numbers, value=table.value.astype(float), se=table.se.replace("", "nan").astype(float))
-    except FileNotFoundError:
-        raise StudyError(f"{file}: missing; there are no results to verify: `make repro` makes them") from None
-    except (KeyError, ValueError) as error:
-        raise StudyError(f"{file}: broken ({error}); take it from the repository, or run `make repro`") from None
+    if not file.exists():
+        raise StudyError(f"{file}: missing; there are no results to verify: `make repro` makes them")
+    table = read_published(paths)
     summary = paths.metrics("prepare", "data")
     data = {"data": read_json(summary)["content_hash"][:SHORT_HASH]} if summary.exists() else {}
     cells = {}
     for place, own in table.groupby(["curve", "steps", "train_seed", "sample_seed"]):
         first = own.iloc[0]
-        values = {against(row.reference, row.metric): Value(row.value, row.se) for row in own.itertuples()}
+        values = {row.metric: Value(row.value, row.se) for row in own.itertuples()}
         hashes = data | {"extractor": first.extractor, "reference": first.reference_hash, "weights": first.checkpoint}
         cells[Place(*place)] = Record(int(first.nfe), int(first.samples), values, hashes)
     origins = paths.reports / "provenance.json"

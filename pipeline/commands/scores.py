@@ -16,7 +16,7 @@ from pipeline.metrics.names import headline, label
 from pipeline.params.resolve import resolve
 from pipeline.params.resolved import Resolved
 from pipeline.params.study import read_study
-from pipeline.report.results import at_budget, distinct, read_table, read_timings
+from pipeline.report.results import at_budget, distinct, read_published, read_timings
 from pipeline.report.statistics import Interval, estimate
 from pipeline.report.verdicts import Compared, Point, Verdicts
 
@@ -26,7 +26,8 @@ class Scores:
 
     def __init__(self, rows: Resolved, paths: Paths) -> None:
         """Raises StudyError if the study has no results, or broken ones."""
-        self.rows, self.paths, self.table = rows, paths, read_table(paths)
+        self.rows, self.paths, found = rows, paths, read_published(paths)
+        self.table = found[~found.is_set]
         extractor = read_json(paths.metrics("features", "extractor"))
         self.metric = headline(extractor["name"])
         self.label = label(self.metric, extractor["name"], extractor["official"])

@@ -65,21 +65,26 @@ def read_results(paths: Paths, rows: ReportRows) -> Results:
     return Results(pd.DataFrame(lines, columns=COLUMNS + ORIGIN), failures, machines, provenance)
 
 
-def read_table(paths: Paths) -> pd.DataFrame:
-    """The results of all curves in results.csv, as `read_results` gives them from a study's outputs.
+def read_published(paths: Paths) -> pd.DataFrame:
+    """The results in results.csv, with COLUMNS, ORIGIN and `is_set`: whether a row is of an image set.
 
-    Raises StudyError if the file is missing or broken.
+    Numbers that an image set lacks are 0. Raises StudyError if the file is missing or broken.
     """
     file = paths.reports / "results.csv"
     try:
         found = pd.read_csv(file, dtype=str, keep_default_na=False)[MEASURED]
-        found = found[found.train_seed != ""]  # image sets have none
-        found = found.assign(metric=list(map(against, found.reference, found.metric)), se=found.se.replace("", "nan"))
-        return found.astype(dict.fromkeys(COLUMNS[2:7], int) | {"value": float, "se": float})[COLUMNS + ORIGIN]
+        found = found.assign(
+            is_set=found.train_seed == "",
+            metric=list(map(against, found.reference, found.metric)),
+            se=found.se.replace("", "nan"),
+            **{key: found[key].replace("", "0") for key in COLUMNS[2:7]},
+        )
+        found = found.astype(dict.fromkeys(COLUMNS[2:7], int) | {"value": float, "se": float})
     except FileNotFoundError:
         raise StudyError(f"{file}: missing; `make repro` makes it") from None
     except (KeyError, ValueError, AttributeError) as error:
         raise StudyError(f"{file}: broken ({error}); take it from the repository, or run `make repro`") from None
+    return found[[*COLUMNS, *ORIGIN, "is_set"]]
 
 
 def distinct(points: Mapping[str, tuple[object, set[int]]]) -> list[str]:

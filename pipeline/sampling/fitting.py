@@ -169,9 +169,8 @@ def fit(denoiser_of: DenoiserOf, noise: Tensor, sampler: Sampler, steps: int) ->
     """Fit a sampler's free numbers at a number of steps.
 
     denoiser_of: the denoiser of the samples with these indices, guided and with their labels; it must pass gradients
-    on to z and sigma. noise: standard normal, (2 fit_images, ...), on the denoiser's device; the second half
-    is held out. Raises NotFinite if
-    the teacher or the start is not finite.
+    on to z and sigma. noise: standard normal, (2 fit_images, ...), on the denoiser's device; the second half is held
+    out. Raises NotFinite if the solution of the teacher, of the start, or from held-out noise is not finite.
     """
     free = _Free(sampler, steps)
     images = sampler.fit_images

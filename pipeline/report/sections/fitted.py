@@ -10,7 +10,7 @@ from pipeline.evaluation.curve import TRANSFER, Curve
 from pipeline.report.figures.scores import curves_figure
 from pipeline.report.page import Markdown, code, escape, table
 from pipeline.report.results import FAILED
-from pipeline.report.statistics import Interval, interval
+from pipeline.report.statistics import Interval, interval, pareto
 from pipeline.report.study import FITTED, Report
 from pipeline.report.text import course, number, percent, stated, stated_verdict
 from pipeline.report.verdicts import Point, Verdict
@@ -124,11 +124,8 @@ def _draw(report: Report, group: Group) -> dict[str, str]:
 
 def _falling(report: Report, names: list[str]) -> dict[int, Interval]:
     """The lowest means of curves by NFE, without those that are no lower than at a smaller NFE."""
-    found: dict[int, Interval] = {}
-    for nfe, point in report.lowest(names).items():
-        if all(point.mean < before.mean for before in found.values()):
-            found[nfe] = point
-    return found
+    front = pareto((nfe, point.mean, point) for nfe, point in report.lowest(names).items())
+    return {int(nfe): point for nfe, _, point in front}
 
 
 def _points(report: Report, names: Iterable[str], budget: int) -> list[Point]:
